@@ -1,0 +1,24 @@
+"""Metalearned neural memory in JAX and Flax.
+
+Everything named here is public; modules and names that start with `_` are not.
+"""
+
+from mnm_jax.cells import CellOutput, LSTMCell, MNMCell, SALUCell
+from mnm_jax.memory import Memory, MemoryParams, MemoryState, WriteInfo, gradient_memory, local_memory
+from mnm_jax.unroll import unroll
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CellOutput",
+    "LSTMCell",
+    "MNMCell",
+    "Memory",
+    "MemoryParams",
+    "MemoryState",
+    "SALUCell",
+    "WriteInfo",
+    "gradient_memory",
+    "local_memory",
+    "unroll",
+]

@@ -1,0 +1,18 @@
+"""Recurrent cells, one a file: each an `nnx.RNNCellBase`, `(carry, inputs [B, D]) -> (carry, outputs)`."""
+
+from mnm_jax.cells.common import CellOutput, MemoryTrace, output_features, split_output
+from mnm_jax.cells.lstm import LSTMCell
+from mnm_jax.cells.mnm import MNMCarry, MNMCell
+from mnm_jax.cells.salu import SALUCarry, SALUCell
+
+__all__ = [
+    "CellOutput",
+    "LSTMCell",
+    "MNMCarry",
+    "MNMCell",
+    "MemoryTrace",
+    "SALUCarry",
+    "SALUCell",
+    "output_features",
+    "split_output",
+]

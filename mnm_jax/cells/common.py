@@ -1,0 +1,61 @@
+"""What the cells share: their output, and the checks on what a user hands them."""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+Array = jax.Array
+
+
+class MemoryTrace(NamedTuple):
+    """What went into and out of a memory in one step, for memory maps (figure 5 of the paper).
+
+    write_keys, read_keys: `[B, H, K]`. write_values, read_values: `[B, H, V]`. rate: `[B]`, the write rate beta.
+    """
+
+    write_keys: Array
+    write_values: Array
+    read_keys: Array
+    read_values: Array
+    rate: Array
+
+
+class CellOutput(NamedTuple):
+    """Output of a cell with a memory.
+
+    features: `[B, F]` what goes on to the next layer.
+    meta_loss: `[B]` the step's term of the meta objective (equation 5), or None for a memory that has none.
+    write: `WriteInfo`, or None for a memory that is no network.
+    trace: keys, values and rate of the step.
+    """
+
+    features: Array
+    meta_loss: Array | None
+    write: Any
+    trace: MemoryTrace
+
+
+def split_output(outputs: Any) -> tuple[Array, Array | None]:
+    """(features, meta loss or None) of any cell's outputs: a plain array is all features."""
+    if isinstance(outputs, CellOutput):
+        return outputs.features, outputs.meta_loss
+    return outputs, None
+
+
+def output_features(cell: nnx.RNNCellBase) -> int:
+    """Number of features a cell puts out; flax's own cells put out their hidden state."""
+    return getattr(cell, "out_features", None) or cell.hidden_features
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError unless every named size is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be >= 1, got {size}.")
+
+
+def check_inputs(inputs: Array, in_features: int) -> None:
+    """Raises ValueError unless inputs are `[B, in_features]`."""
+    if inputs.ndim != 2 or inputs.shape[1] != in_features:
+        raise ValueError(f"inputs must have shape [B, {in_features}], got {inputs.shape}.")

@@ -1,0 +1,68 @@
+"""The optimiser: an optax chain made from a handful of named settings."""
+
+import functools
+from typing import Any
+
+import jax
+import optax
+
+_OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "sgd": optax.sgd}
+_SCHEDULES = ("constant", "cosine")
+
+
+def make_optimizer(
+    *,
+    name: str = "adam",
+    learning_rate: float,
+    steps: int,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    clip_norm: float | None = None,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """An optax optimiser with a learning rate schedule and a limit on the norm of the gradient.
+
+    Args:
+        name: "adam", "adamw", "nadam" or "sgd".
+        learning_rate: the rate after the warm-up.
+        steps: steps of the whole run; "cosine" reaches 0 there.
+        schedule: "constant" or "cosine".
+        warmup_steps: steps over which the rate rises linearly from 0.
+        clip_norm: the gradient is scaled down to this global norm where it is larger; None leaves it as it is.
+        weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019), with "adamw" only.
+
+    Raises:
+        ValueError: an unknown name or a size out of range, in one line.
+    """
+    if name not in _OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {name!r}.")
+    if schedule not in _SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}.")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be > 0, got {learning_rate=}.")
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(f"warmup_steps must be >= 0 and less than steps, got {warmup_steps=}, {steps=}.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be > 0, or None for no limit, got {clip_norm=}.")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be >= 0, got {weight_decay=}.")
+    if weight_decay and name != "adamw":
+        raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
+
+    start = 0.0 if warmup_steps else learning_rate
+    if schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, steps)
+    else:
+        rate = optax.warmup_constant_schedule(start, learning_rate, max(warmup_steps, 1))
+    make = _OPTIMIZERS[name]
+    if name == "adamw":  # its own default is 1e-4: here no decay unless it is asked for
+        make = functools.partial(make, weight_decay=weight_decay)
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    chain = optax.chain(clip, make(rate))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # optax mixes its integer count with floats, which strict dtype promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)

@@ -1,0 +1,117 @@
+"""One step for all seeds on all local devices: the batch is divided, everything else is on every device.
+
+Shape letters: `T` time steps, `B` examples, `S` seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mnm_jax.training.state import TrainState
+from mnm_jax.training.step import StepMetrics, make_step
+from mnm_jax.training.task import Batch, Task
+
+_AXIS = "data"
+_BATCH = P(None, _AXIS)  # leaves [T, B, ...]
+
+
+class Placement(NamedTuple):
+    """Where arrays lie. replicated: a copy on every device; divided: leaves `[T, B, ...]`, `B` over the devices."""
+
+    replicated: NamedSharding
+    divided: NamedSharding
+
+
+def make_placement(devices: Sequence[jax.Device]) -> Placement:
+    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return Placement(NamedSharding(mesh, P()), NamedSharding(mesh, _BATCH))
+
+
+def place_batch(batch: Batch, placement: Placement) -> Batch:
+    """A batch on the devices: divided if `B` allows it, as the last batch of an evaluation may not."""
+    size = np.shape(batch.mask)[1]
+    divisible = size % placement.divided.num_devices == 0
+    return jax.device_put(batch, placement.divided if divisible else placement.replicated)
+
+
+def make_parallel_step(
+    graphdef: nnx.GraphDef,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    meta_weight: float,
+    batch_size: int,
+    devices: Sequence[jax.Device],
+    parallel: str = "jit",
+) -> Callable[[TrainState, Batch | None], tuple[TrainState, StepMetrics]]:
+    """The step of all seeds, compiled; state leaves `[S, ...]`, batch leaves `[T, B, ...]` shared by the seeds.
+
+    The state passed in is used up (its memory is given to the new one). Both forms equal one device.
+
+    Args:
+        parallel: "jit" lets the compiler divide the work along the batch; "pmap" writes the sums over devices out, and
+            each device draws the whole batch of a sampled task and keeps its part.
+
+    Raises:
+        ValueError: an unknown `parallel`, or a batch size that the number of devices does not divide.
+    """
+    count = len(devices)
+    if batch_size % count:
+        raise ValueError(f"batch_size must be a multiple of the {count} devices, got {batch_size=}.")
+    placement = make_placement(devices)
+
+    def seeds_step(divide: Callable[[Batch], Batch], axis_name: str | None = None) -> Callable:
+        step = make_step(
+            graphdef,
+            task,
+            optimizer,
+            meta_weight=meta_weight,
+            batch_size=batch_size,
+            divide=divide,
+            axis_name=axis_name,
+        )
+        return jax.vmap(step, in_axes=(0, None))
+
+    if parallel == "jit":
+        return jax.jit(
+            seeds_step(lambda batch: jax.lax.with_sharding_constraint(batch, placement.divided)),
+            in_shardings=(placement.replicated, placement.divided),
+            out_shardings=placement.replicated,
+            donate_argnums=0,
+        )
+    if parallel != "pmap":
+        raise ValueError(f"parallel must be jit or pmap, got {parallel!r}.")
+
+    part = batch_size // count
+
+    def own_part(batch: Batch) -> Batch:
+        start = jax.lax.axis_index(_AXIS) * part
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, part, axis=1), batch)
+
+    mapped = jax.pmap(
+        seeds_step(own_part, _AXIS),
+        axis_name=_AXIS,
+        in_axes=(None, 1),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+
+    def pmap_step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:
+        if batch is None:  # pmap needs something to divide; a task that samples does not look at it
+            return mapped(state, np.zeros((1, count)))
+        return mapped(state, jax.tree.map(lambda leaf: _fold_devices(leaf, count), batch))
+
+    return pmap_step
+
+
+def _fold_devices(leaf: Any, count: int) -> Any:
+    """`[T, B, ...]` to `[T, devices, B / devices, ...]`."""
+    steps, size = leaf.shape[:2]
+    return leaf.reshape(steps, count, size // count, *leaf.shape[2:])

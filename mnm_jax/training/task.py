@@ -1,0 +1,88 @@
+"""What a task hands to the training program, and what it is asked for.
+
+Shape letters: `T` time steps, `B` examples, `D` input features, `C` classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import nnx
+
+Array = jax.Array
+
+
+class Batch(NamedTuple):
+    """One batch of sequences, time first.
+
+    inputs: `[T, B, ...]` what the encoder takes at each step (features, or word ids).
+    targets: `[T, B]` integer class expected at each step; ignored where `loss_mask` is 0.
+    loss_mask: `[T, B]` 1 where the answer of this step counts, else 0 (float).
+    mask: `[T, B]` True where the step is real, False where it is padding (bool).
+    """
+
+    inputs: Any
+    targets: Any
+    loss_mask: Any
+    mask: Any
+
+
+class Mean(NamedTuple):
+    """A mean kept as its two sums, so that parts of a batch add up exactly: value = total / count."""
+
+    total: Array
+    count: Array
+
+    @property
+    def value(self):
+        return self.total / jax.numpy.maximum(self.count, 1)
+
+
+class Loader(Iterator[Batch], Protocol):
+    """An endless stream of training batches (numpy) whose position can be saved and restored."""
+
+    def get_state(self) -> dict[str, Any]: ...  # JSON-serialisable
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Task(Protocol):
+    """A task: data, loss mask, metric, pictures. Implementations are frozen dataclasses.
+
+    name: short name, used in file names and tables.
+    input_features: `D`, features of one step after the encoder.
+    output_features: `C`, number of classes.
+    sample: `(key, batch_size) -> Batch`, pure and jittable: synthetic tasks draw on the device. None for a task
+        that reads files.
+    loader: `(seed, batch_size) -> Loader`. None for a synthetic task. Exactly one of the two is given.
+    """
+
+    name: str
+    input_features: int
+    output_features: int
+    sample: Callable[[Array, int], Batch] | None
+    loader: Callable[[int, int], Loader] | None
+
+    def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
+        """A map from `Batch.inputs [T, B, ...]` to features `[T, B, D]`; an `nnx.Module` if it learns."""
+        ...
+
+    def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
+        """Named evaluation sets of `split` ("valid" while training, "test" at the end).
+
+        The same call yields the same bytes. The name "" is the trained setting; others name what differs, as
+        in "support=32".
+        """
+        ...
+
+    def loss(self, logits: Array, batch: Batch) -> Mean:
+        """Cross entropy in nats over counted steps; logits `[T, B, C]`."""
+        ...
+
+    def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
+        """Named metrics over counted steps; logits `[T, B, C]`."""
+        ...
+
+    def render(self, batch: Batch, index: int) -> str:
+        """Example `index` of the batch as an ASCII time-line."""
+        ...

@@ -1,0 +1,85 @@
+"""Metrics on disk: JSON lines, which are the record of a run, and TensorBoard events, which are for looking at.
+
+Shape letter: `S` seeds.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+_FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard/`.
+
+    One line a call: `{"step": 100, "seconds": 12.5, "train/loss": [0.5, 0.6]}`, a number a seed, null where a number
+    is not finite. TensorBoard shows the mean over the seeds as "train/loss" and, of several, each as "train/loss/seed0".
+
+    Args:
+        workdir: folder of the run; made if it does not exist.
+        step: step the run goes on from; what an interrupted run wrote after it is dropped, since it will come again.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, step: int = 0):
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / _FILE
+        _drop_after(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, seconds: float, metrics: Mapping[str, np.ndarray]) -> None:
+        """Appends one line; metrics are `[S]` by name, seconds those of training so far."""
+        values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        line = {"step": step, "seconds": seconds} | {name: list(map(_finite, v)) for name, v in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            tag = name.replace("=", "_")  # TensorBoard allows no "="
+            self._board.add_scalar(tag, value.mean(), step)
+            for seed, number in enumerate(value if len(value) > 1 else ()):
+                self._board.add_scalar(f"{tag}/seed{seed}", number, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of `WORKDIR/metrics.jsonl`, oldest first; a line that a crash cut short is left out."""
+    path = pathlib.Path(workdir) / _FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in map(_parse, lines) if line is not None]
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) and "step" in parsed else None
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    """Drops the lines after `step` and lines cut short. The old file stands until the new one is whole."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if (parsed := _parse(line)) is not None and parsed["step"] <= step]
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,0 +1,5 @@
+"""Time: how a cell is run over a sequence; the execution forms."""
+
+from mnm_jax.unroll.unroll import unroll
+
+__all__ = ["unroll"]

@@ -1,0 +1,123 @@
+"""The text format of the bAbI tasks: bytes of one file in, questions out.
+
+A file is a row of stories. Every line starts with an id that counts from 1 within its story; the id 1 starts the
+next story. A line is a sentence, or a question with its answer and the ids of the sentences that support it:
+
+    1 Mary moved to the bathroom.
+    2 John went to the hallway.
+    3 Where is Mary?<TAB>bathroom<TAB>1
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+Words = tuple[str, ...]
+
+# At most 9 digits: longer ids are damage, and Python limits the digits that `int` takes.
+_INTEGER = re.compile(r"[0-9]{1,9}")
+
+
+class BabiFormatError(ValueError):
+    """A line that is no bAbI line; the message names file and line, and what was expected there."""
+
+
+class Question(NamedTuple):
+    """One question and the sentences told before it; words are lower case, without the final stop.
+
+    story: the sentences before the question, oldest first; earlier questions are left out.
+    question: its words.
+    answer: one class; a list such as "milk,football" is one class too.
+    supports: positions in `story`, from 0, of the sentences that the answer follows from.
+    story_index: number of the story in its file, from 0.
+    task: 1 to 20.
+    """
+
+    story: tuple[Words, ...]
+    question: Words
+    answer: str
+    supports: tuple[int, ...]
+    story_index: int
+    task: int
+
+
+def parse(data: bytes, path: str, task: int) -> Iterator[Question]:
+    """The questions of one file, in order.
+
+    data: the whole file; path: its name, used in messages only; task: the number that the questions carry.
+
+    Raises:
+        BabiFormatError: at the first malformed line, or if the file holds no question.
+    """
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    story: list[Words] = []
+    positions: dict[int, int] = {}  # line id of a sentence -> its place in `story`
+    story_index, previous_id, found = -1, 0, False
+    for number, line in enumerate(lines, 1):
+        try:
+            line_id, content = _split_id(line, previous_id)
+            if line_id == 1:
+                story, positions, story_index = [], {}, story_index + 1
+            previous_id = line_id
+            if "\t" in content:
+                question, answer, supports = _question(content, positions)
+                found = True
+                yield Question(tuple(story), question, answer, supports, story_index, task)
+            else:
+                positions[line_id] = len(story)
+                story.append(_words(content, ".", "a sentence that ends with '.', or a question with tabs"))
+        except _Expected as error:
+            got = repr(line[:60].decode("utf-8", "replace"))
+            raise BabiFormatError(f"{path}:{number}: expected {error}, got {got}.") from None
+    if not found:
+        raise BabiFormatError(f"{path}:{len(lines)}: expected at least one question, got the end of the file.")
+
+
+class _Expected(Exception):
+    """What a line should have held; `parse` adds file and line."""
+
+
+def _split_id(line: bytes, previous_id: int) -> tuple[int, str]:
+    try:
+        text = line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError:
+        raise _Expected("UTF-8 text") from None
+    digits, _, content = text.partition(" ")
+    if not _INTEGER.fullmatch(digits):
+        raise _Expected("a positive line id and a space at the start of the line")
+    line_id = int(digits)
+    if line_id != 1 and (line_id != previous_id + 1 or previous_id == 0):
+        raise _Expected(f"line id {previous_id + 1} or 1" if previous_id else "line id 1 on the first line")
+    return line_id, content
+
+
+def _words(text: str, stop: str, expected: str) -> Words:
+    text = text.strip()
+    if not text.endswith(stop):
+        raise _Expected(expected)
+    words = tuple(text.removesuffix(stop).lower().split())
+    if not words:
+        raise _Expected(f"words before the {stop!r}")
+    return words
+
+
+def _question(content: str, positions: dict[int, int]) -> tuple[Words, str, tuple[int, ...]]:
+    fields = content.split("\t")
+    if len(fields) != 3:
+        raise _Expected("a question, a tab, its answer, a tab and the supporting ids")
+    question = _words(fields[0], "?", "a question that ends with '?' before the first tab")
+    answer = fields[1].strip().lower()
+    if not all(item.strip() for item in answer.split(",")):
+        raise _Expected("an answer between the tabs, with no empty item")
+    supports = []
+    for digits in fields[2].split():
+        if not _INTEGER.fullmatch(digits):
+            raise _Expected(f"integers as supporting ids, not {digits[:20]!r}")
+        if int(digits) not in positions:
+            raise _Expected(f"supporting ids of earlier sentences of this story, not {int(digits)}")
+        supports.append(positions[int(digits)])
+    if not supports:
+        raise _Expected("at least one supporting id after the second tab")
+    return question, answer, tuple(supports)

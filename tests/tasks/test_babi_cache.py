@@ -1,0 +1,184 @@
+"""The encoded data set on disk: built once, never taken for whole when it is not, never shared by other data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("array_record")
+pytest.importorskip("grain")
+tfds = pytest.importorskip("tensorflow_datasets")
+
+from tasks.babi import builder, cache  # noqa: E402
+from tasks.babi.archive import read_files  # noqa: E402
+
+OPTIONS = cache.Options(tasks=(1, 2), size="1k", max_sentences=2, max_sentences_task3=9)
+
+
+def text(stories, person):
+    return "".join(
+        f"1 {person} went home.\n2 {person} slept there.\n3 {person} left there.\n4 Where is {person}?\tstory{i}\t3\n"
+        for i in range(stories)
+    )
+
+
+def write_data(root, tasks=(1, 2), person="mary"):
+    folder = root / "tasks_1-20_v1-2/en"
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in tasks:
+        (folder / f"qa{task}_name_train.txt").write_text(text(10 + task, person))
+        (folder / f"qa{task}_name_test.txt").write_text(text(task, person))
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def entries(tmp_path):
+    return lambda: [path for path in (tmp_path / "babi").glob("*") if not path.name.startswith(".")]
+
+
+def open_(data_dir, tmp_path, **changes):
+    return cache.open_dataset(str(data_dir), str(tmp_path), OPTIONS._replace(**changes))
+
+
+def test_records_by_hand(data_dir, tmp_path):
+    dataset = open_(data_dir, tmp_path)
+    assert dataset.vocabulary.words == ("home", "is", "left", "mary", "slept", "there", "went", "where")
+    assert dataset.vocabulary.answers[:3] == ("story0", "story1", "story10")
+    train, valid, test = (dataset.splits[name] for name in ("train", "valid", "test"))
+    # Of 11 and 12 stories the tenth is held out; the order is that of the files.
+    assert train.tasks.tolist() == [1] * 10 + [2] * 11
+    assert [record["task"] for record in train.records] == [1] * 10 + [2] * 11
+    assert [record["story_index"] for record in train.records] == [*range(9), 10, *range(9), 10, 11]
+    assert [record["story_index"] for record in valid.records] == [9, 9]
+    assert test.tasks.tolist() == [1, 2, 2]
+    record = train.records[9]
+    assert dataset.vocabulary.answers[record["answer"]] == "story10"
+    # Two sentences are kept: "mary slept there", "mary left there", "where is mary".
+    np.testing.assert_array_equal(record["words"], np.pad([[4, 5, 6], [4, 3, 6], [8, 2, 4]], ((0, 0), (0, 8))))
+    assert record["words"].dtype == np.int32
+    assert train.steps.tolist() == [3] * 21
+
+
+def test_the_second_opening_builds_nothing(data_dir, tmp_path, entries, monkeypatch):
+    first = open_(data_dir, tmp_path)
+    monkeypatch.setattr(cache, "_build", lambda *_: pytest.fail("built again"))
+    second = open_(data_dir, tmp_path)
+    assert first.vocabulary == second.vocabulary and len(entries()) == 1
+    np.testing.assert_array_equal(first.splits["test"].records[2]["words"], second.splits["test"].records[2]["words"])
+
+
+def test_other_files_or_options_are_other_entries(data_dir, tmp_path, entries):
+    open_(data_dir, tmp_path)
+    other = write_data(tmp_path / "other", person="john")
+    assert "john" in open_(other, tmp_path).vocabulary.words
+    assert "john" not in open_(data_dir, tmp_path).vocabulary.words
+    assert len(entries()) == 2
+    assert open_(data_dir, tmp_path, max_sentences=1).splits["test"].steps.tolist() == [2] * 3
+    assert open_(data_dir, tmp_path, tasks=(1,)).splits["test"].tasks.tolist() == [1]
+    assert len(entries()) == 4
+
+
+def test_one_changed_byte_is_another_entry(data_dir, tmp_path):
+    files = read_files(data_dir, "1k", (1, 2))
+    changed = dict(files)
+    changed[2, "test"] = files[2, "test"]._replace(data=files[2, "test"].data.replace(b"home", b"hone"))
+    moved = {key: file._replace(path="elsewhere") for key, file in files.items()}
+    assert cache._fingerprint(files, OPTIONS) == cache._fingerprint(moved, OPTIONS)
+    assert cache._fingerprint(files, OPTIONS) != cache._fingerprint(changed, OPTIONS)
+
+
+def test_a_build_that_fails_leaves_no_entry(data_dir, tmp_path, entries, monkeypatch):
+    encode, calls = builder.encode_question, []
+
+    def fails_late(*args):
+        calls.append(args)
+        if len(calls) == 22:  # in the second split: the first is written already
+            raise OSError("disk full")
+        return encode(*args)
+
+    monkeypatch.setattr(builder, "encode_question", fails_late)
+    with pytest.raises(OSError, match="disk full"):
+        open_(data_dir, tmp_path)
+    assert not list((tmp_path / "babi").iterdir())
+    monkeypatch.undo()
+    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [21, 2, 3]
+    assert len(entries()) == 1
+
+
+def test_a_build_that_is_killed_is_never_taken_for_whole(data_dir, tmp_path, entries):
+    """The process ends without any clean-up, after every file is written and before the entry has its name."""
+    program = (
+        "import os, sys\n"
+        "from tasks.babi import cache\n"
+        "cache.os.rename = lambda *_: os._exit(9)\n"
+        f"cache.open_dataset(sys.argv[1], sys.argv[2], cache.Options(*{tuple(OPTIONS)!r}))\n"
+    )
+    command = [sys.executable, "-c", program, data_dir, str(tmp_path)]
+    root = Path(cache.__file__).parents[2]
+    assert subprocess.run(command, cwd=root, capture_output=True, timeout=120).returncode == 9
+    left_behind = list((tmp_path / "babi").glob(".building-*/**/*array_record*"))
+    assert left_behind and not entries()
+    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [21, 2, 3]
+    assert len(entries()) == 1
+
+
+def test_two_builds_at_once_agree(data_dir, tmp_path, entries, monkeypatch):
+    rename, renamed = os.rename, []
+
+    def another_is_first(source, target):
+        if not renamed:
+            renamed.append(target)
+            open_(data_dir, tmp_path)
+        rename(source, target)
+
+    monkeypatch.setattr(cache.os, "rename", another_is_first)
+    dataset = open_(data_dir, tmp_path)
+    assert renamed and len(entries()) == 1 and len(dataset.splits["train"].records) == 21
+    assert not list((tmp_path / "babi").glob(".building-*"))
+
+
+def test_few_stories_have_no_validation(tmp_path):
+    folder = Path(write_data(tmp_path)) / "tasks_1-20_v1-2/en"
+    (folder / "qa1_name_train.txt").write_text(text(9, "mary"))
+    assert set(open_(tmp_path, tmp_path, tasks=(1,)).splits) == {"train", "test"}
+
+
+def test_the_builder_alone_is_a_tfds_data_set(tmp_path):
+    data_dir = write_data(tmp_path / "data", tasks=range(1, 21))
+    config = tfds.download.DownloadConfig(manual_dir=data_dir, try_download_gcs=False)
+    records = tfds.data_source(
+        "babi_qa/1k",
+        split="test",
+        data_dir=str(tmp_path),
+        download_and_prepare_kwargs={"download_dir": str(tmp_path / "downloads"), "download_config": config},
+    )
+    assert [record["task"] for record in records] == [task for task in range(1, 21) for _ in range(task)]
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("package", ["array_record", "grain", "tensorflow_datasets"])
+def test_a_missing_extra_is_named(data_dir, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs {package}: pip install mnm_jax\[data\]$"):
+        open_(data_dir, tmp_path)
+
+
+def test_the_package_imports_without_the_extra():
+    program = (
+        "import sys\n"
+        "sys.modules.update(array_record=None, grain=None, tensorflow_datasets=None, tensorflow=None)\n"
+        "import tasks.babi\n"
+        "assert tasks.babi.Babi(tasks=(1, 2)).input_features == 64\n"
+        "assert len(list(tasks.babi.parse(b'1 A b.\\n2 C?\\td\\t1\\n', 'file', 1))) == 1\n"
+    )
+    root = Path(cache.__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr

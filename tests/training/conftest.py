@@ -1,0 +1,141 @@
+"""A task and a model small enough to compile in a second: recall the class shown first, at every later step."""
+
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mnm_jax.training import Batch, Mean, TrainConfig
+
+T, D, H, C = 5, 4, 8, 3
+
+
+class Output(NamedTuple):
+    logits: jax.Array
+    meta_loss: jax.Array | None
+    cell: None = None
+
+
+class Cell(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        shapes = [(D, H), (H, H)]
+        self.weights = nnx.List([nnx.Param(0.5 * jax.random.normal(rngs.params(), shape)) for shape in shapes])
+
+    def __call__(self, inputs, mask):
+        def step(hidden, now):
+            x, real = now
+            new = jnp.tanh(x @ self.weights[0][...] + hidden @ self.weights[1][...])
+            hidden = jnp.where(real[:, None], new, hidden)
+            return hidden, hidden
+
+        start = jnp.zeros((inputs.shape[1], H), inputs.dtype)
+        return jax.lax.scan(step, start, (inputs, mask))[1]
+
+
+class Model(nnx.Module):
+    """A plain recurrent network. Its meta loss is a norm, whose gradient at zero inputs is not finite."""
+
+    def __init__(self, rngs: nnx.Rngs, memory: bool = True):
+        self.memory = memory
+        self.cell = Cell(rngs)
+        self.head = nnx.Param(0.5 * jax.random.normal(rngs.params(), (H, C)))
+
+    def __call__(self, inputs, mask):
+        hidden = self.cell(inputs, mask)
+        norm = jnp.sqrt(jnp.sum((inputs @ self.cell.weights[0][...]) ** 2, axis=-1))
+        return Output(hidden @ self.head[...], norm if self.memory else None)
+
+
+def draw(key, batch_size):
+    numbers = jax.random.uniform(key, (batch_size, T * D + 2))  # one draw, since each takes a second to compile
+    classes = jnp.floor(C * numbers[:, 0]).astype(jnp.int32)
+    lengths = 2 + jnp.floor((T - 1) * numbers[:, 1]).astype(jnp.int32)  # unequal counts on the devices
+    inputs = 0.2 * (numbers[:, 2:].reshape(batch_size, T, D).swapaxes(0, 1) - 0.5)
+    inputs = inputs.at[0].add(jax.nn.one_hot(classes, D))
+    time = jnp.arange(T, dtype=jnp.int32)[:, None]
+    mask = time < lengths[None]
+    targets = jnp.broadcast_to(classes, (T, batch_size))
+    return Batch(inputs, targets, (mask & (time > 0)).astype(inputs.dtype), mask)
+
+
+def draw_numpy(seed, batch_size):
+    return jax.tree.map(np.asarray, draw(jax.random.key(seed), batch_size))
+
+
+class RecallLoader:
+    """Batch n is drawn from n; `before(n)` is called first, and may change the batch."""
+
+    def __init__(self, seed, batch_size, before):
+        self.seed, self.batch_size, self.before, self.position = seed, batch_size, before, 0
+
+    def __next__(self):
+        position, self.position = self.position, self.position + 1
+        batch = draw_numpy(1000 * self.seed + position, self.batch_size)
+        return self.before(position, batch) or batch
+
+    def __iter__(self):
+        return self
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """reads: whether batches come from a loader; before: see `RecallLoader`; on_evaluate: called with the split."""
+
+    reads: bool = False
+    before: Callable = lambda position, batch: None
+    on_evaluate: Callable = lambda split: None
+    name: str = "recall"
+    input_features: int = D
+    output_features: int = C
+
+    @property
+    def sample(self):
+        return None if self.reads else draw
+
+    @property
+    def loader(self):
+        return (lambda seed, batch_size: RecallLoader(seed, batch_size, self.before)) if self.reads else None
+
+    def evaluations(self, split, batch_size):
+        self.on_evaluate(split)
+        first = {"valid": 10**6, "test": 2 * 10**6}[split]
+        # The last batch is smaller, and no multiple of the devices.
+        return {
+            "": lambda: [draw_numpy(first + i, batch_size if i < 2 else 3) for i in range(3)],
+            "noise=0": lambda: [draw_numpy(first + 10, batch_size)],
+        }
+
+    def loss(self, logits, batch):
+        errors = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        return Mean(jnp.sum(errors * batch.loss_mask), jnp.sum(batch.loss_mask))
+
+    def metrics(self, logits, batch):
+        right = jnp.where(jnp.argmax(logits, -1) == batch.targets, batch.loss_mask, 0)
+        return {"accuracy": Mean(jnp.sum(right), jnp.sum(batch.loss_mask))}
+
+    def render(self, batch, index):
+        return ""
+
+
+def config(**changes):
+    run = {"steps": 12, "batch_size": 8, "seed": 3, "seeds": 2, "optimizer": "sgd", "learning_rate": 0.1}
+    pace = {"meta_weight": 0.5, "log_every": 3, "eval_every": 4, "checkpoint_seconds": 1e9}
+    return TrainConfig(**run | pace | changes)
+
+
+@pytest.fixture
+def tiny():
+    return types.SimpleNamespace(Recall=Recall, Model=Model, draw=draw, draw_numpy=draw_numpy, config=config)

@@ -1,0 +1,152 @@
+"""Checkpoints survive what happens to files, and say so."""
+
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mnm_jax.training import init_state, load_params
+from mnm_jax.training.checkpoints import restore, save
+from mnm_jax.training.parallel import make_placement
+
+
+@pytest.fixture(scope="module")
+def states():
+    """Three states of one structure, and a fourth of three seeds; typed keys and a NamedTuple of optax within."""
+    from tests.training.conftest import Model
+
+    optimizer = optax.adam(0.1)
+    return [init_state(Model, optimizer, seed, seeds) for seed, seeds in ((0, 2), (5, 2), (9, 2), (0, 3))]
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_saved_comes_back(tmp_path, states):
+    run = {"seconds": 1.5, "loader": {"position": 7, "names": ["a"]}}
+    assert restore(tmp_path, states[0]) is None
+    assert save(tmp_path, 10, states[0], run) == tmp_path / "checkpoints" / "10"
+    step, state, found = restore(tmp_path, jax.eval_shape(lambda: states[0]))
+    assert (step, found) == (10, run)
+    assert_equal(state, states[0])
+    # The key draws the same numbers, not only looks the same.
+    np.testing.assert_array_equal(jax.random.normal(state.key[1], (3,)), jax.random.normal(states[0].key[1], (3,)))
+
+
+def test_the_newest_two_are_kept(tmp_path, states):
+    for step in (9, 10, 100):
+        save(tmp_path, step, states[0], {})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "100"]
+    assert restore(tmp_path, states[0]).step == 100
+
+
+@pytest.mark.parametrize("there, here", [(8, 1), (1, 8)])
+def test_a_run_may_go_on_with_another_number_of_devices(tmp_path, states, there, here):
+    saved, wanted = (make_placement(jax.local_devices()[:count]).replicated for count in (there, here))
+    save(tmp_path, 1, jax.device_put(states[0], saved), {})
+    state = jax.device_put(restore(tmp_path, states[0]).state, wanted)
+    assert len(state.step.sharding.device_set) == here
+    assert_equal(state, states[0])
+
+
+def damage(path, how):
+    if how == "deleted":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "bit":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+    else:
+        path.write_bytes(b"garbage")
+
+
+def biggest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut", "bit", "garbage"])
+@pytest.mark.parametrize("which", ["arrays", "state/_METADATA", "run/metadata", "files.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, states, caplog, which, how):
+    save(tmp_path, 10, states[0], {"n": 1})
+    newest = save(tmp_path, 20, states[1], {"n": 2})
+    file = biggest(newest) if which == "arrays" else newest / which
+    damage(file, how)
+    assert_equal(load_params(tmp_path, make_model())[0], states[0].params)
+    assert newest.exists()  # loading changes nothing
+    step, state, run = restore(tmp_path, states[0])
+    assert (step, run) == (10, {"n": 1})
+    assert_equal(state, states[0])
+    message = caplog.messages[-1]
+    assert f"Checkpoint {newest} is damaged ({file.relative_to(newest)} " in message and "\n" not in message
+    # It is set aside, and does not stand in the way of the step when the run comes there again.
+    assert (tmp_path / "checkpoints" / "20.damaged").exists()
+    save(tmp_path, 20, states[2], {})
+    assert_equal(restore(tmp_path, states[0]).state, states[2])
+
+
+def make_model():
+    from tests.training.conftest import Model
+
+    return Model
+
+
+def test_an_unfinished_checkpoint_is_named_and_not_used(tmp_path, states, caplog):
+    save(tmp_path, 10, states[0], {})
+    unfinished = tmp_path / "checkpoints" / "20.unfinished"
+    shutil.copytree(tmp_path / "checkpoints" / "10", unfinished)
+    assert restore(tmp_path, states[0]).step == 10
+    assert caplog.messages == [f"Checkpoint {unfinished} was never finished; it is not used."]
+    save(tmp_path, 20, states[1], {})
+    assert not unfinished.exists()
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path, states, monkeypatch):
+    save(tmp_path, 10, states[0], {})
+    with monkeypatch.context() as patch:
+        patch.setattr("mnm_jax.training.checkpoints._digests", lambda path: 1 / 0)  # all arrays are written by then
+        with pytest.raises(ZeroDivisionError):
+            save(tmp_path, 20, states[1], {})
+    assert restore(tmp_path, states[0]).step == 10
+    save(tmp_path, 20, states[1], {})
+    assert restore(tmp_path, states[0]).step == 20
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path, states):
+    for step in (10, 20):
+        biggest(save(tmp_path, step, states[0], {})).unlink()
+    for read in (lambda: restore(tmp_path, states[0]), lambda: load_params(tmp_path, make_model())):
+        with pytest.raises(ValueError, match="no whole checkpoint in .*: 20 is damaged .* is missing") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_something_else_is_refused_in_one_line(tmp_path, states):
+    save(tmp_path, 10, states[0], {})
+    sgd = states[0]._replace(opt_state=optax.sgd(0.1).init(states[0].params))
+    for like, message in (
+        (states[3], r"number of seeds: .* is float32\[2, .* there, float32\[3, "),
+        (sgd, "another model or optimizer: it has opt_state"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            restore(tmp_path, like)
+        assert "\n" not in str(caught.value)
+    assert restore(tmp_path, states[0]).step == 10
+
+
+def test_parameters_alone(tmp_path, states):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .*; train first"):
+        load_params(tmp_path, make_model())
+    save(tmp_path, 10, states[3], {})
+    params, step = load_params(tmp_path, make_model())
+    assert step == 10
+    assert_equal(params, states[3].params)

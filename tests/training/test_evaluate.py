@@ -1,0 +1,42 @@
+"""Evaluation over whole sets, by hand."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mnm_jax.training import evaluate, init_state, split_model
+
+
+def test_metrics_are_over_all_counted_steps_of_a_set_and_not_means_of_means(tiny):
+    graphdef, state = split_model(tiny.Model), init_state(tiny.Model, optax.identity(), 0, 2)
+    found = evaluate(graphdef, state.params, tiny.Recall(), "valid", 8)
+    alone = evaluate(graphdef, state.params, tiny.Recall(), "valid", 8, devices=jax.local_devices()[:1])
+    names = {"loss", "meta_loss", "accuracy"}
+    assert set(found) == {f"valid/{n}" for n in names} | {f"valid/noise=0/{n}" for n in names}
+    for name, value in found.items():
+        np.testing.assert_allclose(value, alone[name], rtol=1e-6)  # the last batch is 3: no multiple of 8 devices
+
+    batches = tiny.Recall().evaluations("valid", 8)[""]()
+    for seed in range(2):
+        model = nnx.merge(graphdef, jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.params))
+        right = counted = norms = real = 0.0
+        for batch in batches:
+            output = model(batch.inputs, batch.mask)
+            right += np.sum((np.argmax(np.asarray(output.logits), -1) == batch.targets) * batch.loss_mask)
+            counted += np.sum(batch.loss_mask)
+            norms += np.sum(np.asarray(output.meta_loss) * batch.mask)
+            real += np.sum(batch.mask)
+        np.testing.assert_allclose(found["valid/accuracy"][seed], right / counted, rtol=1e-6)
+        np.testing.assert_allclose(found["valid/meta_loss"][seed], norms / real, rtol=1e-5)
+
+
+def test_a_set_without_batches_is_an_error(tiny):
+    class Empty(tiny.Recall):
+        def evaluations(self, split, batch_size):
+            return {"support=32": lambda: iter(())}
+
+    state = init_state(tiny.Model, optax.identity(), 0, 1)
+    with pytest.raises(ValueError, match="the evaluation 'support=32' of the split 'test' yields no batch"):
+        evaluate(split_model(tiny.Model), state.params, Empty(), "test", 8)

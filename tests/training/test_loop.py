@@ -1,0 +1,201 @@
+"""A run: what it leaves, how it is cut off and goes on, and how it stops on trouble."""
+
+import os
+import signal
+import threading
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from mnm_jax.training import (
+    Interrupted,
+    TrainConfig,
+    TrainingFault,
+    evaluate,
+    load_params,
+    read_metrics,
+    train,
+)
+
+
+def records(workdir):
+    """The lines of metrics.jsonl, without the times."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(workdir)]
+
+
+def assert_same(found, expected):
+    assert found.steps == expected.steps
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found.metrics.keys() == expected.metrics.keys()
+    for name, value in expected.metrics.items():
+        np.testing.assert_array_equal(found.metrics[name], value)
+
+
+class Once:
+    """Sends a signal to this process when it is called for the `call`-th time, and never again."""
+
+    def __init__(self, call, number=signal.SIGTERM):
+        self.left, self.number = call, number
+
+    def __call__(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_run_leaves_its_record_and_learns(tiny, tmp_path):
+    config = tiny.config(steps=60, learning_rate=0.3, meta_weight=0.0, log_every=20, eval_every=25)
+    result = train(tiny.Recall(), tiny.Model, config, tmp_path)
+    lines = records(tmp_path)
+    kinds = [(line["step"], next(iter(line.keys() - {"step"})).split("/")[0]) for line in lines]
+    assert kinds == [
+        (20, "train"),
+        (25, "valid"),
+        (40, "train"),
+        (50, "valid"),
+        (60, "train"),
+        (60, "valid"),
+        (60, "test"),
+    ]
+    assert np.all(np.array(lines[-2]["valid/loss"]) < np.array(lines[1]["valid/loss"]))
+    assert result.metrics["test/noise=0/accuracy"].tolist() == lines[-1]["test/noise=0/accuracy"]
+    assert result.metrics["train/grad_norm"].shape == (2,)
+    # What evaluation loads are the parameters that were measured.
+    params, step = load_params(tmp_path, tiny.Model)
+    assert step == 60
+    again = evaluate(result.graphdef, params, tiny.Recall(), "test", 8)
+    np.testing.assert_array_equal(again["test/loss"], result.metrics["test/loss"])
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["sampled", "read"])
+def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tiny, tmp_path, reads):
+    config = tiny.config(optimizer="adam", learning_rate=0.01)
+    expected = train(tiny.Recall(reads=reads), tiny.Model, config, tmp_path / "whole")
+
+    # Cut off while reading batch 6 (in the middle between two log lines) or while evaluating after step 8.
+    if reads:
+        task = tiny.Recall(reads=True, before=(stop := Once(6)))
+    else:
+        task = tiny.Recall(on_evaluate=(stop := Once(2, signal.SIGINT)))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted, match="at step . of 12; all is saved in .* run the same command again") as caught:
+        train(task, tiny.Model, config, tmp_path / "cut")
+    assert stop.left == 0
+    assert ("SIGTERM at step 6" if reads else "SIGINT at step 8") in str(caught.value)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert_same(train(task, tiny.Model, config, tmp_path / "cut"), expected)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint_and_times_add_up(tiny, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mnm_jax.training.loop.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    crashes = [7]
+
+    def read(position, batch):
+        if [position] == crashes:
+            raise KeyError(crashes.pop())
+        now[0] += 100.0  # a step takes 100 seconds
+
+    config, task = tiny.config(checkpoint_seconds=250.0), tiny.Recall(reads=True, before=read)
+    expected = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path / "whole")
+    with pytest.raises(KeyError):
+        train(task, tiny.Model, config, tmp_path / "cut")
+    folder = tmp_path / "cut" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
+    next(path for path in (folder / "6" / "state" / "d").iterdir()).unlink()  # and the newest checkpoint is lost
+    now[0] += 10**6  # until someone starts it again
+    result = train(task, tiny.Model, config, tmp_path / "cut")
+    assert_same(result, expected)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    assert result.seconds == 12 * 100.0
+
+
+def test_a_finished_run_is_not_trained_further(tiny, tmp_path):
+    config = tiny.config(steps=2)
+    first = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text()
+
+    def refuse(*_):
+        raise AssertionError("the run goes on")
+
+    again = train(tiny.Recall(reads=True, before=refuse, on_evaluate=refuse), tiny.Model, config, tmp_path)
+    assert_same(again, first)
+    assert again.seconds == first.seconds
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+    with pytest.raises(ValueError, match="was trained for 2 steps, got steps=1; raise it"):
+        train(tiny.Recall(reads=True), tiny.Model, tiny.config(steps=1), tmp_path)
+
+
+def test_a_run_cut_off_on_8_devices_goes_on_on_one_and_under_pmap(tiny, tmp_path):
+    config = tiny.config(steps=9)
+    expected = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path / "whole")
+    for call, settings in ((3, {}), (3, {"devices": jax.local_devices()[:1]}), (1000, {"parallel": "pmap"})):
+        task = tiny.Recall(reads=True, before=Once(call))
+        try:
+            result = train(task, tiny.Model, config, tmp_path / "moved", **settings)
+        except Interrupted:
+            pass
+    for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_nan_stops_the_run_names_the_leaf_and_keeps_the_last_good_state(tiny, tmp_path):
+    def zero(position, batch):
+        return batch._replace(inputs=np.zeros_like(batch.inputs)) if position == 4 else None
+
+    def run(steps, **settings):
+        return train(tiny.Recall(reads=True, **settings), tiny.Model, tiny.config(steps=steps), tmp_path / str(steps))
+
+    good = run(4)
+    message = r"seed 3: gradient of cell.weights\[0\] is not finite at step 5. The state before that step is saved in "
+    with pytest.raises(TrainingFault, match=message) as caught:
+        run(12, before=zero)
+    assert "\n" not in str(caught.value)
+    params, _ = load_params(tmp_path / "12", tiny.Model)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(good.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Nothing was written about steps after it, and a restart does not hide it.
+    assert max(line["step"] for line in records(tmp_path / "12")) == 4
+    with pytest.raises(TrainingFault, match=message):
+        run(12)
+
+
+def test_a_run_outside_of_the_main_thread_needs_no_signals(tiny, tmp_path):
+    results = []
+    arguments = tiny.Recall(reads=True), tiny.Model, tiny.config(steps=1), tmp_path
+    thread = threading.Thread(target=lambda: results.append(train(*arguments)))
+    thread.start()
+    thread.join()
+    assert results[0].steps == 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "steps must be a whole number >= 1, got steps=0."),
+        ({"batch_size": 2.5}, "batch_size must be a whole number >= 1, got batch_size=2.5."),
+        ({"seeds": 0}, "seeds must be a whole number >= 1, got seeds=0."),
+        ({"log_every": -1}, "log_every must be a whole number >= 1, got log_every=-1."),
+        ({"eval_every": 0}, "eval_every must be a whole number >= 1, got eval_every=0."),
+        ({"seed": -1}, "seed must be a whole number from 0 to 2**31 - 1 - seeds, got seed=-1."),
+        ({"meta_weight": float("nan")}, "meta_weight must be >= 0 and finite, got meta_weight=nan."),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must be >= 0, got checkpoint_seconds=-1.0."),
+        ({"optimizer": "adagrad"}, "optimizer must be one of adam, adamw, nadam, sgd, got 'adagrad'."),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(changes, message):
+    with pytest.raises(ValueError) as caught:
+        TrainConfig(**{"steps": 10, "batch_size": 8, "learning_rate": 0.1} | changes)
+    assert str(caught.value) == message
+
+
+def test_a_task_has_one_source_of_batches(tiny, tmp_path):
+    class Both(tiny.Recall):
+        sample = staticmethod(tiny.draw)
+
+    with pytest.raises(ValueError, match="task recall must have either sample or loader"):
+        train(Both(reads=True), tiny.Model, tiny.config(), tmp_path)

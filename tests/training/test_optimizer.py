@@ -1,0 +1,75 @@
+"""The optimiser's numbers, worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnm_jax.training import make_optimizer
+
+
+def sizes(steps, count, **settings):
+    """Length of each of the first `count` updates of one number whose gradient is always 1, under SGD."""
+    optimizer = make_optimizer(name="sgd", steps=steps, **settings)
+    state, updates = optimizer.init(jnp.zeros(1)), []
+    for _ in range(count):
+        update, state = optimizer.update(jnp.ones(1), state)
+        updates.append(-float(update[0]))
+    return updates
+
+
+def test_a_long_gradient_is_scaled_to_the_given_norm_and_a_short_one_is_left():
+    optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=1, clip_norm=1.0)
+    state = optimizer.init(jnp.zeros(2))
+    np.testing.assert_allclose(optimizer.update(jnp.array([3.0, 4.0]), state)[0], [-0.3, -0.4], rtol=1e-6)
+    np.testing.assert_allclose(optimizer.update(jnp.array([0.3, 0.4]), state)[0], [-0.15, -0.2], rtol=1e-6)
+
+
+def test_schedules():
+    assert sizes(9, 3, learning_rate=2.0) == [2.0, 2.0, 2.0]
+    np.testing.assert_allclose(sizes(9, 6, learning_rate=2.0, warmup_steps=4), [0, 0.5, 1, 1.5, 2, 2], rtol=1e-6)
+    cosine = [1 + np.cos(np.pi * i / 4) for i in range(5)]
+    np.testing.assert_allclose(sizes(4, 5, learning_rate=2.0, schedule="cosine"), cosine, atol=1e-6)
+    np.testing.assert_allclose(
+        sizes(6, 7, learning_rate=2.0, schedule="cosine", warmup_steps=2), [0, 1, *cosine], atol=1e-6
+    )
+
+
+def test_weight_decay_is_none_unless_asked_for_and_apart_from_the_gradient():
+    params, still = jnp.array([2.0]), jnp.zeros(1)
+    for decay, expected in ((0.0, 0.0), (0.1, -0.5 * 0.1 * 2.0)):
+        optimizer = make_optimizer(name="adamw", learning_rate=0.5, steps=1, weight_decay=decay)
+        update, _ = optimizer.update(still, optimizer.init(params), params)
+        np.testing.assert_allclose(update, [expected], atol=1e-7)
+
+
+@pytest.mark.parametrize("name, make", [("adam", optax.adam), ("nadam", optax.nadam)])
+def test_names_mean_what_they_mean_in_optax(name, make):
+    ours, theirs, params = make_optimizer(name=name, learning_rate=0.1, steps=3), make(0.1), jnp.ones(2)
+    our_state, their_state = ours.init(params), theirs.init(params)
+    for gradient in (jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])):
+        update, our_state = ours.update(gradient, our_state)
+        with jax.numpy_dtype_promotion("standard"):
+            expected, their_state = theirs.update(gradient, their_state)
+        np.testing.assert_allclose(update, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "adm"}, "optimizer must be one of adam, adamw, nadam, sgd, got 'adm'"),
+        ({"schedule": "linear"}, "schedule must be one of constant, cosine, got 'linear'"),
+        ({"learning_rate": -0.1}, "learning_rate must be > 0, got learning_rate=-0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be > 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be >= 0 and less than steps"),
+        ({"warmup_steps": 10}, "got warmup_steps=10, steps=10"),
+        ({"clip_norm": 0.0}, "clip_norm must be > 0, or None"),
+        ({"weight_decay": -1.0, "name": "adamw"}, "weight_decay must be >= 0"),
+        ({"weight_decay": 0.1}, "needs the optimizer adamw, got 'adam'"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(changes, message):
+    with pytest.raises(ValueError) as caught:
+        make_optimizer(**{"learning_rate": 0.1, "steps": 10} | changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

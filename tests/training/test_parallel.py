@@ -1,0 +1,59 @@
+"""Several devices give the numbers of one. SGD, since Adam would hide a gradient of the wrong scale."""
+
+import jax
+import numpy as np
+import pytest
+
+from mnm_jax.training import init_state, make_optimizer, split_model
+from mnm_jax.training.parallel import make_parallel_step, make_placement
+
+
+def run(tiny, reads, parallel, count, steps=3):
+    optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
+    devices = jax.local_devices()[:count]
+    step = make_parallel_step(
+        split_model(tiny.Model),
+        tiny.Recall(reads=reads),
+        optimizer,
+        meta_weight=0.5,
+        batch_size=16,
+        devices=devices,
+        parallel=parallel,
+    )
+    state = jax.device_put(init_state(tiny.Model, optimizer, 0, 2), make_placement(devices).replicated)
+    metrics = []
+    for i in range(steps):
+        state, now = step(state, tiny.draw_numpy(i, 16) if reads else None)
+        metrics.append(jax.device_get(now))
+    return jax.device_get(state.params), metrics
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["sampled", "read"])
+def test_every_form_equals_one_device(tiny, x64, reads):
+    expected = run(tiny, reads, "jit", 1)
+    counts = np.sum(tiny.draw_numpy(0, 16).loss_mask.reshape(5, 8, 2), axis=(0, 2))
+    assert len(set(counts)) > 1  # devices count unequal numbers of steps
+    for parallel, count in (("jit", 8), ("pmap", 8)):
+        found = run(tiny, reads, parallel, count)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+
+
+def test_work_is_divided_over_the_devices(tiny):
+    placement = make_placement(jax.local_devices())
+    batch = jax.device_put(tiny.draw_numpy(0, 16), placement.divided)
+    assert {shard.data.shape for shard in batch.inputs.addressable_shards} == {(5, 2, 4)}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 12}, "batch_size must be a multiple of the 8 devices, got batch_size=12."),
+        ({"parallel": "tmap"}, "parallel must be jit or pmap, got 'tmap'."),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_in_one_line(tiny, changes, message):
+    optimizer = make_optimizer(learning_rate=0.1, steps=1)
+    settings = {"meta_weight": 0.0, "batch_size": 16, "devices": jax.local_devices()} | changes
+    with pytest.raises(ValueError) as caught:
+        make_parallel_step(split_model(tiny.Model), tiny.Recall(), optimizer, **settings)
+    assert str(caught.value) == message

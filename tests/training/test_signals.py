@@ -1,0 +1,24 @@
+"""What a signal does inside of `stop_request`."""
+
+import os
+import signal
+
+import pytest
+
+from mnm_jax.training.signals import stop_request
+
+
+def test_the_first_signal_is_noted_and_the_second_acts():
+    with pytest.raises(KeyboardInterrupt), stop_request() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_restored():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(ZeroDivisionError), stop_request() as stop:
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
+        raise ZeroDivisionError
+    assert stop.name is None
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
