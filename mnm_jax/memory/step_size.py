@@ -33,7 +33,7 @@ def solve(matrix: Array, right: Array, epsilon: float) -> Array:
     loop of elementwise operations, where a batched library call would go through the matrices one by one. Low
     precision is raised to float32 for the solve. Derivatives of all orders come from the implicit function.
     """
-    dtype = jnp.promote_types(right.dtype, jnp.float32)
+    dtype = right.dtype if jnp.finfo(right.dtype).bits >= 32 else jnp.float32
     heads = matrix.shape[-1]
     identity = jnp.eye(heads, dtype=dtype)
     regular = matrix.astype(dtype) + epsilon * identity[None]

@@ -19,8 +19,8 @@ _FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard/`.
 
-    One line a call: `{"step": 100, "seconds": 12.5, "train/loss": [0.5, 0.6]}`, a number a seed, null where a number
-    is not finite. TensorBoard shows the mean over the seeds as "train/loss" and, of several, each as "train/loss/seed0".
+    One line a call: `{"step": 100, "seconds": 12.5, "train/loss": [0.5, 0.6]}`, a number a seed, null where one
+    is not finite. TensorBoard shows the mean over seeds as "train/loss" and, of several, each as "train/loss/seed0".
 
     Args:
         workdir: folder of the run; made if it does not exist.

@@ -1,5 +1,6 @@
 """A run: what it leaves, how it is cut off and goes on, and how it stops on trouble."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -135,10 +136,8 @@ def test_a_run_cut_off_on_8_devices_goes_on_on_one_and_under_pmap(tiny, tmp_path
     expected = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path / "whole")
     for call, settings in ((3, {}), (3, {"devices": jax.local_devices()[:1]}), (1000, {"parallel": "pmap"})):
         task = tiny.Recall(reads=True, before=Once(call))
-        try:
+        with contextlib.suppress(Interrupted):
             result = train(task, tiny.Model, config, tmp_path / "moved", **settings)
-        except Interrupted:
-            pass
     for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

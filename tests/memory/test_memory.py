@@ -1,0 +1,188 @@
+"""The memory's write rules against literal gradients, numpy loops and numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from mnm_jax.memory import gradient_memory, local_memory
+from mnm_jax.memory.step_size import solve
+
+B, K, V = 3, 5, 4
+FACTORIES = {"mnm-g": gradient_memory, "mnm-p": local_memory}
+STEPS = ("normalised", "sum", "paper")
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def build(rule, heads=2, hidden=(6, 7), **options):
+    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, dtype=jnp.float64, **options)
+    params = memory.init(jax.random.key(0))
+    return memory, params, memory.start(params, B), normal(1, B, heads, K), normal(2, B, heads, V)
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+def test_normalised_write_to_a_linear_memory_is_one_shot(rule, heads, rate, x64):
+    memory, params, state, keys, values = build(rule, heads, (), epsilon=0.0)
+    keys = keys[:, :1] + 0.3 * keys  # keys of different heads overlap
+    before = memory.read(params, state, keys) - values
+    state, _ = memory.write(params, state, keys, values, jnp.full(B, rate))
+    np.testing.assert_allclose(memory.read(params, state, keys) - values, (1 - rate) * before, atol=1e-9)
+
+
+def dense_answer(weights, keys, use_bias):
+    z = keys
+    for layer, w in enumerate(weights):
+        x = jnp.concatenate([z, jnp.ones((len(z), 1), z.dtype)], -1) if use_bias else z
+        z = x @ w
+        z = jnp.tanh(z) if layer < len(weights) - 1 else z
+    return z
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(("step_size", "heads"), [("paper", 3), ("sum", 3), ("normalised", 1)])
+def test_gradient_rule_is_the_gradient_of_the_dense_weights(step_size, heads, use_bias, x64):
+    memory, params, state, keys, values = build(
+        "mnm-g", heads, step_size=step_size, use_bias=use_bias, epsilon=0.0
+    )
+    rate = jnp.array([0.2, 0.5, 0.9])
+    written, _ = memory.write(params, state, keys, values, rate)
+    for b in range(B):
+        square = lambda w: jnp.sum((dense_answer(w, keys[b], use_bias) - values[b]) ** 2)  # noqa: B023, E731
+        gradient = jax.grad(square)(params.weights)
+        scale = {
+            "paper": 1 / (heads * V),
+            "sum": 1.0,
+            "normalised": 2 * square(params.weights) / sum(jnp.sum(g**2) for g in gradient),
+        }[step_size]
+        for new, old, g in zip(written.weights, params.weights, gradient, strict=True):
+            np.testing.assert_allclose(new[b], old - rate[b] * scale * g, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("condition_on_key", [False, True])
+@pytest.mark.parametrize("step_size", STEPS)
+def test_local_rule_equals_numpy_loops_over_heads(step_size, condition_on_key, x64):
+    heads, epsilon = 3, 1e-3
+    memory, params, state, keys, values = build(
+        "mnm-p", heads, step_size=step_size, condition_on_key=condition_on_key, epsilon=epsilon
+    )
+    rate = jnp.array([0.2, 0.5, 0.9])
+    written, _ = memory.write(params, state, keys, values, rate)
+    for b in range(B):
+        x = np.asarray(keys[b])
+        context = np.concatenate([values[b], keys[b]], -1) if condition_on_key else np.asarray(values[b])
+        targets = context @ np.asarray(params.targets.kernel) + np.asarray(params.targets.bias)
+        targets = np.split(targets, [6, 13], axis=-1)
+        for layer, (w, t) in enumerate(zip(params.weights, targets, strict=True)):
+            z = x @ np.asarray(w)
+            z = np.tanh(z) if layer < 2 else z
+            delta = {
+                "paper": 2 / (heads * z.shape[1]) * (z - t),
+                "sum": 2 * (z - t),
+                "normalised": np.linalg.solve(x @ x.T + epsilon * np.eye(heads), z - t),
+            }[step_size]
+            change = sum(np.outer(x[h], delta[h]) for h in range(heads))
+            np.testing.assert_allclose(written.weights[layer][b], w - rate[b] * change, rtol=1e-9, atol=1e-12)
+            x = z
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+@pytest.mark.parametrize("step_size", STEPS)
+def test_order_of_heads_is_immaterial(rule, step_size, x64):
+    memory, params, state, keys, values = build(rule, 3, step_size=step_size)
+    order = jnp.array([2, 0, 1])
+    a, _ = memory.write(params, state, keys, values, jnp.ones(B))
+    b, _ = memory.write(params, state, keys[:, order], values[:, order], jnp.ones(B))
+    for u, v in zip(a.weights, b.weights, strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+def test_rate_zero_leaves_the_memory_bit_equal(rule, x64):
+    memory, params, state, keys, values = build(rule)
+    written, info = memory.write(params, state, keys, values, jnp.zeros(B))
+    for u, v in zip(written.weights, state.weights, strict=True):
+        np.testing.assert_array_equal(u, v)
+    np.testing.assert_array_equal(info.update_norm, np.zeros(B))
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+def test_two_heads_with_one_key_write_the_mean_of_their_values(rule, x64):
+    memory, params, state, keys, values = build(rule, 2, (), epsilon=1e-9)
+    keys = jnp.broadcast_to(keys[:, :1], keys.shape)
+    state, _ = memory.write(params, state, keys, values, jnp.ones(B))
+    wanted = jnp.broadcast_to(values.mean(1, keepdims=True), values.shape)
+    np.testing.assert_allclose(memory.read(params, state, keys), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+@pytest.mark.parametrize("step_size", STEPS)
+def test_zero_keys_give_finite_gradients_in_float32(rule, step_size):
+    memory = FACTORIES[rule](K, V, hidden_sizes=(6,), step_size=step_size)
+    params = memory.init(jax.random.key(0))
+
+    def loss(params, keys, values):
+        state, info = memory.write(params, memory.start(params, B), keys, values, jnp.ones(B))
+        return jnp.sum(memory.read(params, state, keys) ** 2) + jnp.sum(info.update_norm)
+
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(params, jnp.zeros((B, 2, K)), jnp.zeros((B, 2, V)))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_fixed_initial_memory_gets_exactly_no_gradient(rule, learned, x64):
+    memory, params, _, keys, values = build(rule, learn_initial=learned)
+
+    def loss(params):
+        state, _ = memory.write(params, memory.start(params, B), keys, values, jnp.full(B, 0.5))
+        return jnp.sum(memory.read(params, state, keys) ** 2)
+
+    assert any(np.any(g != 0) for g in jax.grad(loss)(params).weights) == learned
+
+
+def test_write_info_by_hand():
+    """f(k) = w k with w = 2, key 1, value 5: the whole step is 5 - 2 = 3, and rate 1/2 takes half of it."""
+    memory = gradient_memory(1, 1, hidden_sizes=(), epsilon=0.0)
+    params = memory.init(jax.random.key(0))._replace(weights=(jnp.array([[2.0]]),))
+    one = jnp.ones((1, 1, 1))
+    state, info = memory.write(params, memory.start(params, 1), one, 5 * one, jnp.array([0.5]))
+    assert float(state.weights[0][0, 0, 0]) == 3.5
+    assert [float(x[0]) for x in info] == [9.0, 2.25, 1.5]
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+def test_second_order_gradients_agree_with_finite_differences(rule, x64):
+    memory, params, _, keys, values = build(rule, 2, (3,))
+
+    def loss(params, keys, values):
+        state, info = memory.write(params, memory.start(params, B), keys, values, jnp.full(B, 0.5))
+        return jnp.sum(memory.read(params, state, keys[:, ::-1]) ** 2) + jnp.sum(info.loss_after)
+
+    check_grads(loss, (params, keys, values), order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
+
+
+def test_solve_equals_numpy(x64):
+    x, right = normal(3, B, 4, 6), normal(4, B, 4, 5)
+    matrix = jnp.einsum("bhi,bgi->bhg", x, x)
+    expected = np.linalg.solve(np.asarray(matrix) + 0.1 * np.eye(4), np.asarray(right))
+    np.testing.assert_allclose(solve(matrix, right, 0.1), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("factory", FACTORIES.values())
+def test_errors_name_the_value(factory):
+    with pytest.raises(ValueError, match="key_size=0"):
+        factory(0, 4, hidden_sizes=())
+    with pytest.raises(ValueError, match="step_size='huge'"):
+        factory(4, 4, hidden_sizes=(), step_size="huge")
+    with pytest.raises(ValueError, match="epsilon=-1"):
+        factory(4, 4, hidden_sizes=(), epsilon=-1)
+    memory = factory(4, 4, hidden_sizes=())
+    params = memory.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"keys must have shape \[B, H, features\] = \[2, H, 4\], got \(2, 1, 3\)"):
+        memory.read(params, memory.start(params, 2), jnp.ones((2, 1, 3)))
