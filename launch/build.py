@@ -1,0 +1,124 @@
+"""From a config to objects: the only place where tasks and models go by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from mnm_jax.cells import LSTMCell, MNMCell, SALUCell
+from mnm_jax.memory import Memory, gradient_memory, local_memory
+from mnm_jax.training import SequenceModel, Task, TrainConfig
+from tasks.babi import Babi
+from tasks.dictionary import Dictionary
+
+TASKS = {"dictionary": Dictionary, "babi": Babi}
+
+
+def build_task(config: Mapping[str, Any]) -> Task:
+    """The task `config.name`; the other keys are its arguments.
+
+    Raises:
+        ValueError: an unknown task, an unknown key, or an argument out of range.
+    """
+    name, settings = _split_name("task", config, TASKS)
+    _check_keys(f"task {name}", settings, TASKS[name])
+    return TASKS[name](**settings)
+
+
+def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rngs], SequenceModel]:
+    """The model `config.name` for a task, as a function of its random keys; the other keys are its settings.
+
+    "lstm": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots.
+    "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between), memory_layers
+    (`L`), step_size.
+
+    Raises:
+        ValueError: an unknown model, or an unknown or missing key. Sizes are checked when the model is made.
+    """
+    name, settings = _split_name("model", config, _CELLS)
+    _check_keys(f"model {name}", settings, _CELLS[name], given=("features", "rngs"))
+
+    def make_model(rngs: nnx.Rngs) -> SequenceModel:
+        cell = _CELLS[name](features=task.input_features, rngs=rngs, **settings)
+        return SequenceModel(task.encoder(rngs), cell, task.output_features, rngs=rngs)
+
+    return make_model
+
+
+def build_training(config: Mapping[str, Any]) -> TrainConfig:
+    """The settings of the run.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value out of range.
+    """
+    settings = dict(config)
+    _check_keys("training", settings, TrainConfig)
+    return TrainConfig(**settings)
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless config has the sections task, model and training, and nothing else."""
+    sections = ("task", "model", "training")
+    _check_known("config", config, sections)
+    lacking = [name for name in sections if not isinstance(config.get(name), Mapping)]
+    if lacking:
+        raise ValueError(f"the config lacks the section {lacking[0]}; it needs {', '.join(sections)}.")
+
+
+def _lstm(*, features: int, hidden_features: int, rngs: nnx.Rngs) -> LSTMCell:
+    if hidden_features < 1:
+        raise ValueError(f"hidden_features must be >= 1, got {hidden_features}.")
+    return LSTMCell(features, hidden_features, rngs=rngs)
+
+
+def _salu(*, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs) -> SALUCell:
+    sizes = {"key_size": memory_features, "value_size": memory_features, "slots": slots}
+    return SALUCell(features, hidden_features, **sizes, rngs=rngs)
+
+
+def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
+    def make(
+        *,
+        features: int,
+        hidden_features: int,
+        memory_features: int,
+        rngs: nnx.Rngs,
+        heads: int = 1,
+        memory_layers: int = 3,
+        step_size: str = "normalised",
+    ) -> MNMCell:
+        if memory_layers < 1:
+            raise ValueError(f"memory_layers must be >= 1, got {memory_layers}.")
+        hidden_sizes = (memory_features,) * (memory_layers - 1)
+        memory = make_memory(memory_features, memory_features, hidden_sizes=hidden_sizes, step_size=step_size)
+        return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs)
+
+    return make
+
+
+_CELLS = {"mnm-p": _mnm(local_memory), "mnm-g": _mnm(gradient_memory), "lstm": _lstm, "lstm-salu": _salu}
+MODELS = tuple(_CELLS)
+
+
+def _split_name(section: str, config: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    settings = dict(config)
+    name = settings.pop("name", None)
+    if name not in known:
+        raise ValueError(f"{section}.name must be one of {', '.join(known)}, got {name!r}.")
+    return name, settings
+
+
+def _check_keys(where: str, settings: Mapping[str, Any], function: Callable, given: tuple[str, ...] = ()) -> None:
+    """Raises ValueError unless `function(**settings)` has all it needs and nothing it does not know."""
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in given}
+    _check_known(where, settings, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in settings:
+            raise ValueError(f"{where} lacks the key {name!r}; known: {', '.join(parameters)}.")
+
+
+def _check_known(where: str, settings: Mapping[str, Any], known: Any) -> None:
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"{where} has an unknown key {key!r}; known: {', '.join(known)}.")

@@ -1,0 +1,50 @@
+"""Dictionary inference, one cell of the paper's grid: strings of one letter, four support pairs, five queries.
+
+    python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary
+
+The model is MNM-p; the others of the paper's comparison are chosen after a colon:
+`--config=launch/configs/dictionary.py:mnm-g`, `:lstm`, `:lstm-salu`. Other cells of the grid are
+`--config.task.length=3 --config.task.support=8`, and so on.
+
+The paper (Munkhdalai et al., NeurIPS 2019, section 4.1, figure 2) shows learning curves: as length and support grow,
+LSTM and LSTM-SALU fall to chance and the memories keep learning. Lengths, supports and model sizes here are ours.
+
+Scores and minutes of this recipe: not yet measured.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+_MEMORY = {"hidden_features": 64, "heads": 1, "memory_features": 64, "memory_layers": 3, "step_size": "normalised"}
+_MODELS = {
+    "mnm-p": _MEMORY,
+    "mnm-g": _MEMORY,
+    "lstm": {"hidden_features": 64},
+    "lstm-salu": {"hidden_features": 64, "memory_features": 64, "slots": 64},
+}
+
+
+def get_config(model: str = "mnm-p") -> ConfigDict:
+    if model not in _MODELS:
+        raise ValueError(f"the recipe has the models {', '.join(_MODELS)}, got {model!r}.")
+    return ConfigDict(
+        {
+            "task": {"name": "dictionary", "length": 1, "support": 4, "queries": 5},
+            "model": {"name": model, **_MODELS[model]},
+            "training": {
+                "steps": 2000,
+                "batch_size": 64,
+                "optimizer": "adam",
+                "learning_rate": 2e-3,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "clip_norm": config_dict.placeholder(float),
+                "weight_decay": 0.0,
+                "meta_weight": 1.0,
+                "seed": 0,
+                "seeds": 3,
+                "log_every": 50,
+                "eval_every": 100,
+                "checkpoint_seconds": 120.0,
+            },
+        }
+    )

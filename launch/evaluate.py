@@ -1,0 +1,43 @@
+"""Evaluates the newest checkpoint of a run on the split "test", and prints the table.
+
+python -m launch.evaluate --workdir=runs/dictionary
+"""
+
+import os
+
+import numpy as np
+from absl import app, flags
+
+from launch.build import build_make_model, build_task, build_training, check_sections
+from launch.errors import one_line_errors, parse_flags
+from launch.table import format_table, summarise
+from launch.workdir import read_config
+from mnm_jax.training import evaluate, load_params, split_model
+
+
+def evaluate_run(workdir: str | os.PathLike) -> tuple[dict[str, np.ndarray], int]:
+    """Test metrics `[S]` by name of the newest checkpoint of a run, and its step; changes nothing on disk.
+
+    Raises:
+        FileNotFoundError: no run, no checkpoint or no data. ValueError: a damaged config or checkpoint.
+    """
+    config = read_config(workdir)
+    check_sections(config)
+    task = build_task(config["task"])
+    make_model = build_make_model(config["model"], task)
+    batch_size = build_training(config["training"]).batch_size
+    params, step = load_params(workdir, make_model)
+    return evaluate(split_model(make_model), params, task, "test", batch_size), step
+
+
+def main(argv: list[str]) -> None:
+    with one_line_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; give the run as --workdir=DIR.")
+        metrics, step = evaluate_run(_WORKDIR.value)
+        print(f"{_WORKDIR.value}, step {step}\n{format_table(summarise(metrics))}")
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    app.run(main, flags_parser=parse_flags)

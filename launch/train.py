@@ -1,0 +1,98 @@
+"""Trains a model on a task, or goes on with the run in a workdir.
+
+    python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary [--config.KEY=VALUE ...]
+
+The workdir gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `figures/` and at last `summary.json`.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+import optax
+from absl import app, flags
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+
+import mnm_jax
+from launch.build import build_make_model, build_task, build_training, check_sections
+from launch.errors import one_line_errors, parse_flags
+from launch.table import format_table, summarise
+from launch.workdir import CONFIG, SUMMARY, claim, write_json
+from mnm_jax.training import train
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -> dict[str, Any]:
+    """Trains (or resumes) and returns what it writes to `summary.json`; prints the table of metrics.
+
+    summary: task, model, seeds (how many), steps, seconds (of all starts), command, versions, parameters (of one
+    seed), config, metrics `{name: {mean, std, per_seed}}` at the last step.
+
+    Args:
+        config: sections task, model and training, see `launch.build`.
+        workdir: folder of the run; one config only.
+        parallel: "jit" or "pmap", see `mnm_jax.training.train`.
+
+    Raises:
+        ValueError: a config that does not hold together, or a workdir of another config; the workdir is untouched.
+        FileNotFoundError: missing data. TrainingFault, Interrupted: see `mnm_jax.training.train`.
+    """
+    plain = json.loads(json.dumps(config.to_dict()))  # as it will be read back: tuples are lists
+    check_sections(plain)
+    task = build_task(plain["task"])
+    make_model = build_make_model(plain["model"], task)
+    training = build_training(plain["training"])
+    # Making the model without its numbers finds wrong sizes and missing data before anything is written.
+    params = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
+
+    workdir = pathlib.Path(workdir)
+    new = claim(workdir, plain)
+    try:
+        result = train(task, make_model, training, workdir, parallel=parallel)
+    except ValueError:
+        if new and not (workdir / "checkpoints").exists():
+            (workdir / CONFIG).unlink()  # nothing was trained: leave the workdir to the corrected config
+        raise
+    (workdir / "figures").mkdir(exist_ok=True)
+    summary = {
+        "task": task.name,
+        "model": plain["model"]["name"],
+        "seeds": training.seeds,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "command": shlex.join(sys.orig_argv),
+        "versions": _versions(),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "config": plain,
+        "metrics": summarise(result.metrics),
+    }
+    write_json(workdir / SUMMARY, summary)
+    print(format_table(summary["metrics"]))
+    return summary
+
+
+def _versions() -> dict[str, str]:
+    packages = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax, mnm_jax)}
+    return {"python": platform.python_version()} | packages
+
+
+def main(argv: list[str]) -> None:
+    with one_line_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE.")
+        run(_CONFIG.value, _WORKDIR.value, _PARALLEL.value)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    _PARALLEL = flags.DEFINE_enum("parallel", "jit", ["jit", "pmap"], "Who divides the work over the devices.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,67 @@
+"""The JSON files of a run's folder: `config.json`, written once at the start, and `summary.json`, at the end."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+CONFIG, SUMMARY = "config.json", "summary.json"
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a file that is whole or not there at all: under another name first, then renamed."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The config of the run in `workdir`.
+
+    Raises:
+        FileNotFoundError: there is no run. ValueError: its `config.json` is damaged.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no run in {workdir}: it has no {CONFIG}; train first, or check --workdir.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.keys()  # JSON of something else has none
+    except (ValueError, AttributeError) as error:
+        message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
+        raise ValueError(message) from error
+    return config
+
+
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
+    """Makes `workdir` the folder of a run of `config`, or finds that it is; returns whether it is new.
+
+    Raises:
+        ValueError: it is the folder of a run of another config, whose files are left as they are.
+    """
+    if (workdir / CONFIG).exists():
+        before = read_config(workdir)
+        for key, old, new in _differences(before, config):
+            raise ValueError(
+                f"{workdir} holds a run of another config: {key} is {old} there, {new} here; take another --workdir."
+            )
+        return False
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / CONFIG, config)
+    return True
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, old value, new value) of each leaf that is not the same: names first, since the rest hangs on them."""
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "name", key)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif key not in old or key not in new or a != b:
+            shown = ("absent" if key not in side else json.dumps(side[key]) for side in (old, new))
+            yield f"{prefix}{key}", *shown

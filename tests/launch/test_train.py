@@ -1,0 +1,217 @@
+"""A whole small run, what it leaves, and what happens when a workdir or a config is not as it should be."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from launch import build
+from launch.configs import babi_task1, dictionary
+from launch.evaluate import evaluate_run
+from launch.table import format_table, summarise
+from launch.train import run
+from mnm_jax.training import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def tiny():
+    training = {"steps": 3, "batch_size": 8, "learning_rate": 0.01, "seeds": 2, "seed": 4, "log_every": 1}
+    return ConfigDict(
+        {
+            "task": {"name": "dictionary", "support": 2, "queries": 1, "evaluation_batches": 2, "wider": False},
+            "model": {"name": "lstm", "hidden_features": 4},
+            "training": training,
+        }
+    )
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+    """As a user runs it: `tasks.scoring.accuracy` multiplies bool by float, which the strict suite would refuse."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "new" / "folder"
+    return workdir, run(tiny(), workdir)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return pathlib.Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def test_the_summary_agrees_with_the_metrics_and_the_config(finished):
+    workdir, summary = finished
+    written = json.loads((workdir / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary))
+    (line,) = (line for line in read_metrics(workdir) if "test/accuracy" in line)
+    for name, row in written["metrics"].items():
+        if name.startswith("test/"):
+            first, second = line[name]
+            assert row["per_seed"] == [first, second]
+            assert row["mean"] == pytest.approx((first + second) / 2)
+            assert row["std"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert {"test/accuracy", "test/loss", "valid/accuracy", "train/loss"} <= written["metrics"].keys()
+    assert written["config"] == json.loads((workdir / "config.json").read_text()) == tiny().to_dict()
+    assert (written["task"], written["model"], written["seeds"], written["steps"]) == ("dictionary", "lstm", 2, 3)
+    # LSTM: 27 inputs and 4 hidden to 4 gates of 4, one bias each; head: 4 to 13, with biases.
+    assert written["parameters"] == (27 + 4) * 16 + 16 + 4 * 13 + 13
+    assert written["versions"]["jax"] == jax.__version__
+    assert (workdir / "figures").is_dir()
+    assert not list(workdir.glob("*.unfinished"))
+
+
+def test_a_finished_run_is_not_trained_again(finished, copy, capsys):
+    before = (copy / "metrics.jsonl").read_bytes()
+    again = run(tiny(), copy)
+    assert again["metrics"] == finished[1]["metrics"]
+    assert again["seconds"] == finished[1]["seconds"]
+    assert (copy / "metrics.jsonl").read_bytes() == before
+    accuracy = finished[1]["metrics"]["test/accuracy"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["test/accuracy", f"{accuracy['mean']:.4f}", "+-", f"{accuracy['std']:.4f}"] in lines
+
+
+def test_another_config_is_refused_and_the_workdir_stays_as_it_is(copy):
+    before = contents(copy)
+    other = tiny()
+    other.training.learning_rate = 0.5
+    other.training.seeds = 3
+    with pytest.raises(
+        ValueError, match=r"training\.learning_rate is 0\.01 there, 0\.5 here.*another --workdir"
+    ) as error:
+        run(other, copy)
+    assert "\n" not in str(error.value)
+    other = tiny()
+    other.model.update(name="mnm-p", memory_features=4)
+    with pytest.raises(ValueError, match="model.name"):
+        run(other, copy)
+    other = tiny()
+    del other.task.wider
+    with pytest.raises(ValueError, match="task.wider is false there, absent here"):
+        run(other, copy)
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("damaged", ['{"task": {"na', "", "[1, 2]"])
+def test_a_half_written_config_is_reported_and_left(copy, damaged):
+    (copy / "config.json").write_text(damaged)
+    before = contents(copy)
+    for start in (lambda: run(tiny(), copy), lambda: evaluate_run(copy)):
+        with pytest.raises(ValueError, match=r"config\.json is damaged") as error:
+            start()
+        assert "\n" not in str(error.value)
+    assert contents(copy) == before
+
+
+def _change(section, **settings):
+    config = tiny()
+    for key, value in settings.items():
+        config[section][key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (_change("task", lenght=2), "unknown key 'lenght'; known: length, support"),
+        (_change("model", heads=2), "model lstm has an unknown key 'heads'; known: hidden_features"),
+        (_change("model", rngs=2), "unknown key 'rngs'"),
+        (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
+        (_change("task", name="copy"), "task.name must be one of dictionary, babi, got 'copy'"),
+        (_change("model", name="gru"), "model.name must be one of mnm-p, mnm-g, lstm, lstm-salu, got 'gru'"),
+        (_change("model", name="mnm-p"), "model mnm-p lacks the key 'memory_features'"),
+        (_change("model", hidden_features=-4), "hidden_features must be >= 1, got -4"),
+        (_change("model", name="mnm-g", memory_features=4, memory_layers=0), "memory_layers must be >= 1, got 0"),
+        (_change("model", name="lstm-salu", memory_features=4, slots=-1), "slots must be >= 1, got -1"),
+        (_change("task", support=-2), "support must be >= 1, got -2"),
+        (_change("training", steps=-1), "steps must be a whole number >= 1"),
+        (ConfigDict(tiny().to_dict() | {"trainig": {}}), "config has an unknown key 'trainig'"),
+        (ConfigDict({"task": {"name": "dictionary"}}), "lacks the section model"),
+    ],
+)
+def test_a_wrong_config_is_one_line_and_makes_no_workdir(tmp_path, config, message):
+    with pytest.raises(ValueError) as error:
+        run(config, tmp_path / "run")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_fit_leaves_the_workdir_to_the_corrected_config(tmp_path):
+    with pytest.raises(ValueError, match="batch_size"):
+        run(_change("training", batch_size=len(jax.devices()) + 1), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_missing_babi_data_says_where_to_put_it(tmp_path):
+    config = babi_task1.get_config()
+    config.task.data_dir = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no bAbI data in .*: put tasks_1-20_v1-2\.tar\.gz"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", [dictionary, babi_task1])
+@pytest.mark.parametrize("model", build.MODELS)
+def test_every_recipe_has_every_model(recipe, model):
+    config = recipe.get_config(model)
+    build.build_training(config.training)
+    task = build.build_task(config.task)
+    one = build.build_make_model(config.model, build.TASKS["dictionary"]())
+    assert task.input_features == {"dictionary": 27, "babi": 96}[task.name]
+    made = nnx.eval_shape(lambda: one(nnx.Rngs(0)))
+    memory = 0 if model == "lstm" else config.model.memory_features
+    assert made.head.kernel.shape == (config.model.hidden_features + memory, 13)
+
+
+def test_evaluate_repeats_the_test_metrics_of_the_summary(finished):
+    workdir, summary = finished
+    before = contents(workdir)
+    metrics, step = evaluate_run(workdir)
+    assert step == 3
+    expected = {name: row["per_seed"] for name, row in summary["metrics"].items() if name.startswith("test/")}
+    assert {name: value.tolist() for name, value in metrics.items()} == expected
+    assert contents(workdir) == before
+
+
+def test_evaluate_without_run_or_checkpoint(copy, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run in .*no config\.json"):
+        evaluate_run(tmp_path / "nowhere")
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        evaluate_run(copy)
+
+
+def test_the_summary_of_one_seed_and_of_numbers_that_are_not_finite():
+    rows = summarise({"b": np.array([1.0, 2.0, 6.0]), "a": np.array([0.5]), "c": np.array([1.0, np.nan])})
+    assert rows["a"] == {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}
+    assert rows["b"] == {"mean": 3.0, "std": pytest.approx(7**0.5), "per_seed": [1.0, 2.0, 6.0]}
+    assert rows["c"] == {"mean": None, "std": None, "per_seed": [1.0, None]}
+    assert format_table(rows).splitlines()[1:3] == ["a       0.5000 +- 0.0000", "b       3.0000 +- 2.6458"]
+
+
+def test_an_unknown_key_on_the_command_line_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "launch.train", "--config=launch/configs/dictionary.py"]
+    command += ["--config.training.nosuch=1", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "nosuch" in done.stderr
+    assert not (tmp_path / "run").exists()
