@@ -24,13 +24,14 @@ from ml_collections import ConfigDict, config_flags
 import mnm_jax
 from launch.build import build_make_model, build_task, build_training, check_sections
 from launch.errors import one_line_errors, parse_flags
+from launch.report import report_run
 from launch.table import format_table, summarise
 from launch.workdir import CONFIG, SUMMARY, claim, write_json
 from mnm_jax.training import train
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -> dict[str, Any]:
-    """Trains (or resumes) and returns what it writes to `summary.json`; prints the table of metrics.
+    """Trains (or resumes) and returns what it writes to `summary.json`; prints the table and draws the figures.
 
     summary: task, model, seeds (how many), steps, seconds (of all starts), command, versions, parameters (of one
     seed), config, metrics `{name: {mean, std, per_seed}}` at the last step.
@@ -60,7 +61,6 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
         if new and not (workdir / "checkpoints").exists():
             (workdir / CONFIG).unlink()  # nothing was trained: leave the workdir to the corrected config
         raise
-    (workdir / "figures").mkdir(exist_ok=True)
     summary = {
         "task": task.name,
         "model": plain["model"]["name"],
@@ -75,6 +75,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
     }
     write_json(workdir / SUMMARY, summary)
     print(format_table(summary["metrics"]))
+    report_run(workdir)
     return summary
 
 

@@ -34,8 +34,8 @@ class Dictionary:
 
     The time-line for length 2, one support pair and one query:
 
-        input    c e T P e c ? ?
-        answer               P T
+        input   h d Z R h h ? ?
+        answer              Z Z
 
     `T = 2 length (support + queries)`; inputs are one-hot over 13 source letters, 13 target letters and "?": D = 27.
 
@@ -141,8 +141,8 @@ class Dictionary:
 
         >>> task = Dictionary(length=2, support=1, queries=1)
         >>> print(task.render(task.sample(jax.random.key(0), 1), 0))
-        input   j a N Y a j ? ?
-        answer              Y N
+        input   h d Z R h h ? ?
+        answer              Z Z
         """
         answers = [
             TARGET[t] if m else " "

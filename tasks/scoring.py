@@ -14,13 +14,14 @@ Array = jax.Array
 def cross_entropy(logits: Array, batch: Batch) -> Mean:
     """-log softmax(logits)[target] in nats, summed over counted steps; logits `[T, B, C]`."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    return Mean(jnp.sum(losses * batch.loss_mask), jnp.sum(batch.loss_mask))
+    # Not a product: where a step does not count, not even an infinite logit may reach the sum.
+    return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, losses, 0)), jnp.sum(batch.loss_mask))
 
 
 def accuracy(logits: Array, batch: Batch) -> Mean:
     """Fraction of counted steps whose largest logit is the target's."""
     right = jnp.argmax(logits, -1) == batch.targets
-    return Mean(jnp.sum(right * batch.loss_mask), jnp.sum(batch.loss_mask))
+    return Mean(jnp.sum(jnp.where(right, batch.loss_mask, 0)), jnp.sum(batch.loss_mask))
 
 
 def error(logits: Array, batch: Batch) -> Mapping[str, Mean]:

@@ -8,12 +8,21 @@ Array = jax.Array
 
 
 class LSTMCell(nnx.OptimizedLSTMCell):
-    """flax's LSTM, whose carry (c, h) `[B, hidden]` starts at zero without a random key.
+    """flax's LSTM, whose carry (c, h) `[B, hidden]` starts at zero without a random key, in any `param_dtype`.
 
     Source: Hochreiter and Schmidhuber, Neural Computation 1997, with the forget gate of Gers et al., 2000.
     """
+
+    def __init__(self, in_features: int, hidden_features: int, **options):
+        super().__init__(in_features, hidden_features, **{"recurrent_kernel_init": _orthogonal} | options)
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> tuple[Array, Array]:
         del rngs, carry_init
         zeros = jnp.zeros((*input_shape[:-1], self.hidden_features), self.param_dtype)
         return zeros, zeros
+
+
+def _orthogonal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """An orthogonal matrix of any dtype; the QR decomposition behind it has no half precision, so it is cast last."""
+    drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)

@@ -95,7 +95,7 @@ class SALUCell(nnx.RNNCellBase):
         u = jnp.tanh(self.interaction(hidden))
         write_key, write_value, read_key = jnp.split(u, [self.key_size, self.key_size + self.value_size], axis=-1)
 
-        slot = jnp.arange(self.slots)[None]
+        slot = jnp.arange(self.slots, dtype=carry.count.dtype)[None]
         here = (slot == carry.count[:, None] % self.slots)[..., None]
         keys = jnp.where(here, write_key[:, None], carry.keys)
         values = jnp.where(here, write_value[:, None], carry.values)

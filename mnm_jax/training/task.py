@@ -83,6 +83,10 @@ class Task(Protocol):
         """Named metrics over counted steps; logits `[T, B, C]`."""
         ...
 
+    def tokens(self, batch: Batch, index: int) -> list[str]:
+        """What goes in at each real step of example `index`, as short text: a label of the time axis a step."""
+        ...
+
     def render(self, batch: Batch, index: int) -> str:
         """Example `index` of the batch as an ASCII time-line."""
         ...

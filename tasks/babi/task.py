@@ -148,6 +148,16 @@ class Babi:
         count = jnp.sum(loss_mask)
         return {"accuracy": Mean(right, count), "error": Mean(count - right, count)}
 
+    def tokens(self, batch: Batch, index: int) -> list[str]:
+        """What stands on the time axis: the sentences, and last the question, as "? where is mary"."""
+        length = int(np.sum(np.asarray(batch.mask)[:, index]))
+        words = self._dataset.vocabulary.words
+        sentences = [
+            " ".join(words[word - 1] for word in row if word != PADDING)
+            for row in np.asarray(batch.inputs)[:length, index]
+        ]
+        return [*sentences[:-1], *(f"? {question}" for question in sentences[-1:])]
+
     def render(self, batch: Batch, index: int) -> str:
         """The sentences that the model is given, numbered; then the question and the right answer.
 
@@ -158,17 +168,12 @@ class Babi:
         = bathroom
         ```
         """
-        length = int(np.sum(np.asarray(batch.mask)[:, index]))
-        if not length:
+        tokens = self.tokens(batch, index)
+        if not tokens:
             return "(padding)"
-        words = self._dataset.vocabulary.words
-        sentences = [
-            " ".join(words[word - 1] for word in row if word != PADDING)
-            for row in np.asarray(batch.inputs)[:length, index]
-        ]
-        lines = [f"{number} {sentence}" for number, sentence in enumerate(sentences[:-1], 1)]
-        answer = self._dataset.vocabulary.answers[int(np.asarray(batch.targets)[length - 1, index])]
-        return "\n".join([*lines, f"? {sentences[-1]}", f"= {answer}"])
+        lines = [f"{number} {sentence}" for number, sentence in enumerate(tokens[:-1], 1)]
+        answer = self._dataset.vocabulary.answers[int(np.asarray(batch.targets)[len(tokens) - 1, index])]
+        return "\n".join([*lines, tokens[-1], f"= {answer}"])
 
 
 def _is_integer(value: object) -> bool:

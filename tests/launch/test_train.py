@@ -38,13 +38,6 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-    """As a user runs it: `tasks.scoring.accuracy` multiplies bool by float, which the strict suite would refuse."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "new" / "folder"

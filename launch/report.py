@@ -1,0 +1,297 @@
+"""Figures and tables of finished runs.
+
+    python -m launch.report --workdir=DIR        # one run, or a folder of runs at any depth
+    python -m launch.report --results=results    # writes RESULTS.md beside that folder
+
+Of one run: `DIR/figures/learning_curve.png` and, of a model with a memory whose checkpoints are there,
+`DIR/figures/memory_map.png`. Of a folder of runs: both for each, `DIR/learning_curves.png`, which compares them
+(`DIR/GROUP/LABEL/` is one panel a group and one curve a label, `DIR/LABEL/` one panel), and a table.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from launch import figures
+from launch.build import build_make_model, build_task, build_training, check_sections
+from launch.errors import one_line_errors, parse_flags
+from launch.table import by_test_set, compare, format_columns, format_markdown, natural
+from launch.workdir import CONFIG, SUMMARY, read_config
+from mnm_jax.analysis import has_metric
+from mnm_jax.cells import CellOutput
+from mnm_jax.training import load_params, read_metrics, split_model
+
+# What a learning curve shows: the first of these that any of the runs has.
+_METRICS = ("valid/accuracy", "valid/loss", "train/loss")
+_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed of a summary
+
+_PREAMBLE = """\
+<!-- Written by `python -m launch.report --results={folder}`: change the runs or their README.md, not this page. -->
+# Results
+
+Every figure, number and command on this page is taken from the files of the runs in [`{folder}/`]({link}).
+
+In the tables, *accuracy* is that on the test set after the last update, from 0 to 1: mean ± sample standard deviation
+over seeds. *Worst seed* is the lowest of any seed, *chance* what guessing gets. *Steps* are updates made. *Updates to
+90%* is the first validation at which a seed answers 90% or more right, mean over the seeds that get there ("-": none
+does). *Seconds* are those of all seeds together, trained side by side, with compiling and evaluating. *Parameters*
+are those of one seed.
+"""
+
+
+class Run(NamedTuple):
+    """A finished run. group: its parent folder, relative to the folder of runs ("" directly in it); label: its name.
+
+    summary: of `summary.json`; lines: of `metrics.jsonl`.
+    """
+
+    folder: pathlib.Path
+    group: str
+    label: str
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The label, and the model where the label does not tell it."""
+        model = self.summary["model"]
+        return self.label if model in self.label else f"{self.label} ({model})"
+
+    @property
+    def place(self) -> str:
+        return f"{self.group}/{self.label}" if self.group else self.label
+
+
+def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
+    """The finished run in `folder`, somewhere in the folder of runs `root`.
+
+    Raises:
+        FileNotFoundError: no run, or one that is not finished. ValueError: its `summary.json` is damaged.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        state = "is not finished" if (folder / CONFIG).is_file() else "holds no run"
+        raise FileNotFoundError(f"{folder} {state}: it has no {SUMMARY}; run the command of launch.train to its end.")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        lacking = sorted(_KEYS - summary.keys())
+    except (ValueError, AttributeError) as error:  # JSON of something else has no keys
+        raise ValueError(f"{path} is damaged (no JSON object); run its command again to write it anew.") from error
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; run its command again to write it anew.")
+    group = folder.parent.relative_to(root).as_posix() if folder != root else "."
+    return Run(folder, "" if group == "." else group, folder.resolve().name, summary, read_metrics(folder))
+
+
+def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
+    """The finished runs below `root` in natural order, and a line on each folder of a run that is not or is damaged."""
+    runs, notes = [], []
+    for folder, below, files in os.walk(root):
+        if {CONFIG, SUMMARY} & set(files):
+            below.clear()
+            try:
+                runs.append(read_run(pathlib.Path(folder), root))
+            except (ValueError, OSError) as error:
+                notes.append(str(error))
+    return sorted(runs, key=lambda run: natural(run.place)), sorted(notes)
+
+
+def report_run(workdir: str | os.PathLike) -> None:
+    """Draws the figures of one finished run (raises as `read_run`); what cannot be drawn is a line on stderr."""
+    folder = pathlib.Path(workdir)
+    run = read_run(folder, folder)
+    title = f"{run.summary['model']} on {run.summary['task']}"
+    with _or_note(f"{folder}: no learning curve"):
+        curve = figures.Curve(run.summary["model"], run.summary["model"], run.lines)
+        figures.learning_curves({title: [curve]}, _metric([run]), folder / "figures/learning_curve.png")
+    if (folder / "checkpoints").is_dir():
+        with _or_note(f"{folder}: no memory map"):
+            _draw_memory_map(folder, title)
+
+
+def report_runs(root: pathlib.Path) -> str:
+    """Draws the figures of each run below `root` and the one that compares them; returns the table.
+
+    Raises:
+        FileNotFoundError: no finished run.
+    """
+    runs, notes = find_runs(root)
+    for note in notes:
+        print(f"left out: {note}", file=sys.stderr)
+    if not runs:
+        raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
+    for run in runs:
+        report_run(run.folder)
+    with _or_note(f"{root}: no comparison"):
+        _draw_comparison(runs, root)
+    return format_columns(_rows(runs))
+
+
+def write_results(results: pathlib.Path) -> pathlib.Path:
+    """Writes RESULTS.md beside a folder `SECTION/GROUP/LABEL/` of runs, and `SECTION/learning_curves.png`.
+
+    The text of a section is its `README.md`, if there is one: a title as first heading, and what is compared.
+
+    Raises:
+        FileNotFoundError: no such folder, or no section in it.
+    """
+    sections = sorted((path for path in results.glob("[!.]*") if path.is_dir()), key=lambda path: natural(path.name))
+    if not sections:
+        raise FileNotFoundError(f"no section in {results}: put the folders of runs into {results}/SECTION/GROUP/LABEL.")
+    root = results.absolute()
+    parts = [_PREAMBLE.format(folder=root.name, link=urllib.parse.quote(root.name))]
+    parts += [_section(root / section.name) for section in sections]
+    path = root.parent / "RESULTS.md"
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("\n".join(parts), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+@contextlib.contextmanager
+def _or_note(what: str) -> Iterator[None]:
+    """One line on stderr instead of an error: the rest of a report does not depend on it."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _metric(runs: Sequence[Run]) -> str:
+    for metric in _METRICS:
+        if any(has_metric(run.lines, metric) for run in runs):
+            return metric
+    raise ValueError(f"metrics.jsonl is missing or has none of {', '.join(_METRICS)}.")
+
+
+def _draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
+    metric = _metric(runs)
+    panels: dict[str, list[figures.Curve]] = {}
+    for run in runs:
+        if has_metric(run.lines, metric):
+            curves = panels.setdefault(run.group or run.summary["task"], [])
+            curves.append(figures.Curve(run.name, run.summary["model"], run.lines))
+        else:
+            print(f"{run.folder}: not in the comparison: its metrics.jsonl has no {metric}.", file=sys.stderr)
+    figures.learning_curves(panels, metric, root / "learning_curves.png")
+
+
+def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
+    """Draws the memory of the first seed over the first test example; nothing for a model without a memory."""
+    config = read_config(folder)
+    check_sections(config)
+    task = build_task(config["task"])
+    make_model = build_make_model(config["model"], task)
+    training = build_training(config["training"])
+    params, _ = load_params(folder, make_model)
+    model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
+    batch = next(iter(task.evaluations("test", training.batch_size)[""]()))
+    inputs, mask = (jnp.asarray(array[:, :1]) for array in (batch.inputs, batch.mask))
+    cell = model(inputs, mask).cell
+    if not isinstance(cell, CellOutput):
+        return
+    real = np.asarray(mask)[:, 0]
+    trace = jax.tree.map(lambda leaf: np.asarray(leaf)[real, 0], cell.trace)
+    title = f"{title}: the memory over the first test sequence (seed {training.seed})"
+    figures.memory_maps(trace, task.tokens(batch, 0), folder / "figures/memory_map.png", title)
+
+
+def _names(runs: Sequence[Run]) -> list[dict[str, str]]:
+    grouped = any(run.group for run in runs)
+    return [{"group": run.group or "-", "model": run.name} if grouped else {"model": run.name} for run in runs]
+
+
+def _rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    rows = []
+    for names, run in zip(_names(runs), runs, strict=True):
+        try:
+            rows.append(names | compare(run.summary, run.lines))
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{run.folder} is damaged ({error}); bring its files back, or move it away.") from error
+    return rows
+
+
+def _section(folder: pathlib.Path) -> str:
+    """A section of RESULTS.md: text, figure, tables, memory maps, commands, and what was left out."""
+    runs, notes = find_runs(folder)
+    parts = [_text(folder)]
+    if runs:
+        with _or_note(f"{folder}: no comparison"):
+            _draw_comparison(runs, folder)
+            parts.append(f"![Learning curves]({_link(folder / 'learning_curves.png', folder)})")
+        parts.append(format_markdown(_rows(runs)))
+        sets = [by_test_set(run.summary) for run in runs]
+        if any(sets):
+            rows = [names | own for names, own in zip(_names(runs), sets, strict=True)]
+            parts += ["Accuracy by test set, of the same parameters:", format_markdown(rows)]
+        maps = [run for run in runs if (run.folder / "figures/memory_map.png").is_file()]
+        if maps:
+            parts.append("<details open><summary>Memory maps: what is read, against what was written</summary>")
+            for run in maps:
+                parts += [f"`{run.place}`", f"![Memory map]({_link(run.folder / 'figures/memory_map.png', folder)})"]
+            parts.append("</details>")
+        commands = "\n".join(f"# {run.place}\n{_command(run, folder.name)}" for run in runs)
+        parts += ["<details><summary>The command of each run</summary>", f"```sh\n{commands}\n```", "</details>"]
+    else:
+        parts.append("No finished run yet.")
+    for note in notes:
+        print(f"left out: {note}", file=sys.stderr)
+        parts.append("Left out: " + note.replace(f"{folder}/", ""))
+    return "\n\n".join(parts) + "\n"
+
+
+def _text(folder: pathlib.Path) -> str:
+    """README.md of a section, its headings one level lower; the name of the folder where it has no title."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    if not text.startswith("# "):
+        text = f"# {folder.name}\n\n{text}".strip()
+    pieces = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)  # code may hold lines that start with #
+    return "".join(piece if index % 2 else re.sub("^#", "##", piece, flags=re.M) for index, piece in enumerate(pieces))
+
+
+def _link(path: pathlib.Path, section: pathlib.Path) -> str:
+    return urllib.parse.quote(path.relative_to(section.parent.parent).as_posix(), safe="/=,")
+
+
+def _command(run: Run, section: str) -> str:
+    """The command of a run as one may type it again: plain `python`, and a new workdir below `runs/`."""
+    workdir = f"--workdir=runs/{section}/{run.place}"
+    words = shlex.split(run.summary["command"])[1:]
+    return shlex.join(["python", *(workdir if word.startswith("--workdir=") else word for word in words)])
+
+
+def main(argv: list[str]) -> None:
+    with one_line_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; give the runs as --workdir=DIR or --results=DIR.")
+        if (_WORKDIR.value is None) == (_RESULTS.value is None):
+            raise ValueError("give either --workdir=DIR or --results=DIR.")
+        if _RESULTS.value is not None:
+            print(f"written: {write_results(pathlib.Path(_RESULTS.value))}")
+            return
+        workdir = pathlib.Path(_WORKDIR.value)
+        if (workdir / CONFIG).exists() or (workdir / SUMMARY).exists():
+            report_run(workdir)
+            print(format_columns(_rows([read_run(workdir, workdir)])))
+        else:
+            print(report_runs(workdir))
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of one run, or of several at any depth.")
+    _RESULTS = flags.DEFINE_string("results", None, "Folder SECTION/GROUP/LABEL of runs; RESULTS.md goes beside it.")
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,27 @@
+"""Every cell's derivatives of first and second order against finite differences, in double precision."""
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+
+from mnm_jax import unroll
+from mnm_jax.cells import split_output
+
+T, D = 2, 2
+
+
+def test_derivatives_agree_with_finite_differences(make, common, x64):
+    """Two steps, so that the carry is differentiated through; all that a training objective takes from a cell."""
+    cell = make(jnp.float64, in_features=D, hidden=2)
+    leaves, tree = jax.tree.flatten(cell)
+
+    @jax.jit
+    def objective(leaves, x):
+        cell = jax.tree.unflatten(tree, leaves)
+        _, outputs = unroll(cell, cell.initialize_carry((1, D)), x)
+        features, meta_loss = split_output(outputs)
+        value = jnp.sum(jnp.sin(features) * jnp.arange(1.0, 1 + features.shape[-1])[None, None])
+        return value if meta_loss is None else value + jnp.sum(meta_loss)
+
+    x = common.inputs(shape=(T, 1, D))
+    check_grads(objective, (leaves, x), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)

@@ -1,0 +1,48 @@
+"""Every cell learns to recall the first of six symbols."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mnm_jax.training import make_optimizer
+
+T, B, SYMBOLS, STEPS = 6, 64, 4, 250
+
+
+def draw(key):
+    """A symbol, four more that distract, and a step that asks: inputs `[T, B, D]`, and the first symbols `[B]`."""
+    symbols = jax.random.randint(key, (T, B), 0, SYMBOLS)
+    return jax.nn.one_hot(symbols.at[-1].set(SYMBOLS), SYMBOLS + 1), symbols[0]
+
+
+def test_learns_to_recall_the_first_input(make, common):
+    cell = make(jnp.float32, in_features=SYMBOLS + 1, hidden=16)
+    size = jax.eval_shape(common.features, cell, draw(jax.random.key(0))[0]).shape[-1]
+    graphdef, params = nnx.split((cell, nnx.Linear(size, SYMBOLS, rngs=nnx.Rngs(1))))
+    optimizer = make_optimizer(learning_rate=1e-2, steps=STEPS)
+
+    def answer(params, x):
+        cell, head = nnx.merge(graphdef, params)
+        return head(common.features(cell, x)[-1])
+
+    def loss(params, x, first):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(answer(params, x), first))
+
+    def step(state, key):
+        params, opt_state = state
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, *draw(key)), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    def accuracy(params):
+        x, first = jax.lax.map(draw, jax.random.split(jax.random.key(1), 8))
+        return jnp.mean(jax.lax.map(lambda x: jnp.argmax(answer(params, x), -1), x) == first)
+
+    @jax.jit
+    def train(params, keys):
+        (trained, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+        return accuracy(params), accuracy(trained)
+
+    before, after = train(params, jax.random.split(jax.random.key(0), STEPS))
+    assert before < 0.5  # chance is 0.25
+    assert after > 0.95

@@ -1,0 +1,165 @@
+"""Dictionary inference: read as a person would, token by token, and by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tasks.dictionary import LETTERS, SOURCE, TARGET, Dictionary
+
+SMALL = Dictionary(length=2, support=3, queries=4, evaluation_batches=2)
+B = 16
+
+
+def draw(task, seed=0):
+    return task.sample(jax.random.key(seed), B)
+
+
+def strings(tokens, length):
+    return ["".join(tokens[i : i + length]) for i in range(0, len(tokens), length)]
+
+
+def read(tokens, length):
+    """(pairs shown, strings asked for) of one sequence."""
+    lines = strings(tokens, length)
+    pairs = [(a, b) for a, b in zip(lines[::2], lines[1::2], strict=True)]
+    shown = [pair for pair in pairs if "?" not in pair[1]]
+    asked = pairs[len(shown) :]
+    assert all(answer == "?" * length for _, answer in asked)
+    return shown, [query for query, _ in asked]
+
+
+def letters(shown):
+    return [(a, b) for source, target in shown for a, b in zip(source, target, strict=True)]
+
+
+def oracle(tokens, length):
+    """The answers, letter by letter, of a reader who remembers every pair of letters."""
+    shown, asked = read(tokens, length)
+    known = dict(letters(shown))
+    return [TARGET.index(known[letter]) for query in asked for letter in query]
+
+
+def score(task, batch, length, answer):
+    """(total, count) of the accuracy of `answer(tokens, length) -> class of every asked letter`."""
+    logits = np.zeros((*batch.targets.shape, LETTERS), np.float32)
+    for b in range(B):
+        answers = answer(task.tokens(batch, b), length)
+        steps = np.flatnonzero(batch.loss_mask[:, b])
+        logits[steps, b, answers] = 1
+    mean = task.metrics(jnp.asarray(logits), batch)["accuracy"]
+    return np.array([mean.total, mean.count])
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_an_oracle_solves_every_evaluation_set(split):
+    for name, batches in SMALL.evaluations(split, B).items():
+        length = int(name.removeprefix("length=")) if name.startswith("length=") else SMALL.length
+        right, count = sum(score(SMALL, batch, length, oracle) for batch in batches())
+        assert right == count == 2 * B * SMALL.queries * length
+
+
+def test_a_guess_among_the_letters_seen_scores_the_reported_chance():
+    def guess(tokens, length):
+        shown, asked = read(tokens, length)
+        seen = sorted({b for _, b in letters(shown)})
+        return rng.choice([TARGET.index(letter) for letter in seen], size=len(asked) * length)
+
+    task, rng = Dictionary(length=2, support=3, queries=50), np.random.default_rng(0)
+    batch = draw(task)
+    right, count = score(task, batch, 2, guess)
+    chance = task.metrics(jnp.zeros((*batch.targets.shape, LETTERS)), batch)["chance"]
+    assert chance.count == count == B * 100
+    distinct = [len({b for _, b in letters(read(task.tokens(batch, b), 2)[0])}) for b in range(B)]
+    assert float(chance.value) == pytest.approx(np.mean(1 / np.array(distinct)))
+    assert right / count == pytest.approx(float(chance.value), abs=4 * 0.5 / np.sqrt(count))
+
+
+def test_every_example_has_a_bijection_of_its_own():
+    task = Dictionary(length=1, support=60, queries=30)
+    batch = draw(task)
+    dictionaries = set()
+    for b in range(B):
+        shown, asked = read(task.tokens(batch, b), 1)
+        known = dict(shown)
+        assert all(known[source] == target for source, target in shown)
+        assert len(set(known.values())) == len(known)
+        assert set(known) <= set(SOURCE) and set(known.values()) <= set(TARGET)
+        dictionaries.add(tuple(sorted(known.items())))
+        answers = [TARGET[t] for t in batch.targets[batch.loss_mask[:, b] > 0, b]]
+        assert answers == [known[query] for query in asked]  # and so a query holds letters seen only
+    assert len(dictionaries) == B
+    images = [tuple(dict(d).get(letter) for d in sorted(dictionaries)) for letter in SOURCE]
+    assert all(len(set(image)) > 5 for image in images)  # no letter has a favourite translation
+
+
+def test_letters_are_uniform_and_queries_uniform_over_those_seen():
+    batch = Dictionary(length=1, support=1, queries=1).sample(jax.random.key(0), 13_000)
+    counts = np.asarray(batch.inputs[0].sum(0))[:LETTERS]
+    assert np.all(np.abs(counts - 1000) < 5 * np.sqrt(1000))
+    repeated = Dictionary(length=3, support=1, queries=1).sample(jax.random.key(1), 4000)
+    shown = np.argmax(repeated.inputs[:3], -1)
+    asked = np.argmax(repeated.inputs[6:9], -1)
+    twice = shown[0] == shown[1]  # two of three letters are one: a query letter is still each with one half
+    twice &= shown[1] != shown[2]
+    assert np.mean(asked[:, twice] == shown[0, twice]) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(3 * twice.sum()))
+
+
+def test_time_line_by_hand():
+    """length 3: the pair "abc" - "NOP", then "cab" is asked for and "PNO" expected, one letter a step."""
+    task = Dictionary(length=3, support=1, queries=1)
+    batch = draw(task)
+    inputs = np.asarray(jax.nn.one_hot([0, 1, 2, 13, 14, 15, 2, 0, 1, 26, 26, 26], 27))[:, None]
+    targets = np.array([0] * 9 + [2, 0, 1])[:, None]
+    counted = np.array([0.0] * 9 + [1.0] * 3)[:, None]
+    by_hand = batch._replace(inputs=inputs, targets=targets, loss_mask=counted)
+    assert task.render(by_hand, 0) == "input   a b c N O P c a b ? ? ?\nanswer                    P N O"
+    asked = np.asarray(batch.loss_mask)
+    np.testing.assert_array_equal(asked, np.broadcast_to(counted, asked.shape))
+    assert batch.mask.all()
+    np.testing.assert_array_equal(batch.inputs.sum(-1), 1)
+
+
+def test_the_same_key_gives_the_same_bytes_and_another_key_others():
+    same = jax.tree.map(np.array_equal, draw(SMALL), draw(SMALL))
+    assert all(same)
+    assert not np.array_equal(draw(SMALL).inputs, draw(SMALL, seed=1).inputs)
+
+
+def test_evaluation_sets_are_fixed_and_apart_from_training_and_each_other():
+    task = Dictionary(length=3, support=4, queries=2, evaluation_batches=2, wider=False)
+    sets = {split: task.evaluations(split, B)[""] for split in ("valid", "test")}
+    drawn = {split: list(batches()) for split, batches in sets.items()}
+    for split, batches in sets.items():
+        again = list(batches())
+        assert len(again) == 2
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, drawn[split])))
+    training = [draw(task, seed) for seed in range(5)]
+    every = [np.asarray(b.inputs)[:, i].tobytes() for b in [*drawn["valid"], *drawn["test"], *training] for i in range(B)]
+    assert len(set(every)) == len(every) == 9 * B
+
+
+def test_wider_evaluation_has_longer_strings_and_larger_supports():
+    sizes = {}
+    for name, batches in SMALL.evaluations("test", B).items():
+        length = int(name.removeprefix("length=")) if name.startswith("length=") else SMALL.length
+        shown, asked = read(SMALL.tokens(next(iter(batches())), 0), length)
+        sizes[name] = (len(shown), len(asked), length)
+    assert sizes == {
+        "": (3, 4, 2),
+        "support=6": (6, 4, 2),
+        "support=12": (12, 4, 2),
+        "length=3": (3, 4, 3),
+        "length=4": (3, 4, 4),
+    }
+    assert set(SMALL.evaluations("valid", B)) == {""}
+    assert set(dataclasses.replace(SMALL, wider=False).evaluations("test", B)) == {""}
+
+
+@pytest.mark.parametrize("name", ["length", "support", "queries", "evaluation_batches"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got {value}"):
+        Dictionary(**{name: value})

@@ -1,0 +1,42 @@
+"""The examples in docstrings are run as they stand."""
+
+import doctest
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+PACKAGES = ("mnm_jax", "tasks", "launch")
+KNOWN = {"mnm_jax.memory.build", "tasks.dictionary"}
+
+
+def modules():
+    for name in PACKAGES:
+        yield name
+        package = importlib.import_module(name)
+        yield from (found.name for found in pkgutil.walk_packages(package.__path__, f"{name}."))
+
+
+def find(name):
+    module = importlib.import_module(name)
+    names = {"jax": jax, "jnp": jnp}
+    return [test for test in doctest.DocTestFinder().find(module, extraglobs=names) if test.examples]
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_examples_of(name):
+    if name.startswith("tasks.babi"):
+        pytest.importorskip("grain")
+    tests = find(name)
+    assert tests or name not in KNOWN
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in tests:
+        report = []
+        runner.run(test, out=report.append)
+        assert not runner.failures, "".join(report)
+
+
+def test_the_modules_known_to_have_examples_are_found():
+    assert set(modules()) >= KNOWN
