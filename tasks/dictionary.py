@@ -78,9 +78,9 @@ class Dictionary:
     loader = None
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
-        """Inputs are one-hot already."""
+        """sqrt(D) times the one-hot input: features of mean square one, which initialisers of weights assume."""
         del rngs
-        return lambda inputs: inputs
+        return lambda inputs: inputs * self.input_features**0.5
 
     def sample(self, key: Array, batch_size: int) -> Batch:
         """A fresh batch, each example with a dictionary of its own; pure, runs on the device."""
@@ -129,7 +129,7 @@ class Dictionary:
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
         """accuracy of the answers, and chance: one over the distinct target letters seen."""
         distinct = jnp.sum(jnp.max(batch.inputs[:, :, LETTERS:ASK], 0), -1)
-        chance = batch.loss_mask / distinct[None]
+        chance = batch.loss_mask / jnp.maximum(distinct, 1)[None]
         return {"accuracy": accuracy(logits, batch), "chance": Mean(jnp.sum(chance), jnp.sum(batch.loss_mask))}
 
     def tokens(self, batch: Batch, index: int) -> list[str]:

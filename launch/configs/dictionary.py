@@ -14,12 +14,12 @@ Scores and minutes of this recipe: not yet measured.
 
 from ml_collections import ConfigDict, config_dict
 
-_MEMORY = {"hidden_features": 64, "heads": 1, "memory_features": 64, "memory_layers": 3, "step_size": "normalised"}
+_MEMORY = {"hidden_features": 32, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
 _MODELS = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
     "lstm": {"hidden_features": 64},
-    "lstm-salu": {"hidden_features": 64, "memory_features": 64, "slots": 64},
+    "lstm-salu": {"hidden_features": 48, "memory_features": 32, "slots": 64},
 }
 
 
@@ -31,17 +31,17 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
             "task": {"name": "dictionary", "length": 1, "support": 4, "queries": 5},
             "model": {"name": model, **_MODELS[model]},
             "training": {
-                "steps": 2000,
-                "batch_size": 64,
+                "steps": 1500,
+                "batch_size": 32,
                 "optimizer": "adam",
-                "learning_rate": 2e-3,
-                "schedule": "constant",
+                "learning_rate": 5e-3,
+                "schedule": "cosine",
                 "warmup_steps": 0,
-                "clip_norm": config_dict.placeholder(float),
+                "clip_norm": 1.0,
                 "weight_decay": 0.0,
-                "meta_weight": 1.0,
+                "meta_weight": 0.1,
                 "seed": 0,
-                "seeds": 3,
+                "seeds": 5,
                 "log_every": 50,
                 "eval_every": 100,
                 "checkpoint_seconds": 120.0,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes
+from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes, interaction_init
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState, ReadPath
 
@@ -114,7 +114,9 @@ class MNMCell(nnx.RNNCellBase):
         self.out_features = joint if out_features is None else out_features
         self.controller = LSTMCell(in_features + value_size, hidden_features, param_dtype=dtype, rngs=rngs)
         interactions = key_size + heads * (2 * key_size + value_size)
-        self.interaction = nnx.Linear(hidden_features, interactions, param_dtype=dtype, rngs=rngs)
+        self.interaction = nnx.Linear(
+            hidden_features, interactions, kernel_init=interaction_init, param_dtype=dtype, rngs=rngs
+        )
         self.rate = nnx.Linear(key_size, 1, param_dtype=dtype, rngs=rngs)
         layer_norm = interaction == "layer_norm"
         self.norm = nnx.data(nnx.LayerNorm(interactions, param_dtype=dtype, rngs=rngs) if layer_norm else None)

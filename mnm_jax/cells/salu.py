@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes
+from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes, interaction_init
 from mnm_jax.cells.lstm import LSTMCell
 
 Array = jax.Array
@@ -70,7 +70,10 @@ class SALUCell(nnx.RNNCellBase):
         self.dtype = dtype
         self.out_features = hidden_features + value_size
         self.controller = LSTMCell(in_features + value_size, hidden_features, param_dtype=dtype, rngs=rngs)
-        self.interaction = nnx.Linear(hidden_features, 2 * key_size + value_size, param_dtype=dtype, rngs=rngs)
+        interactions = 2 * key_size + value_size
+        self.interaction = nnx.Linear(
+            hidden_features, interactions, kernel_init=interaction_init, param_dtype=dtype, rngs=rngs
+        )
 
     @property
     def num_feature_axes(self) -> int:

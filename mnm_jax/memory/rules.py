@@ -119,7 +119,7 @@ def _scalar_kernel(inputs: tuple[Array, ...], deltas: tuple[Array, ...]) -> Arra
     size = _square_norm(deltas[-1])
     kernel = gram(inputs[-1])
     for x, delta in zip(inputs[:-1], deltas[:-1], strict=True):
-        gain = _square_norm(delta) / (size + jnp.finfo(size.dtype).tiny ** 0.5)
+        gain = _square_norm(delta) / (size + float(jnp.finfo(size.dtype).tiny) ** 0.5)
         kernel = kernel + gain * gram(x)
     return kernel
 
