@@ -14,12 +14,12 @@ Scores and minutes of this recipe: not yet measured.
 
 from ml_collections import ConfigDict, config_dict
 
-_MEMORY = {"hidden_features": 32, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
+_MEMORY = {"hidden_features": 128, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
 _MODELS = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
-    "lstm": {"hidden_features": 64},
-    "lstm-salu": {"hidden_features": 48, "memory_features": 32, "slots": 64},
+    "lstm": {"hidden_features": 128},
+    "lstm-salu": {"hidden_features": 128, "memory_features": 32, "slots": 64},
 }
 
 
@@ -28,13 +28,13 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
         raise ValueError(f"the recipe has the models {', '.join(_MODELS)}, got {model!r}.")
     return ConfigDict(
         {
-            "task": {"name": "dictionary", "length": 1, "support": 4, "queries": 5},
+            "task": {"name": "dictionary", "length": 1, "support": 8, "queries": 8},
             "model": {"name": model, **_MODELS[model]},
             "training": {
                 "steps": 1500,
                 "batch_size": 32,
                 "optimizer": "adam",
-                "learning_rate": 5e-3,
+                "learning_rate": 3e-3,
                 "schedule": "cosine",
                 "warmup_steps": 0,
                 "clip_norm": 1.0,

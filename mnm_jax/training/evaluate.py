@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training.parallel import make_placement, place_batch
+from mnm_jax.training.parallel import make_placement, map_seeds, place_batch
 from mnm_jax.training.step import losses
 from mnm_jax.training.task import Batch, Mean, Task
 
@@ -53,7 +53,7 @@ def make_evaluate(
         own = {"loss": task_loss} if output.meta_loss is None else {"loss": task_loss, "meta_loss": meta_loss}
         return own | dict(task.metrics(output.logits, batch))
 
-    measure = jax.jit(jax.vmap(measure_seed, in_axes=(0, None)), out_shardings=placement.replicated)
+    measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=placement.replicated)
 
     def run(params: Any, split: str, batch_size: int) -> dict[str, np.ndarray]:
         params = jax.device_put(params, placement.replicated)

@@ -1,0 +1,23 @@
+"""The cell in `nnx.RNN`, with flax's own sequence lengths.
+
+    python -m examples.flax_rnn
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnm_jax import MNMCell, local_memory
+
+
+def run() -> jax.Array:
+    """Features `[B, T, F]` of a padded batch; flax's RNN takes the batch first."""
+    cell = MNMCell(5, 16, local_memory(8, 8, hidden_sizes=(8,)), heads=2, rngs=nnx.Rngs(0))
+    rnn = nnx.RNN(cell, rngs=nnx.Rngs(1))
+    inputs = jax.random.normal(jax.random.key(0), (3, 7, 5))
+    outputs = rnn(inputs, seq_lengths=jnp.array([7, 4, 2]))
+    return outputs.features
+
+
+if __name__ == "__main__":
+    print("features", run().shape)
