@@ -49,11 +49,11 @@ def make_optimizer(
     if weight_decay and name != "adamw":
         raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
 
-    start = 0.0 if warmup_steps else learning_rate
-    if schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, steps)
-    else:
-        rate = optax.warmup_constant_schedule(start, learning_rate, max(warmup_steps, 1))
+    decay = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
+    rate = decay if schedule == "cosine" else optax.constant_schedule(learning_rate)
+    if warmup_steps:
+        rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        rate = optax.join_schedules([rise, rate], [warmup_steps])
     make = _OPTIMIZERS[name]
     if name == "adamw":  # its own default is 1e-4: here no decay unless it is asked for
         make = functools.partial(make, weight_decay=weight_decay)
