@@ -12,7 +12,7 @@ LSTM and LSTM-SALU fall to chance and the memories keep learning. Lengths, suppo
 Scores and minutes of this recipe: not yet measured.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 _MEMORY = {"hidden_features": 128, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
 _MODELS = {
