@@ -190,7 +190,7 @@ def _draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
 
 
 def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
-    """Draws the memory of the first seed over the first test example; nothing for a model without a memory."""
+    """Draws the memory of the first seed over a longest test example; nothing for a model without a memory."""
     config = read_config(folder)
     check_sections(config)
     task = build_task(config["task"])
@@ -198,15 +198,17 @@ def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
     training = build_training(config["training"])
     params, _ = load_params(folder, make_model)
     model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
-    batch = next(iter(task.evaluations("test", training.batch_size)[""]()))
-    inputs, mask = (jnp.asarray(array[:, :1]) for array in (batch.inputs, batch.mask))
+    batches = task.evaluations("test", training.batch_size)[""]()
+    batch = max(batches, key=lambda batch: np.asarray(batch.mask).sum(0).max())
+    index = int(np.asarray(batch.mask).sum(0).argmax())
+    inputs, mask = (jnp.asarray(array[:, index : index + 1]) for array in (batch.inputs, batch.mask))
     cell = model(inputs, mask).cell
     if not isinstance(cell, CellOutput):
         return
     real = np.asarray(mask)[:, 0]
     trace = jax.tree.map(lambda leaf: np.asarray(leaf)[real, 0], cell.trace)
-    title = f"{title}: the memory over the first test sequence (seed {training.seed})"
-    figures.memory_maps(trace, task.tokens(batch, 0), folder / "figures/memory_map.png", title)
+    title = f"{title}: the memory over a test sequence (seed {training.seed})"
+    figures.memory_maps(trace, task.tokens(batch, index), folder / "figures/memory_map.png", title)
 
 
 def _names(runs: Sequence[Run]) -> list[dict[str, str]]:
