@@ -1,14 +1,16 @@
 """Several devices give the numbers of one. SGD, since Adam would hide a gradient of the wrong scale."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
-from mnm_jax.training import init_state, make_optimizer, split_model
+from mnm_jax.training import init_state, make_optimizer, parallel, split_model
 from mnm_jax.training.parallel import make_parallel_step, make_placement
 
 
-def run(tiny, reads, parallel, count, steps=3):
+def run(tiny, reads, form, count, steps=3):
     optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
     devices = jax.local_devices()[:count]
     step = make_parallel_step(
@@ -18,7 +20,7 @@ def run(tiny, reads, parallel, count, steps=3):
         meta_weight=0.5,
         batch_size=16,
         devices=devices,
-        parallel=parallel,
+        parallel=form,
     )
     state = jax.device_put(init_state(tiny.Model, optimizer, 0, 2), make_placement(devices).replicated)
     metrics = []
@@ -33,9 +35,20 @@ def test_every_form_equals_one_device(tiny, x64, reads):
     expected = run(tiny, reads, "jit", 1)
     counts = np.sum(tiny.draw_numpy(0, 16).loss_mask.reshape(5, 8, 2), axis=(0, 2))
     assert len(set(counts)) > 1  # devices count unequal numbers of steps
-    for parallel, count in (("jit", 8), ("pmap", 8)):
-        found = run(tiny, reads, parallel, count)
+    for form, count in (("jit", 8), ("pmap", 8)):
+        found = run(tiny, reads, form, count)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+
+
+@pytest.mark.parametrize("form, count", [("jit", 8), ("pmap", 2)])
+def test_seeds_side_by_side_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
+    """A CPU takes seeds one after the other: here they are mapped as elsewhere."""
+    expected = run(tiny, False, "jit", 1)
+    map_seeds = parallel.map_seeds
+    accelerator = [types.SimpleNamespace(platform="gpu")]
+    monkeypatch.setattr(parallel, "map_seeds", lambda function, devices: map_seeds(function, accelerator))
+    found = run(tiny, False, form, count)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
 def test_work_is_divided_over_the_devices(tiny):
