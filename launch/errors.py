@@ -1,6 +1,7 @@
 """A user's error ends a program in one line on stderr, without a traceback."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +31,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+    except (LookupError, AttributeError) as error:  # ml_collections: the key quoted once or twice, and a near one
+        key, *near = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
+        hint = f"did you mean {near[0]!r}?" if near else "the keys are those of the config file."
+        sys.exit(f"unknown config key {key!r}; {hint}")
+    except (flags.Error, ValueError, TypeError, OSError) as error:
         sys.exit(_line(error))
 
 
