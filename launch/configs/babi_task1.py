@@ -8,7 +8,8 @@ chosen after a colon: `--config=launch/configs/babi_task1.py:mnm-g`, `:lstm`, `:
 The paper (Munkhdalai et al., NeurIPS 2019) trains one model on all 20 tasks jointly and reports a mean error of 0.55%
 for MNM-p; this recipe is not comparable with that figure.
 
-Scores and minutes of this recipe: not yet measured.
+Measured (RESULTS.md; 1 seed, 1,000 updates of 128 questions, one core of a shared CPU): mnm-p answers all 1,000 test
+questions right, and all validation questions from the first validation at 200 updates on; 15 minutes.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Dictionary inference, one cell of the paper's grid: strings of one letter, four support pairs, five queries.
+"""Dictionary inference, one cell of the paper's grid: strings of one letter, eight support pairs, eight queries.
 
     python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary
 
@@ -9,7 +9,10 @@ The model is MNM-p; the others of the paper's comparison are chosen after a colo
 The paper (Munkhdalai et al., NeurIPS 2019, section 4.1, figure 2) shows learning curves: as length and support grow,
 LSTM and LSTM-SALU fall to chance and the memories keep learning. Lengths, supports and model sizes here are ours.
 
-Scores and minutes of this recipe: not yet measured.
+Measured (RESULTS.md; 5 seeds, 1,500 updates, one core of a shared CPU), test accuracy where chance is 0.164:
+mnm-p 0.9998 +- 0.0003 in 7 minutes, mnm-g 1.0000 in 7, lstm-salu 1.0000 in 4, lstm 0.165 in 2.
+With four pairs and 2,000 updates: mnm-g 0.999, lstm-salu 1.000, mnm-p 0.85 (one seed of five stays at chance; 1.000
+with `--config.model.memory_layers=2`).
 """
 
 from ml_collections import ConfigDict
