@@ -26,7 +26,7 @@ train: venv $(MODELS:%=runs/quick/%/summary.json)
 
 runs/quick/%/summary.json: | venv
 	$(RUN) launch.train --config=launch/configs/dictionary.py:$* --workdir=runs/quick/$* \
-		--config.training.steps=600 --config.training.seeds=2
+		--config.training.steps=700 --config.training.seeds=2
 
 test: venv
 	$(RUN) pytest -n 2
