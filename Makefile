@@ -6,7 +6,7 @@ CONSTRAINTS := .ci/constraints-$(VERSION).txt
 RUN := .venv/bin/python -m
 MODELS := mnm-p mnm-g lstm
 
-# A step of training frees and takes the same big buffers again: have the C library keep them. Twice as fast on a CPU.
+# A step of training frees and takes the same big buffers again: have the C library keep them.
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 export MALLOC_MMAP_THRESHOLD_ := 8000000000
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 
@@ -57,7 +57,26 @@ def build_training(config: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def check_sections(config: Mapping[str, Any]) -> None:
+class Parts(NamedTuple):
+    """What a config describes."""
+
+    task: Task
+    make_model: Callable[[nnx.Rngs], SequenceModel]
+    training: TrainConfig
+
+
+def build_parts(config: Mapping[str, Any]) -> Parts:
+    """Task, model and settings of a run from its whole config.
+
+    Raises:
+        ValueError: as the three builders, or a section too many or too few.
+    """
+    _check_sections(config)
+    task = build_task(config["task"])
+    return Parts(task, build_make_model(config["model"], task), build_training(config["training"]))
+
+
+def _check_sections(config: Mapping[str, Any]) -> None:
     """Raises ValueError unless config has the sections task, model and training, and nothing else."""
     sections = ("task", "model", "training")
     _check_known("config", config, sections)

@@ -8,7 +8,7 @@ import os
 import numpy as np
 from absl import app, flags
 
-from launch.build import build_make_model, build_task, build_training, check_sections
+from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.table import format_table, summarise
 from launch.workdir import read_config
@@ -21,13 +21,9 @@ def evaluate_run(workdir: str | os.PathLike) -> tuple[dict[str, np.ndarray], int
     Raises:
         FileNotFoundError: no run, no checkpoint or no data. ValueError: a damaged config or checkpoint.
     """
-    config = read_config(workdir)
-    check_sections(config)
-    task = build_task(config["task"])
-    make_model = build_make_model(config["model"], task)
-    batch_size = build_training(config["training"]).batch_size
+    task, make_model, training = build_parts(read_config(workdir))
     params, step = load_params(workdir, make_model)
-    return evaluate(split_model(make_model), params, task, "test", batch_size), step
+    return evaluate(split_model(make_model), params, task, "test", training.batch_size), step
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +26,13 @@ from absl import app, flags
 from flax import nnx
 
 from launch import figures
-from launch.build import build_make_model, build_task, build_training, check_sections
+from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.table import by_test_set, compare, format_columns, format_markdown, natural
 from launch.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput
-from mnm_jax.training import load_params, read_metrics, split_model
+from mnm_jax.training import Batch, load_params, read_metrics, split_model
 
 # What a learning curve shows: the first of these that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/loss", "train/loss")
@@ -191,16 +191,10 @@ def _draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
 
 def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
     """Draws the memory of the first seed over a longest test example; nothing for a model without a memory."""
-    config = read_config(folder)
-    check_sections(config)
-    task = build_task(config["task"])
-    make_model = build_make_model(config["model"], task)
-    training = build_training(config["training"])
+    task, make_model, training = build_parts(read_config(folder))
     params, _ = load_params(folder, make_model)
     model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
-    batches = task.evaluations("test", training.batch_size)[""]()
-    batch = max(batches, key=lambda batch: np.asarray(batch.mask).sum(0).max())
-    index = int(np.asarray(batch.mask).sum(0).argmax())
+    batch, index = longest(task.evaluations("test", training.batch_size)[""]())
     inputs, mask = (jnp.asarray(array[:, index : index + 1]) for array in (batch.inputs, batch.mask))
     cell = model(inputs, mask).cell
     if not isinstance(cell, CellOutput):
@@ -209,6 +203,12 @@ def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
     trace = jax.tree.map(lambda leaf: np.asarray(leaf)[real, 0], cell.trace)
     title = f"{title}: the memory over a test sequence (seed {training.seed})"
     figures.memory_maps(trace, task.tokens(batch, index), folder / "figures/memory_map.png", title)
+
+
+def longest(batches: Iterable[Batch]) -> tuple[Batch, int]:
+    """The batch with the most real steps in one example, and the place of that example; the first of equals."""
+    batch = max(batches, key=lambda batch: np.asarray(batch.mask).sum(0).max())
+    return batch, int(np.asarray(batch.mask).sum(0).argmax())
 
 
 def _names(runs: Sequence[Run]) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 import mnm_jax
-from launch.build import build_make_model, build_task, build_training, check_sections
+from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
 from launch.table import format_table, summarise
@@ -46,10 +46,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
         FileNotFoundError: missing data. TrainingFault, Interrupted: see `mnm_jax.training.train`.
     """
     plain = json.loads(json.dumps(config.to_dict()))  # as it will be read back: tuples are lists
-    check_sections(plain)
-    task = build_task(plain["task"])
-    make_model = build_make_model(plain["model"], task)
-    training = build_training(plain["training"])
+    task, make_model, training = build_parts(plain)
     # Making the model without its numbers finds wrong sizes and missing data before anything is written.
     params = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
 

@@ -12,7 +12,9 @@ Array = jax.Array
 
 
 def cross_entropy(logits: Array, batch: Batch) -> Mean:
-    """-log softmax(logits)[target] in nats, summed over counted steps; logits `[T, B, C]`."""
+    """-log softmax(logits)[target] in nats, summed over counted steps; logits `[T, B, C]`, in float32 at least."""
+    if jnp.finfo(logits.dtype).bits < 32:
+        logits = logits.astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     # Not a product: where a step does not count, not even an infinite logit may reach the sum.
     return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, losses, 0)), jnp.sum(batch.loss_mask))

@@ -14,6 +14,8 @@ questions right, and all validation questions from the first validation at 200 u
 
 from ml_collections import ConfigDict
 
+from launch.configs import choose_model
+
 _MEMORY = {"hidden_features": 96, "heads": 2, "memory_features": 96, "memory_layers": 2, "step_size": "normalised"}
 _MODELS = {
     "mnm-p": _MEMORY,
@@ -24,8 +26,6 @@ _MODELS = {
 
 
 def get_config(model: str = "mnm-p") -> ConfigDict:
-    if model not in _MODELS:
-        raise ValueError(f"the recipe has the models {', '.join(_MODELS)}, got {model!r}.")
     return ConfigDict(
         {
             "task": {
@@ -35,7 +35,7 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
                 "size": "10k",
                 "embedding_features": 96,
             },
-            "model": {"name": model, **_MODELS[model]},
+            "model": choose_model(_MODELS, model),
             "training": {
                 "steps": 1000,
                 "batch_size": 128,

@@ -17,6 +17,8 @@ with `--config.model.memory_layers=2`).
 
 from ml_collections import ConfigDict
 
+from launch.configs import choose_model
+
 _MEMORY = {"hidden_features": 128, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
 _MODELS = {
     "mnm-p": _MEMORY,
@@ -27,12 +29,10 @@ _MODELS = {
 
 
 def get_config(model: str = "mnm-p") -> ConfigDict:
-    if model not in _MODELS:
-        raise ValueError(f"the recipe has the models {', '.join(_MODELS)}, got {model!r}.")
     return ConfigDict(
         {
             "task": {"name": "dictionary", "length": 1, "support": 8, "queries": 8},
-            "model": {"name": model, **_MODELS[model]},
+            "model": choose_model(_MODELS, model),
             "training": {
                 "steps": 1500,
                 "batch_size": 32,

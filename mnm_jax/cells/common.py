@@ -48,8 +48,8 @@ def output_features(cell: nnx.RNNCellBase) -> int:
     return getattr(cell, "out_features", None) or cell.hidden_features
 
 
-# A controller's hidden state has a root mean square of about a third, so this gain gives keys and values of order one.
-# With smaller keys all look alike to the memory, each write overwrites the one before, and learning waits.
+# The hidden state of a fresh LSTM is small: a gain above one keeps the keys from shrinking with it. Small keys all look
+# alike to the memory, each write overwrites the one before, and learning waits.
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
 
 

@@ -44,7 +44,7 @@ def map_seeds(function: Callable, devices: Sequence[jax.Device]) -> Callable:
     """`(state, batch) -> ...` of one seed, for all seeds in one program; state leaves `[S, ...]`, one batch for all.
 
     Side by side by `vmap`; on a CPU one after the other: its small products have nothing to gain from more of them,
-    and a batch of weight matrices runs at half the speed.
+    and a batch of weight matrices slows them down.
     """
     if devices[0].platform == "cpu":
         return lambda state, batch: jax.lax.map(lambda one: function(one, batch), state)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,6 +16,7 @@ from tasks.babi.cache import Dataset, Options, open_dataset
 from tasks.babi.encode import WORDS
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.vocabulary import PADDING
+from tasks.scoring import cross_entropy, error
 
 Array = jax.Array
 
@@ -135,18 +135,11 @@ class Babi:
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
         """-log softmax(logits)[answer] in nats at the question; logits `[T, B, C]`."""
-        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-        chosen = jnp.take_along_axis(log_probabilities, jnp.asarray(batch.targets)[..., None], axis=-1)[..., 0]
-        # Not a product: where a step does not count, not even an infinite logit may reach the sum.
-        counted = jnp.asarray(batch.loss_mask) > 0
-        return Mean(-jnp.sum(jnp.where(counted, chosen, 0)), jnp.sum(jnp.asarray(batch.loss_mask)))
+        return cross_entropy(logits, batch)
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
         """The parts of the questions whose most probable answer is right ("accuracy") and wrong ("error")."""
-        loss_mask = jnp.asarray(batch.loss_mask)
-        right = jnp.sum(jnp.where(jnp.argmax(logits, axis=-1) == jnp.asarray(batch.targets), loss_mask, 0))
-        count = jnp.sum(loss_mask)
-        return {"accuracy": Mean(right, count), "error": Mean(count - right, count)}
+        return error(logits, batch)
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
         """What stands on the time axis: the sentences, and last the question, as "? where is mary"."""

@@ -15,11 +15,11 @@ from matplotlib import image
 from ml_collections import ConfigDict
 
 from launch import build, figures, table
-from launch.report import find_runs, report_run, report_runs, write_results
+from launch.report import find_runs, longest, report_run, report_runs, write_results
 from launch.table import compare
 from launch.train import run
 from mnm_jax.cells import MemoryTrace
-from mnm_jax.training import TrainState, checkpoints, split_model
+from mnm_jax.training import Batch, TrainState, checkpoints, split_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASK = {"name": "dictionary", "support": 2, "queries": 1, "evaluation_batches": 1, "wider": False}
@@ -402,3 +402,13 @@ def test_the_sentences_of_babi_name_its_steps(tmp_path):
     assert task.tokens(batch, 1) == ["mary went home", "john left", "mary left", "? where is mary"]
     assert task.tokens(batch, 2) == []
     assert [len(task.tokens(batch, index)) for index in range(3)] == batch.mask.sum(0).tolist()
+
+
+def test_the_map_is_that_of_a_longest_example():
+    def batch(*lengths):
+        mask = np.arange(4)[:, None] < np.array(lengths)
+        return Batch(mask, mask, mask, mask)
+
+    batches = [batch(1, 3), batch(2, 4, 4), batch(4, 1)]
+    found, index = longest(iter(batches))
+    assert found is batches[1] and index == 1
