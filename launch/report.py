@@ -26,6 +26,7 @@ from absl import app, flags
 from flax import nnx
 
 from launch import figures
+from launch.benchmark_table import benchmark_parts
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.table import by_test_set, compare, format_columns, format_markdown, natural
@@ -247,7 +248,9 @@ def _section(folder: pathlib.Path) -> str:
             parts.append("</details>")
         commands = "\n".join(f"# {run.place}\n{_command(run, folder.name)}" for run in runs)
         parts += ["<details><summary>The command of each run</summary>", f"```sh\n{commands}\n```", "</details>"]
-    else:
+    benchmarks = benchmark_parts(folder, _link(folder, folder))
+    parts += benchmarks
+    if not runs and not benchmarks:
         parts.append("No finished run yet.")
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)

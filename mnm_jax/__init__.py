@@ -5,7 +5,7 @@ Everything named here is public; modules and names that start with `_` are not.
 
 from mnm_jax.cells import CellOutput, LSTMCell, MNMCell, SALUCell
 from mnm_jax.memory import Memory, MemoryParams, MemoryState, WriteInfo, gradient_memory, local_memory
-from mnm_jax.unroll import unroll
+from mnm_jax.unroll import choose_form, unroll
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "MemoryState",
     "SALUCell",
     "WriteInfo",
+    "choose_form",
     "gradient_memory",
     "local_memory",
     "unroll",

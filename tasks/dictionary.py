@@ -44,6 +44,8 @@ class Dictionary:
       support: S, pairs shown.
       queries: strings asked for in a sequence.
       evaluation_batches: batches in each evaluation set.
+      mixed: train on easier sequences of the same T as well: each draws its length from 1..n, and gives its support
+        the usual number of letters and up to half of those of the queries. Evaluations are as without.
       wider: also evaluate (split "test") with longer strings and larger supports than trained on.
 
     Raises:
@@ -57,6 +59,7 @@ class Dictionary:
     queries: int = 5
     evaluation_batches: int = 8
     wider: bool = True
+    mixed: bool = False
 
     def __post_init__(self):
         for name in ("length", "support", "queries", "evaluation_batches"):
@@ -84,37 +87,47 @@ class Dictionary:
 
     def sample(self, key: Array, batch_size: int) -> Batch:
         """A fresh batch, each example with a dictionary of its own; pure, runs on the device."""
-        tokens, targets, asked = jax.vmap(self._sequence)(jax.random.split(key, batch_size))
+        tokens, targets, asked, real = jax.vmap(self._sequence)(jax.random.split(key, batch_size))
         inputs = jax.nn.one_hot(tokens.T, self.input_features)
-        return Batch(inputs, targets.T, asked.T.astype(inputs.dtype), jnp.ones_like(asked.T))
+        return Batch(inputs, targets.T, asked.T.astype(inputs.dtype), real.T)
 
-    def _sequence(self, key: Array) -> tuple[Array, Array, Array]:
-        """(tokens, targets, asked), `[T]` each, of one sequence."""
+    def _sequence(self, key: Array) -> tuple[Array, Array, Array, Array]:
+        """(tokens, targets, asked, real), `[T]` each, of one sequence; what is left over at the end is not real."""
         dictionary_key, support_key, query_key = jax.random.split(key, 3)
         dictionary = jax.random.permutation(dictionary_key, LETTERS)
-        shown = jax.random.randint(support_key, (self.support, self.length), 0, LETTERS)
-        seen = jnp.zeros(LETTERS).at[shown.reshape(-1)].set(1)
-        query = jax.random.categorical(query_key, jnp.log(seen), shape=(self.queries, self.length))
+        room, more = self.length * self.support, self.length * self.queries  # letters of all strings
+        length = self.length
+        if self.mixed:
+            length = jax.random.randint(jax.random.fold_in(key, 0), (), 1, self.length + 1)
+        pairs, lines = room // length, room // length + more // length
+        if self.mixed:
+            most = lines - jnp.maximum(more // 2 // length, 1)
+            pairs = jax.random.randint(jax.random.fold_in(key, 1), (), pairs, most + 1)
 
-        def join(first, second):  # the two strings of each line, one after the other, line by line
-            return jnp.concatenate([first, second], 1).reshape(-1)
+        shown = jax.random.randint(support_key, (room + more,), 0, LETTERS)
+        seen = jnp.zeros(LETTERS, bool).at[shown].max(jnp.arange(room + more) < pairs * length)
+        query = jax.random.categorical(query_key, jnp.where(seen, 0.0, -jnp.inf), shape=(more,))
 
-        tokens = jnp.concatenate([join(shown, LETTERS + dictionary[shown]), join(query, jnp.full_like(query, ASK))])
-        targets = jnp.concatenate(
-            [jnp.zeros(shown.size * 2, dictionary.dtype), join(jnp.zeros_like(query), dictionary[query])]
-        )
-        return tokens, targets, tokens == ASK
+        line, place = jnp.divmod(jnp.arange(2 * (room + more)), 2 * length)
+        is_query, second, real = line >= pairs, place >= length, line < lines
+        at = line * length + place % length
+        letter = jnp.where(is_query, query[at - pairs * length], shown[at])
+        translation = dictionary[letter]
+        asked = is_query & second & real
+        tokens = jnp.where(second, jnp.where(is_query, ASK, LETTERS + translation), letter)
+        return tokens, jnp.where(asked, translation, 0), asked, real
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """The trained setting, and for "test" also two and four times the support and longer strings."""
+        plain = dataclasses.replace(self, mixed=False)
         if split == "valid":
-            return {"": partial(self._batches, 1, batch_size)}
-        sets = {"": self}
+            return {"": partial(plain._batches, 1, batch_size)}
+        sets = {"": plain}
         if self.wider:
             sets |= {
-                f"support={s}": dataclasses.replace(self, support=s) for s in (2 * self.support, 4 * self.support)
+                f"support={s}": dataclasses.replace(plain, support=s) for s in (2 * self.support, 4 * self.support)
             }
-            sets |= {f"length={n}": dataclasses.replace(self, length=n) for n in (self.length + 1, self.length + 2)}
+            sets |= {f"length={n}": dataclasses.replace(plain, length=n) for n in (self.length + 1, self.length + 2)}
         return {name: partial(task._batches, 2, batch_size) for name, task in sets.items()}
 
     def _batches(self, seed: int, batch_size: int) -> Iterable[Batch]:
@@ -134,7 +147,8 @@ class Dictionary:
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
         """What stands on the time axis: a letter of either alphabet, or "?"."""
-        return [(SOURCE + TARGET + "?")[t] for t in np.argmax(np.asarray(batch.inputs[:, index]), -1)]
+        real = np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]
+        return [(SOURCE + TARGET + "?")[t] for t in np.argmax(real, -1)]
 
     def render(self, batch: Batch, index: int) -> str:
         """Example `index` as a time-line: what goes in, and what is to come out.

@@ -4,7 +4,8 @@
 
 The model is MNM-p; the others of the paper's comparison are chosen after a colon:
 `--config=launch/configs/dictionary.py:mnm-g`, `:lstm`, `:lstm-salu`. Other cells of the grid are
-`--config.task.length=3 --config.task.support=8`, and so on.
+`--config.task.length=3 --config.task.support=8`, and so on. Strings of several letters are learned where shorter ones
+are trained on beside them: `--config.task.mixed=True`.
 
 The paper (Munkhdalai et al., NeurIPS 2019, section 4.1, figure 2) shows learning curves: as length and support grow,
 LSTM and LSTM-SALU fall to chance and the memories keep learning. Lengths, supports and model sizes here are ours.
@@ -31,7 +32,7 @@ _MODELS = {
 def get_config(model: str = "mnm-p") -> ConfigDict:
     return ConfigDict(
         {
-            "task": {"name": "dictionary", "length": 1, "support": 8, "queries": 8},
+            "task": {"name": "dictionary", "length": 1, "support": 8, "queries": 8, "mixed": False},
             "model": choose_model(_MODELS, model),
             "training": {
                 "steps": 1500,

@@ -71,7 +71,8 @@ class MNMCell(nnx.RNNCellBase):
       total_derivative: for the gradient rule, differentiate the write loss also through k^w_t and v^w_t, which depend
         on phi_{t-1} by way of v^r_{t-1}; the default takes them as given. Programs that keep one autograd graph
         through all steps, as PyTorch does, compute the total derivative.
-      dtype: of parameters and carry; give the memory the same.
+      dtype: of parameters and carry but the memory's. Give the memory the same, or a higher one: its weights are then
+        kept in float32, say, while all products are in bfloat16.
 
     Raises:
       ValueError: for a size below 1, an unknown interaction, or inputs of another shape than `[B, D]`.
@@ -128,6 +129,13 @@ class MNMCell(nnx.RNNCellBase):
     def num_feature_axes(self) -> int:
         return 1
 
+    def linear_maps(self) -> list[nnx.Linear]:
+        """The maps that every step multiplies by, each outside of any derivative taken in the step itself."""
+        if self.total_derivative:
+            return [] if self.readout is None else [self.readout]
+        maps = [self.controller.dense_i, self.controller.dense_h, self.interaction, self.rate]
+        return maps if self.readout is None else [*maps, self.readout]
+
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> MNMCarry:
         """The carry at the start of sequences of inputs shaped `input_shape = (B, D)`; needs no random key."""
         del rngs, carry_init
@@ -174,8 +182,13 @@ class MNMCell(nnx.RNNCellBase):
         if self.total_derivative:
             last_read = LastRead(read_keys, jnp.ones_like(rate))
 
-        state, info = self.memory.write(params, carry.memory, write_keys, write_values, rate, path)
-        read_values = self.memory.read(params, carry.memory if self.read_first else state, read_keys)
+        if self.read_first:
+            read_values = self.memory.read(params, carry.memory, read_keys)
+            state, info = self.memory.write(params, carry.memory, write_keys, write_values, rate, path)
+        else:
+            state, info, read_values = self.memory.write_read(
+                params, carry.memory, write_keys, write_values, rate, read_keys, path
+            )
         read = jnp.mean(read_values, axis=1)
 
         features = jnp.concatenate([hidden, read], -1)

@@ -1,7 +1,6 @@
 """Builds a `Memory` from a rule, a network and a storage."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from mnm_jax.memory import dense, network, rules
 from mnm_jax.memory.network import Network
 from mnm_jax.memory.step_size import STEP_SIZES, gram
-from mnm_jax.memory.types import Memory, MemoryParams, MemoryState, Pair, TargetMaps, WriteInfo
+from mnm_jax.memory.types import Memory, MemoryParams, Pair, Storage, TargetMaps, WriteInfo
 
 Array = jax.Array
 
@@ -64,9 +63,9 @@ def gradient_memory(
     def init(key: Array) -> MemoryParams:
         return MemoryParams(network.init(shape, key, initial_gain, dtype), None)
 
-    def pairs(params, product, keys, values, path):
+    def pairs(params, weights, keys, values, path):
         del params  # the rule itself has none to learn
-        return rules.gradient_pairs(shape, product, keys, values, path, step_size=step_size, epsilon=epsilon)
+        return rules.gradient_pairs(shape, weights, keys, values, path, step_size=step_size, epsilon=epsilon)
 
     return _memory(shape, init, pairs, learn_initial)
 
@@ -123,12 +122,12 @@ def local_memory(
         targets = TargetMaps(kernel, jnp.zeros(kernel.shape[1], dtype))
         return MemoryParams(network.init(shape, weights_key, initial_gain, dtype), targets)
 
-    def pairs(params, product, keys, values, path):
+    def pairs(params, weights, keys, values, path):
         if path is not None:
             raise ValueError("the local rule takes no gradient: call write without a path, or use gradient_memory.")
         return rules.local_pairs(
             shape,
-            product,
+            weights,
             params.targets,
             keys,
             values,
@@ -141,33 +140,39 @@ def local_memory(
 
 
 def _memory(shape: Network, init: Callable, pairs: Callable, learn_initial: bool) -> Memory:
-    """Joins a rule (`pairs`) with dense storage."""
+    """Joins a rule (`pairs`) with the functions of a memory, which take any storage and start with dense weights."""
     key_size, value_size = shape.sizes[0], shape.sizes[-1]
 
-    def start(params: MemoryParams, batch_size: int) -> MemoryState:
+    def start(params: MemoryParams, batch_size: int) -> dense.MemoryState:
         weights = params.weights if learn_initial else jax.lax.stop_gradient(params.weights)
         return dense.start(weights, batch_size)
 
-    def read(params: MemoryParams, state: MemoryState, keys: Array) -> Array:
-        del params  # dense storage needs the fast weights only
+    def read(params: MemoryParams, state: Storage, keys: Array) -> Array:
+        del params  # the storage has the fast weights
         _check_shape("keys", keys, state, key_size)
-        return network.forward(shape, partial(dense.product, state), keys).outputs[-1]
+        return network.forward(shape, state, keys).outputs[-1]
 
-    def write(params, state, keys, values, rate, path=None) -> tuple[MemoryState, WriteInfo]:
+    def write_read(params, state, keys, values, rate, read_keys, path=None) -> tuple[Storage, WriteInfo, Array]:
         _check_shape("keys", keys, state, key_size)
         _check_shape("values", values, state, value_size)
-        if keys.shape[1] != values.shape[1] or rate.shape != keys.shape[:1]:
+        _check_shape("read_keys", read_keys, state, key_size)
+        heads = keys.shape[1]
+        if heads != values.shape[1] or rate.shape != keys.shape[:1]:
             raise ValueError(
-                "write needs keys [B, H, K], values [B, H, V] and rate [B], "
+                "a write needs keys [B, H, K], values [B, H, V] and rate [B], "
                 f"got {keys.shape=}, {values.shape=}, {rate.shape=}."
             )
-        full, predicted = pairs(params, partial(dense.product, state), keys, values, path)
+        full, predicted = pairs(params, state, keys, values, path)
         scaled = tuple(Pair(p.inputs, rate[:, None, None] * p.delta) for p in full)
-        written = dense.add(state, scaled)
-        answer = read(params, written, keys)
-        return written, WriteInfo(_mean_square(predicted - values), _mean_square(answer - values), _norm(scaled))
+        written = state.subtract(scaled)
+        answers = network.forward(shape, written, jnp.concatenate([keys, read_keys], 1)).outputs[-1]
+        info = WriteInfo(_mean_square(predicted - values), _mean_square(answers[:, :heads] - values), _norm(scaled))
+        return written, info, answers[:, heads:]
 
-    return Memory(init, start, read, write, key_size, value_size)
+    def write(params, state, keys, values, rate, path=None) -> tuple[Storage, WriteInfo]:
+        return write_read(params, state, keys, values, rate, keys[:, :0], path)[:2]
+
+    return Memory(init, start, read, write, write_read, key_size, value_size)
 
 
 def _mean_square(x: Array) -> Array:
@@ -197,7 +202,7 @@ def _check_step(step_size: str, epsilon: float) -> None:
         raise ValueError(f"epsilon must be >= 0, got {epsilon=}.")
 
 
-def _check_shape(name: str, array: Array, state: MemoryState, features: int) -> None:
-    batch = state.weights[0].shape[0]
+def _check_shape(name: str, array: Array, state: Storage, features: int) -> None:
+    batch = state.batch_size
     if array.ndim != 3 or array.shape[0] != batch or array.shape[2] != features:
         raise ValueError(f"{name} must have shape [B, H, features] = [{batch}, H, {features}], got {array.shape}.")

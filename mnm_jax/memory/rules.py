@@ -1,21 +1,22 @@
 """Write rules. A rule decides the factors of a write, `Pair(x_l, delta_l)` a layer, and nothing else.
 
-How the pairs are applied and kept is the storage's affair: a rule sees the weights only through `product`.
+How the pairs are applied and kept is the storage's affair: a rule sees the weights only through `product` and
+`pull_back`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory.network import Network, Product, forward
+from mnm_jax.memory.network import Network, forward, key_cotangent, pull_back
 from mnm_jax.memory.step_size import gram, solve
-from mnm_jax.memory.types import Pair, ReadPath, TargetMaps
+from mnm_jax.memory.types import Pair, ReadPath, Storage, TargetMaps
 
 Array = jax.Array
 
 
 def local_pairs(
     network: Network,
-    product: Product,
+    weights: Storage,
     targets: TargetMaps,
     keys: Array,
     values: Array,
@@ -32,9 +33,10 @@ def local_pairs(
 
     Returns the pairs and the memory's answer f(k^w) `[B, H, V]` before the write.
     """
-    inputs, outputs = forward(network, product, keys)
+    inputs, outputs, _ = forward(network, weights, keys)
     context = jnp.concatenate([values, keys], -1) if condition_on_key else values
-    wanted = jnp.einsum("bhv,vo->bho", context, targets.kernel) + targets.bias[None, None]
+    kernel, bias = targets.kernel.astype(context.dtype), targets.bias.astype(context.dtype)
+    wanted = jnp.einsum("bhv,vo->bho", context, kernel) + bias[None, None]
     pairs = []
     offset = 0
     for x, z in zip(inputs, outputs, strict=True):
@@ -53,7 +55,7 @@ def local_pairs(
 
 def gradient_pairs(
     network: Network,
-    product: Product,
+    weights: Storage,
     keys: Array,
     values: Array,
     path: ReadPath | None,
@@ -80,7 +82,8 @@ def gradient_pairs(
 
     Returns the pairs and the memory's answer f(k^w) `[B, H, V]` before the write.
     """
-    inputs, predicted, pull_back = _differentiable_forward(network, product, keys)
+    passed = forward(network, weights, keys)
+    predicted = passed.outputs[-1]
     error = predicted - values
     match step_size:
         case "paper":
@@ -88,26 +91,22 @@ def gradient_pairs(
         case "sum":
             cotangent = 2 * error
         case "normalised":
-            cotangent = solve(_scalar_kernel(inputs, pull_back(error)[0]), error, epsilon)
-    deltas, key_cotangent = pull_back(cotangent)
-    pairs = tuple(map(Pair, inputs, deltas))
+            of_error = pull_back(network, weights, passed, error)
+            kernel = _scalar_kernel(passed.inputs, of_error)
+            cotangent = solve(kernel, error, epsilon)
+    if step_size == "normalised" and error.shape[1] == 1:
+        # One head: c is a multiple of e, and so is its pull-back.
+        scale = solve(kernel, jnp.ones_like(kernel), epsilon)
+        deltas = tuple(scale * delta for delta in of_error)
+    else:
+        deltas = pull_back(network, weights, passed, cotangent)
+    pairs = tuple(map(Pair, passed.inputs, deltas))
     if path is None:
         return pairs, predicted
-    read_inputs, _, pull_back_read = _differentiable_forward(network, product, path.keys)
-    read_deltas, _ = pull_back_read(path.pull_back(key_cotangent, -cotangent))
-    return tuple(map(_join_heads, pairs, map(Pair, read_inputs, read_deltas))), predicted
-
-
-def _differentiable_forward(network: Network, product: Product, keys: Array):
-    """(x_l of each layer, f(k), pull_back: cotangent of f(k) -> (delta_l of each layer, cotangent of k))."""
-    probes = tuple(jnp.zeros((*keys.shape[:2], size), keys.dtype) for size in network.sizes[1:])
-
-    def answer(probes, keys) -> tuple[Array, tuple[Array, ...]]:
-        activations = forward(network, product, keys, probes)
-        return activations.outputs[-1], activations.inputs
-
-    predicted, pull_back, inputs = jax.vjp(answer, probes, keys, has_aux=True)
-    return inputs, predicted, pull_back
+    read = forward(network, weights, path.keys)
+    handed_back = path.pull_back(key_cotangent(network, weights, deltas), -cotangent)
+    read_pairs = map(Pair, read.inputs, pull_back(network, weights, read, handed_back))
+    return tuple(map(_join_heads, pairs, read_pairs)), predicted
 
 
 def _join_heads(a: Pair, b: Pair) -> Pair:

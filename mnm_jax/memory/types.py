@@ -4,7 +4,7 @@ Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 
@@ -32,17 +32,26 @@ class MemoryParams(NamedTuple):
     targets: TargetMaps | None
 
 
-class MemoryState(NamedTuple):
-    """Fast weights phi_t of every example, one `[B, I, O]` a layer: dense storage."""
-
-    weights: tuple[Array, ...]
-
-
 class Pair(NamedTuple):
     """The factors of one layer's write, W -= sum_h x_h (x) delta_h. inputs: `[B, H, I]`; delta: `[B, H, O]`."""
 
     inputs: Array
     delta: Array
+
+
+class Storage(Protocol):
+    """How the fast weights phi_t of every example are kept. Rules, reads and writes see them through this alone."""
+
+    batch_size: int
+
+    def product(self, layer: int, x: Array) -> Array:
+        """x W_l: `[B, H, I] -> [B, H, O]`."""
+
+    def pull_back(self, layer: int, c: Array) -> Array:
+        """c W_l^T: `[B, H, O] -> [B, H, I]`."""
+
+    def subtract(self, pairs: tuple[Pair, ...]) -> "Storage":
+        """W_l -= sum_h x_{l,h} (x) delta_{l,h} in every layer."""
 
 
 class WriteInfo(NamedTuple):
@@ -75,14 +84,17 @@ class Memory(NamedTuple):
     init: `(key) -> MemoryParams`; the key is consumed.
     start: `(params, batch_size) -> MemoryState`, the fast weights at the start of a sequence.
     read: `(params, state, keys [B, H, K]) -> values [B, H, V]`.
-    write: `(params, state, keys [B, H, K], values [B, H, V], rate [B], path=None) -> (MemoryState, WriteInfo)`; with
-        a `ReadPath` the gradient rule takes the total derivative, else keys and values count as constants.
+    write: `(params, state, keys [B, H, K], values [B, H, V], rate [B], path=None) -> (state, WriteInfo)`; with a
+        `ReadPath` the gradient rule takes the total derivative, else keys and values count as constants.
+    write_read: as `write`, with `read_keys [B, R, K]` after the rate, and `-> (state, WriteInfo, values [B, R, V])`: a
+        write and then a read, in one pass through the network less than the two apart.
     key_size, value_size: `K` and `V`.
     """
 
     init: Callable[[Array], MemoryParams]
-    start: Callable[[MemoryParams, int], MemoryState]
-    read: Callable[[MemoryParams, MemoryState, Array], Array]
-    write: Callable[..., tuple[MemoryState, WriteInfo]]
+    start: Callable[[MemoryParams, int], Storage]
+    read: Callable[[MemoryParams, Storage, Array], Array]
+    write: Callable[..., tuple[Storage, WriteInfo]]
+    write_read: Callable[..., tuple[Storage, WriteInfo, Array]]
     key_size: int
     value_size: int

@@ -32,10 +32,14 @@ class SequenceModel(nnx.Module):
         self.head = nnx.Linear(output_features(cell), classes, rngs=rngs)
 
     def __call__(
-        self, inputs: Array, mask: Array | None = None, *, checkpoint_every: int | None = None
+        self,
+        inputs: Array,
+        mask: Array | None = None,
+        *,
+        form: str = "auto",
+        checkpoint_every: int | None = None,
     ) -> SequenceOutput:
         features = self.encoder(inputs)
-        carry = self.cell.initialize_carry(features.shape[1:])
-        _, outputs = unroll(self.cell, carry, features, mask=mask, checkpoint_every=checkpoint_every)
+        _, outputs = unroll(self.cell, None, features, mask=mask, form=form, checkpoint_every=checkpoint_every)
         hidden, meta_loss = split_output(outputs)
         return SequenceOutput(self.head(hidden), meta_loss, outputs)

@@ -84,6 +84,7 @@ def make_parallel_step(
             optimizer,
             meta_weight=meta_weight,
             batch_size=batch_size,
+            devices=devices,
             divide=divide,
             axis_name=axis_name,
         )

@@ -3,7 +3,7 @@
 Shape letters: `T` time steps, `B` examples, `S` seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mnm_jax.training.groups import choose_groups, value_and_grad_in_groups
 from mnm_jax.training.state import TrainState, leaf_names
 from mnm_jax.training.task import Batch, Mean, Task
 
@@ -56,6 +57,7 @@ def make_step(
     *,
     meta_weight: float,
     batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
     divide: Callable[[Batch], Batch] = lambda batch: batch,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, StepMetrics]]:
@@ -68,23 +70,35 @@ def make_step(
     count unequal numbers of steps.
 
     Args:
+        devices: over which the batch is divided (None: the first one alone); each works through its part in groups
+            (`training/groups.py`).
         divide: applied to a sampled batch: what keeps this device's part, or says how the batch lies on the devices.
     """
+
+    devices = jax.local_devices()[:1] if devices is None else devices
 
     def add_devices(tree):
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def objective(params, batch):
-        task_loss, meta_loss, _ = losses(nnx.merge(graphdef, params), task, batch)
-        counts = jax.lax.stop_gradient((task_loss.count, meta_loss.count))
+    def value_and_grad(params, batch):
+        nothing = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
+        counts = task.loss(nothing, batch).count, jnp.sum(jnp.asarray(batch.mask))
         task_count, meta_count = (jnp.maximum(count, 1) for count in add_devices(counts))
-        task_part, meta_part = task_loss.total / task_count, meta_loss.total / meta_count
-        return task_part + meta_weight * meta_part, (task_part, meta_part)
+
+        def objective(params, batch):
+            task_loss, meta_loss, _ = losses(nnx.merge(graphdef, params), task, batch)
+            task_part = task_loss.total / task_count.astype(task_loss.total.dtype)
+            meta_part = meta_loss.total / meta_count.astype(meta_loss.total.dtype)
+            return task_part + meta_weight * meta_part, (task_part, meta_part)
+
+        cell = getattr(nnx.merge(graphdef, params), "cell", None)
+        groups = choose_groups(cell, batch_size // len(devices), devices[0].platform)
+        return value_and_grad_in_groups(objective, groups)(params, batch)
 
     def step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:
         if task.sample is not None:
             batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size))
-        (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch)
+        (loss, parts), grads = value_and_grad(state.params, batch)
         (loss, parts), grads = add_devices(((loss, parts), grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

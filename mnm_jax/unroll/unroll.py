@@ -6,16 +6,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax.unroll.adjoint import Inputs
+from mnm_jax.unroll.by_hand import unroll_by_hand
+from mnm_jax.unroll.chunks import scan_chunks
+from mnm_jax.unroll.forms import FORMS, choose_fold, choose_form
+from mnm_jax.unroll.select import select
+
 Array = jax.Array
 
 
 def unroll(
     cell: nnx.RNNCellBase,
-    carry: Any,
+    carry: Any | None,
     inputs: Array,
     *,
     mask: Array | None = None,
     reset: Array | None = None,
+    form: str = "auto",
     checkpoint_every: int | None = None,
 ) -> tuple[Any, Any]:
     """Runs a cell over time: `carry_t, y_t = cell(carry_{t-1}, x_t)`.
@@ -24,20 +31,28 @@ def unroll(
 
     Args:
       cell: any `nnx.RNNCellBase` whose carry leaves are `[B, ...]`.
-      carry: where to start, `cell.initialize_carry((B, D))` for a new sequence.
+      carry: where to start; None begins a new sequence, as `cell.initialize_carry((B, D))` does, and tells that all
+        examples share the memory they start from.
       inputs: `[T, B, D]`.
       mask: `[T, B]` bool; where it is False the carry passes unchanged, to the bit, the outputs are zero, and the
         inputs have no influence and get exactly zero gradient, whatever they hold (NaN included).
       reset: `[T, B]` bool; where it is True a new sequence begins at this step, before its input is seen: episodes
         packed one after the other give what separate runs give.
-      checkpoint_every: keep the carry of every C-th step only, and compute the steps between again in the backward
-        pass: memory for T / C + C steps instead of T, for one more forward pass.
+      form: what the backward pass keeps of a cell with a neural memory; all give the same values and gradients.
+        "plain": the weights of every step, by autodiff; the only one for other cells, for forward-mode derivatives and
+        for derivatives of derivatives. "reversible": no weights, they are computed back from the last ones.
+        "factored": no weights are formed at all, only what was written is kept. "auto": see `choose_form`.
+      checkpoint_every: "plain": keep the carry of every C-th step only, and compute the steps between again in the
+        backward pass: memory for T / C + C steps instead of T, for one more forward pass. "reversible": keep the
+        weights of every C-th step, which stops rounding from growing. "factored": form weights every C-th step, which
+        bounds the cost of a step; None: every `choose_fold(cell)` steps.
 
     Returns:
       (the last carry, the outputs `[T, B, ...]`).
 
     Raises:
-      ValueError: for shapes that do not agree, or `checkpoint_every` below 1.
+      ValueError: for shapes that do not agree, an unknown form or one that the cell does not have, or
+        `checkpoint_every` below 1.
     """
     if inputs.ndim != 3:
         raise ValueError(f"inputs must have shape [T, B, D], got {inputs.shape}.")
@@ -47,41 +62,31 @@ def unroll(
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be >= 1, got {checkpoint_every=}.")
 
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form=}.")
+    if hasattr(cell, "linear_maps"):
+        form = choose_form(cell, inputs.shape[0], form=form, reset=reset is not None)
+        if form == "factored" and checkpoint_every is None:
+            checkpoint_every = choose_fold(cell)
+        if form != "plain":
+            return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset), form, checkpoint_every)
+    elif form not in ("auto", "plain"):
+        raise ValueError(f"{type(cell).__name__} has no memory to run in {form=}: use form='plain'.")
+    if carry is None:
+        carry = cell.initialize_carry(inputs.shape[1:])
+
     def step(carry, xs):
         x, keep, fresh = xs
         if fresh is not None:
-            carry = _select(fresh, cell.initialize_carry(x.shape), carry)
+            carry = select(fresh, cell.initialize_carry(x.shape), carry)
         if keep is None:
             return cell(carry, x)
         # A masked input is replaced before it is used: a gradient of zero times NaN would still be NaN.
         new, outputs = cell(carry, jnp.where(keep[:, None], x, 0))
-        return _select(keep, new, carry), _select(keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
+        return select(keep, new, carry), select(keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
 
     xs = (inputs, mask, reset)
     if checkpoint_every is None:
         return jax.lax.scan(step, carry, xs)
-    return _checkpointed_scan(step, carry, xs, checkpoint_every)
-
-
-def _checkpointed_scan(step, carry, xs, every: int):
-    """A scan over chunks of `every` steps, each recomputed in the backward pass, and over what is left."""
     chunk = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs), prevent_cse=False)
-    length = jax.tree.leaves(xs)[0].shape[0]
-    whole = length - length % every
-    head = jax.tree.map(lambda x: x[:whole].reshape(-1, every, *x.shape[1:]), xs)
-    tail = jax.tree.map(lambda x: x[whole:], xs)
-    carry, outputs = jax.lax.scan(chunk, carry, head)
-    outputs = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), outputs)
-    if whole == length:
-        return carry, outputs
-    carry, last = chunk(carry, tail)
-    return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), outputs, last)
-
-
-def _select(condition: Array, on_true: Any, on_false: Any) -> Any:
-    """Leaf by leaf `where`, with a condition `[B]` for leaves `[B, ...]`."""
-
-    def pick(a, b):
-        return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, on_true, on_false)
+    return scan_chunks(chunk, carry, xs, checkpoint_every)

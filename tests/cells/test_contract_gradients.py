@@ -16,7 +16,8 @@ def test_derivatives_agree_with_finite_differences(make, common, x64):
     """Two steps, so that the carry is differentiated through; all that a training objective takes from a cell.
 
     Second order is the derivative of the gradient, by forward and by reverse mode; derivatives of a forward
-    derivative are left out, since each compiles for ten seconds.
+    derivative are left out, since each compiles for ten seconds. The plain form is the reference of all others, which
+    have derivatives of first order and reverse mode only (tests/unroll).
     """
     cell = make(jnp.float64, in_features=D, hidden=2)
     leaves, tree = jax.tree.flatten(cell)
@@ -24,7 +25,7 @@ def test_derivatives_agree_with_finite_differences(make, common, x64):
     @jax.jit
     def objective(leaves, x):
         cell = jax.tree.unflatten(tree, leaves)
-        _, outputs = unroll(cell, cell.initialize_carry((1, D)), x)
+        _, outputs = unroll(cell, None, x, form="plain")
         features, meta_loss = split_output(outputs)
         value = jnp.sum(jnp.sin(features) * jnp.arange(1.0, 1 + features.shape[-1])[None, None])
         return value if meta_loss is None else value + jnp.sum(meta_loss)

@@ -19,6 +19,7 @@ B = 4
 SETTINGS = {
     "dictionary": {"name": "dictionary", "evaluation_batches": 2},
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
+    "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True},
     "babi": {"name": "babi", "tasks": (1, 6), "size": "1k", "data_dir": str(BABI_DATA), "embedding_features": 5},
 }
 

@@ -167,3 +167,21 @@ def test_wider_evaluation_has_longer_strings_and_larger_supports():
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name} must be >= 1, got {value}"):
         Dictionary(**{name: value})
+
+
+def test_mixed_training_draws_every_length_and_support_and_evaluates_as_without():
+    task = Dictionary(length=3, support=3, queries=4, mixed=True)
+    batch = draw(task, size=256)
+    drawn = set()
+    for b in range(256):
+        tokens = task.tokens(batch, b)
+        length = next(i for i, token in enumerate(tokens) if token in TARGET)
+        shown, asked = read(tokens, length)
+        assert asked
+        np.testing.assert_array_equal(batch.targets[batch.loss_mask[:, b] > 0, b], oracle(tokens, length))
+        drawn.add((length, len(shown)))
+    assert drawn == {(n, s) for n, first, end in [(1, 9, 16), (2, 4, 8), (3, 3, 6)] for s in range(first, end)}
+    plain = dataclasses.replace(task, mixed=False)
+    for split in ("valid", "test"):
+        for mine, others in zip(*(t.evaluations(split, B).values() for t in (task, plain)), strict=True):
+            assert jax.tree.all(jax.tree.map(np.array_equal, next(iter(mine())), next(iter(others()))))

@@ -1,0 +1,62 @@
+"""Benchmark files as tables of RESULTS.md."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.table import format_markdown
+
+# Of the fields of a row those that a reader compares, with what they are called and how they are written.
+_COLUMNS = {
+    "against": ("against", str),
+    "rule": ("rule", str),
+    "peer": ("peer", str),
+    "mapping": ("seeds by", str),
+    "form": ("form", str),
+    "chosen": ("ran", str),
+    "heads": ("H", str),
+    "steps": ("T", str),
+    "batch": ("B", str),
+    "width": ("d", str),
+    "milliseconds": ("ms", "{:.1f}".format),
+    "microseconds_per_step": ("us a step", "{:.0f}".format),
+    "ratio_to_plain": ("times as fast as plain", "{:.2f}".format),
+    "ratio_to_map": ("times as fast as map", "{:.2f}".format),
+    "temp_bytes": ("MiB", lambda size: f"{size / 2**20:.1f}"),
+    "memory_ratio_to_plain": ("times less memory", "{:.1f}".format),
+    "gflop_per_second": ("GFLOP/s", "{:.1f}".format),
+    "fraction_of_product": ("of the product's rate", "{:.0%}".format),
+    "compile_seconds": ("compile s", "{:.1f}".format),
+    "spread": ("spread", "{:.0%}".format),
+    "note": ("note", str),
+}
+
+
+def benchmark_parts(folder: pathlib.Path, link: str) -> list[str]:
+    """Markdown of each `SUITE.json` in a folder: device, figure, table, command. link: of the folder.
+
+    Raises:
+        ValueError: a file that is not of `launch.benchmark`.
+    """
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or not {"suite", "device", "versions", "rows", "command"} <= report.keys():
+            raise ValueError(f"{path} is not a file of launch.benchmark.")
+        device = report["device"]
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        parts.append(f"### {report['suite']}")
+        parts.append(f"{device['devices']} x {device['kind']} ({device['cores']} cores); {versions}.")
+        if path.with_suffix(".png").is_file():
+            parts.append(f"![{report['suite']}]({link}/{path.stem}.png)")
+        parts.append(format_markdown(_table(report["rows"])))
+        parts.append(f"```sh\n{report['command']}\n```")
+    return parts
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    return [
+        {_COLUMNS[key][0]: "-" if row.get(key) is None else _COLUMNS[key][1](row[key]) for key in shown} for row in rows
+    ]

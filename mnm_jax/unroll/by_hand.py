@@ -1,0 +1,101 @@
+"""A cell with a neural memory, run by `adjoint.run`: the memory is taken out of the carry and goes beside it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnm_jax.memory import MemoryState
+from mnm_jax.memory.types import Storage
+from mnm_jax.unroll.adjoint import Inputs, Program, Start, run
+from mnm_jax.unroll.chunks import scan_chunks
+from mnm_jax.unroll.select import select
+from mnm_jax.unroll.tape import Recorder, Replay
+
+Array = jax.Array
+
+
+class _Carry(NamedTuple):
+    """How a carry is put together: all leaves but the memory are small."""
+
+    tree: Any
+    place: int
+
+    def split(self, carry: Any) -> tuple[list[Array], Storage]:
+        leaves = self.tree.flatten_up_to(carry)
+        return leaves[: self.place] + leaves[self.place + 1 :], leaves[self.place]
+
+    def join(self, small: list[Array], memory: Storage) -> Any:
+        return jax.tree.unflatten(self.tree, [*small[: self.place], memory, *small[self.place :]])
+
+
+def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: str, every: int | None):
+    """(the last carry, outputs) as `unroll` gives them; `every`: steps between two sets of weights that are kept."""
+    batch_size = xs.inputs.shape[1]
+    begin = cell.initialize_carry((1, xs.inputs.shape[2]))
+    leaves, tree = jax.tree.flatten(begin, is_leaf=_is_memory)
+    shape = _Carry(tree, next(i for i, leaf in enumerate(leaves) if _is_memory(leaf)))
+    begin, memory = shape.split(begin)
+    shared = tuple(w[0] for w in memory.weights)
+    if carry is None:
+        small = [jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in begin]
+        start = Start(shared, None)
+    else:
+        small, memory = shape.split(carry)
+        start = Start(None if xs.reset is None else shared, memory.weights)
+    program = Program(_step(shape), form == "factored", _kernels, _add_kernels)
+    theta = (cell, begin)
+    if every is None or every >= xs.inputs.shape[0]:
+        small, own, outputs = run(program, theta, small, start, xs)
+        return shape.join(small, MemoryState(own)), outputs
+
+    own = start.own or tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in shared)
+    home = None if xs.reset is None else shared
+
+    def chunk(carry, xs):
+        small, own, outputs = run(program, theta, carry[0], Start(home, carry[1]), xs)
+        return (small, own), outputs
+
+    (small, own), outputs = scan_chunks(chunk, (small, own), xs, every)
+    return shape.join(small, MemoryState(own)), outputs
+
+
+def _step(shape: _Carry):
+    def step(theta: Any, small: list[Array], memory: Storage, x: Inputs):
+        cell, begin = _copy(theta)
+        for index, linear in enumerate(cell.linear_maps()):
+            linear.dot_general = memory.dot_general(index)
+        if x.reset is not None:
+            small = select(x.reset, begin, small)
+        # A masked input is replaced before it is used: a gradient of zero times NaN would still be NaN.
+        inputs = x.inputs if x.keep is None else jnp.where(x.keep[:, None], x.inputs, 0)
+        carry, outputs = cell(shape.join(small, memory), inputs)
+        new, memory = shape.split(carry)
+        if x.keep is not None:
+            new = select(x.keep, new, small)
+            outputs = select(x.keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
+        return new, memory, outputs
+
+    return step
+
+
+def _kernels(theta: Any) -> list[Array]:
+    return [linear.kernel.get_value() for linear in theta[0].linear_maps()]
+
+
+def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
+    theta = _copy(theta)
+    for index, linear in enumerate(theta[0].linear_maps()):
+        if index in additions:
+            linear.kernel.set_value(linear.kernel.get_value() + additions[index])
+    return theta
+
+
+def _copy(theta: Any) -> Any:
+    """Modules made at this trace level, which alone may be changed here."""
+    return jax.tree.map(lambda leaf: leaf, theta)
+
+
+def _is_memory(leaf: Any) -> bool:
+    return isinstance(leaf, MemoryState | Recorder | Replay)

@@ -1,0 +1,21 @@
+"""A scan over chunks of steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def scan_chunks(chunk: Callable, carry: Any, xs: Any, every: int) -> tuple[Any, Any]:
+    """`chunk: (carry, xs of some steps) -> (carry, outputs of these steps)`, over all whole chunks and what is left."""
+    length = jax.tree.leaves(xs)[0].shape[0]
+    whole = length - length % every
+    head = jax.tree.map(lambda x: x[:whole].reshape(-1, every, *x.shape[1:]), xs)
+    tail = jax.tree.map(lambda x: x[whole:], xs)
+    carry, outputs = jax.lax.scan(chunk, carry, head)
+    outputs = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), outputs)
+    if whole == length:
+        return carry, outputs
+    carry, last = chunk(carry, tail)
+    return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), outputs, last)

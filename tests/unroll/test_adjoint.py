@@ -1,0 +1,82 @@
+"""What the forms are for: nothing of size d^2 is kept, and little is lost by computing weights back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import MNMCell, gradient_memory, local_memory, unroll
+
+T, B, D = 11, 3, 17
+
+
+def arrays(jaxpr, found=None):
+    """Shapes of everything that a program computes, loops and branches included."""
+    found = set() if found is None else found
+    for equation in jaxpr.eqns:
+        found.update(tuple(v.aval.shape) for v in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                arrays(inner, found)
+            elif hasattr(inner, "jaxpr"):
+                arrays(inner.jaxpr, found)
+    return found
+
+
+def shapes_of_gradient(factory, form):
+    cell = MNMCell(5, 6, factory(D, D, hidden_sizes=(D,)), heads=2, rngs=nnx.Rngs(0))
+
+    def loss(cell, x):
+        _, outputs = unroll(cell, None, x, form=form, checkpoint_every=T)
+        return jnp.sum(outputs.features**2) + jnp.sum(outputs.meta_loss)
+
+    return arrays(jax.make_jaxpr(jax.grad(loss))(cell, jnp.zeros((T, B, 5))).jaxpr)
+
+
+@pytest.mark.parametrize("factory", [local_memory, gradient_memory])
+def test_what_each_form_keeps(factory):
+    every_step, every_example = (T, B, D, D), (B, D, D)
+    plain = shapes_of_gradient(factory, "plain")
+    reversible = shapes_of_gradient(factory, "reversible")
+    factored = shapes_of_gradient(factory, "factored")
+    assert every_example in plain
+    assert every_example in reversible
+    assert not any(shape[-3:] == every_example and shape[0] == T for shape in reversible)
+    # Folding into the last carry, which the loss does not see, is the one place where dense weights appear.
+    assert not any(shape[-3:] == every_example and len(shape) > 3 for shape in factored)
+    assert every_step not in factored
+
+
+def test_drift_over_4096_steps_is_small(x64):
+    """Weights computed back in single precision, in a system whose errors do not grow by themselves.
+
+    Measured, relative to the norm of the gradient: 9.5e-7 is what single precision costs the plain form; weights
+    computed back differ from it by 1.5e-6, anchored every 256 steps by 6e-7.
+    """
+    steps, every = 4096, 256
+
+    def gradient(dtype, form, every):
+        make = lambda dtype: MNMCell(  # noqa: E731
+            3, 8, local_memory(8, 8, hidden_sizes=(8,), dtype=dtype), dtype=dtype, rngs=nnx.Rngs(0)
+        )
+        leaves = [0.5 * leaf.astype(dtype) for leaf in jax.tree.leaves(make(jnp.float32))]
+        cell = jax.tree.unflatten(jax.tree.structure(make(dtype)), leaves)
+        x = jax.random.normal(jax.random.key(1), (steps, 2, 3), jnp.float32).astype(dtype)
+
+        def loss(cell):
+            _, outputs = unroll(cell, None, x, form=form, checkpoint_every=every)
+            return jnp.mean(outputs.features**2) + jnp.mean(outputs.meta_loss)
+
+        return np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.jit(jax.grad(loss))(cell))]).astype(np.float64)
+
+    def error(a, b):
+        return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+    exact, plain = gradient(jnp.float64, "plain", every), gradient(jnp.float32, "plain", every)
+    reversible, anchored = gradient(jnp.float32, "reversible", None), gradient(jnp.float32, "reversible", every)
+    print(f"single precision {error(plain, exact):.1e}, computed back {error(reversible, plain):.1e}", end=" ")
+    print(f"or, anchored every {every} steps, {error(anchored, plain):.1e}")
+    assert error(plain, exact) < 4e-6
+    assert error(reversible, plain) < 4e-6
+    assert error(anchored, plain) < error(reversible, plain)

@@ -1,0 +1,122 @@
+"""All execution forms compute one function: values and gradients, for every rule, option and way to run a cell."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
+
+T, B, D = 7, 3, 4
+RULES = {"local": local_memory, "gradient": gradient_memory}
+MASK = np.random.default_rng(0).random((T, B)) > 0.3
+RESET = np.random.default_rng(1).random((T, B)) > 0.6
+
+
+def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=False, **options):
+    memory = RULES[rule](4, 3, hidden_sizes=(5,), step_size=step_size, use_bias=use_bias, dtype=dtype)
+    return MNMCell(D, 6, memory, heads=heads, dtype=dtype, rngs=nnx.Rngs(0), **options)
+
+
+def everything(cell, form, *, fresh=True, **options):
+    """Carry and outputs, and the gradients of all of it in cell, first carry and inputs."""
+    x = jax.random.normal(jax.random.key(0), (T, B, D), cell.dtype)
+    carry = jax.jit(lambda: unroll(cell, None, x[:2], form="plain")[0])()
+
+    def loss(cell, carry, x):
+        result = unroll(cell, None if fresh else carry, x, form=form, **options)
+        return sum(jnp.sum(jnp.sin((i + 1) * leaf)) for i, leaf in enumerate(jax.tree.leaves(result))), result
+
+    (_, result), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(cell, carry, x)
+    return result, jax.tree.leaves(gradients)
+
+
+def assert_forms_agree(cell, forms=("factored", "reversible"), tolerance=1e-9, **options):
+    expected = everything(cell, "plain", **options)
+    largest = max(np.abs(g).max() for g in expected[1])
+    assert largest > 0.1
+    for form in forms:
+        result = everything(cell, form, **options)
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step_size", ["normalised", "sum", "paper"])
+def test_step_sizes(rule, step_size, x64):
+    assert_forms_agree(make(rule, step_size=step_size, use_bias=step_size == "sum"), mask=MASK)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "options",
+    [{"heads": 1}, {"meta_window": 3}, {"read_first": True}, {"out_features": 2}],
+    ids=str,
+)
+def test_options_of_the_cell(rule, options, x64):
+    assert_forms_agree(make(rule, **options))
+
+
+def test_total_derivative(x64):
+    assert_forms_agree(make("gradient", total_derivative=True, out_features=2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reset": RESET},
+        {"reset": RESET, "mask": MASK, "fresh": False},
+        {"reset": RESET, "mask": MASK, "checkpoint_every": 3},
+        {"fresh": False},
+        {"mask": MASK, "checkpoint_every": 3},
+        {"fresh": False, "checkpoint_every": 2},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_masks_resets_chunks_and_a_carry(rule, options, x64):
+    assert_forms_agree(make(rule), **options)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("interaction", ["tanh", "layer_norm"])
+def test_single_precision(rule, interaction):
+    assert_forms_agree(make(rule, dtype=jnp.float32, interaction=interaction), tolerance=1e-4, mask=MASK)
+
+
+def test_seeds_may_be_mapped(x64):
+    """`vmap` over cells gives each what it gets alone."""
+    cells = [make("local"), jax.tree.map(lambda p: 0.9 * p, make("local"))]
+    x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
+    leaves, tree = zip(*map(jax.tree.flatten, cells), strict=True)
+
+    def gradient(leaves):
+        def loss(leaves):
+            _, outputs = unroll(jax.tree.unflatten(tree[0], leaves), None, x, form="reversible")
+            return jnp.sum(outputs.features**2)
+
+        return jax.grad(loss)(leaves)
+
+    together = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *leaf: jnp.stack(leaf), *leaves))
+    for i, alone in enumerate(leaves):
+        for a, b in zip(together, jax.jit(gradient)(alone), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-9, atol=1e-11)
+
+
+def test_auto_chooses_by_length_resets_and_cell():
+    cell = make("local", dtype=jnp.float32)  # widest layer 5, two heads
+    wide = MNMCell(D, 6, local_memory(64, 64, hidden_sizes=()), heads=2, rngs=nnx.Rngs(0))
+    assert choose_form(cell, 100) == "reversible"
+    assert [choose_form(wide, steps) for steps in (4, 5)] == ["factored", "reversible"]
+    assert choose_form(cell, 100, reset=True) == choose_form(cell, 100, form="reversible", reset=True) == "factored"
+    assert choose_form(cell, 100, form="plain", reset=True) == "plain"
+    assert choose_form(LSTMCell(3, 4, rngs=nnx.Rngs(0)), 100) == "plain"
+
+
+def test_errors_name_the_form():
+    cell, x = LSTMCell(D, 4, rngs=nnx.Rngs(0)), jnp.zeros((T, B, D))
+    with pytest.raises(ValueError, match="form='fast'"):
+        unroll(cell, None, x, form="fast")
+    with pytest.raises(ValueError, match="LSTMCell has no memory to run in form='factored': use form='plain'"):
+        unroll(cell, None, x, form="factored")
