@@ -102,17 +102,16 @@ def run(
     return report
 
 
-def settings(environ: Mapping[str, str], cores: int) -> dict[str, str]:
+def settings(environ: Mapping[str, str]) -> dict[str, str]:
     """Environment variables that the process must have had when it started, and that `environ` lacks.
 
     The C library is to keep its buffers: a step frees and takes the same big ones again, and without the two settings
-    much of its time goes into page faults. Devices that are cores block one another when the pool of threads is
-    smaller than twice their number.
+    much of its time goes into page faults.
 
     Raises:
         ValueError: one of them is not a number.
     """
-    least = {"MALLOC_TRIM_THRESHOLD_": 8_000_000_000, "MALLOC_MMAP_THRESHOLD_": 8_000_000_000, "PJRT_NPROC": 2 * cores}
+    least = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), 8_000_000_000)
     for name in least.keys() & environ.keys():
         if not environ[name].isdecimal():
             raise ValueError(f"the environment variable {name} must be a number, got {environ[name]!r}; unset it.")
@@ -185,7 +184,7 @@ def main(argv: list[str]) -> None:
     with one_line_errors():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; give --suite=NAME and --out=FILE.json.")
-        lacking = settings(os.environ, _cores())
+        lacking = settings(os.environ)
         if lacking and sys.platform == "linux":  # they are read when a process starts: start it again
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **lacking})
         jax.config.update("jax_num_cpu_devices", _cores())

@@ -6,7 +6,7 @@ from flax import nnx
 FORMS = ("auto", "plain", "factored", "reversible")
 
 # Rows written, steps times H, up to which factors are cheaper than dense weights of d x d, as a part of d.
-_FACTORED_UP_TO = {"cpu": 1 / 8, "gpu": 1 / 2, "tpu": 1 / 2}
+_FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 1 / 2, "tpu": 1 / 2}
 
 
 def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset: bool = False) -> str:
@@ -16,7 +16,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     |---|---|
     | a cell without a neural memory | plain |
     | with resets, over which weights cannot be computed back | factored |
-    | T H <= d / 8 on a CPU (measured), d / 2 elsewhere (on paper) | factored |
+    | T H <= d / 16 on a CPU (measured), d / 2 elsewhere (on paper) | factored |
     | longer | reversible |
 
     with H rows a write and d the width of the memory's widest layer. "reversible" asked for with resets is "factored".
