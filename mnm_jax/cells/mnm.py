@@ -214,8 +214,9 @@ class MNMCell(nnx.RNNCellBase):
         key_size, value_size = self.memory.key_size, self.memory.value_size
         u = self.interaction(hidden)
         u = jnp.tanh(u) if self.norm is None else self.norm(u)
-        rate = jax.nn.sigmoid(self.rate(u[:, :key_size]))[:, 0]
-        vectors = u[:, key_size:].reshape(-1, self.heads, 2 * key_size + value_size)
+        for_rate, vectors = jnp.split(u, [key_size], axis=-1)
+        rate = jax.nn.sigmoid(self.rate(for_rate))[:, 0]
+        vectors = vectors.reshape(-1, self.heads, 2 * key_size + value_size)
         write_keys, write_values, read_keys = jnp.split(vectors, [key_size, key_size + value_size], axis=-1)
         return write_keys, write_values, read_keys, rate
 

@@ -166,8 +166,8 @@ def _memory(shape: Network, init: Callable, pairs: Callable, learn_initial: bool
         scaled = tuple(Pair(p.inputs, rate[:, None, None] * p.delta) for p in full)
         written = state.subtract(scaled)
         answers = network.forward(shape, written, jnp.concatenate([keys, read_keys], 1)).outputs[-1]
-        info = WriteInfo(_mean_square(predicted - values), _mean_square(answers[:, :heads] - values), _norm(scaled))
-        return written, info, answers[:, heads:]
+        kept, read = jnp.split(answers, [heads], axis=1)
+        return written, WriteInfo(_mean_square(predicted - values), _mean_square(kept - values), _norm(scaled)), read
 
     def write(params, state, keys, values, rate, path=None) -> tuple[Storage, WriteInfo]:
         return write_read(params, state, keys, values, rate, keys[:, :0], path)[:2]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory.products import minus_outer, times, times_transposed
+from mnm_jax.memory.products import minus_outer, shared_times, times, times_transposed
 from mnm_jax.memory.types import Pair
 
 Array = jax.Array
@@ -28,6 +28,9 @@ class MemoryState(NamedTuple):
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "MemoryState":
         return MemoryState(tuple(minus_outer(w, *pair) for w, pair in zip(self.weights, pairs, strict=True)))
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        return shared_times(x, kernel)
 
 
 class Transposed(NamedTuple):
@@ -52,6 +55,9 @@ class Transposed(NamedTuple):
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Transposed":
         return Transposed(self.turned.subtract(tuple(Pair(p.delta, p.inputs) for p in pairs)))
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        return shared_times(x, kernel)
 
 
 def start(weights: tuple[Array, ...], batch_size: int) -> MemoryState:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax.memory.products import shared_times
 from mnm_jax.memory.types import Pair
 
 Array = jax.Array
@@ -53,6 +54,9 @@ class FactoredState(NamedTuple):
             return jax.lax.dynamic_update_slice_in_dim(buffer, new[:, None], self.count, axis=1)
 
         return self._replace(pairs=jax.tree.map(put, self.pairs, pairs), count=self.count + 1)
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        return shared_times(x, kernel)
 
     def reset(self, flags: Array) -> "FactoredState":
         """Back to `shared`, or to zero where there is none, for the flagged examples `[B]`; needs `first`."""

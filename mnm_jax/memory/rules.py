@@ -1,8 +1,10 @@
 """Write rules. A rule decides the factors of a write, `Pair(x_l, delta_l)` a layer, and nothing else.
 
 How the pairs are applied and kept is the storage's affair: a rule sees the weights only through `product` and
-`pull_back`.
+`pull_back`, and goes through `slow_product` for a map of its own.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +37,11 @@ def local_pairs(
     """
     inputs, outputs, _ = forward(network, weights, keys)
     context = jnp.concatenate([values, keys], -1) if condition_on_key else values
-    kernel, bias = targets.kernel.astype(context.dtype), targets.bias.astype(context.dtype)
-    wanted = jnp.einsum("bhv,vo->bho", context, kernel) + bias[None, None]
+    wanted = weights.slow_product(context, targets.kernel) + targets.bias.astype(context.dtype)[None, None]
+    ends = list(itertools.accumulate(z.shape[-1] for z in outputs))
     pairs = []
-    offset = 0
-    for x, z in zip(inputs, outputs, strict=True):
-        error = z - wanted[..., offset : offset + z.shape[-1]]
-        offset += z.shape[-1]
+    for x, z, t in zip(inputs, outputs, jnp.split(wanted, ends[:-1], axis=-1), strict=True):
+        error = z - t
         match step_size:
             case "paper":
                 delta = error * (2 / (z.shape[-2] * z.shape[-1]))

@@ -21,32 +21,48 @@ Array = jax.Array
 STEP_SIZES = ("normalised", "sum", "paper")
 
 
+@jax.custom_jvp
 def gram(x: Array) -> Array:
     """G = X X^T: `[B, H, I] -> [B, H, H]`."""
     return jnp.einsum("bhi,bgi->bhg", x, x)
 
 
+@gram.defjvp
+def _gram_jvp(primals, tangents):
+    # Written with one product, so that its transpose is one: (C + C^T) X.
+    half = jnp.einsum("bhi,bgi->bhg", *tangents, *primals)
+    return gram(*primals), half + jnp.swapaxes(half, 1, 2)
+
+
 def solve(matrix: Array, right: Array, epsilon: float) -> Array:
     """(A + epsilon I)^-1 R for symmetric positive semi-definite A `[B, H, H]` and R `[B, H, O]`.
 
-    Gauss-Jordan elimination, which needs no pivoting here, unrolled over the few heads: it stays inside one fused
-    loop of elementwise operations, where a batched library call would go through the matrices one by one. Low
-    precision is raised to float32 for the solve. Derivatives of all orders come from the implicit function.
+    By the inverse, which derivatives, of all orders and by the implicit function, need again. Low precision is raised
+    to float32 for the solve.
     """
     dtype = right.dtype if jnp.finfo(right.dtype).bits >= 32 else jnp.float32
-    heads = matrix.shape[-1]
-    identity = jnp.eye(heads, dtype=dtype)
-    regular = matrix.astype(dtype) + epsilon * identity[None]
-
-    def eliminate(_, b):
-        rows = jnp.concatenate([regular, b], -1)
-        for h in range(heads):
-            row = rows[:, h : h + 1] / rows[:, h : h + 1, h : h + 1]
-            # Subtracting the unit column leaves `row` itself in place h and clears column h everywhere else.
-            rows = rows - (rows[:, :, h : h + 1] - identity[None, :, h : h + 1]) * row
-        return rows[:, :, heads:]
-
+    regular = matrix.astype(dtype) + epsilon * jnp.eye(matrix.shape[-1], dtype=dtype)[None]
+    inverse = _inverse(jax.lax.stop_gradient(regular))
     solution = jax.lax.custom_linear_solve(
-        lambda x: jnp.einsum("bhg,bgo->bho", regular, x), right.astype(dtype), eliminate, symmetric=True
+        lambda x: jnp.einsum("bhg,bgo->bho", regular, x),
+        right.astype(dtype),
+        lambda _, b: jnp.einsum("bhg,bgo->bho", inverse, b),
+        symmetric=True,
     )
     return solution.astype(right.dtype)
+
+
+def _inverse(matrix: Array) -> Array:
+    """A^-1 of positive definite A `[B, H, H]`.
+
+    Gauss-Jordan elimination, which needs no pivoting here, unrolled over the few heads: it stays inside fused loops of
+    elementwise operations, where a batched library call would go through the matrices one by one.
+    """
+    heads = matrix.shape[-1]
+    identity = jnp.eye(heads, dtype=matrix.dtype)[None]
+    rows = jnp.concatenate([matrix, jnp.broadcast_to(identity, matrix.shape)], -1)
+    for h in range(heads):
+        row = rows[:, h : h + 1] / rows[:, h : h + 1, h : h + 1]
+        # Subtracting the unit column leaves `row` itself in place h and clears column h everywhere else.
+        rows = rows - (rows[:, :, h : h + 1] - identity[:, :, h : h + 1]) * row
+    return rows[:, :, heads:]

@@ -53,6 +53,12 @@ class Storage(Protocol):
     def subtract(self, pairs: tuple[Pair, ...]) -> "Storage":
         """W_l -= sum_h x_{l,h} (x) delta_{l,h} in every layer."""
 
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        """x M with the slow map M `[I, O]` of the rule, in the dtype of x: `[B, H, I] -> [B, H, O]`.
+
+        It has nothing to do with the weights; who logs what a step asks for wants to know of it too.
+        """
+
 
 class WriteInfo(NamedTuple):
     """What a write did, `[B]` each.

@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
 class Program(NamedTuple):
     """step: `(theta, small, storage, Inputs of one step) -> (small, storage, outputs)`, pure. factored: keep factors.
-    kernels: `(theta) -> [I, O] of every slow linear map` whose products the step logs.
+    kernels: `(theta) -> [I, O] of every slow linear map` whose products the step logs, that of the rule last.
     add_kernels: `(theta, {map: what to add to its kernel}) -> theta`."""
 
     step: Callable
@@ -134,7 +134,8 @@ def _run_backward(program: Program, residuals, cotangents):
     seen = [not _is_zero(leaf) for leaf in of_outputs]
     of_outputs = [leaf for leaf in of_outputs if not _is_zero(leaf)]
 
-    turned = [kernel.T for kernel in program.kernels(theta)]
+    slow = program.kernels(theta)
+    turned = [kernel.T for kernel in slow]
 
     def body(carry, at_step):
         of_theta, of_small, weights, of_weights, pending = carry
@@ -179,7 +180,8 @@ def _run_backward(program: Program, residuals, cotangents):
     # The gradients of slow linear maps: one large product each, over all steps at once.
     kernels: dict[int, Array] = {}
     for index, x, c in zip(shapes.linear, asked, of_answers, strict=True):
-        kernels[index] = kernels.get(index, 0) + jnp.einsum("tbi,tbo->io", x, c)
+        of_kernel = jnp.einsum("...i,...o->io", x, c, preferred_element_type=slow[index].dtype)
+        kernels[index] = kernels.get(index, 0) + of_kernel
     of_theta = program.add_kernels(of_theta, kernels)
     return of_theta, of_small, _of_start(start, of_weights, of_own), Inputs(of_inputs, None, None)
 

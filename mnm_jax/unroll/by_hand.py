@@ -11,7 +11,7 @@ from mnm_jax.memory.types import Storage
 from mnm_jax.unroll.adjoint import Inputs, Program, Start, run
 from mnm_jax.unroll.chunks import scan_chunks
 from mnm_jax.unroll.select import select
-from mnm_jax.unroll.tape import Recorder, Replay
+from mnm_jax.unroll.tape import RULE_MAP, Recorder, Replay
 
 Array = jax.Array
 
@@ -81,14 +81,22 @@ def _step(shape: _Carry):
 
 
 def _kernels(theta: Any) -> list[Array]:
-    return [linear.kernel.get_value() for linear in theta[0].linear_maps()]
+    cell = theta[0]
+    kernels = [linear.kernel.get_value() for linear in cell.linear_maps()]
+    targets = cell.memory_params.get_value().targets
+    return kernels if targets is None else [*kernels, targets.kernel]
 
 
 def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
     theta = _copy(theta)
-    for index, linear in enumerate(theta[0].linear_maps()):
+    cell = theta[0]
+    for index, linear in enumerate(cell.linear_maps()):
         if index in additions:
             linear.kernel.set_value(linear.kernel.get_value() + additions[index])
+    if RULE_MAP in additions:
+        params = cell.memory_params.get_value()
+        kernel = params.targets.kernel + additions[RULE_MAP]
+        cell.memory_params.set_value(params._replace(targets=params.targets._replace(kernel=kernel)))
     return theta
 
 

@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax.memory.products import mix_rows
 from mnm_jax.memory.types import Pair, Storage
 
 Array = jax.Array
+
+
+RULE_MAP = -1  # the slow map of the write rule, the last one among the kernels
 
 
 class Question(NamedTuple):
@@ -36,7 +40,8 @@ class Products(NamedTuple):
 class Log:
     """What has happened in one step: questions to the memory `[B, Q, .]`, products with slow weights, pairs subtracted.
 
-    memory, maps: the products; questions: those of the memory; linear: which map each product of `maps` was with.
+    memory, maps: the products; questions: those of the memory; linear: which map each product of `maps` was with, the
+    index of one of the cell's or `RULE_MAP`.
     """
 
     def __init__(self):
@@ -87,6 +92,9 @@ class Recorder(NamedTuple):
 
         return logged
 
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        return self.log.add_map(RULE_MAP, x, self.storage.slow_product(x, kernel))
+
     def subtract(self, pairs: tuple[Pair, ...]) -> "Recorder":
         pairs = _silence(pairs, self.keep)
         self.log.add_pairs(pairs)
@@ -121,15 +129,22 @@ class Replay(NamedTuple):
     def dot_general(self, index: int) -> Callable[..., Array]:
         def replayed(x, kernel, *args, **kwargs):
             del kernel, args, kwargs  # as in the forward pass, where they made the answer
-            place = len(self.log.linear)
-            answer = _replay_map(x, self.turned[index], self.answers.maps[place])
-            return self.log.add_map(index, x, answer + self.probes.maps[place])
+            return self._map(index, x)
 
         return replayed
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        del kernel
+        return self._map(RULE_MAP, x)
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Replay":
         self.log.add_pairs(_silence(pairs, self.keep))
         return self
+
+    def _map(self, index: int, x: Array) -> Array:
+        place = len(self.log.linear)
+        answer = _replay_map(x, self.turned[index], self.answers.maps[place])
+        return self.log.add_map(index, x, answer + self.probes.maps[place])
 
     def _answer(self, question: Question, asked: Array) -> Array:
         place = len(self.log.questions)
@@ -154,7 +169,7 @@ def _replay_map(x: Array, turned: Array, answer: Array) -> Array:
 
 _replay_map.defvjp(
     lambda x, turned, answer: (answer, turned),
-    lambda turned, cotangent: (cotangent @ turned, None, None),
+    lambda turned, cotangent: (cotangent @ turned.astype(cotangent.dtype), None, None),
 )
 
 
@@ -179,8 +194,8 @@ def _replay_backward(question: Question, saved: Any, cotangent: Array):
     scores = jnp.einsum("bqi,bhi->bqh", asked, x)
     of_scores = jnp.einsum("bqo,bho->bqh", cotangent, d)
     of_asked = of_asked - jnp.einsum("bqh,bhi->bqi", of_scores, x)
-    of_x = -jnp.einsum("bqh,bqi->bhi", of_scores, asked)
-    of_d = -jnp.einsum("bqh,bqo->bho", scores, cotangent)
+    of_x = -mix_rows(of_scores, asked)
+    of_d = -mix_rows(scores, cotangent)
     return None, of_asked, Pair(*((of_d, of_x) if question.transposed else (of_x, of_d))), None
 
 
