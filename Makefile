@@ -6,9 +6,8 @@ CONSTRAINTS := .ci/constraints-$(VERSION).txt
 RUN := .venv/bin/python -m
 MODELS := mnm-p mnm-g lstm
 
-# A step of training frees and takes the same big buffers again: have the C library keep them.
-export MALLOC_TRIM_THRESHOLD_ := 8000000000
-export MALLOC_MMAP_THRESHOLD_ := 8000000000
+# A step of training frees and takes the same big buffers again: have the C library ask for them in huge pages.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: venv train test lint
 

@@ -29,7 +29,7 @@ from absl import app, flags
 
 import mnm_jax
 from launch import benchmark_figures, benchmark_suites
-from launch.benchmark_measure import Group, Row, measure
+from launch.benchmark_measure import Group, Row, measure, rest
 from launch.benchmark_peers import peers
 from launch.errors import one_line_errors, parse_flags
 from launch.workdir import write_json
@@ -49,7 +49,8 @@ SUITES = {
     "peers": Suite(peers, benchmark_figures.draw_peers),
     "seeds": Suite(benchmark_suites.seeds, benchmark_figures.draw_seeds),
 }
-_IDENTITY = ("suite", "device", "versions")  # rows of one file agree in these
+_IDENTITY = ("suite", "device", "versions", "environment")  # rows of one file agree in these
+_TELLING = ("GLIBC_TUNABLES", "MALLOC_", "PJRT_NPROC", "XLA_FLAGS")  # variables, or their beginnings, that change times
 
 
 def run(
@@ -58,21 +59,24 @@ def run(
     *,
     devices: Sequence[jax.Device] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    pause: Callable[[], None] = rest,
     **sizes: Any,
 ) -> dict[str, Any]:
     """Measures what `out` does not have yet and returns what it then holds; prints a line a row and draws the figure.
 
-    report: suite, device (platform, kind, devices, cores), versions, command, rows (see `measure`).
+    report: suite, device (platform, kind, devices, cores), versions, environment (variables that change times),
+    command, rows (see `measure`).
 
     Args:
         suite: a key of `SUITES`.
         out: the JSON file; the figure goes beside it.
         devices: all there are if None.
-        clock: seconds.
+        clock, pause: see `measure`.
         sizes: others than the suite's own, see its function.
 
     Raises:
-        ValueError: an unknown suite, a name that does not end in .json, or a file of another suite, device or version.
+        ValueError: an unknown suite, a name that does not end in .json, or a file of another suite, device, version
+            or environment.
     """
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}; give it as --suite=NAME.")
@@ -87,7 +91,8 @@ def run(
         keys = [candidate.fields for candidate in group.candidates]
         if all(any(_is_of(row, key) for row in report["rows"]) for key in keys):
             continue
-        rows = group.finish(measure(group.candidates, memory_bytes=_memory_bytes(devices), clock=clock))
+        memory_bytes = _memory_bytes(devices)
+        rows = group.finish(measure(group.candidates, memory_bytes=memory_bytes, clock=clock, pause=pause))
         # A ratio is that of one run: rows of the group from another one give way.
         kept = [row for row in report["rows"] if not any(_is_of(row, key) for key in keys)]
         report["rows"] = kept + rows
@@ -102,30 +107,21 @@ def run(
     return report
 
 
-def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables that the process must have had when it started, and that `environ` lacks.
-
-    The C library is to keep its buffers: a step frees and takes the same big ones again, and without the two settings
-    much of its time goes into page faults.
-
-    Raises:
-        ValueError: one of them is not a number.
-    """
-    least = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), 8_000_000_000)
-    for name in least.keys() & environ.keys():
-        if not environ[name].isdecimal():
-            raise ValueError(f"the environment variable {name} must be a number, got {environ[name]!r}; unset it.")
-    return {name: str(value) for name, value in least.items() if int(environ.get(name, 0)) < value}
-
-
 def _header(suite: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
     first = devices[0]
     kind = _processor() if first.platform == "cpu" else first.device_kind
     device = {"platform": first.platform, "kind": kind, "devices": len(devices), "cores": _cores()}
     packages = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, mnm_jax)}
     versions = {"python": platform.python_version()} | packages
+    environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_TELLING)}
     command = shlex.join(["python", *sys.orig_argv[1:]])
-    return {"suite": suite, "device": device, "versions": versions, "command": command}
+    return {
+        "suite": suite,
+        "device": device,
+        "versions": versions,
+        "environment": environment,
+        "command": command,
+    }
 
 
 def _rows_there(out: pathlib.Path, header: Mapping[str, Any]) -> list[Row]:
@@ -184,9 +180,6 @@ def main(argv: list[str]) -> None:
     with one_line_errors():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; give --suite=NAME and --out=FILE.json.")
-        lacking = settings(os.environ)
-        if lacking and sys.platform == "linux":  # they are read when a process starts: start it again
-            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **lacking})
         jax.config.update("jax_num_cpu_devices", _cores())
         run(_SUITE.value, _OUT.value)
 

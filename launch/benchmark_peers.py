@@ -58,6 +58,8 @@ class StreamOutput(NamedTuple):
 class StreamCell(nnx.RNNCellBase):
     """A memory without a controller: keys, values and the rate are linear in the input."""
 
+    heads = 1
+
     def __init__(self, features: int, memory: Memory, *, rngs: nnx.Rngs):
         self.memory = nnx.static(memory)
         self.memory_params = nnx.Param(memory.init(rngs.params()))
@@ -67,6 +69,9 @@ class StreamCell(nnx.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         return 1
+
+    def linear_maps(self) -> list[nnx.Linear]:
+        return [self.maps, self.rate]
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
         del rngs, carry_init

@@ -7,6 +7,8 @@ from typing import Any
 
 from launch.table import format_markdown
 
+_NEEDED = {"suite", "device", "versions", "environment", "rows", "command"}
+
 # Of the fields of a row those that a reader compares, with what they are called and how they are written.
 _COLUMNS = {
     "against": ("against", str),
@@ -34,7 +36,7 @@ _COLUMNS = {
 
 
 def benchmark_parts(folder: pathlib.Path, link: str) -> list[str]:
-    """Markdown of each `SUITE.json` in a folder: device, figure, table, command. link: of the folder.
+    """Markdown of each benchmark's file in a folder: device, figure, table, command. link: of the folder.
 
     Raises:
         ValueError: a file that is not of `launch.benchmark`.
@@ -42,14 +44,15 @@ def benchmark_parts(folder: pathlib.Path, link: str) -> list[str]:
     parts = []
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(report, dict) or not {"suite", "device", "versions", "rows", "command"} <= report.keys():
+        if not isinstance(report, dict) or not report.keys() >= _NEEDED:
             raise ValueError(f"{path} is not a file of launch.benchmark.")
         device = report["device"]
         versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-        parts.append(f"### {report['suite']}")
-        parts.append(f"{device['devices']} x {device['kind']} ({device['cores']} cores); {versions}.")
+        environment = "".join(f"; {name}={value}" for name, value in report["environment"].items())
+        parts.append(f"### {path.stem}")
+        parts.append(f"{device['devices']} x {device['kind']} ({device['cores']} cores); {versions}{environment}.")
         if path.with_suffix(".png").is_file():
-            parts.append(f"![{report['suite']}]({link}/{path.stem}.png)")
+            parts.append(f"![{path.stem}]({link}/{path.stem}.png)")
         parts.append(format_markdown(_table(report["rows"])))
         parts.append(f"```sh\n{report['command']}\n```")
     return parts

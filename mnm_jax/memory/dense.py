@@ -32,32 +32,9 @@ class MemoryState(NamedTuple):
     def slow_product(self, x: Array, kernel: Array) -> Array:
         return shared_times(x, kernel)
 
-
-class Transposed(NamedTuple):
-    """The same weights kept as W^T, `[B, O, I]` a layer: for those who ask mostly for c W^T, which is then the fast
-    one. A `Storage`."""
-
-    turned: MemoryState
-
-    @classmethod
-    def of(cls, state: MemoryState) -> "Transposed":
-        return cls(MemoryState(tuple(jnp.swapaxes(w, 1, 2) for w in state.weights)))
-
-    @property
-    def batch_size(self) -> int:
-        return self.turned.batch_size
-
-    def product(self, layer: int, x: Array) -> Array:
-        return self.turned.pull_back(layer, x)
-
-    def pull_back(self, layer: int, c: Array) -> Array:
-        return self.turned.product(layer, c)
-
-    def subtract(self, pairs: tuple[Pair, ...]) -> "Transposed":
-        return Transposed(self.turned.subtract(tuple(Pair(p.delta, p.inputs) for p in pairs)))
-
-    def slow_product(self, x: Array, kernel: Array) -> Array:
-        return shared_times(x, kernel)
+    def turn(self) -> "MemoryState":
+        """W^T as the weights."""
+        return MemoryState(tuple(jnp.swapaxes(w, 1, 2) for w in self.weights))
 
 
 def start(weights: tuple[Array, ...], batch_size: int) -> MemoryState:

@@ -72,6 +72,18 @@ class FactoredState(NamedTuple):
 
         return self._replace(count=last), jax.tree.map(take, self.pairs)
 
+    def since(self, first: Array | None, fresh: Array | None) -> "FactoredState":
+        """As it was at a step whose `first` and `fresh` these were."""
+        return self._replace(first=first, fresh=fresh)
+
+    def turn(self) -> "FactoredState":
+        """W^T as the weights."""
+        return self._replace(
+            shared=None if self.shared is None else tuple(w.T for w in self.shared),
+            own=None if self.own is None else tuple(jnp.swapaxes(w, 1, 2) for w in self.own),
+            pairs=tuple(Pair(p.delta, p.inputs) for p in self.pairs),
+        )
+
     def fold(self) -> tuple[Array, ...]:
         """W_t of every example as dense weights, `[B, I, O]` a layer."""
         valid, dtype = self._valid(), self._dtype()

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from mnm_jax.memory.dense import MemoryState, Transposed
+from mnm_jax.memory.dense import MemoryState
 from mnm_jax.memory.factored import FactoredState, empty_pairs
+from mnm_jax.memory.transposed import Transposed
 from mnm_jax.memory.types import Pair, Storage
 from mnm_jax.unroll.tape import Answers, Log, Question, Recorder, Replay, growth
 
@@ -48,12 +49,14 @@ class Inputs(NamedTuple):
 
 
 class Program(NamedTuple):
-    """step: `(theta, small, storage, Inputs of one step) -> (small, storage, outputs)`, pure. factored: keep factors.
+    """step: `(theta, small, storage, Inputs of one step) -> (small, storage, outputs)`, pure.
+    factored: keep the weights as factors. dense_cotangent: but not their cotangent; needs own weights and no resets.
     kernels: `(theta) -> [I, O] of every slow linear map` whose products the step logs, that of the rule last.
     add_kernels: `(theta, {map: what to add to its kernel}) -> theta`."""
 
     step: Callable
     factored: bool
+    dense_cotangent: bool
     kernels: Callable
     add_kernels: Callable
 
@@ -153,7 +156,7 @@ def _run_backward(program: Program, residuals, cotangents):
 
         if program.factored:
             weights, pairs = weights.pop()
-            weights = weights._replace(first=saved.since[0], fresh=saved.since[1])
+            weights = weights.since(*saved.since)
         else:
             # What was written follows from the answers without any weights; the compiler joins this with the replay.
             (_, _, pairs), _ = replayed(weights, theta, saved.small, x.inputs, probes)
@@ -170,8 +173,7 @@ def _run_backward(program: Program, residuals, cotangents):
         carry = (of_theta, of_small, weights, of_weights, _Pending(rows, x.reset))
         return carry, (of_inputs, asked.maps, of_answers.maps)
 
-    if not program.factored:
-        storage = Transposed.of(storage)  # nearly all products of the backward pass are with W^T
+    storage = Transposed.of(storage)  # nearly all products of the backward pass are with W^T
     of_theta = jax.tree.map(jnp.zeros_like, theta)
     carry = (of_theta, of_small, storage, *_open_cotangent(program, shapes, of_own, xs))
     carry, (of_inputs, asked, of_answers) = jax.lax.scan(body, carry, (xs, saved, of_outputs), reverse=True)
@@ -232,7 +234,7 @@ def _open_cotangent(program: Program, shapes: _Shapes, of_own: Weights, xs: Inpu
     dtype = shapes.pairs[0].inputs.dtype
     nothing = jax.tree.map(lambda buffer: buffer[:, 0], empty_pairs(sizes, batch_size, 1, dtype))
     pending = _Pending(nothing, None if xs.reset is None else jnp.zeros(batch_size, bool))
-    if not program.factored:
+    if program.dense_cotangent:
         return MemoryState(tuple(map(_instantiate, of_own))), pending
     own = None if all(map(_is_zero, of_own)) else tuple(map(_instantiate, of_own))
     storage = FactoredState(

@@ -10,6 +10,7 @@ from mnm_jax.memory import MemoryState
 from mnm_jax.memory.types import Storage
 from mnm_jax.unroll.adjoint import Inputs, Program, Start, run
 from mnm_jax.unroll.chunks import scan_chunks
+from mnm_jax.unroll.forms import keeps_dense_cotangent
 from mnm_jax.unroll.select import select
 from mnm_jax.unroll.tape import RULE_MAP, Recorder, Replay
 
@@ -44,7 +45,8 @@ def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: s
     else:
         small, memory = shape.split(carry)
         start = Start(None if xs.reset is None else shared, memory.weights)
-    program = Program(_step(shape), form == "factored", _kernels, _add_kernels)
+    factored = form == "factored"
+    program = Program(_step(shape), factored, not factored, _kernels, _add_kernels)
     theta = (cell, begin)
     if every is None or every >= xs.inputs.shape[0]:
         small, own, outputs = run(program, theta, small, start, xs)
@@ -52,6 +54,8 @@ def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: s
 
     own = start.own or tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in shared)
     home = None if xs.reset is None else shared
+    if factored and xs.reset is None and keeps_dense_cotangent():
+        program = program._replace(dense_cotangent=True)
 
     def chunk(carry, xs):
         small, own, outputs = run(program, theta, carry[0], Start(home, carry[1]), xs)

@@ -7,6 +7,8 @@ FORMS = ("auto", "plain", "factored", "reversible")
 
 # Rows written, steps times H, up to which factors are cheaper than dense weights of d x d, as a part of d.
 _FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 1 / 2, "tpu": 1 / 2}
+# Rows after which the form "factored", where it is asked for, forms dense weights of them.
+_FOLD_AT = {"cpu": 1 / 8, "gpu": 1 / 2, "tpu": 1 / 2}
 
 
 def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset: bool = False) -> str:
@@ -29,10 +31,23 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
         return "factored"
     if form != "auto":
         return form
-    return "factored" if steps <= choose_fold(cell) else "reversible"
+    return "factored" if steps <= _rows(cell, _FACTORED_UP_TO) else "reversible"
 
 
 def choose_fold(cell: nnx.RNNCellBase) -> int:
-    """Steps after which dense weights are cheaper than factors, which are then folded into weights."""
+    """Steps after which factors are folded into dense weights."""
+    return _rows(cell, _FOLD_AT)
+
+
+def keeps_dense_cotangent() -> bool:
+    """Whether the cotangent of weights that are folded every few steps is better kept as matrices.
+
+    It takes three times as many rows a step as the weights. On a CPU their bookkeeping costs more than the matrices.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def _rows(cell: nnx.RNNCellBase, parts: dict[str, float]) -> int:
+    """Steps that write a part of d rows, by backend."""
     width = max(max(w.shape) for w in cell.memory_params.get_value().weights)
-    return max(1, int(width * _FACTORED_UP_TO.get(jax.default_backend(), 1 / 2)) // cell.heads)
+    return max(1, int(width * parts.get(jax.default_backend(), 1 / 2)) // cell.heads)
