@@ -61,6 +61,8 @@ def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: s
         small, own, outputs = run(program, theta, carry[0], Start(home, carry[1]), xs)
         return (small, own), outputs
 
+    if not factored:
+        chunk = jax.checkpoint(chunk, prevent_cse=False)  # what its steps keep is computed again, too
     (small, own), outputs = scan_chunks(chunk, (small, own), xs, every)
     return shape.join(small, MemoryState(own)), outputs
 

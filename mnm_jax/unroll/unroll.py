@@ -42,10 +42,10 @@ def unroll(
         "plain": the weights of every step, by autodiff; the only one for other cells, for forward-mode derivatives and
         for derivatives of derivatives. "reversible": no weights, they are computed back from the last ones.
         "factored": no weights are formed at all, only what was written is kept. "auto": see `choose_form`.
-      checkpoint_every: "plain": keep the carry of every C-th step only, and compute the steps between again in the
-        backward pass: memory for T / C + C steps instead of T, for one more forward pass. "reversible": keep the
-        weights of every C-th step, which stops rounding from growing. "factored": form weights every C-th step, which
-        bounds the cost of a step; None: every `choose_fold(cell)` steps.
+      checkpoint_every: "plain", "reversible": keep the carry of every C-th step only, and compute the steps between
+        again in the backward pass: memory for T / C carries and what C steps keep, instead of what T steps keep, for
+        one more forward pass. It also stops rounding from growing in weights that are computed back. "factored": form
+        weights every C-th step, which bounds the cost of a step; None: every `choose_fold(cell)` steps.
 
     Returns:
       (the last carry, the outputs `[T, B, ...]`).

@@ -47,9 +47,7 @@ def dense_answer(weights, keys, use_bias):
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize(("step_size", "heads"), [("paper", 3), ("sum", 3), ("normalised", 1)])
 def test_gradient_rule_is_the_gradient_of_the_dense_weights(step_size, heads, use_bias, x64):
-    memory, params, state, keys, values = build(
-        "mnm-g", heads, step_size=step_size, use_bias=use_bias, epsilon=0.0
-    )
+    memory, params, state, keys, values = build("mnm-g", heads, step_size=step_size, use_bias=use_bias, epsilon=0.0)
     rate = jnp.array([0.2, 0.5, 0.9])
     written, _ = memory.write(params, state, keys, values, rate)
     for b in range(B):

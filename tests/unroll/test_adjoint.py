@@ -48,6 +48,21 @@ def test_what_each_form_keeps(factory):
     assert every_step not in factored
 
 
+def test_checkpoints_bound_the_memory_of_long_sequences():
+    """With C = 64 of T = 1,024 steps: 16 carries and what 64 steps keep, a small part of what 1,024 steps keep."""
+    cell = MNMCell(5, D, local_memory(D, D, hidden_sizes=(D,)), heads=2, rngs=nnx.Rngs(0))
+
+    def temp_bytes(every):
+        def loss(cell, x):
+            _, outputs = unroll(cell, None, x, form="reversible", checkpoint_every=every)
+            return jnp.sum(outputs.features**2) + jnp.sum(outputs.meta_loss)
+
+        compiled = jax.jit(jax.grad(loss)).lower(cell, jnp.zeros((1024, B, 5))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temp_bytes(64) < temp_bytes(None) / 4
+
+
 def test_drift_over_4096_steps_is_small(x64):
     """Weights computed back in single precision, in a system whose errors do not grow by themselves.
 
