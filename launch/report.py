@@ -236,6 +236,8 @@ def _section(folder: pathlib.Path) -> str:
             _draw_comparison(runs, folder)
             parts.append(f"![Learning curves]({_link(folder / 'learning_curves.png', folder)})")
         parts.append(format_markdown(_rows(runs)))
+        hours = sum(run.summary["seconds"] for run in runs) / 3600
+        parts.append(f"{len(runs)} run{'s' * (len(runs) != 1)}, {hours:.1f} hours one after the other.")
         sets = [by_test_set(run.summary) for run in runs]
         if any(sets):
             rows = [names | own for names, own in zip(_names(runs), sets, strict=True)]

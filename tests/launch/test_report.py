@@ -310,6 +310,8 @@ def test_results_page(results, capsys):
         ["mnm-g", "1", "2,000", "0.2500", "1.0000", "1.0000", "5", "1,234", "23,118"]
     ]
     assert "![Learning curves](results/dictionary/learning_curves.png)" in dictionary
+    assert "\n3 runs, 1.0 hours one after the other.\n" in dictionary
+    assert "\n1 run, 0.3 hours one after the other.\n" in babi
     assert dictionary.count("![Memory map]") == 1
     assert "](results/dictionary/n=3,%20S=8/mnm-p/figures/memory_map.png)" in dictionary
     assert dictionary.index("learning_curves.png") < dictionary.index("| group") < dictionary.index("<details>")
