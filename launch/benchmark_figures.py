@@ -12,14 +12,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = {
-    "plain": "#000000",
-    "factored": "#0072B2",
-    "reversible": "#D55E00",
-    "auto": "#009E73",
-    "checkpointed": "#E69F00",
-}
-_OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#F0E442")
+_COLOURS = {"plain": "#000000", "factored": "#0072B2", "reversible": "#D55E00", "auto": "#009E73"}
+_OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 _DPI = 150
 _MIB = 2**20
 

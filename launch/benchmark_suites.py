@@ -22,8 +22,6 @@ from mnm_jax.training.groups import choose_groups, value_and_grad_in_groups
 from mnm_jax.training.step import make_step
 
 FORMS = ("plain", "factored", "reversible", "auto")
-CHECKPOINTED = "checkpointed"  # "reversible" with `_EVERY` steps between two checkpoints
-_EVERY = 256
 _MEMORIES = {"local": local_memory, "gradient": gradient_memory}
 _LAYERS = 3
 _AXIS = "batch"
@@ -60,12 +58,12 @@ def scaling(
     plain_steps: int = 256,
 ) -> Iterator[Group]:
     """The form "auto" of the local rule against `T`, `d` and `H` in turn, beside plain up to `plain_steps` steps and
-    with checkpoints in longer sequences."""
+    beside "reversible" without checkpoints in longer sequences."""
     shapes = [("steps", {"heads": h, "steps": t, "batch": 8, "width": 128}) for h in (1, 4) for t in steps]
     shapes += [("width", {"heads": 1, "steps": 64, "batch": 16, "width": d}) for d in widths]
     shapes += [("heads", {"heads": h, "steps": 32, "batch": 16, "width": 128}) for h in heads]
     for against, sizes in shapes:
-        forms = ("plain", "auto") if sizes["steps"] <= plain_steps else ("auto", CHECKPOINTED)
+        forms = ("plain", "auto") if sizes["steps"] <= plain_steps else ("reversible", "auto")
         fields = {"against": against, "rule": "local"}
         yield Group([_candidate(devices, fields | {"form": form} | sizes) for form in forms], _with_time_of_a_step)
 
@@ -141,10 +139,9 @@ def compile_step(cell: nnx.Module, form: str, inputs: jax.Array, devices: Device
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     graphdef, params = nnx.split(cell)
     groups = _groups(form, cell, inputs.shape[1] // len(devices), devices)
-    options = {"form": "reversible", "checkpoint_every": _EVERY} if form == CHECKPOINTED else {"form": form}
 
     def objective(params, inputs):
-        _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, **options)
+        _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, form=form)
         # The mean of the means of equal parts is the mean of the batch.
         return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / groups, ()
 
@@ -169,8 +166,7 @@ def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
         return compile_step(make(), fields["form"], jax.random.normal(jax.random.key(0), shape), devices)
 
     cell = nnx.eval_shape(make)  # a form is chosen by sizes alone
-    form = "reversible" if fields["form"] == CHECKPOINTED else fields["form"]
-    return Candidate(fields, prepare, {"chosen": choose_form(cell, fields["steps"], form=form)})
+    return Candidate(fields, prepare, {"chosen": choose_form(cell, fields["steps"], form=fields["form"])})
 
 
 def _groups(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:

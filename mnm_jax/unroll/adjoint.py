@@ -60,6 +60,10 @@ class Program(NamedTuple):
     kernels: Callable
     add_kernels: Callable
 
+    def turn(self, theta: Any) -> list[Array]:
+        """The kernels transposed, once for all steps, since a CPU is slow at it."""
+        return [jax.lax.stop_gradient(kernel.T) for kernel in self.kernels(theta)]
+
 
 class _Shapes(NamedTuple):
     """What a step asks for and writes; arrays are `ShapeDtypeStruct`s."""
@@ -91,12 +95,17 @@ class _Pending(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(program: Program, theta: Any, small: Any, start: Start, xs: Inputs) -> tuple[Any, Weights, Any]:
+def run(
+    program: Program, theta: Any, turned: list[Array], small: Any, start: Start, xs: Inputs
+) -> tuple[Any, Weights, Any]:
     """(small carry, own weights, outputs `[T, ...]`) after all steps. Differentiable in theta, small, start, inputs.
+
+    turned: `program.turn(theta)`, which the backward pass multiplies by; given so that several runs share it.
 
     Raises:
       ValueError: dense weights and a reset, over which they cannot be taken back.
     """
+    del turned
     return _forward(program, theta, small, start, xs)[0]
 
 
@@ -120,14 +129,15 @@ def _forward(program: Program, theta: Any, small: Any, start: Start, xs: Inputs)
     return (small, own, outputs), (saved, storage, shapes)
 
 
-def _run_forward(program: Program, theta: Any, small: Any, start: Start, xs: Inputs):
-    theta, small, start, xs = jax.tree.map(lambda leaf: leaf.value, (theta, small, start, xs))
+def _run_forward(program: Program, theta: Any, turned: list[Array], small: Any, start: Start, xs: Inputs):
+    given = jax.tree.map(lambda leaf: leaf.value, (theta, turned, small, start, xs))
+    theta, turned, small, start, xs = given
     result, (saved, storage, _) = _forward(program, theta, small, start, xs)
-    return result, (theta, start, xs, saved, storage)
+    return result, (theta, turned, start, xs, saved, storage)
 
 
 def _run_backward(program: Program, residuals, cotangents):
-    theta, start, xs, saved, storage = residuals
+    theta, turned, start, xs, saved, storage = residuals
     of_small, of_own, of_outputs = cotangents
     of_small = jax.tree.map(_instantiate, of_small, is_leaf=_is_zero)
     first_small = jax.tree.map(lambda x: x[0], saved.small)
@@ -136,9 +146,6 @@ def _run_backward(program: Program, residuals, cotangents):
     of_outputs, tree = jax.tree.flatten(of_outputs, is_leaf=_is_zero)
     seen = [not _is_zero(leaf) for leaf in of_outputs]
     of_outputs = [leaf for leaf in of_outputs if not _is_zero(leaf)]
-
-    slow = program.kernels(theta)
-    turned = [kernel.T for kernel in slow]
 
     def body(carry, at_step):
         of_theta, of_small, weights, of_weights, pending = carry
@@ -180,12 +187,13 @@ def _run_backward(program: Program, residuals, cotangents):
     of_theta, of_small, _, of_weights, pending = carry
     of_weights = pending.add_to(of_weights)
     # The gradients of slow linear maps: one large product each, over all steps at once.
+    slow = program.kernels(theta)
     kernels: dict[int, Array] = {}
     for index, x, c in zip(shapes.linear, asked, of_answers, strict=True):
         of_kernel = jnp.einsum("...i,...o->io", x, c, preferred_element_type=slow[index].dtype)
         kernels[index] = kernels.get(index, 0) + of_kernel
     of_theta = program.add_kernels(of_theta, kernels)
-    return of_theta, of_small, _of_start(start, of_weights, of_own), Inputs(of_inputs, None, None)
+    return of_theta, None, of_small, _of_start(start, of_weights, of_own), Inputs(of_inputs, None, None)
 
 
 run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)

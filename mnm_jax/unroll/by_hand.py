@@ -48,8 +48,9 @@ def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: s
     factored = form == "factored"
     program = Program(_step(shape), factored, not factored, _kernels, _add_kernels)
     theta = (cell, begin)
+    turned = program.turn(theta)
     if every is None or every >= xs.inputs.shape[0]:
-        small, own, outputs = run(program, theta, small, start, xs)
+        small, own, outputs = run(program, theta, turned, small, start, xs)
         return shape.join(small, MemoryState(own)), outputs
 
     own = start.own or tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in shared)
@@ -58,7 +59,7 @@ def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: s
         program = program._replace(dense_cotangent=True)
 
     def chunk(carry, xs):
-        small, own, outputs = run(program, theta, carry[0], Start(home, carry[1]), xs)
+        small, own, outputs = run(program, theta, turned, carry[0], Start(home, carry[1]), xs)
         return (small, own), outputs
 
     if not factored:

@@ -7,6 +7,8 @@ FORMS = ("auto", "plain", "factored", "reversible")
 
 # Rows written, steps times H, up to which factors are cheaper than dense weights of d x d, as a part of d.
 _FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 1 / 2, "tpu": 1 / 2}
+# Checkpoints: from how many steps on, and steps between two. There, fresh memory is as dear as computing again.
+_CHECKPOINTS = {"cpu": (1024, 256)}
 # Rows after which the form "factored", where it is asked for, forms dense weights of them.
 _FOLD_AT = {"cpu": 1 / 8, "gpu": 1 / 2, "tpu": 1 / 2}
 
@@ -20,6 +22,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     | with resets, over which weights cannot be computed back | factored |
     | T H <= d / 16 on a CPU (measured), d / 2 elsewhere (on paper) | factored |
     | longer | reversible |
+    | 1,024 steps or more on a CPU (measured) | reversible, with a checkpoint every 256 steps |
 
     with H rows a write and d the width of the memory's widest layer. "reversible" asked for with resets is "factored".
     """
@@ -32,6 +35,12 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     if form != "auto":
         return form
     return "factored" if steps <= _rows(cell, _FACTORED_UP_TO) else "reversible"
+
+
+def choose_checkpoints(steps: int) -> int | None:
+    """Steps between two checkpoints of the form "reversible" where "auto" chose it; None: no checkpoints."""
+    least, every = _CHECKPOINTS.get(jax.default_backend(), (steps + 1, None))
+    return every if steps >= least else None
 
 
 def choose_fold(cell: nnx.RNNCellBase) -> int:

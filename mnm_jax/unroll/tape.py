@@ -106,7 +106,7 @@ class Replay(NamedTuple):
 
     storage: the weights before the step; they are not differentiated. answers: of the forward pass, in order.
     probes: zeros added to the answers; their cotangents tell what the weights' cotangents grow by.
-    turned: the kernels of the slow linear maps, transposed once for all steps, since a CPU is slow at it.
+    turned: the kernels of the slow linear maps, transposed.
     """
 
     storage: Storage

@@ -9,7 +9,7 @@ from flax import nnx
 from mnm_jax.unroll.adjoint import Inputs
 from mnm_jax.unroll.by_hand import unroll_by_hand
 from mnm_jax.unroll.chunks import scan_chunks
-from mnm_jax.unroll.forms import FORMS, choose_fold, choose_form
+from mnm_jax.unroll.forms import FORMS, choose_checkpoints, choose_fold, choose_form
 from mnm_jax.unroll.select import select
 
 Array = jax.Array
@@ -65,9 +65,12 @@ def unroll(
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form=}.")
     if hasattr(cell, "linear_maps"):
-        form = choose_form(cell, inputs.shape[0], form=form, reset=reset is not None)
-        if form == "factored" and checkpoint_every is None:
+        chosen = choose_form(cell, inputs.shape[0], form=form, reset=reset is not None)
+        if checkpoint_every is None and chosen == "factored":
             checkpoint_every = choose_fold(cell)
+        if checkpoint_every is None and (form, chosen) == ("auto", "reversible"):
+            checkpoint_every = choose_checkpoints(inputs.shape[0])
+        form = chosen
         if form != "plain":
             return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset), form, checkpoint_every)
     elif form not in ("auto", "plain"):

@@ -136,7 +136,7 @@ def test_the_suites_have_the_sizes_that_they_promise():
         assert len(set(fields)) == len(fields)
     for group in scaling(devices):
         forms = [candidate.fields["form"] for candidate in group.candidates]
-        assert forms == (["plain", "auto"] if group.candidates[0].fields["steps"] <= 256 else ["auto", "checkpointed"])
+        assert forms == (["plain", "auto"] if group.candidates[0].fields["steps"] <= 256 else ["reversible", "auto"])
 
 
 def rows_of(group, milliseconds, bench):
@@ -151,9 +151,9 @@ def rows_of(group, milliseconds, bench):
 def test_scaling_tells_the_time_of_a_step(bench):
     plain, auto = rows_of(next(scaling(jax.devices(), steps=(50,))), [20.0, 10.0], bench)
     assert (plain["microseconds_per_step"], auto["microseconds_per_step"]) == (400, 200)
-    auto, checkpointed = rows_of(next(scaling(jax.devices(), steps=(500,))), [10.0, 15.0], bench)
+    reversible, auto = rows_of(next(scaling(jax.devices(), steps=(500,))), [15.0, 10.0], bench)
     assert (auto["microseconds_per_step"], auto["ratio_to_plain"]) == (20, None)
-    assert (checkpointed["microseconds_per_step"], checkpointed["chosen"]) == (30, "reversible")
+    assert (reversible["microseconds_per_step"], reversible["chosen"]) == (30, "reversible")
 
 
 def test_limit_sets_the_rate_beside_that_of_the_product(bench):
@@ -324,7 +324,7 @@ def _stream_cell():
 
 
 @pytest.mark.parametrize(
-    ("make_cell", "form"), [(_cell, "plain"), (_cell, "checkpointed"), (_stream_cell, "plain"), (_stream_cell, "auto")]
+    ("make_cell", "form"), [(_cell, "plain"), (_stream_cell, "plain"), (_stream_cell, "auto")]
 )
 def test_the_batch_on_several_devices_is_the_batch_on_one(make_cell, form):
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 8)), jnp.float32)

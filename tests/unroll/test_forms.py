@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax import LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
+from mnm_jax.unroll.forms import choose_checkpoints
 
 T, B, D = 7, 3, 4
 RULES = {"local": local_memory, "gradient": gradient_memory}
@@ -112,6 +113,7 @@ def test_auto_chooses_by_length_resets_and_cell():
     assert choose_form(cell, 100, reset=True) == choose_form(cell, 100, form="reversible", reset=True) == "factored"
     assert choose_form(cell, 100, form="plain", reset=True) == "plain"
     assert choose_form(LSTMCell(3, 4, rngs=nnx.Rngs(0)), 100) == "plain"
+    assert [choose_checkpoints(steps) for steps in (1023, 1024)] == [None, 256]
 
 
 def test_errors_name_the_form():
