@@ -41,11 +41,12 @@ class Start(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """inputs: `[T, B, D]`. keep, reset: `[T, B]` bool or None."""
+    """inputs: `[T, B, D]`. keep, reset, fork: `[T, B]` bool or None."""
 
     inputs: Array
     keep: Array | None
     reset: Array | None
+    fork: Array | None
 
 
 class Program(NamedTuple):
@@ -119,7 +120,7 @@ def _forward(program: Program, theta: Any, small: Any, start: Start, xs: Inputs)
         if x.reset is not None:
             storage = storage.reset(x.reset)
         log = Log()
-        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.keep), x)
+        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.keep, x.fork), x)
         since = (storage.first, storage.fresh) if program.factored else (None, None)
         return (new, recorder.storage), (outputs, _Saved(small, Answers(log.memory.answers, log.maps.answers), since))
 
@@ -156,7 +157,7 @@ def _run_backward(program: Program, residuals, cotangents):
 
         def replayed(weights, theta, small, inputs, probes):
             log = Log()
-            replay = Replay(weights, log, x.keep, saved.answers, probes, turned)
+            replay = Replay(weights, log, x.keep, x.fork, saved.answers, probes, turned)
             small, _, outputs = program.step(theta, small, replay, x._replace(inputs=inputs))
             outputs = [leaf for leaf, wanted in zip(tree.flatten_up_to(outputs), seen, strict=True) if wanted]
             return (small, outputs, log.pairs), Answers(log.memory.asked, log.maps.asked)
@@ -193,7 +194,7 @@ def _run_backward(program: Program, residuals, cotangents):
         of_kernel = jnp.einsum("...i,...o->io", x, c, preferred_element_type=slow[index].dtype)
         kernels[index] = kernels.get(index, 0) + of_kernel
     of_theta = program.add_kernels(of_theta, kernels)
-    return of_theta, None, of_small, _of_start(start, of_weights, of_own), Inputs(of_inputs, None, None)
+    return of_theta, None, of_small, _of_start(start, of_weights, of_own), Inputs(of_inputs, None, None, None)
 
 
 run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
@@ -208,7 +209,7 @@ def _shapes(step: Callable, theta: Any, small: Any, start: Start, xs: Inputs) ->
 
     def trace(theta, small, own, x):
         log = Log()
-        step(theta, small, Recorder(MemoryState(own), log, x.keep), x)
+        step(theta, small, Recorder(MemoryState(own), log, x.keep, x.fork), x)
         questions.extend(log.questions)
         linear.extend(log.linear)
         return log.memory.asked, log.pairs

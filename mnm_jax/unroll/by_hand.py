@@ -11,7 +11,7 @@ from mnm_jax.memory.types import Storage
 from mnm_jax.unroll.adjoint import Inputs, Program, Start, run
 from mnm_jax.unroll.chunks import scan_chunks
 from mnm_jax.unroll.forms import keeps_dense_cotangent
-from mnm_jax.unroll.select import select
+from mnm_jax.unroll.select import select, who_stays
 from mnm_jax.unroll.tape import RULE_MAP, Recorder, Replay
 
 Array = jax.Array
@@ -79,8 +79,10 @@ def _step(shape: _Carry):
         inputs = x.inputs if x.keep is None else jnp.where(x.keep[:, None], x.inputs, 0)
         carry, outputs = cell(shape.join(small, memory), inputs)
         new, memory = shape.split(carry)
+        stays = who_stays(x.keep, x.fork)
+        if stays is not None:
+            new = select(stays, new, small)
         if x.keep is not None:
-            new = select(x.keep, new, small)
             outputs = select(x.keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
         return new, memory, outputs
 

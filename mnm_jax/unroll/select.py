@@ -15,3 +15,10 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
         return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, on_true, on_false)
+
+
+def who_stays(keep: Array | None, fork: Array | None) -> Array | None:
+    """`[B]`: whose new carry goes on to the next step; None: everybody's."""
+    if fork is None:
+        return keep
+    return ~fork if keep is None else keep & ~fork

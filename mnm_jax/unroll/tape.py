@@ -41,7 +41,8 @@ class Log:
     """What has happened in one step: questions to the memory `[B, Q, .]`, products with slow weights, pairs subtracted.
 
     memory, maps: the products; questions: those of the memory; linear: which map each product of `maps` was with, the
-    index of one of the cell's or `RULE_MAP`.
+    index of one of the cell's or `RULE_MAP`. written: the pairs that the rest of the step sees; pairs: those among
+    them that stay, the others being zero.
     """
 
     def __init__(self):
@@ -50,6 +51,7 @@ class Log:
         self.memory = Products([], [])
         self.maps = Products([], [])
         self.pairs: tuple[Pair, ...] | None = None
+        self.written: tuple[Pair, ...] | None = None
 
     def add_answer(self, question: Question, asked: Array, answer: Array) -> Array:
         self.questions.append(question)
@@ -63,26 +65,42 @@ class Log:
         self.maps.answers.append(answer)
         return answer
 
-    def add_pairs(self, pairs: tuple[Pair, ...]) -> None:
-        self.pairs = pairs if self.pairs is None else tuple(map(_join, self.pairs, pairs))
+    def add_pairs(self, pairs: tuple[Pair, ...], fork: Array | None) -> tuple[Pair, ...]:
+        """Logs what was written, with `fork [B]` for those of whom it does not stay, and returns what does."""
+        stay = pairs if fork is None else _silence(pairs, ~fork)
+        self.pairs = _join_all(self.pairs, stay)
+        self.written = self.pairs if fork is None else _join_all(self.written, pairs)
+        return stay
 
 
 class Recorder(NamedTuple):
-    """A `Storage` that answers from another one and logs it. keep: `[B]` bool, who writes at all; None: everybody."""
+    """A `Storage` that answers from another one and logs it.
+
+    keep: `[B]` bool, who writes at all; None: everybody. fork: `[B]` bool, whose writes only this step sees, and
+    passing: their pairs; None: nobody.
+    """
 
     storage: Storage
     log: Log
     keep: Array | None
+    fork: Array | None = None
+    passing: tuple[Pair, ...] | None = None
 
     @property
     def batch_size(self) -> int:
         return self.storage.batch_size
 
     def product(self, layer: int, x: Array) -> Array:
-        return self.log.add_answer(Question(layer, False), x, self.storage.product(layer, x))
+        answer = self.storage.product(layer, x)
+        if self.passing is not None:
+            answer = answer - _through(x, *self.passing[layer])
+        return self.log.add_answer(Question(layer, False), x, answer)
 
     def pull_back(self, layer: int, c: Array) -> Array:
-        return self.log.add_answer(Question(layer, True), c, self.storage.pull_back(layer, c))
+        answer = self.storage.pull_back(layer, c)
+        if self.passing is not None:
+            answer = answer - _through(c, *self.passing[layer][::-1])
+        return self.log.add_answer(Question(layer, True), c, answer)
 
     def dot_general(self, index: int) -> Callable[..., Array]:
         """`lax.dot_general` for the linear map of that index."""
@@ -97,8 +115,10 @@ class Recorder(NamedTuple):
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Recorder":
         pairs = _silence(pairs, self.keep)
-        self.log.add_pairs(pairs)
-        return self._replace(storage=self.storage.subtract(pairs))
+        written = self._replace(storage=self.storage.subtract(self.log.add_pairs(pairs, self.fork)))
+        if self.fork is None:
+            return written
+        return written._replace(passing=_join_all(self.passing, _silence(pairs, self.fork)))
 
 
 class Replay(NamedTuple):
@@ -112,6 +132,7 @@ class Replay(NamedTuple):
     storage: Storage
     log: Log
     keep: Array | None
+    fork: Array | None
     answers: "Answers"
     probes: "Answers"
     turned: list[Array]
@@ -138,7 +159,7 @@ class Replay(NamedTuple):
         return self._map(RULE_MAP, x)
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Replay":
-        self.log.add_pairs(_silence(pairs, self.keep))
+        self.log.add_pairs(_silence(pairs, self.keep), self.fork)
         return self
 
     def _map(self, index: int, x: Array) -> Array:
@@ -148,7 +169,7 @@ class Replay(NamedTuple):
 
     def _answer(self, question: Question, asked: Array) -> Array:
         place = len(self.log.questions)
-        written = None if self.log.pairs is None else self.log.pairs[question.layer]
+        written = None if self.log.written is None else self.log.written[question.layer]
         answer = _replay(question, self.storage, asked, written, self.answers.memory[place])
         return self.log.add_answer(question, asked, answer + self.probes.memory[place])
 
@@ -213,6 +234,15 @@ def growth(questions: list[Question], asked: list[Array], cotangents: list[Array
 
 def _join(a: Pair, b: Pair) -> Pair:
     return Pair(jnp.concatenate([a.inputs, b.inputs], 1), jnp.concatenate([a.delta, b.delta], 1))
+
+
+def _join_all(a: tuple[Pair, ...] | None, b: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    return b if a is None else tuple(map(_join, a, b))
+
+
+def _through(x: Array, inputs: Array, delta: Array) -> Array:
+    """x X^T D: `[B, Q, I] -> [B, Q, O]`."""
+    return jnp.einsum("bqh,bho->bqo", jnp.einsum("bqi,bhi->bqh", x, inputs), delta)
 
 
 def _silence(pairs: tuple[Pair, ...], keep: Array | None) -> tuple[Pair, ...]:

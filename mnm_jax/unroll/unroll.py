@@ -10,7 +10,7 @@ from mnm_jax.unroll.adjoint import Inputs
 from mnm_jax.unroll.by_hand import unroll_by_hand
 from mnm_jax.unroll.chunks import scan_chunks
 from mnm_jax.unroll.forms import FORMS, choose_checkpoints, choose_fold, choose_form
-from mnm_jax.unroll.select import select
+from mnm_jax.unroll.select import select, who_stays
 
 Array = jax.Array
 
@@ -22,6 +22,7 @@ def unroll(
     *,
     mask: Array | None = None,
     reset: Array | None = None,
+    fork: Array | None = None,
     form: str = "auto",
     checkpoint_every: int | None = None,
 ) -> tuple[Any, Any]:
@@ -38,6 +39,8 @@ def unroll(
         inputs have no influence and get exactly zero gradient, whatever they hold (NaN included).
       reset: `[T, B]` bool; where it is True a new sequence begins at this step, before its input is seen: episodes
         packed one after the other give what separate runs give.
+      fork: `[T, B]` bool; where it is True the step is taken on a fork of the carry: its output is as ever, and the
+        carry passes on unchanged, to the bit. Questions asked in the middle of a story do not change what is known.
       form: what the backward pass keeps of a cell with a neural memory; all give the same values and gradients.
         "plain": the weights of every step, by autodiff; the only one for other cells, for forward-mode derivatives and
         for derivatives of derivatives. "reversible": no weights, they are computed back from the last ones.
@@ -56,7 +59,7 @@ def unroll(
     """
     if inputs.ndim != 3:
         raise ValueError(f"inputs must have shape [T, B, D], got {inputs.shape}.")
-    for name, flags in [("mask", mask), ("reset", reset)]:
+    for name, flags in [("mask", mask), ("reset", reset), ("fork", fork)]:
         if flags is not None and (flags.shape != inputs.shape[:2] or flags.dtype != bool):
             raise ValueError(f"{name} must be bool of shape {inputs.shape[:2]}, got {flags.dtype} of {flags.shape}.")
     if checkpoint_every is not None and checkpoint_every < 1:
@@ -72,23 +75,26 @@ def unroll(
             checkpoint_every = choose_checkpoints(inputs.shape[0])
         form = chosen
         if form != "plain":
-            return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset), form, checkpoint_every)
+            return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset, fork), form, checkpoint_every)
     elif form not in ("auto", "plain"):
         raise ValueError(f"{type(cell).__name__} has no memory to run in {form=}: use form='plain'.")
     if carry is None:
         carry = cell.initialize_carry(inputs.shape[1:])
 
     def step(carry, xs):
-        x, keep, fresh = xs
+        x, keep, fresh, aside = xs
         if fresh is not None:
             carry = select(fresh, cell.initialize_carry(x.shape), carry)
-        if keep is None:
-            return cell(carry, x)
         # A masked input is replaced before it is used: a gradient of zero times NaN would still be NaN.
-        new, outputs = cell(carry, jnp.where(keep[:, None], x, 0))
-        return select(keep, new, carry), select(keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
+        new, outputs = cell(carry, x if keep is None else jnp.where(keep[:, None], x, 0))
+        stays = who_stays(keep, aside)
+        if stays is not None:
+            new = select(stays, new, carry)
+        if keep is not None:
+            outputs = select(keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
+        return new, outputs
 
-    xs = (inputs, mask, reset)
+    xs = (inputs, mask, reset, fork)
     if checkpoint_every is None:
         return jax.lax.scan(step, carry, xs)
     chunk = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs), prevent_cse=False)

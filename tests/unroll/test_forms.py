@@ -13,6 +13,7 @@ T, B, D = 7, 3, 4
 RULES = {"local": local_memory, "gradient": gradient_memory}
 MASK = np.random.default_rng(0).random((T, B)) > 0.3
 RESET = np.random.default_rng(1).random((T, B)) > 0.6
+FORK = np.random.default_rng(2).random((T, B)) > 0.6
 
 
 def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=False, **options):
@@ -73,11 +74,33 @@ def test_total_derivative(x64):
         {"fresh": False},
         {"mask": MASK, "checkpoint_every": 3},
         {"fresh": False, "checkpoint_every": 2},
+        {"fork": FORK},
+        {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False},
+        {"fork": FORK, "mask": MASK, "checkpoint_every": 3},
     ],
     ids=lambda options: "-".join(options),
 )
 def test_masks_resets_chunks_and_a_carry(rule, options, x64):
     assert_forms_agree(make(rule), **options)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("form", ["plain", "factored", "reversible"])
+def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, x64):
+    """Three stories told once with questions in between = each question after its story told anew; and nothing else."""
+    cell = make(rule)
+    x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
+    carry, outputs = unroll(cell, None, x, fork=jnp.asarray(FORK), form=form)
+    for b in range(B):
+        told = [t for t in range(T) if not FORK[t, b]]
+        alone = unroll(cell, None, x[np.array(told), b : b + 1], form=form)[0]
+        for a, expected in zip(jax.tree.leaves(carry), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[b], expected[0], rtol=1e-9, atol=1e-11)
+        for t in np.flatnonzero(FORK[:, b]):
+            anew = np.array([s for s in told if s < t] + [t])
+            _, answers = unroll(cell, None, x[anew, b : b + 1], form=form)
+            for a, expected in zip(jax.tree.leaves(outputs), jax.tree.leaves(answers), strict=True):
+                np.testing.assert_allclose(a[t, b], expected[-1, 0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("rule", RULES)
