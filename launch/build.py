@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from mnm_jax.cells import LSTMCell, MNMCell, SALUCell
+from mnm_jax.cells import ChainCell, LSTMCell, MNMCell, SALUCell
 from mnm_jax.memory import Memory, gradient_memory, local_memory
 from mnm_jax.training import SequenceModel, Task, TrainConfig
 from tasks.babi import Babi
@@ -31,7 +31,7 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
 
     "lstm": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots.
     "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between), memory_layers
-    (`L`), step_size.
+    (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it writes.
 
     Raises:
         ValueError: an unknown model, or an unknown or missing key. Sizes are checked when the model is made.
@@ -96,6 +96,12 @@ def _salu(*, features: int, hidden_features: int, memory_features: int, slots: i
     return SALUCell(features, hidden_features, **sizes, rngs=rngs)
 
 
+def _memory(make_memory: Callable[..., Memory], features: int, layers: int, step_size: str) -> Memory:
+    if layers < 1:
+        raise ValueError(f"memory_layers must be >= 1, got {layers}.")
+    return make_memory(features, features, hidden_sizes=(features,) * (layers - 1), step_size=step_size)
+
+
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
     def make(
         *,
@@ -107,16 +113,38 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         memory_layers: int = 3,
         step_size: str = "normalised",
     ) -> MNMCell:
-        if memory_layers < 1:
-            raise ValueError(f"memory_layers must be >= 1, got {memory_layers}.")
-        hidden_sizes = (memory_features,) * (memory_layers - 1)
-        memory = make_memory(memory_features, memory_features, hidden_sizes=hidden_sizes, step_size=step_size)
+        memory = _memory(make_memory, memory_features, memory_layers, step_size)
         return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs)
 
     return make
 
 
-_CELLS = {"mnm-p": _mnm(local_memory), "mnm-g": _mnm(gradient_memory), "lstm": _lstm, "lstm-salu": _salu}
+def _chain(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
+    def make(
+        *,
+        features: int,
+        hidden_features: int,
+        memory_features: int,
+        rngs: nnx.Rngs,
+        heads: int = 1,
+        hops: int = 3,
+        memory_layers: int = 2,
+        step_size: str = "normalised",
+    ) -> ChainCell:
+        memory = _memory(make_memory, memory_features, memory_layers, step_size)
+        return ChainCell(features, hidden_features, memory, heads=heads, hops=hops, rngs=rngs)
+
+    return make
+
+
+_CELLS = {
+    "mnm-p": _mnm(local_memory),
+    "mnm-g": _mnm(gradient_memory),
+    "chain-p": _chain(local_memory),
+    "chain-g": _chain(gradient_memory),
+    "lstm": _lstm,
+    "lstm-salu": _salu,
+}
 MODELS = tuple(_CELLS)
 
 

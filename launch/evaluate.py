@@ -1,6 +1,8 @@
 """Evaluates the newest checkpoint of a run on the split "test", and prints the table.
 
 python -m launch.evaluate --workdir=runs/dictionary
+
+A task that is many, as bAbI, gets a table of the error of each in %, for every seed: tasks above 5% count as failed.
 """
 
 import os
@@ -10,7 +12,8 @@ from absl import app, flags
 
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
-from launch.table import format_table, summarise
+from launch.table import summarise
+from launch.task_errors import end_table
 from launch.workdir import read_config
 from mnm_jax.training import evaluate, load_params, split_model
 
@@ -31,7 +34,8 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; give the run as --workdir=DIR.")
         metrics, step = evaluate_run(_WORKDIR.value)
-        print(f"{_WORKDIR.value}, step {step}\n{format_table(summarise(metrics))}")
+        seed = read_config(_WORKDIR.value)["training"]["seed"]
+        print(f"{_WORKDIR.value}, step {step}\n{end_table(summarise(metrics), seed)}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from launch.benchmark_table import benchmark_parts
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.table import by_test_set, compare, format_columns, format_markdown, natural
+from launch.task_errors import errors_by_task, run_rows
 from launch.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput
@@ -196,11 +197,11 @@ def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
     params, _ = load_params(folder, make_model)
     model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
     batch, index = longest(task.evaluations("test", training.batch_size)[""]())
-    inputs, mask = (jnp.asarray(array[:, index : index + 1]) for array in (batch.inputs, batch.mask))
-    cell = model(inputs, mask).cell
+    example = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, index : index + 1]), batch)
+    cell = model(example.inputs, example.mask, example.fork).cell
     if not isinstance(cell, CellOutput):
         return
-    real = np.asarray(mask)[:, 0]
+    real = np.asarray(example.mask)[:, 0]
     trace = jax.tree.map(lambda leaf: np.asarray(leaf)[real, 0], cell.trace)
     title = f"{title}: the memory over a test sequence (seed {training.seed})"
     figures.memory_maps(trace, task.tokens(batch, index), folder / "figures/memory_map.png", title)
@@ -238,8 +239,12 @@ def _section(folder: pathlib.Path) -> str:
         parts.append(format_markdown(_rows(runs)))
         hours = sum(run.summary["seconds"] for run in runs) / 3600
         parts.append(f"{len(runs)} run{'s' * (len(runs) != 1)}, {hours:.1f} hours one after the other.")
+        errors = {run.place: errors_by_task(run.summary["metrics"]) for run in runs}
         sets = [by_test_set(run.summary) for run in runs]
-        if any(sets):
+        if any(errors.values()):
+            rows = run_rows({place: found for place, found in errors.items() if found})
+            parts += ["Test error in % by task, mean over seeds; *failed* are tasks above 5%:", format_markdown(rows)]
+        elif any(sets):
             rows = [names | own for names, own in zip(_names(runs), sets, strict=True)]
             parts += ["Accuracy by test set, of the same parameters:", format_markdown(rows)]
         maps = [run for run in runs if (run.folder / "figures/memory_map.png").is_file()]

@@ -25,7 +25,8 @@ import mnm_jax
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
-from launch.table import format_table, summarise
+from launch.table import summarise
+from launch.task_errors import end_table
 from launch.workdir import CONFIG, SUMMARY, claim, write_json
 from mnm_jax.training import train
 
@@ -71,7 +72,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
         "metrics": summarise(result.metrics),
     }
     write_json(workdir / SUMMARY, summary)
-    print(format_table(summary["metrics"]))
+    print(end_table(summary["metrics"], training.seed))
     report_run(workdir)
     return summary
 

@@ -1,5 +1,6 @@
 """Recurrent cells, one a file: each an `nnx.RNNCellBase`, `(carry, inputs [B, D]) -> (carry, outputs)`."""
 
+from mnm_jax.cells.chain import ChainCarry, ChainCell
 from mnm_jax.cells.common import CellOutput, MemoryTrace, output_features, split_output
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.cells.mnm import MNMCarry, MNMCell
@@ -7,6 +8,8 @@ from mnm_jax.cells.salu import SALUCarry, SALUCell
 
 __all__ = [
     "CellOutput",
+    "ChainCarry",
+    "ChainCell",
     "LSTMCell",
     "MNMCarry",
     "MNMCell",

@@ -35,11 +35,13 @@ class SequenceModel(nnx.Module):
         self,
         inputs: Array,
         mask: Array | None = None,
+        fork: Array | None = None,
         *,
         form: str = "auto",
         checkpoint_every: int | None = None,
     ) -> SequenceOutput:
         features = self.encoder(inputs)
-        _, outputs = unroll(self.cell, None, features, mask=mask, form=form, checkpoint_every=checkpoint_every)
+        how = {"form": form, "checkpoint_every": checkpoint_every}
+        _, outputs = unroll(self.cell, None, features, mask=mask, fork=fork, **how)
         hidden, meta_loss = split_output(outputs)
         return SequenceOutput(self.head(hidden), meta_loss, outputs)

@@ -41,7 +41,7 @@ def losses(model: Callable, task: Task, batch: Batch) -> tuple[Mean, Mean, Any]:
 
     A cell without a memory has the meta loss `Mean(0, 0)`.
     """
-    output = model(batch.inputs, batch.mask)
+    output = model(batch.inputs, batch.mask, batch.fork)
     task_loss = task.loss(output.logits, batch)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
@@ -92,7 +92,8 @@ def make_step(
             return task_part + meta_weight * meta_part, (task_part, meta_part)
 
         cell = getattr(nnx.merge(graphdef, params), "cell", None)
-        groups = choose_groups(cell, batch_size // len(devices), devices[0].platform)
+        examples = batch.mask.shape[1] // (len(devices) if axis_name is None else 1)
+        groups = choose_groups(cell, examples, devices[0].platform)
         return value_and_grad_in_groups(objective, groups)(params, batch)
 
     def step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:

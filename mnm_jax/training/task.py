@@ -19,12 +19,15 @@ class Batch(NamedTuple):
     targets: `[T, B]` integer class expected at each step; ignored where `loss_mask` is 0.
     loss_mask: `[T, B]` 1 where the answer of this step counts, else 0 (float).
     mask: `[T, B]` True where the step is real, False where it is padding (bool).
+    fork: `[T, B]` True where the step is a question asked in the middle, which the model answers on a fork of its carry
+        (see `unroll`; bool). None: nowhere.
     """
 
     inputs: Any
     targets: Any
     loss_mask: Any
     mask: Any
+    fork: Any = None
 
 
 class Mean(NamedTuple):

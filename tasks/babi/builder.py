@@ -12,8 +12,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from tasks.babi.archive import ARCHIVE, read_files
-from tasks.babi.encode import WORDS, encode_question
-from tasks.babi.parse import Question, parse
+from tasks.babi.encode import WORDS, encode_reading
+from tasks.babi.parse import parse
+from tasks.babi.readings import Reading, readings
 from tasks.babi.vocabulary import Vocabulary, build_vocabulary
 
 VALID_EVERY = 10  # every tenth training story is held out for validation
@@ -31,15 +32,15 @@ class BabiConfig(tfds.core.BuilderConfig):
 
 
 class BabiQa(tfds.core.GeneratorBasedBuilder):
-    """One record a question: `words` int32 `[T, W]` (the question last), `answer`, `task` and `story_index`.
+    """One record a reading: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1: no question), `task`, `story_index`.
 
     Splits "train", "valid" (every tenth story of the training files) and "test". The records keep the order of the
     files, task by task. `info.metadata` holds `words` and `answers` (the vocabulary) and, for each split, the number
-    of rows `T` and the task of every record (`steps`, `tasks`), so that batches of like length can be planned
-    without reading the records.
+    of rows `T`, of questions, and the task of every record (`steps`, `questions`, `tasks`), so that batches of like
+    length can be planned without reading the records.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS = [BabiConfig(name="10k"), BabiConfig(name="1k", size="1k")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Put the official {ARCHIVE} of the bAbI project into the manual directory."
     # TFDS would ask `importlib_resources`, which it installs for Python 3.8 only.
@@ -51,11 +52,11 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="bAbI tasks v1-2 (Weston et al., 2015): questions about short stories.",
+            description="bAbI tasks v1-2 (Weston et al., 2015): short stories with questions.",
             features=tfds.features.FeaturesDict(
                 {
                     "words": tfds.features.Tensor(shape=(None, WORDS), dtype=np.int32, encoding="bytes"),
-                    "answer": np.int32,
+                    "answers": tfds.features.Tensor(shape=(None,), dtype=np.int32),
                     "task": np.int32,
                     "story_index": np.int32,
                 }
@@ -68,39 +69,30 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         splits = {split: [] for split in SPLITS}
         for (task, file_split), file in read_files(dl_manager.manual_dir, config.size, config.tasks).items():
-            for question in parse(file.data, file.path, task):
-                splits[_split(file_split, question.story_index)].append(question)
+            longest = config.max_sentences_task3 if task == 3 else config.max_sentences
+            for reading in readings(parse(file.data, file.path, task), longest):
+                splits[_split(file_split, reading.story_index)].append(reading)
         # TFDS refuses an empty split; files of fewer than ten stories have no validation.
-        splits = {split: questions for split, questions in splits.items() if questions}
-        vocabulary = build_vocabulary(question for questions in splits.values() for question in questions)
+        splits = {split: found for split, found in splits.items() if found}
+        vocabulary = build_vocabulary(reading for found in splits.values() for reading in found)
         self.info.metadata.update(
             words=vocabulary.words,
             answers=vocabulary.answers,
-            steps={
-                split: [min(len(question.story), self._limit(question.task)) + 1 for question in questions]
-                for split, questions in splits.items()
+            steps={split: [len(reading.rows) for reading in found] for split, found in splits.items()},
+            questions={
+                split: [sum(answer is not None for answer in reading.answers) for reading in found]
+                for split, found in splits.items()
             },
-            tasks={split: [question.task for question in questions] for split, questions in splits.items()},
+            tasks={split: [reading.task for reading in found] for split, found in splits.items()},
         )
-        return {split: self._generate_examples(questions, vocabulary) for split, questions in splits.items()}
+        return {split: self._generate_examples(found, vocabulary) for split, found in splits.items()}
 
     def _generate_examples(
-        self, questions: Iterable[Question], vocabulary: Vocabulary
+        self, found: Iterable[Reading], vocabulary: Vocabulary
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        word_ids, answer_ids = vocabulary.word_ids(), vocabulary.answer_ids()
-        for key, question in enumerate(questions):
-            yield (
-                key,
-                {
-                    "words": encode_question(question, word_ids, self._limit(question.task)),
-                    "answer": answer_ids[question.answer],
-                    "task": question.task,
-                    "story_index": question.story_index,
-                },
-            )
-
-    def _limit(self, task: int) -> int:
-        return self.builder_config.max_sentences_task3 if task == 3 else self.builder_config.max_sentences
+        word_ids = vocabulary.word_ids()
+        for key, reading in enumerate(found):
+            yield key, encode_reading(reading, vocabulary, word_ids)
 
 
 def _split(file_split: str, story_index: int) -> str:

@@ -18,7 +18,7 @@ from tasks.babi.archive import SourceFile, read_files, resolve
 from tasks.babi.encode import WORDS
 from tasks.babi.vocabulary import Vocabulary
 
-FORMAT = 1  # raise it when the records change: entries of another format are then never opened
+FORMAT = 2  # raise it when the records change: entries of another format are then never opened
 
 
 class Options(NamedTuple):
@@ -31,10 +31,11 @@ class Options(NamedTuple):
 
 
 class Split(NamedTuple):
-    """records: random access; steps `[N]`: rows `T` of each record; tasks `[N]`: its task."""
+    """records: random access to readings. Of each, `[N]`: steps: its rows `T`; questions: how many; tasks: its task."""
 
     records: Sequence[Mapping[str, Any]]
     steps: np.ndarray
+    questions: np.ndarray
     tasks: np.ndarray
 
 
@@ -87,7 +88,7 @@ def _build(entry: Path, data_dir: str, files: Mapping[tuple[int, str], SourceFil
     with tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent) as folder:
         config = BabiConfig(name=entry.name, **options._asdict())
         builder = BabiQa(data_dir=folder, config=config)
-        logging.info("Encoding the bAbI questions into %s.", entry)
+        logging.info("Encoding the bAbI stories into %s.", entry)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download, and names the temporary folder
             builder.download_and_prepare(
                 download_dir=f"{folder}/downloads",
@@ -106,7 +107,7 @@ def _read(entry: Path) -> Dataset:
     builder = tfds.builder_from_directory(entry)
     metadata = builder.info.metadata
     splits = {
-        name: Split(builder.as_data_source(name), np.asarray(steps), np.asarray(metadata["tasks"][name]))
-        for name, steps in metadata["steps"].items()
+        name: Split(builder.as_data_source(name), *(np.asarray(metadata[field][name]) for field in Split._fields[1:]))
+        for name in metadata["steps"]
     }
     return Dataset(Vocabulary(tuple(metadata["words"]), tuple(metadata["answers"])), splits)

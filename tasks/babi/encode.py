@@ -1,31 +1,47 @@
-"""A question as a sequence of sentences, each a row of word ids.
+"""Readings as rows of word ids.
 
-Shape letters: `T` sentences of the story that are kept, plus one for the question; `W` words of a sentence.
+Shape letters: `T` rows of a reading, sentences and questions; `W` words of a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tasks.babi.parse import Question
-from tasks.babi.vocabulary import PADDING
+from tasks.babi.parse import Words
+from tasks.babi.readings import Reading
+from tasks.babi.vocabulary import PADDING, Vocabulary
 
 WORDS = 11  # the longest sentence of the 20 tasks
+NO_QUESTION = -1
 
 
-def encode_question(question: Question, word_ids: Mapping[str, int], max_sentences: int) -> np.ndarray:
-    """int32 `[T, W]`: the last `max_sentences` sentences of the story, then the question; short rows end in 0.
+def encode_rows(rows: Sequence[Words], word_ids: Mapping[str, int], where: str) -> np.ndarray:
+    """int32 `[T, W]`; short rows end in 0. where: what the rows are, for messages.
 
     Raises:
-        ValueError: a sentence is longer than `W` = 11 words.
+        ValueError: a row is empty or longer than `W` = 11 words, or has a word that is not in `word_ids`.
     """
-    sentences = [*question.story[-max_sentences:], question.question]
-    encoded = np.full((len(sentences), WORDS), PADDING, np.int32)
-    for row, sentence in zip(encoded, sentences, strict=True):
-        if len(sentence) > WORDS:
+    encoded = np.full((len(rows), WORDS), PADDING, np.int32)
+    for target, row in zip(encoded, rows, strict=True):
+        if not 0 < len(row) <= WORDS:
             raise ValueError(
-                f"task {question.task}, story {question.story_index}: a sentence of {len(sentence)} words, "
-                f"at most {WORDS} can be encoded: {' '.join(sentence)!r}."
+                f"{where}: a sentence of {len(row)} words, 1 to {WORDS} can be encoded: {' '.join(row)!r}."
             )
-        row[: len(sentence)] = [word_ids[word] for word in sentence]
+        unknown = [word for word in row if word not in word_ids]
+        if unknown:
+            raise ValueError(f"{where}: the word {unknown[0]!r} in {' '.join(row)!r} is not in the vocabulary.")
+        target[: len(row)] = [word_ids[word] for word in row]
     return encoded
+
+
+def encode_reading(reading: Reading, vocabulary: Vocabulary, word_ids: Mapping[str, int]) -> dict[str, Any]:
+    """A record: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1 at sentences), `task`, `story_index`."""
+    answer_ids = vocabulary.answer_ids()
+    answers = [NO_QUESTION if answer is None else answer_ids[answer] for answer in reading.answers]
+    return {
+        "words": encode_rows(reading.rows, word_ids, f"task {reading.task}, story {reading.story_index}"),
+        "answers": np.array(answers, np.int32),
+        "task": reading.task,
+        "story_index": reading.story_index,
+    }

@@ -1,91 +1,128 @@
 """Batches of stories of like length.
 
-A batch is padded to one of a few fixed lengths, so that a program compiles for a few shapes only. Shape letters: `T`
-steps, `B` examples, `W` words of a sentence, `N` records of a split.
+A batch is padded to one of a few fixed lengths, and has one size a length, so that a program compiles for a few shapes
+only. Shape letters: `T` steps, `B` examples, `W` words of a sentence, `N` records of a split.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from mnm_jax.training.task import Batch
 from tasks.babi.cache import Split
-from tasks.babi.encode import WORDS
+from tasks.babi.encode import NO_QUESTION, WORDS
 from tasks.babi.vocabulary import PADDING
 
-# Near the lengths that pad the 20 tasks least (13 steps a question where 10.6 are real) with eight shapes; 71 and 131
-# are the longest stories of the protocol and their question.
-_LENGTHS = (3, 7, 11, 17, 29, 47, 71, 131)
+# The rows of readings, sentences and questions: most tasks have 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
+_LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135)
+# Sizes of batches are multiples of it, so that they can be divided over devices and into groups.
+_SIZE_STEP = 8
 
 
 def bucket_lengths(longest: int) -> np.ndarray:
     """The lengths `T` that batches are padded to, rising; the last is `longest`.
 
     >>> bucket_lengths(20)
-    array([ 3,  7, 11, 17, 20])
+    array([ 3,  6, 10, 15, 20])
     """
     return np.array([length for length in _LENGTHS if length < longest] + [longest])
 
 
 def pad_batch(records: Sequence[Mapping[str, Any]], steps: int, batch_size: int) -> Batch:
     """`records` side by side, `[T, B]`, padded to `steps`; missing examples are all padding and count nowhere."""
+    shape = (steps, batch_size)
     batch = Batch(
-        inputs=np.full((steps, batch_size, WORDS), PADDING, np.int32),
-        targets=np.zeros((steps, batch_size), np.int32),
-        loss_mask=np.zeros((steps, batch_size), np.float32),
-        mask=np.zeros((steps, batch_size), np.bool_),
+        inputs=np.full((*shape, WORDS), PADDING, np.int32),
+        targets=np.zeros(shape, np.int32),
+        loss_mask=np.zeros(shape, np.float32),
+        mask=np.zeros(shape, np.bool_),
+        fork=np.zeros(shape, np.bool_),
     )
     for column, record in enumerate(records):
         length = len(record["words"])
+        asked = record["answers"] != NO_QUESTION
         batch.inputs[:length, column] = record["words"]
-        batch.targets[length - 1, column] = record["answer"]
-        batch.loss_mask[length - 1, column] = 1
+        batch.targets[:length, column] = np.where(asked, record["answers"], 0)
+        batch.loss_mask[:length, column] = asked
         batch.mask[:length, column] = True
+        batch.fork[:length, column] = asked
     return batch
 
 
-def epoch_plan(buckets: np.ndarray, seed: int, epoch: int, batch_size: int) -> np.ndarray:
-    """The records of every batch of one epoch, int `[N // B, B]`; the `N % B` left out are drawn anew each epoch.
+class Bucket(NamedTuple):
+    """Records that are padded to the same `T` steps, and how many of them make a batch."""
 
-    buckets: `[N]` bucket of each record. Records in random order are sorted by bucket and cut into batches, so at
-    most one batch at each boundary mixes two buckets; then the batches are put in random order.
+    records: np.ndarray
+    steps: int
+    batch_size: int
+
+
+def make_buckets(split: Split, lengths: np.ndarray, batch_size: int, chosen: np.ndarray) -> list[Bucket]:
+    """The `chosen` records by length. A batch of any of them asks about `batch_size` questions.
+
+    So the questions of all tasks weigh the same, whether a story has one or ten.
     """
+    places = np.searchsorted(lengths, split.steps[chosen])
+    buckets = []
+    for place in np.unique(places):
+        records = chosen[places == place]
+        size = batch_size / split.questions[records].mean()
+        size = max(_SIZE_STEP, round(size / _SIZE_STEP) * _SIZE_STEP)
+        buckets.append(Bucket(records, int(lengths[place]), min(size, len(records))))
+    return buckets
+
+
+def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """(steps, records) of every batch of one epoch, in random order; what fills no batch is drawn anew each epoch."""
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(buckets))[: len(buckets) // batch_size * batch_size]
-    order = order[np.argsort(buckets[order], kind="stable")]
-    batches = order.reshape(-1, batch_size)
-    return batches[rng.permutation(len(batches))]
+    batches = []
+    for records, steps, size in buckets:
+        order = rng.permutation(records)[: len(records) // size * size]
+        batches += [(steps, ids) for ids in order.reshape(-1, size)]
+    return [batches[place] for place in rng.permutation(len(batches))]
 
 
 class BabiLoader:
     """Endless training batches, shuffled each epoch; the position can be saved and restored exactly.
 
-    split: the training records; lengths: see `bucket_lengths`.
+    split: the training records; lengths: see `bucket_lengths`; batch_size: questions of a batch, about.
+    change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: nothing.
 
     Raises:
-        ValueError: `batch_size` exceeds the number of records.
+        ValueError: `batch_size` exceeds the number of questions.
     """
 
-    def __init__(self, split: Split, lengths: np.ndarray, seed: int, batch_size: int):
-        if batch_size > len(split.steps):
-            raise ValueError(f"batch_size must be <= {len(split.steps)}, the training questions, got {batch_size=}.")
-        self._records, self._lengths, self._batch_size = split.records, lengths, batch_size
-        self._identity = {"seed": seed, "batch_size": batch_size, "questions": len(split.steps)}
-        self._buckets = np.searchsorted(lengths, split.steps)
-        self._batches = len(split.steps) // batch_size
+    def __init__(
+        self,
+        split: Split,
+        lengths: np.ndarray,
+        seed: int,
+        batch_size: int,
+        change: Callable[[Mapping[str, Any], np.random.Generator], Mapping[str, Any]] | None = None,
+    ):
+        questions = int(split.questions.sum())
+        if batch_size > questions:
+            raise ValueError(f"batch_size must be <= {questions}, the training questions, got {batch_size=}.")
+        self._records, self._seed, self._change = split.records, seed, change
+        self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
+        buckets = make_buckets(split, lengths, batch_size, np.arange(len(split.steps)))
+        self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # of one epoch
         # Two: a batch of the next epoch is read ahead while the last ones of this epoch are still being read.
-        self._plan = functools.lru_cache(maxsize=2)(lambda epoch: epoch_plan(self._buckets, seed, epoch, batch_size))
-        batches = grain.MapDataset.range(self._batches).repeat().map_with_index(lambda index, _: self._read(index))
+        self._plan = functools.lru_cache(maxsize=2)(lambda epoch: epoch_plan(buckets, seed, epoch))
+        batches = grain.MapDataset.range(self.batches).repeat().map_with_index(lambda index, _: self._read(index))
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
     def _read(self, index: int) -> Batch:
-        epoch, position = divmod(index, self._batches)
-        chosen = self._plan(epoch)[position]
-        steps = int(self._lengths[self._buckets[chosen].max()])
-        return pad_batch(self._records.__getitems__(chosen.tolist()), steps, self._batch_size)
+        epoch, position = divmod(index, self.batches)
+        steps, chosen = self._plan(epoch)[position]
+        records = self._records.__getitems__(chosen.tolist())
+        if self._change is not None:
+            rng = np.random.default_rng([self._seed, epoch, position])
+            records = [self._change(record, rng) for record in records]
+        return pad_batch(records, steps, len(chosen))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -110,9 +147,8 @@ class BabiLoader:
 
 
 def evaluation_batches(split: Split, chosen: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """The `chosen` records once each, shortest first; the last batch is filled up with examples that do not count."""
-    order = chosen[np.argsort(split.steps[chosen], kind="stable")]
-    for start in range(0, len(order), batch_size):
-        ids = order[start : start + batch_size]
-        steps = int(lengths[np.searchsorted(lengths, split.steps[ids].max())])
-        yield pad_batch(split.records.__getitems__(ids.tolist()), steps, batch_size)
+    """The `chosen` records once each, shortest first; a last batch is filled up with examples that do not count."""
+    for records, steps, size in make_buckets(split, lengths, batch_size, chosen):
+        for start in range(0, len(records), size):
+            ids = records[start : start + size]
+            yield pad_batch(split.records.__getitems__(ids.tolist()), steps, size)

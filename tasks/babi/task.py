@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import jax
@@ -13,8 +13,9 @@ from flax import nnx
 from mnm_jax.training.task import Batch, Loader, Mean
 from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
-from tasks.babi.encode import WORDS
+from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
+from tasks.babi.symmetry import Renaming
 from tasks.babi.vocabulary import PADDING
 from tasks.scoring import cross_entropy, error
 
@@ -26,16 +27,17 @@ class Babi:
     """The 20 bAbI tasks (Weston et al., 2015), any set of them trained jointly.
 
     Protocol (that of TPR-RNN and STM). Words are lower-cased. A sentence is one step: a sum over its words of word
-    vector times learned position vector (`SentenceEncoder`). The question is encoded in the same way and comes last;
-    the model answers at that step, and only that step counts. The story is cut to its last 70 sentences, of task 3 to
-    the last 130. The answer is one class; a list of answers is one class too. The vocabulary is that of train and test
-    of the chosen tasks (all 20: 145 words and 60 answers).
+    vector times learned position vector (`SentenceEncoder`). The question is encoded in the same way; the model answers
+    at that step, and only such steps count. A question sees the last 70 sentences before it, of task 3 the last 130.
+    The answer is one class; a list of answers is one class too. The vocabulary is that of train and test of the chosen
+    tasks (all 20: 145 words and 60 answers).
 
-    Training. Every question is a sequence of its own, with the sentences told before it; nothing is carried from one
-    question to the next. One task distribution: uniform over the training questions of the chosen tasks, drawn without
-    replacement in each epoch; batches hold stories of like length. Every tenth story of each training file is held out
-    for validation, the remaining 90% are trained on; the 1,000 test questions a task are used for the final
-    figures only. The objective is the cross entropy of the answer, in nats.
+    Training. A story is read once, and each of its questions is asked on a fork of the carry (`Batch.fork`): it gives
+    what a sequence of its own would give, the sentences told before it and then the question, and nothing is carried
+    from one question to the next. One task distribution: stories of the chosen tasks, drawn without replacement in
+    each epoch; batches hold stories of like length, and about `batch_size` questions. Every tenth story of each
+    training file is held out for validation, the remaining 90% are trained on; the 1,000 test questions a task are used
+    for the final figures only. The objective is the cross entropy of the answer, in nats.
 
     The data set shipped beside this project differs from the official archive in one file, the training stories of
     task 3 in size "10k"; a result trained on it is reported with the words "qa3 train = 1,925 genuine + 8,075
@@ -43,9 +45,10 @@ class Babi:
 
     tasks: which of 1 to 20. size: training questions a task, "1k" or "10k".
     data_dir: holds the official `tasks_1-20_v1-2.tar.gz` or the folder that it unpacks to.
-    max_sentences, max_sentences_task3: sentences kept of a story, in all tasks but 3 and in task 3.
-    embedding_features: `D`.
-    cache_dir: where the encoded questions are kept; built when first needed.
+    max_sentences, max_sentences_task3: sentences that a question sees, in all tasks but 3 and in task 3.
+    renaming: tell each training story with people, places and things renamed (`tasks.babi.symmetry`), each time anew.
+    embedding_features, hidden_features: `D`, and the hidden units of the sentence encoder (0: none).
+    cache_dir: where the encoded stories are kept; built when first needed.
 
     The files are read when first needed. Needs the extra packages of `pip install mnm_jax[data]`.
 
@@ -58,7 +61,9 @@ class Babi:
     size: Literal["1k", "10k"] = "10k"
     max_sentences: int = 70
     max_sentences_task3: int = 130
+    renaming: bool = False
     embedding_features: int = 64
+    hidden_features: int = 0
     cache_dir: str = "~/.cache/mnm_jax"
 
     name: ClassVar[str] = "babi"
@@ -77,6 +82,7 @@ class Babi:
             raise ValueError(f"size must be one of {', '.join(map(repr, SIZES))}, got size={self.size!r}.")
         for name in ("max_sentences", "max_sentences_task3", "embedding_features"):
             _check_at_least(name, getattr(self, name), 1)
+        _check_at_least("hidden_features", self.hidden_features, 0)
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
@@ -98,18 +104,33 @@ class Babi:
         """Number of answers; reads the data."""
         return len(self._dataset.vocabulary.answers)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes, by number; reads the data."""
+        return self._dataset.vocabulary.answers
+
+    def encode(self, rows: Sequence[Sequence[str]]) -> np.ndarray:
+        """Word ids `[T, W]` of sentences and questions given as words in lower case.
+
+        Raises:
+            ValueError: a row is empty or too long, or has a word that is not in the vocabulary.
+        """
+        return encode_rows(rows, self._dataset.vocabulary.word_ids(), "the story")
+
     def loader(self, seed: int, batch_size: int) -> Loader:
-        """Endless training batches `[T, B, W]`; the same seed gives the same bytes."""
+        """Endless training batches `[T, B, W]` of about `batch_size` questions; the same seed gives the same bytes."""
         _check_at_least("seed", seed, 0)
         _check_at_least("batch_size", batch_size, 1)
         dataset = self._dataset
         from tasks.babi.loader import BabiLoader
 
-        return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size))
+        change = Renaming(dataset.vocabulary) if self.renaming else None
+        return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Word ids `[T, B, W]` to sentence vectors `[T, B, D]`."""
-        return SentenceEncoder(self._dataset.vocabulary.size, WORDS, self.embedding_features, rngs=rngs)
+        words = self._dataset.vocabulary.size
+        return SentenceEncoder(words, WORDS, self.embedding_features, self.hidden_features, rngs=rngs)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """All questions of "valid" or "test" once each: "" all chosen tasks, "task=N" one of several.
@@ -142,17 +163,15 @@ class Babi:
         return error(logits, batch)
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """What stands on the time axis: the sentences, and last the question, as "? where is mary"."""
+        """What stands on the time axis: the sentences and, as "? where is mary", the questions."""
         length = int(np.sum(np.asarray(batch.mask)[:, index]))
         words = self._dataset.vocabulary.words
-        sentences = [
-            " ".join(words[word - 1] for word in row if word != PADDING)
-            for row in np.asarray(batch.inputs)[:length, index]
-        ]
-        return [*sentences[:-1], *(f"? {question}" for question in sentences[-1:])]
+        rows = zip(np.asarray(batch.inputs)[:length, index], np.asarray(batch.fork)[:length, index], strict=True)
+        texts = ((" ".join(words[word - 1] for word in row if word != PADDING), asked) for row, asked in rows)
+        return [f"? {text}" if asked else text for text, asked in texts]
 
     def render(self, batch: Batch, index: int) -> str:
-        """The sentences that the model is given, numbered; then the question and the right answer.
+        """The sentences that the model is given, numbered; among them the questions, each with the right answer.
 
         ```
         1 mary moved to the bathroom
@@ -164,9 +183,14 @@ class Babi:
         tokens = self.tokens(batch, index)
         if not tokens:
             return "(padding)"
-        lines = [f"{number} {sentence}" for number, sentence in enumerate(tokens[:-1], 1)]
-        answer = self._dataset.vocabulary.answers[int(np.asarray(batch.targets)[len(tokens) - 1, index])]
-        return "\n".join([*lines, tokens[-1], f"= {answer}"])
+        lines, told = [], 0
+        for step, token in enumerate(tokens):
+            if batch.fork[step, index]:
+                lines += [token, f"= {self._dataset.vocabulary.answers[int(batch.targets[step, index])]}"]
+            else:
+                told += 1
+                lines.append(f"{told} {token}")
+        return "\n".join(lines)
 
 
 def _is_integer(value: object) -> bool:

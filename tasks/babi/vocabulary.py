@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tasks.babi.parse import Question
+from tasks.babi.readings import Reading
 
 PADDING = 0
 
@@ -28,17 +28,15 @@ class Vocabulary(NamedTuple):
         return {answer: index for index, answer in enumerate(self.answers)}
 
 
-def build_vocabulary(questions: Iterable[Question]) -> Vocabulary:
+def build_vocabulary(readings: Iterable[Reading]) -> Vocabulary:
     """The vocabulary of stories, questions and answers; give it train and test, so that no word is unknown.
 
-    >>> where = Question((("mary", "went", "home"),), ("where", "is", "mary"), "home", (0,), 0, 1)
-    >>> build_vocabulary([where])
+    >>> reading = Reading((("mary", "went", "home"), ("where", "is", "mary")), (None, "home"), 1, 0)
+    >>> build_vocabulary([reading])
     Vocabulary(words=('home', 'is', 'mary', 'went', 'where'), answers=('home',))
     """
-    sentences, answers = set(), set()
-    for question in questions:
-        sentences.update(question.story)
-        sentences.add(question.question)
-        answers.add(question.answer)
-    words = {word for sentence in sentences for word in sentence}
+    words, answers = set(), set()
+    for reading in readings:
+        words.update(word for row in reading.rows for word in row)
+        answers.update(answer for answer in reading.answers if answer is not None)
     return Vocabulary(tuple(sorted(words)), tuple(sorted(answers)))

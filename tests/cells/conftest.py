@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, MNMCell, SALUCell, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, LSTMCell, MNMCell, SALUCell, gradient_memory, local_memory, unroll
 from mnm_jax.cells import split_output
 
 T, B, D, H = 6, 3, 3, 5
@@ -19,6 +19,14 @@ def mnm(factory, **options):
     def make(dtype, in_features=D, hidden=H, seed=0):
         memory = factory(4, 4, hidden_sizes=(4,), dtype=dtype)
         return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed), **options)
+
+    return make
+
+
+def chain(factory):
+    def make(dtype, in_features=D, hidden=H, seed=0):
+        memory = factory(4, 4, hidden_sizes=(4,), dtype=dtype)
+        return ChainCell(in_features, hidden, memory, heads=2, hops=2, dtype=dtype, rngs=nnx.Rngs(seed))
 
     return make
 
@@ -37,6 +45,8 @@ CELLS = {
     "mnm-g": mnm(gradient_memory, heads=2),
     "mnm-g-total": mnm(gradient_memory, total_derivative=True),
     "mnm-p-window": mnm(local_memory, meta_window=3),
+    "chain-p": chain(local_memory),
+    "chain-g": chain(gradient_memory),
     "lstm": lstm,
     "salu": salu,
 }

@@ -400,10 +400,9 @@ def test_the_sentences_of_babi_name_its_steps(tmp_path):
     settings = {"name": "babi", "data_dir": str(tmp_path), "size": "1k", "cache_dir": str(tmp_path / "cache")}
     task = build.build_task(settings)
     batch = next(iter(task.evaluations("test", 3)[""]()))
-    assert task.tokens(batch, 0) == ["mary went home", "? where is mary"]
-    assert task.tokens(batch, 1) == ["mary went home", "john left", "mary left", "? where is mary"]
-    assert task.tokens(batch, 2) == []
-    assert [len(task.tokens(batch, index)) for index in range(3)] == batch.mask.sum(0).tolist()
+    asked = "? where is mary"
+    assert task.tokens(batch, 0) == ["mary went home", asked, "john left", "mary left", asked]
+    assert batch.mask.sum(0).tolist() == [5] * batch.mask.shape[1]
 
 
 def test_the_map_is_that_of_a_longest_example():

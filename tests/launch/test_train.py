@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch import build
-from launch.configs import babi_task1, dictionary
+from launch.configs import babi_joint, babi_task1, dictionary
 from launch.evaluate import evaluate_run
 from launch.table import format_table, summarise
 from launch.train import run
@@ -128,7 +128,7 @@ def _change(section, **settings):
         (_change("model", rngs=2), "unknown key 'rngs'"),
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
         (_change("task", name="copy"), "task.name must be one of dictionary, babi, got 'copy'"),
-        (_change("model", name="gru"), "model.name must be one of mnm-p, mnm-g, lstm, lstm-salu, got 'gru'"),
+        (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, got 'gru'"),
         (_change("model", name="mnm-p"), "model mnm-p lacks the key 'memory_features'"),
         (_change("model", hidden_features=-4), "hidden_features must be >= 1, got -4"),
         (_change("model", name="mnm-g", memory_features=4, memory_layers=0), "memory_layers must be >= 1, got 0"),
@@ -161,17 +161,34 @@ def test_missing_babi_data_says_where_to_put_it(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("recipe", [dictionary, babi_task1])
-@pytest.mark.parametrize("model", build.MODELS)
-def test_every_recipe_has_every_model(recipe, model):
+RECIPES = {
+    dictionary: ("mnm-p", "mnm-g", "lstm", "lstm-salu"),
+    babi_task1: ("mnm-p", "mnm-g", "lstm", "lstm-salu"),
+    babi_joint: ("chain-p", "chain-g", "lstm", "lstm-salu"),
+}
+
+
+def test_every_model_is_in_a_recipe_and_no_recipe_has_others():
+    assert {model for models in RECIPES.values() for model in models} == set(build.MODELS)
+    for recipe, models in RECIPES.items():
+        with pytest.raises(ValueError, match=f"the recipe has the models {', '.join(models)}, got 'gru'"):
+            recipe.get_config("gru")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"), [(recipe, model) for recipe, models in RECIPES.items() for model in models]
+)
+def test_every_recipe_can_be_built(recipe, model):
     config = recipe.get_config(model)
     build.build_training(config.training)
     task = build.build_task(config.task)
     one = build.build_make_model(config.model, build.TASKS["dictionary"]())
-    assert task.input_features == {"dictionary": 27, "babi": 96}[task.name]
+    assert task.input_features == {dictionary: 27, babi_task1: 96, babi_joint: 128}[recipe]
     made = nnx.eval_shape(lambda: one(nnx.Rngs(0)))
-    memory = 0 if model == "lstm" else config.model.memory_features
-    assert made.head.kernel.shape == (config.model.hidden_features + memory, 13)
+    features = config.model.hidden_features + (0 if model == "lstm" else config.model.memory_features)
+    if model.startswith("chain"):  # the inputs, 27, and what was found in 3 hops by 2 heads
+        features = 27 + config.model.hidden_features + 3 * 2 * config.model.memory_features
+    assert made.head.kernel.shape == (features, 13)
 
 
 def test_evaluate_repeats_the_test_metrics_of_the_summary(finished):

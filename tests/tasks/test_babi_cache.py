@@ -19,8 +19,10 @@ OPTIONS = cache.Options(tasks=(1, 2), size="1k", max_sentences=2, max_sentences_
 
 
 def text(stories, person):
+    """Stories of three questions: of two sentences each sees, the last two questions see others than the first."""
     return "".join(
-        f"1 {person} went home.\n2 {person} slept there.\n3 {person} left there.\n4 Where is {person}?\tstory{i}\t3\n"
+        f"1 {person} went home.\n2 {person} slept there.\n3 Where is {person}?\thome\t1\n4 {person} left there.\n"
+        f"5 Where is {person}?\tstory{i}\t4\n6 Who left?\tsomebody\t4\n"
         for i in range(stories)
     )
 
@@ -50,21 +52,36 @@ def open_(data_dir, tmp_path, **changes):
 
 def test_records_by_hand(data_dir, tmp_path):
     dataset = open_(data_dir, tmp_path)
-    assert dataset.vocabulary.words == ("home", "is", "left", "mary", "slept", "there", "went", "where")
-    assert dataset.vocabulary.answers[:3] == ("story0", "story1", "story10")
+    assert dataset.vocabulary.words == ("home", "is", "left", "mary", "slept", "there", "went", "where", "who")
+    assert dataset.vocabulary.answers[:5] == ("home", "somebody", "story0", "story1", "story10")
     train, valid, test = (dataset.splits[name] for name in ("train", "valid", "test"))
-    # Of 11 and 12 stories the tenth is held out; the order is that of the files.
-    assert train.tasks.tolist() == [1] * 10 + [2] * 11
-    assert [record["task"] for record in train.records] == [1] * 10 + [2] * 11
-    assert [record["story_index"] for record in train.records] == [*range(9), 10, *range(9), 10, 11]
-    assert [record["story_index"] for record in valid.records] == [9, 9]
-    assert test.tasks.tolist() == [1, 2, 2]
-    record = train.records[9]
-    assert dataset.vocabulary.answers[record["answer"]] == "story10"
-    # Two sentences are kept: "mary slept there", "mary left there", "where is mary".
-    np.testing.assert_array_equal(record["words"], np.pad([[4, 5, 6], [4, 3, 6], [8, 2, 4]], ((0, 0), (0, 8))))
-    assert record["words"].dtype == np.int32
-    assert train.steps.tolist() == [3] * 21
+    # Of 11 and 12 stories the tenth is held out; the order is that of the files. A story is two readings.
+    assert train.tasks.tolist() == [1] * 20 + [2] * 22
+    assert [record["task"] for record in train.records] == [1] * 20 + [2] * 22
+    stories = [story for story in (*range(9), 10, *range(9), 10, 11) for _ in range(2)]
+    assert [record["story_index"] for record in train.records] == stories
+    assert [record["story_index"] for record in valid.records] == [9] * 4
+    assert test.tasks.tolist() == [1] * 2 + [2] * 4
+    assert train.steps.tolist() == [3, 4] * 21 and train.questions.tolist() == [1, 2] * 21
+    # Two sentences are kept: "mary went home", "mary slept there", "where is mary";
+    # "mary slept there", "mary left there", "where is mary", "who left".
+    first, second = (train.records[index] for index in (18, 19))
+    rows = [[4, 7, 1], [4, 5, 6], [8, 2, 4], [4, 5, 6], [4, 3, 6], [8, 2, 4], [9, 3, 0]]
+    np.testing.assert_array_equal(first["words"], np.pad(rows[:3], ((0, 0), (0, 8))))
+    np.testing.assert_array_equal(second["words"], np.pad(rows[3:], ((0, 0), (0, 8))))
+    np.testing.assert_array_equal(first["answers"], [-1, -1, 0])
+    np.testing.assert_array_equal(second["answers"], [-1, -1, 4, 1])
+    assert {second[name].dtype for name in ("words", "answers")} == {np.dtype(np.int32)}
+
+
+def test_the_metadata_are_those_of_the_records(data_dir, tmp_path):
+    for max_sentences in (1, 2, 70):
+        for split in open_(data_dir, tmp_path, max_sentences=max_sentences).splits.values():
+            records = list(split.records)
+            assert split.steps.tolist() == [len(record["words"]) for record in records]
+            assert split.steps.tolist() == [len(record["answers"]) for record in records]
+            assert split.questions.tolist() == [np.sum(record["answers"] >= 0) for record in records]
+            assert split.tasks.tolist() == [record["task"] for record in records]
 
 
 def test_the_second_opening_builds_nothing(data_dir, tmp_path, entries, monkeypatch):
@@ -72,7 +89,8 @@ def test_the_second_opening_builds_nothing(data_dir, tmp_path, entries, monkeypa
     monkeypatch.setattr(cache, "_build", lambda *_: pytest.fail("built again"))
     second = open_(data_dir, tmp_path)
     assert first.vocabulary == second.vocabulary and len(entries()) == 1
-    np.testing.assert_array_equal(first.splits["test"].records[2]["words"], second.splits["test"].records[2]["words"])
+    for name in ("words", "answers"):
+        np.testing.assert_array_equal(*(opened.splits["test"].records[3][name] for opened in (first, second)))
 
 
 def test_other_files_or_options_are_other_entries(data_dir, tmp_path, entries):
@@ -81,8 +99,8 @@ def test_other_files_or_options_are_other_entries(data_dir, tmp_path, entries):
     assert "john" in open_(other, tmp_path).vocabulary.words
     assert "john" not in open_(data_dir, tmp_path).vocabulary.words
     assert len(entries()) == 2
-    assert open_(data_dir, tmp_path, max_sentences=1).splits["test"].steps.tolist() == [2] * 3
-    assert open_(data_dir, tmp_path, tasks=(1,)).splits["test"].tasks.tolist() == [1]
+    assert open_(data_dir, tmp_path, max_sentences=1).splits["test"].steps.tolist() == [2, 3] * 3
+    assert open_(data_dir, tmp_path, tasks=(1,)).splits["test"].tasks.tolist() == [1, 1]
     assert len(entries()) == 4
 
 
@@ -96,20 +114,20 @@ def test_one_changed_byte_is_another_entry(data_dir, tmp_path):
 
 
 def test_a_build_that_fails_leaves_no_entry(data_dir, tmp_path, entries, monkeypatch):
-    encode, calls = builder.encode_question, []
+    encode, calls = builder.encode_reading, []
 
     def fails_late(*args):
         calls.append(args)
-        if len(calls) == 22:  # in the second split: the first is written already
+        if len(calls) == 43:  # in the second split: the first is written already
             raise OSError("disk full")
         return encode(*args)
 
-    monkeypatch.setattr(builder, "encode_question", fails_late)
+    monkeypatch.setattr(builder, "encode_reading", fails_late)
     with pytest.raises(OSError, match="disk full"):
         open_(data_dir, tmp_path)
     assert not list((tmp_path / "babi").iterdir())
     monkeypatch.undo()
-    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [21, 2, 3]
+    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [42, 4, 6]
     assert len(entries()) == 1
 
 
@@ -126,7 +144,7 @@ def test_a_build_that_is_killed_is_never_taken_for_whole(data_dir, tmp_path, ent
     assert subprocess.run(command, cwd=root, capture_output=True, timeout=120).returncode == 9
     left_behind = list((tmp_path / "babi").glob(".building-*/**/*array_record*"))
     assert left_behind and not entries()
-    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [21, 2, 3]
+    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [42, 4, 6]
     assert len(entries()) == 1
 
 
@@ -141,7 +159,7 @@ def test_two_builds_at_once_agree(data_dir, tmp_path, entries, monkeypatch):
 
     monkeypatch.setattr(cache.os, "rename", another_is_first)
     dataset = open_(data_dir, tmp_path)
-    assert renamed and len(entries()) == 1 and len(dataset.splits["train"].records) == 21
+    assert renamed and len(entries()) == 1 and len(dataset.splits["train"].records) == 42
     assert not list((tmp_path / "babi").glob(".building-*"))
 
 
@@ -160,7 +178,9 @@ def test_the_builder_alone_is_a_tfds_data_set(tmp_path):
         data_dir=str(tmp_path),
         download_and_prepare_kwargs={"download_dir": str(tmp_path / "downloads"), "download_config": config},
     )
+    # With 70 sentences a story is one reading.
     assert [record["task"] for record in records] == [task for task in range(1, 21) for _ in range(task)]
+    assert {tuple(record["answers"] >= 0) for record in records} == {(False, False, True, False, True, True)}
     assert "tensorflow" not in sys.modules
 
 

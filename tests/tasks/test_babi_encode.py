@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tasks.babi import Question, vocabulary
-from tasks.babi.encode import encode_question
+from tasks.babi import vocabulary
+from tasks.babi.encode import encode_reading, encode_rows
 from tasks.babi.encoder import SentenceEncoder
+from tasks.babi.readings import Reading
 from tasks.babi.vocabulary import build_vocabulary
 
-STORY = (("mary", "went", "home"), ("john", "left"), ("mary", "left", "home"))
-WHERE = Question(STORY, ("where", "is", "mary"), "nowhere", (2,), 0, 1)
+ROWS = (("mary", "went", "home"), ("where", "is", "mary"), ("john", "left"), ("mary", "left", "home"), ("who", "left"))
+READING = Reading(ROWS, (None, "home", None, None, "john,mary"), 8, 17)
+
+
+def encode(reading, vocabulary=None):
+    vocabulary = vocabulary or build_vocabulary([reading])
+    return encode_reading(reading, vocabulary, vocabulary.word_ids())
 
 
 def test_the_doctest_of_the_vocabulary():
@@ -22,31 +28,36 @@ def test_the_doctest_of_the_vocabulary():
 
 
 def test_vocabulary_counts_answers_apart_from_words():
-    words, answers = build_vocabulary([WHERE, WHERE._replace(answer="milk,football", question=("what", "is", "milk"))])
-    assert words == ("home", "is", "john", "left", "mary", "milk", "went", "what", "where")
-    assert answers == ("milk,football", "nowhere")
+    other = Reading((("what", "is", "milk"),), ("nothing",), 8, 18)
+    words, answers = build_vocabulary([READING, other])
+    assert words == ("home", "is", "john", "left", "mary", "milk", "went", "what", "where", "who")
+    assert answers == ("home", "john,mary", "nothing")
 
 
 def test_encoding_by_hand():
-    # home 1, is 2, john 3, left 4, mary 5, went 6, where 7
-    ids = build_vocabulary([WHERE]).word_ids()
-    encoded = encode_question(WHERE, ids, 70)
-    assert encoded.dtype == np.int32
-    expected = [[5, 6, 1], [3, 4, 0], [5, 4, 1], [7, 2, 5]]
-    np.testing.assert_array_equal(encoded, np.pad(expected, ((0, 0), (0, 8))))
+    # home 1, is 2, john 3, left 4, mary 5, went 6, where 7, who 8; answers: home 0, "john,mary" 1
+    record = encode(READING)
+    expected = [[5, 6, 1], [7, 2, 5], [3, 4, 0], [5, 4, 1], [8, 4, 0]]
+    np.testing.assert_array_equal(record["words"], np.pad(expected, ((0, 0), (0, 8))))
+    np.testing.assert_array_equal(record["answers"], [-1, 0, -1, -1, 1])
+    assert record["words"].dtype == record["answers"].dtype == np.int32
+    assert (record["task"], record["story_index"], len(record)) == (8, 17, 4)
 
 
-def test_a_long_story_keeps_its_end_and_the_question():
-    ids = build_vocabulary([WHERE]).word_ids()
-    whole = encode_question(WHERE, ids, 3)
-    np.testing.assert_array_equal(encode_question(WHERE, ids, 2), whole[1:])
-    np.testing.assert_array_equal(encode_question(WHERE, ids, 1), whole[2:])
+def test_the_longest_sentence_fills_its_row_and_what_fits_none_is_named():
+    long = READING._replace(rows=(*ROWS[:4], ("why",) * 11))
+    np.testing.assert_array_equal(encode(long)["words"][4], [8] * 11)
+    with pytest.raises(ValueError, match="task 8, story 17: a sentence of 12 words, 1 to 11 can be .*why why"):
+        encode(long._replace(rows=(*ROWS[:4], ("why",) * 12)))
+    with pytest.raises(ValueError, match="task 8, story 17: a sentence of 0 words, 1 to 11 can be encoded: ''"):
+        encode(long._replace(rows=(*ROWS[:4], ())))
 
 
-def test_a_sentence_too_long_is_named():
-    question = WHERE._replace(question=("why",) * 12)
-    with pytest.raises(ValueError, match="task 1, story 0: a sentence of 12 words, at most 11 .*why why"):
-        encode_question(question, build_vocabulary([question]).word_ids(), 70)
+def test_an_unknown_word_is_named_and_never_padding():
+    with pytest.raises(ValueError, match="task 8, story 17: the word 'fred' in 'fred left' is not in the vocabulary"):
+        encode(READING._replace(rows=(*ROWS[:2], ("fred", "left"), *ROWS[3:])), build_vocabulary([READING]))
+    with pytest.raises(ValueError, match="here: the word '' in 'mary ' is not in the vocabulary"):
+        encode_rows([("mary", "")], {"mary": 1}, "here")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,11 @@ pytest.importorskip("grain")
 pytest.importorskip("tensorflow_datasets")
 
 import tasks.babi  # noqa: E402
-from mnm_jax.training.task import Batch, Mean  # noqa: E402
+from mnm_jax import MNMCell, gradient_memory, local_memory  # noqa: E402
+from mnm_jax.training import Batch, Mean, SequenceModel  # noqa: E402
 from tasks.babi import Babi, BabiFormatError, parse  # noqa: E402
 from tasks.babi.archive import read_files  # noqa: E402
+from tasks.babi.readings import readings  # noqa: E402
 from tasks.babi.vocabulary import build_vocabulary  # noqa: E402
 
 SHARED = Path(tasks.babi.__file__).resolve().parents[3] / "shared/data/babi"
@@ -42,7 +44,7 @@ def folder(tmp_path_factory):
     """Task 1: 20 stories of two questions, 18 for training; task 6: 10 stories of one question, 9 for training."""
     root = tmp_path_factory.mktemp("babi")
     yes_no = "1 Mary left.\n2 Is Mary here?\tno\t1\n"
-    write_data(root, {1: (LONGER * 20, LONGER * 3), 6: (yes_no * 10, yes_no * 2), 7: (STORY, STORY)})
+    write_data(root, {1: (LONGER * 20, LONGER * 11), 6: (yes_no * 10, yes_no * 2), 7: (STORY, STORY)})
     return root
 
 
@@ -68,36 +70,135 @@ def test_batches_reach_the_encoder(task):
     np.testing.assert_array_equal(np.any(np.asarray(features) != 0, axis=-1), batch.mask)
 
 
+def test_every_question_and_nothing_else_counts_and_is_asked_on_a_fork(task):
+    for batch in (next(task.loader(0, 4)), *task.evaluations("test", 4)[""]()):
+        # Sentence, sentence, question, sentence, question; or sentence, question.
+        for column in range(batch.mask.shape[1]):
+            expected = {5: [0, 0, 1, 0, 1], 2: [0, 1], 0: []}[batch.mask[:, column].sum()]
+            np.testing.assert_array_equal(np.flatnonzero(batch.fork[:, column]), np.flatnonzero(expected))
+        np.testing.assert_array_equal(batch.fork, batch.loss_mask > 0)
+
+
 def test_training_and_validation_split_by_story(task):
-    train = [next(task.loader(0, 45)) for _ in range(1)][0]
-    assert train.loss_mask.sum() == 45  # 18 * 2 + 9
+    running = task.loader(0, 45)
+    epoch = [next(running) for _ in range(2)]
+    assert sorted(batch.mask.shape for batch in epoch) == [(3, 9), (5, 18)]
+    assert sorted(batch.loss_mask.sum() for batch in epoch) == [9, 36]  # 9 stories of one question, 18 of two
     assert total(task.evaluations("valid", 2)[""]()) == 5  # 2 * 2 + 1
 
 
 def test_evaluations_add_up(task):
     evaluations = task.evaluations("test", 3)
     counts = {name: total(batches()) for name, batches in evaluations.items()}
-    assert counts == {"": 8, "task=1": 6, "task=6": 2}
+    assert counts == {"": 24, "task=1": 22, "task=6": 2}
     assert all(task.render(batch, 0).startswith("1 mary left\n?") for batch in evaluations["task=6"]())
     assert set(dataclasses.replace(task, tasks=(6,)).evaluations("test", 3)) == {""}
 
 
-def test_render(task):
-    batch = next(iter(task.evaluations("test", 8)["task=1"]()))
-    assert task.render(batch, 0) == (
-        "1 mary moved to the bathroom\n2 john went to the hallway\n? where is mary\n= bathroom"
-    )
-    assert task.render(batch, 3) == (
-        "1 mary moved to the bathroom\n2 john went to the hallway\n3 mary left\n? where is john\n= hallway"
-    )
-    assert task.render(batch, 7) == "(padding)"
+def test_render_and_tokens(task):
+    batches = list(task.evaluations("test", 8)["task=1"]())
+    assert [batch.mask.shape for batch in batches] == [(5, 8), (5, 8)]  # 11 stories
+    for index in range(8):
+        assert task.render(batches[0], index) == (
+            "1 mary moved to the bathroom\n2 john went to the hallway\n? where is mary\n= bathroom\n"
+            "3 mary left\n? where is john\n= hallway"
+        )
+    assert task.tokens(batches[1], 2) == [
+        "mary moved to the bathroom",
+        "john went to the hallway",
+        "? where is mary",
+        "mary left",
+        "? where is john",
+    ]
+    assert task.render(batches[1], 3) == "(padding)" and task.tokens(batches[1], 3) == []
 
 
-def test_max_sentences_cuts_the_story(task):
-    short = dataclasses.replace(task, max_sentences=1)
-    batch = next(iter(short.evaluations("test", 8)["task=1"]()))
+@pytest.mark.parametrize(
+    ("max_sentences", "first", "second"),
+    [
+        (1, "1 john went to the hallway", "1 mary left"),
+        (2, "1 mary moved to the bathroom\n2 john went to the hallway", "1 john went to the hallway\n2 mary left"),
+    ],
+)
+def test_max_sentences_is_what_a_question_sees(task, max_sentences, first, second):
+    short = dataclasses.replace(task, max_sentences=max_sentences)
     assert task.output_features == short.output_features
-    assert short.render(batch, 0) == "1 john went to the hallway\n? where is mary\n= bathroom"
+    batch = next(iter(short.evaluations("test", 8)["task=1"]()))
+    assert short.render(batch, 0) == f"{first}\n? where is mary\n= bathroom"
+    assert short.render(batch, 1) == f"{second}\n? where is john\n= hallway"
+
+
+def wander(stories, lines, seed):
+    """Stories of sentences, questions between them and one at the end."""
+    rng = np.random.default_rng(seed)
+    people, places = ("Mary", "John", "Daniel"), ("garden", "hallway", "office", "kitchen")
+    text = []
+    for _ in range(stories):
+        for number in range(1, lines + 1):
+            person, place = rng.choice(people), rng.choice(places)
+            asked = number == lines or (number > 1 and rng.random() < 0.4)
+            line = f"Where is {person}?\t{place}\t1" if asked else f"{person} went to the {place}."
+            text.append(f"{number} {line}\n")
+    return "".join(text)
+
+
+@pytest.fixture(scope="module")
+def wandering(tmp_path_factory):
+    """20 stories of 9 lines, of which a question sees four sentences at most: (the task, its test questions)."""
+    root, text = tmp_path_factory.mktemp("wander"), wander(20, 9, 0)
+    write_data(root, {1: (text, text)})
+    options = {"size": "1k", "max_sentences": 4, "embedding_features": 5}
+    task = Babi(data_dir=str(root), cache_dir=str(root / "cache"), **options)
+    return task, list(parse(text.encode(), "text", 1))
+
+
+def ask_anew(model, sequences):
+    """Logits of the last step of each sequence of sentences `[t, W]`, every sequence by itself."""
+    longest = max(map(len, sequences))
+    inputs = np.zeros((longest, len(sequences), 11), np.int32)
+    mask = np.zeros(inputs.shape[:2], bool)
+    for column, sequence in enumerate(sequences):
+        inputs[: len(sequence), column] = sequence
+        mask[: len(sequence), column] = True
+    logits = np.asarray(nnx.jit(lambda model: model(jnp.asarray(inputs), jnp.asarray(mask)).logits)(model))
+    return logits[mask.sum(0) - 1, np.arange(len(sequences))]
+
+
+@pytest.mark.parametrize("make_memory", [local_memory, gradient_memory])
+def test_a_question_in_a_reading_is_answered_as_if_its_sentences_were_read_anew(wandering, make_memory, x64):
+    """The reference comes from the parsed questions, and knows neither readings nor forks."""
+    task, questions = wandering
+    rngs = nnx.Rngs(0)
+    memory = make_memory(4, 4, hidden_sizes=(6,), dtype=jnp.float64)
+    cell = MNMCell(5, 8, memory, heads=2, dtype=jnp.float64, rngs=rngs)
+    model = SequenceModel(task.encoder(rngs), cell, task.output_features, rngs=rngs)
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+    word_ids = task._dataset.vocabulary.word_ids()
+
+    def encode(rows):
+        return np.array([[word_ids[word] for word in row] + [0] * (11 - len(row)) for row in rows])
+
+    sequences = [encode((*question.story[-4:], question.question)) for question in questions]
+    expected = collections.defaultdict(list)
+    for sequence, logits in zip(sequences, ask_anew(model, sequences), strict=True):
+        expected[sequence.tobytes()].append(logits)
+
+    run = nnx.jit(lambda model, inputs, mask, fork: model(inputs, mask, fork).logits)
+    later, without_forks = 0, 0.0
+    for batch in task.evaluations("test", 16)[""]():
+        inputs, mask, fork = map(jnp.asarray, (batch.inputs, batch.mask, batch.fork))
+        found, spoiled = np.asarray(run(model, inputs, mask, fork)), np.asarray(run(model, inputs, mask, None))
+        for t, b in np.argwhere(batch.fork):
+            told = np.flatnonzero(~batch.fork[:t, b])
+            key = np.asarray(batch.inputs[[*told, t], b], np.int64).tobytes()
+            answers = expected[key]
+            assert answers, "a question that is not asked in the file, or once too often"
+            np.testing.assert_allclose(found[t, b], answers.pop(), rtol=1e-10, atol=1e-12)
+            if len(told) < t:  # another question was asked before
+                later += 1
+                without_forks = max(without_forks, np.abs(found[t, b] - spoiled[t, b]).max())
+    assert not any(expected.values())
+    assert later > 10 and without_forks > 1e-3
 
 
 def make_batch(targets, loss_mask):
@@ -188,12 +289,16 @@ def test_an_oracle_solves_task_1(real_task):
     right = questions = 0
     for batch in real_task.evaluations("test", 64)[""]():
         logits = np.zeros((*batch.targets.shape, len(answers)), np.float32)
-        for index in range(64):
-            if not batch.mask[:, index].any():
-                continue
-            *story, question, _ = real_task.render(batch, index).split("\n")
-            steps = len(story)  # the question is the step after the story
-            logits[steps, index, answers.index(last_location(story, question))] = 1
+        for index in np.flatnonzero(batch.mask[0]):
+            story, step = [], 0
+            for line in real_task.render(batch, index).split("\n"):
+                if line.startswith("="):
+                    continue
+                if line.startswith("?"):
+                    logits[step, index, answers.index(last_location(story, line))] = 1
+                else:
+                    story.append(line)
+                step += 1
         accuracy = real_task.metrics(jnp.asarray(logits), batch)["accuracy"]
         right, questions = right + accuracy.total, questions + accuracy.count
     assert right == questions == 1000
@@ -202,7 +307,10 @@ def test_an_oracle_solves_task_1(real_task):
 @needs_data
 def test_one_tenth_of_the_real_stories_is_held_out(real_task):
     splits = real_task._dataset.splits
-    assert {name: len(split.records) for name, split in splits.items()} == {"train": 900, "valid": 100, "test": 1000}
+    # A story of task 1 is five questions, each after two more sentences.
+    assert {name: len(split.records) for name, split in splits.items()} == {"train": 180, "valid": 20, "test": 200}
+    for split in splits.values():
+        assert set(split.steps) == {15} and set(split.questions) == {5}
     assert len(real_task._dataset.vocabulary.answers) == 6
 
 
@@ -212,7 +320,10 @@ def test_the_facts_of_the_whole_data_set():
     parsed = {key: list(parse(file.data, file.path, key[0])) for key, file in files.items()}
     questions = [question for part in parsed.values() for question in part]
     assert {(split, len(part)) for (_, split), part in parsed.items()} == {("train", 10_000), ("test", 1000)}
-    words, answers = build_vocabulary(questions)
+    read = {key: list(readings(part, 130 if key[0] == 3 else 70)) for key, part in parsed.items()}
+    found = [reading for part in read.values() for reading in part]
+    assert sum(answer is not None for reading in found for answer in reading.answers) == len(questions) == 220_000
+    words, answers = build_vocabulary(found)
     assert (len(words), len(answers), len({*words, *answers})) == (145, 60, 176)
     assert sum("," in answer for answer in answers) == 24
     longest_story = collections.Counter()
@@ -226,3 +337,6 @@ def test_the_facts_of_the_whole_data_set():
     assert max(map(len, sentences)) == 11
     assert longest_story.most_common(5) == [(3, 228), (5, 126), (2, 88), (8, 58), (7, 52)]
     assert longest_story.most_common(6)[5][1] == 26
+    parts = {key: len(part) - len({reading.story_index for reading in part}) for key, part in read.items()}
+    split = {key: more for key, more in parts.items() if more}  # every other story is one reading
+    assert split == {(2, "test"): 4, (3, "train"): 339, (3, "test"): 20, (5, "train"): 48, (5, "test"): 4}

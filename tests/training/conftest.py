@@ -28,15 +28,15 @@ class Cell(nnx.Module):
         shapes = [(D, H), (H, H)]
         self.weights = nnx.List([nnx.Param(0.5 * jax.random.normal(rngs.params(), shape)) for shape in shapes])
 
-    def __call__(self, inputs, mask):
+    def __call__(self, inputs, mask, fork=None):
         def step(hidden, now):
-            x, real = now
+            x, real, aside = now
             new = jnp.tanh(x @ self.weights[0][...] + hidden @ self.weights[1][...])
-            hidden = jnp.where(real[:, None], new, hidden)
-            return hidden, hidden
+            new = jnp.where(real[:, None], new, hidden)
+            return new if aside is None else jnp.where(aside[:, None], hidden, new), new
 
         start = jnp.zeros((inputs.shape[1], H), inputs.dtype)
-        return jax.lax.scan(step, start, (inputs, mask))[1]
+        return jax.lax.scan(step, start, (inputs, mask, fork))[1]
 
 
 class Model(nnx.Module):
@@ -47,8 +47,8 @@ class Model(nnx.Module):
         self.cell = Cell(rngs)
         self.head = nnx.Param(0.5 * jax.random.normal(rngs.params(), (H, C)))
 
-    def __call__(self, inputs, mask):
-        hidden = self.cell(inputs, mask)
+    def __call__(self, inputs, mask, fork=None):
+        hidden = self.cell(inputs, mask, fork)
         norm = jnp.sqrt(jnp.sum((inputs @ self.cell.weights[0][...]) ** 2, axis=-1))
         return Output(hidden @ self.head[...], norm if self.memory else None)
 
@@ -67,6 +67,13 @@ def draw(key, batch_size):
 
 def draw_numpy(seed, batch_size):
     return jax.tree.map(np.asarray, draw(jax.random.key(seed), batch_size))
+
+
+def draw_forks(seed, batch_size):
+    """A batch in which every other example is asked aside at times 1 and 3, where it is so long."""
+    batch = draw_numpy(seed, batch_size)
+    time, example = np.ogrid[:T, :batch_size]
+    return batch._replace(fork=batch.mask & (time % 2 == 1) & (example % 2 == 0))
 
 
 class RecallLoader:
@@ -115,7 +122,7 @@ class Recall:
         # The last batch is smaller, and no multiple of the devices.
         return {
             "": lambda: [draw_numpy(first + i, batch_size if i < 2 else 3) for i in range(3)],
-            "noise=0": lambda: [draw_numpy(first + 10, batch_size)],
+            "noise=0": lambda: [draw_forks(first + 10, batch_size)],
         }
 
     def loss(self, logits, batch):
@@ -138,4 +145,5 @@ def config(**changes):
 
 @pytest.fixture
 def tiny():
-    return types.SimpleNamespace(Recall=Recall, Model=Model, draw=draw, draw_numpy=draw_numpy, config=config)
+    names = {"draw": draw, "draw_numpy": draw_numpy, "draw_forks": draw_forks}
+    return types.SimpleNamespace(Recall=Recall, Model=Model, config=config, **names)

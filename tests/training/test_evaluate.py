@@ -1,5 +1,7 @@
 """Evaluation over whole sets, by hand."""
 
+import itertools
+
 import jax
 import numpy as np
 import optax
@@ -18,18 +20,20 @@ def test_metrics_are_over_all_counted_steps_of_a_set_and_not_means_of_means(tiny
     for name, value in found.items():
         np.testing.assert_allclose(value, alone[name], rtol=1e-6)  # the last batch is 3: no multiple of 8 devices
 
-    batches = tiny.Recall().evaluations("valid", 8)[""]()
-    for seed in range(2):
+    for (name, batches), seed in itertools.product(tiny.Recall().evaluations("valid", 8).items(), range(2)):
         model = nnx.merge(graphdef, jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.params))
-        right = counted = norms = real = 0.0
-        for batch in batches:
-            output = model(batch.inputs, batch.mask)
+        loss = right = counted = norms = real = 0.0
+        for batch in batches():
+            output = model(batch.inputs, batch.mask, batch.fork)
+            loss += float(tiny.Recall().loss(output.logits, batch).total)
             right += np.sum((np.argmax(np.asarray(output.logits), -1) == batch.targets) * batch.loss_mask)
             counted += np.sum(batch.loss_mask)
             norms += np.sum(np.asarray(output.meta_loss) * batch.mask)
             real += np.sum(batch.mask)
-        np.testing.assert_allclose(found["valid/accuracy"][seed], right / counted, rtol=1e-6)
-        np.testing.assert_allclose(found["valid/meta_loss"][seed], norms / real, rtol=1e-5)
+        prefix = f"valid/{name}/" if name else "valid/"
+        np.testing.assert_allclose(found[f"{prefix}loss"][seed], loss / counted, rtol=1e-5)
+        np.testing.assert_allclose(found[f"{prefix}accuracy"][seed], right / counted, rtol=1e-6)
+        np.testing.assert_allclose(found[f"{prefix}meta_loss"][seed], norms / real, rtol=1e-5)
 
 
 def test_a_set_without_batches_is_an_error(tiny):

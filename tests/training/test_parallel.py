@@ -10,44 +10,57 @@ from mnm_jax.training import init_state, make_optimizer, parallel, split_model
 from mnm_jax.training.parallel import make_parallel_step, make_placement
 
 
-def run(tiny, reads, form, count, steps=3):
+def run(tiny, draw, form, count, steps=3, batch_size=16):
+    """draw: gives the batches that are read, `(seed, size)`; None: they are sampled."""
     optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
     devices = jax.local_devices()[:count]
     step = make_parallel_step(
         split_model(tiny.Model),
-        tiny.Recall(reads=reads),
+        tiny.Recall(reads=draw is not None),
         optimizer,
         meta_weight=0.5,
-        batch_size=16,
+        batch_size=batch_size,
         devices=devices,
         parallel=form,
     )
     state = jax.device_put(init_state(tiny.Model, optimizer, 0, 2), make_placement(devices).replicated)
     metrics = []
     for i in range(steps):
-        state, now = step(state, tiny.draw_numpy(i, 16) if reads else None)
+        state, now = step(state, draw and draw(i, 16))
         metrics.append(jax.device_get(now))
     return jax.device_get(state.params), metrics
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["sampled", "read"])
-def test_every_form_equals_one_device(tiny, x64, reads):
-    expected = run(tiny, reads, "jit", 1)
+@pytest.mark.parametrize("draw", [None, "draw_numpy", "draw_forks"])
+def test_every_form_equals_one_device(tiny, x64, draw):
+    draw = draw and getattr(tiny, draw)
+    expected = run(tiny, draw, "jit", 1)
     counts = np.sum(tiny.draw_numpy(0, 16).loss_mask.reshape(5, 8, 2), axis=(0, 2))
     assert len(set(counts)) > 1  # devices count unequal numbers of steps
     for form, count in (("jit", 8), ("pmap", 8)):
-        found = run(tiny, reads, form, count)
+        found = run(tiny, draw, form, count)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
 @pytest.mark.parametrize("form, count", [("jit", 8), ("pmap", 2)])
 def test_seeds_side_by_side_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
     """A CPU takes seeds one after the other: here they are mapped as elsewhere."""
-    expected = run(tiny, False, "jit", 1)
+    expected = run(tiny, None, "jit", 1)
     map_seeds = parallel.map_seeds
     accelerator = [types.SimpleNamespace(platform="gpu")]
     monkeypatch.setattr(parallel, "map_seeds", lambda function, devices: map_seeds(function, accelerator))
-    found = run(tiny, False, form, count)
+    found = run(tiny, None, form, count)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+
+
+@pytest.mark.parametrize("form, count", [("jit", 1), ("jit", 8), ("pmap", 8)])
+def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form, count):
+    """A loader chooses: the groups that a device works through are those of the batch at hand."""
+    expected = run(tiny, tiny.draw_forks, "jit", 1)
+    examples = []
+    monkeypatch.setattr("mnm_jax.training.step.choose_groups", lambda cell, each, platform: examples.append(each) or 2)
+    found = run(tiny, tiny.draw_forks, form, count, batch_size=40)
+    assert set(examples) == {16 // count}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 

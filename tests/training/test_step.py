@@ -18,9 +18,11 @@ def compiled_step(tiny, task, make_model=None, optimizer=None, meta_weight=0.5):
     return jax.jit(jax.vmap(step, in_axes=(0, None))), init_state(make_model, optimizer, 3, 2)
 
 
-def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64):
+@pytest.mark.parametrize("draw", ["draw_numpy", "draw_forks"])
+def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64, draw):
     step, state = compiled_step(tiny, tiny.Recall(reads=True))
-    batch = tiny.draw_numpy(0, 8)
+    batch = getattr(tiny, draw)(0, 8)
+    fork = np.zeros((5, 8), bool) if batch.fork is None else batch.fork
     new, metrics = step(state, batch)
 
     def by_hand(weights, recurrent, head, np=np):
@@ -28,8 +30,9 @@ def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64):
         for t in range(5):
             mask = np.asarray(batch.mask[t], float)
             now = np.tanh(batch.inputs[t] @ weights + hidden @ recurrent)
-            hidden = np.where(mask[:, None] > 0, now, hidden)
-            logits = hidden @ head
+            now = np.where(mask[:, None] > 0, now, hidden)
+            hidden = np.where(fork[t][:, None], hidden, now)
+            logits = now @ head
             logs = logits - np.log(np.sum(np.exp(logits), axis=1))[:, None]
             task -= np.sum(logs[np.arange(8), batch.targets[t]] * batch.loss_mask[t])
             meta += np.sum(mask * np.sqrt(np.sum((batch.inputs[t] @ weights) ** 2, axis=1)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
 from mnm_jax.unroll.forms import choose_checkpoints
 
 T, B, D = 7, 3, 4
@@ -62,6 +62,15 @@ def test_options_of_the_cell(rule, options, x64):
 
 def test_total_derivative(x64):
     assert_forms_agree(make("gradient", total_derivative=True, out_features=2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("options", [{}, {"fork": FORK, "mask": MASK, "fresh": False}], ids=lambda x: "-".join(x))
+def test_the_chained_cell(rule, options, x64):
+    memory = RULES[rule](4, 3, hidden_sizes=(5,), dtype=jnp.float64)
+    cell = ChainCell(D, 6, memory, heads=2, hops=3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell.findings.kernel[...] = jax.random.normal(jax.random.key(1), cell.findings.kernel.shape, jnp.float64)
+    assert_forms_agree(cell, **options)
 
 
 @pytest.mark.parametrize("rule", RULES)

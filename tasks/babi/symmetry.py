@@ -1,0 +1,91 @@
+"""Renaming people, places and things: what the generator of a task would have told as readily.
+
+A story in which Mary and John have changed names, in sentences, questions and answers alike, is as likely as the one
+it was made from. What is no symmetry is left out: the places of task 20, where the hungry go to the kitchen, and sheep,
+which are one and many in the same word.
+
+Shape letters: `T` rows of a reading, `W` words of a row.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.babi.encode import NO_QUESTION
+from tasks.babi.vocabulary import Vocabulary
+
+Entity = tuple[str, ...]  # all words for it
+
+_PEOPLE = ("daniel", "john", "mary", "sandra")
+_OTHERS = ("bill", "fred", "julie", "mary")
+_ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+_TOWN = ("bedroom", "cinema", "kitchen", "office", "park", "school")
+_THINGS = ("apple", "football", "milk")
+_COMPASS = (("north", "n"), ("east", "e"), ("south", "s"), ("west", "w"))
+
+# By task, groups of names that may be exchanged freely.
+_FREE: dict[int, list[Sequence[str | Entity]]] = {
+    **{task: [_PEOPLE, _ROOMS] for task in (1, 9, 12, 13)},
+    **{task: [_PEOPLE, _ROOMS, _THINGS] for task in (2, 3, 6, 7, 8)},
+    **{task: [_OTHERS, _TOWN] for task in (10, 14)},
+    4: [_ROOMS],
+    5: [("bill", "fred", "jeff", "mary"), _ROOMS, _THINGS],
+    11: [("mary", "sandra"), ("daniel", "john"), _ROOMS],  # she and he
+    15: [("emily", "gertrude", "jessica", "winona"), (("mouse", "mice"), ("cat", "cats"), ("wolf", "wolves"))],
+    16: [
+        ("bernhard", "brian", "greg", "julius", "lily"),
+        ("frog", "lion", "rhino", "swan"),
+        ("gray", "green", "white", "yellow"),
+    ],
+    17: [("left", "right"), ("above", "below")],
+    18: [],
+    19: [_ROOMS],
+    20: [("antoine", "jason", "sumit", "yann")],
+}
+# Turned by quarters, and mirrored: what was north is then east, say, but opposite stays opposite.
+_TURNED = {4: _COMPASS, 19: _COMPASS}
+
+
+class Renaming:
+    """Draws a renaming for a reading and carries it out on its record. vocabulary: of the records."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._ids = vocabulary.word_ids()
+        self._size = vocabulary.size
+        self._answers = [tuple(answer.split(",")) for answer in vocabulary.answers]
+        self._classes = {answer: place for place, answer in enumerate(self._answers)}
+
+    def draw(self, task: int, rng: np.random.Generator) -> dict[str, str]:
+        """New names by old ones, uniform over the symmetries of the task."""
+        names = {}
+        for group in _FREE[task]:
+            for old, place in zip(group, rng.permutation(len(group)), strict=True):
+                names.update(zip(_words(old), _words(group[place]), strict=True))
+        if task in _TURNED:
+            turn, mirror = rng.integers(4), rng.integers(2)
+            for place, old in enumerate(_TURNED[task]):
+                new = _TURNED[task][(turn + (-place if mirror else place)) % 4]
+                names.update(zip(old, new, strict=True))
+        return names
+
+    def apply(self, record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+        """The record with its words `[T, W]` and answers `[T]` renamed; as it was if an answer would be no class."""
+        answers = np.array(record["answers"])
+        for row in np.flatnonzero(answers != NO_QUESTION):
+            renamed = tuple(names.get(word, word) for word in self._answers[answers[row]])
+            if renamed not in self._classes:
+                return dict(record)
+            answers[row] = self._classes[renamed]
+        table = np.arange(self._size, dtype=np.int32)
+        for old, new in names.items():
+            if old in self._ids:
+                table[self._ids[old]] = self._ids[new]
+        return {**record, "words": table[record["words"]], "answers": answers}
+
+    def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return self.apply(record, self.draw(int(record["task"]), rng))
+
+
+def _words(entity: str | Entity) -> Entity:
+    return (entity,) if isinstance(entity, str) else entity
