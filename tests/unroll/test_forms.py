@@ -67,9 +67,10 @@ def test_total_derivative(x64):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("options", [{}, {"fork": FORK, "mask": MASK, "fresh": False}], ids=lambda x: "-".join(x))
 def test_the_chained_cell(rule, options, x64):
-    memory = RULES[rule](4, 3, hidden_sizes=(5,), dtype=jnp.float64)
+    memory = RULES[rule](8, 8, hidden_sizes=(5,), dtype=jnp.float64)
     cell = ChainCell(D, 6, memory, heads=2, hops=3, dtype=jnp.float64, rngs=nnx.Rngs(0))
-    cell.findings.kernel[...] = jax.random.normal(jax.random.key(1), cell.findings.kernel.shape, jnp.float64)
+    # They start at zero; large ones make a system that is chaotic, in which rounding grows.
+    cell.findings.kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), cell.findings.kernel.shape, jnp.float64)
     assert_forms_agree(cell, **options)
 
 
