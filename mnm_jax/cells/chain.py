@@ -124,7 +124,8 @@ class ChainCell(nnx.RNNCellBase):
         write_values = write_values.reshape(-1, heads, memory.value_size)
         state, info = memory.write(params, carry.memory, write_keys, write_values, rate)
 
-        trace = MemoryTrace(write_keys, write_values, keys[-1], found[-1].reshape(write_values.shape), rate)
+        # Of the first hop, whose keys look for sentences; those of later hops look for what was found.
+        trace = MemoryTrace(write_keys, write_values, keys[0], found[0].reshape(write_values.shape), rate)
         features = jnp.concatenate([inputs, hidden, *found], -1)
         return ChainCarry(controller, state), CellOutput(features, info.loss_after, info, trace)
 
