@@ -74,6 +74,15 @@ def test_records_by_hand(data_dir, tmp_path):
     assert {second[name].dtype for name in ("words", "answers")} == {np.dtype(np.int32)}
 
 
+def test_task_3_has_a_limit_of_its_own(tmp_path):
+    """Of three sentences: two are seen and the third forgets the first, or all three."""
+    data_dir = write_data(tmp_path / "data", tasks=(2, 3))
+    for limits, steps in [((2, 9), [3, 4, 3, 4, 6, 6, 6]), ((9, 2), [6, 6, 3, 4, 3, 4, 3, 4])]:
+        options = dict(zip(("max_sentences", "max_sentences_task3"), limits, strict=True))
+        test = open_(data_dir, tmp_path, tasks=(2, 3), **options).splits["test"]
+        assert test.steps.tolist() == steps and [len(record["words"]) for record in test.records] == steps
+
+
 def test_the_metadata_are_those_of_the_records(data_dir, tmp_path):
     for max_sentences in (1, 2, 70):
         for split in open_(data_dir, tmp_path, max_sentences=max_sentences).splits.values():
@@ -104,13 +113,16 @@ def test_other_files_or_options_are_other_entries(data_dir, tmp_path, entries):
     assert len(entries()) == 4
 
 
-def test_one_changed_byte_is_another_entry(data_dir, tmp_path):
+def test_one_changed_byte_or_option_is_another_entry(data_dir, tmp_path):
     files = read_files(data_dir, "1k", (1, 2))
     changed = dict(files)
     changed[2, "test"] = files[2, "test"]._replace(data=files[2, "test"].data.replace(b"home", b"hone"))
     moved = {key: file._replace(path="elsewhere") for key, file in files.items()}
     assert cache._fingerprint(files, OPTIONS) == cache._fingerprint(moved, OPTIONS)
     assert cache._fingerprint(files, OPTIONS) != cache._fingerprint(changed, OPTIONS)
+    others = [{"tasks": (1, 3)}, {"size": "10k"}, {"max_sentences": 3}, {"max_sentences_task3": 8}]
+    options = [OPTIONS, *(OPTIONS._replace(**other) for other in others)]
+    assert len({cache._fingerprint(files, each) for each in options}) == 5
 
 
 def test_a_build_that_fails_leaves_no_entry(data_dir, tmp_path, entries, monkeypatch):
