@@ -65,7 +65,8 @@ def train(
 
     Args:
         make_model: called as `make_model(rngs)` for each seed; the model is called as `model(inputs, mask, fork)`
-            (fields of `Batch`; fork may be None) and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as `SequenceModel` does.
+            (fields of `Batch`; fork may be None) and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as
+            attributes, as `SequenceModel` does.
         config: settings. The caller sees to it that a workdir is used with one config only.
         workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
         parallel: "jit" or "pmap", see `make_parallel_step`.

@@ -122,7 +122,8 @@ class BabiLoader:
         if self._change is not None:
             rng = np.random.default_rng([self._seed, epoch, position])
             records = [self._change(record, rng) for record in records]
-        return pad_batch(records, steps, len(chosen))
+        # A bucket of few records gives a size that devices could not divide: the rest is padding, which counts nowhere.
+        return pad_batch(records, steps, -(-len(chosen) // _SIZE_STEP) * _SIZE_STEP)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -227,8 +227,10 @@ def test_batches_are_padded_to_the_length_of_their_bucket(batch_size):
     running = make_loader(batch_size=batch_size)
     for batch in itertools.islice(running, 3 * running.batches):
         steps, examples = batch.mask.shape
-        assert examples == sizes[steps] == len(records_of(batch))
-        assert {LENGTHS[np.searchsorted(LENGTHS, length)] for length in batch.mask.sum(0)} == {steps}
+        real = batch.mask.any(0)
+        assert real.sum() == sizes[steps] == len(records_of(batch))
+        assert examples % 8 == 0 and examples - sizes[steps] < 8  # few records: padded to what devices can divide
+        assert {LENGTHS[np.searchsorted(LENGTHS, length)] for length in batch.mask.sum(0)[real]} == {steps}
         check_records(batch)
 
 
@@ -281,7 +283,7 @@ def test_a_change_is_drawn_anew_for_every_batch_and_the_same_after_a_restart():
         # The same number in a whole record, and padding stays padding.
         np.testing.assert_array_equal(added, np.where(batch.mask[..., None], added[:1], 0))
         assert np.all(added == added[..., :1])
-        drawn += added[0, :, 0].tolist()
+        drawn += added[0, batch.mask[0], 0].tolist()
         assert equal(batch[1:], plain[1:])
     assert len(set(drawn)) == len(drawn) and min(drawn) >= 1000
     for position in (BATCHES + 3, 1, BATCHES):

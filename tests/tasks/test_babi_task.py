@@ -82,7 +82,8 @@ def test_every_question_and_nothing_else_counts_and_is_asked_on_a_fork(task):
 def test_training_and_validation_split_by_story(task):
     running = task.loader(0, 45)
     epoch = [next(running) for _ in range(2)]
-    assert sorted(batch.mask.shape for batch in epoch) == [(3, 9), (5, 18)]
+    assert sorted(batch.mask.shape for batch in epoch) == [(3, 16), (5, 24)]
+    assert sorted(batch.mask.any(0).sum() for batch in epoch) == [9, 18]
     assert sorted(batch.loss_mask.sum() for batch in epoch) == [9, 36]  # 9 stories of one question, 18 of two
     assert total(task.evaluations("valid", 2)[""]()) == 5  # 2 * 2 + 1
 
