@@ -12,6 +12,7 @@ from mnm_jax.training import SequenceModel, Task, TrainConfig
 from tasks.babi import Babi
 from tasks.dictionary import Dictionary
 
+_GIVEN = ("features", "entities", "entity_features")  # what a model learns from the task
 TASKS = {"dictionary": Dictionary, "babi": Babi}
 
 
@@ -31,17 +32,27 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
 
     "lstm": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots.
     "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between), memory_layers
-    (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it writes.
+    (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it writes, with a
+    linear memory: hidden_features, heads, hops, relation_features (`R`), step_size; for a task whose inputs end with
+    the codes of entities. All: readout_features, hidden units between cell and logits.
 
     Raises:
-        ValueError: an unknown model, or an unknown or missing key. Sizes are checked when the model is made.
+        ValueError: an unknown model, an unknown or missing key, or a model that does not go with the task. Sizes are
+        checked when the model is made.
     """
     name, settings = _split_name("model", config, _CELLS)
-    _check_keys(f"model {name}", settings, _CELLS[name], given=("features", "rngs"))
+    readout_features = settings.pop("readout_features", 0)
+    given = {"features": task.input_features}
+    _check_keys(f"model {name}", settings, _CELLS[name], given=(*_GIVEN, "rngs"))
+    if "entities" in inspect.signature(_CELLS[name]).parameters:
+        entities, entity_features = getattr(task, "entity_shape", (0, 0))
+        if not entities:
+            raise ValueError(f"model {name} needs a task with entities (babi, task.entities >= 1), got {task.name}.")
+        given |= {"entities": entities, "entity_features": entity_features}
 
     def make_model(rngs: nnx.Rngs) -> SequenceModel:
-        cell = _CELLS[name](features=task.input_features, rngs=rngs, **settings)
-        return SequenceModel(task.encoder(rngs), cell, task.output_features, rngs=rngs)
+        cell = _CELLS[name](**given, rngs=rngs, **settings)
+        return SequenceModel(task.encoder(rngs), cell, task.output_features, readout_features, rngs=rngs)
 
     return make_model
 
@@ -123,16 +134,18 @@ def _chain(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
     def make(
         *,
         features: int,
+        entities: int,
+        entity_features: int,
         hidden_features: int,
-        memory_features: int,
         rngs: nnx.Rngs,
-        heads: int = 1,
+        heads: int = 2,
         hops: int = 3,
-        memory_layers: int = 2,
+        relation_features: int = 8,
         step_size: str = "normalised",
     ) -> ChainCell:
-        memory = _memory(make_memory, memory_features, memory_layers, step_size)
-        return ChainCell(features, hidden_features, memory, heads=heads, hops=hops, rngs=rngs)
+        key_size = entity_features * relation_features
+        memory = make_memory(key_size, entity_features, hidden_sizes=(), step_size=step_size)
+        return ChainCell(features, hidden_features, memory, entities=entities, heads=heads, hops=hops, rngs=rngs)
 
     return make
 

@@ -19,9 +19,9 @@ _CHAIN = {
     "hidden_features": 128,
     "heads": 2,
     "hops": 3,
-    "memory_features": 128,
-    "memory_layers": 1,
+    "relation_features": 8,
     "step_size": "normalised",
+    "readout_features": 128,
 }
 _MODELS = {
     "chain-p": _CHAIN,
@@ -42,6 +42,8 @@ def get_config(model: str = "chain-p") -> ConfigDict:
                 "embedding_features": 128,
                 "renaming": True,
                 "hidden_features": 256,
+                "entities": 4,
+                "entity_features": 48,
             },
             "model": choose_model(_MODELS, model),
             "training": {

@@ -1,4 +1,4 @@
-"""A cell between an encoder and a linear read-out: the model that the training program trains."""
+"""A cell between an encoder and a read-out: the model that the training program trains."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,13 +23,24 @@ class SequenceOutput(NamedTuple):
 class SequenceModel(nnx.Module):
     """logits = head(cell(encoder(inputs))), time first.
 
+        head(y) = A y + a       with hidden units:  A y + a + C relu(D y + d)
+
     encoder: `[T, B, ...] -> [T, B, D]`; cell: any `nnx.RNNCellBase` of this library.
+    readout_features: hidden units of the head, which compare what was found with what was asked; 0: none.
     """
 
-    def __init__(self, encoder: Callable, cell: nnx.RNNCellBase, classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, encoder: Callable, cell: nnx.RNNCellBase, classes: int, readout_features: int = 0, *, rngs: nnx.Rngs
+    ):
+        if readout_features < 0:
+            raise ValueError(f"readout_features must be >= 0, got {readout_features}.")
+        features = output_features(cell)
         self.encoder = encoder
         self.cell = cell
-        self.head = nnx.Linear(output_features(cell), classes, rngs=rngs)
+        self.head = nnx.Linear(features, classes, rngs=rngs)
+        into = nnx.Linear(features, readout_features, rngs=rngs) if readout_features else None
+        out = nnx.Linear(readout_features, classes, use_bias=False, rngs=rngs) if readout_features else None
+        self.into, self.out = nnx.data(into), nnx.data(out)
 
     def __call__(
         self,
@@ -44,4 +55,7 @@ class SequenceModel(nnx.Module):
         how = {"form": form, "checkpoint_every": checkpoint_every}
         _, outputs = unroll(self.cell, None, features, mask=mask, fork=fork, **how)
         hidden, meta_loss = split_output(outputs)
-        return SequenceOutput(self.head(hidden), meta_loss, outputs)
+        logits = self.head(hidden)
+        if self.into is not None:
+            logits = logits + self.out(jax.nn.relu(self.into(hidden)))
+        return SequenceOutput(logits, meta_loss, outputs)

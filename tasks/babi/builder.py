@@ -3,6 +3,7 @@
 Import this module only where the extra packages `mnm_jax[data]` are needed; `tasks.babi` itself does without.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -78,6 +79,7 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
         self.info.metadata.update(
             words=vocabulary.words,
             answers=vocabulary.answers,
+            counts=_counts(splits["train"], vocabulary),
             steps={split: [len(reading.rows) for reading in found] for split, found in splits.items()},
             questions={
                 split: [sum(answer is not None for answer in reading.answers) for reading in found]
@@ -93,6 +95,12 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
         word_ids = vocabulary.word_ids()
         for key, reading in enumerate(found):
             yield key, encode_reading(reading, vocabulary, word_ids)
+
+
+def _counts(found: Iterable[Reading], vocabulary: Vocabulary) -> list[int]:
+    """How often each word id is used, of the padding 0."""
+    used = collections.Counter(word for reading in found for row in reading.rows for word in row)
+    return [0, *(used[word] for word in vocabulary.words)]
 
 
 def _split(file_split: str, story_index: int) -> str:

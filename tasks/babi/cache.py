@@ -18,7 +18,7 @@ from tasks.babi.archive import SourceFile, read_files, resolve
 from tasks.babi.encode import WORDS
 from tasks.babi.vocabulary import Vocabulary
 
-FORMAT = 2  # raise it when the records change: entries of another format are then never opened
+FORMAT = 3  # raise it when the records change: entries of another format are then never opened
 
 
 class Options(NamedTuple):
@@ -40,9 +40,11 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """splits: "train", "test" and, where a file has ten stories or more, "valid"."""
+    """counts: how often the training stories use each word id. splits: "train", "test" and, where a file has ten
+    stories or more, "valid"."""
 
     vocabulary: Vocabulary
+    counts: np.ndarray
     splits: dict[str, Split]
 
 
@@ -110,4 +112,5 @@ def _read(entry: Path) -> Dataset:
         name: Split(builder.as_data_source(name), *(np.asarray(metadata[field][name]) for field in Split._fields[1:]))
         for name in metadata["steps"]
     }
-    return Dataset(Vocabulary(tuple(metadata["words"]), tuple(metadata["answers"])), splits)
+    vocabulary = Vocabulary(tuple(metadata["words"]), tuple(metadata["answers"]))
+    return Dataset(vocabulary, np.asarray(metadata["counts"]), splits)

@@ -1,45 +1,84 @@
-"""Sentence vectors from word ids.
+"""Sentence vectors and entities from word ids.
 
-Shape letters: `T` time steps, `B` examples, `W` words of a sentence, `D` features.
+Shape letters: `T` time steps, `B` examples, `W` words of a sentence, `D` features, `P` entities of `V` features.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tasks.babi.vocabulary import PADDING
 
 Array = jax.Array
 
+_SLOPE = 0.7  # of an entity's first scores from one word to the next
+
 
 class SentenceEncoder(nnx.Module):
     """e_t = sum_j E[w_tj] * P[j] over the words j of sentence t; padding words add exactly zero.
 
-        s_t = e_t,   or with hidden units   s_t = e_t + C relu(A e_t + a)
+        s_t = e_t + C relu(A e_t + a)     without hidden units: e_t
+        c_tp = sum_j alpha_tpj Z[w_tj],   alpha_tp = softmax over j of (U[w_tj, p] + Q[j, p] + (B relu(A e_t + a))_jp)
 
-    The bag of words with learned position vectors of TPR-RNN (Schlag and Schmidhuber, NeurIPS 2018) and STM (Le et
-    al., ICML 2020). The initial values are a choice of this library: E normal with variance 1 / 6, about one over
-    the words of a sentence, so that a feature of s_t starts with variance near 1; P normal around 1 with deviation
-    0.1, so that word order counts from the first step. The hidden units tell pairs of words (north of, the office) from
-    the two apart, which a sum does not.
+    The encoded sentence is [s_t ; c_t1 ; ... ; c_tP]. s is the bag of words with learned position vectors of TPR-RNN
+    (Schlag and Schmidhuber, NeurIPS 2018) and STM (Le et al., ICML 2020); its hidden units tell pairs of words (north
+    of, the office) from the two apart, which a sum does not. Entities c are words picked by attention: the code of a
+    word is the same wherever it stands.
 
-    words: number of word ids, the padding 0 among them.
-    sentence_words: `W`. features: `D`. hidden: hidden units; 0: none.
+    The initial values are a choice of this library: E normal with variance 1 / 6, about one over the words of a
+    sentence, so that a feature of s_t starts with variance near 1; P normal around 1 with deviation 0.1, so that word
+    order counts from the first step; U[w, p] = -log of the share of word w among all words, so that entities start as
+    the rare words, by inverse document frequency; and Q falls or rises by 0.7 a word in turn, so that the first entity
+    starts at the front of the sentence and the second at its end.
+
+    counts: `[words]`, how often each word id is used, of padding 0.
+    sentence_words: `W`. features: `D`. hidden: hidden units. entities, entity_features: `P`, `V`; 0 entities: none.
     """
 
-    def __init__(self, words: int, sentence_words: int, features: int, hidden: int = 0, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        counts: np.ndarray,
+        sentence_words: int,
+        features: int,
+        hidden: int = 0,
+        entities: int = 0,
+        entity_features: int = 1,
+        *,
+        rngs: nnx.Rngs,
+    ):
         normal = jax.random.normal
-        self.embedding = nnx.Param(normal(rngs.params(), (words, features)) / 6**0.5)
+        self.entities = entities
+        self.embedding = nnx.Param(normal(rngs.params(), (len(counts), features)) / 6**0.5)
         self.position = nnx.Param(1.0 + 0.1 * normal(rngs.params(), (sentence_words, features)))
         into = nnx.Linear(features, hidden, rngs=rngs) if hidden else None
         out = nnx.Linear(hidden, features, use_bias=False, rngs=rngs) if hidden else None
         self.into, self.out = nnx.data(into), nnx.data(out)
+        if entities:
+            rarity = np.log((counts.sum() + len(counts)) / (counts + 1.0))
+            # -1, 1, -1/3, 1/3, ...: front, end, and nearer to the middle.
+            slopes = _SLOPE * np.array([(2 * (p % 2) - 1) / (1 + p // 2 * 2) for p in range(entities)])
+            self.codes = nnx.Param(normal(rngs.params(), (len(counts), entity_features)))
+            self.word_scores = nnx.Param(jnp.asarray(np.tile(rarity[:, None], entities), jnp.float32))
+            self.place_scores = nnx.Param(jnp.asarray(np.outer(np.arange(sentence_words), slopes), jnp.float32))
+            self.context = nnx.Linear(hidden or features, sentence_words * entities, rngs=rngs)
 
     def __call__(self, words: Array) -> Array:
-        """int `[T, B, W] -> [T, B, D]`."""
+        """int `[T, B, W] -> [T, B, D + P V]`."""
         # A zero row in the table keeps padding out of value and gradient, whatever the stored row holds.
         table = self.embedding[...].at[PADDING].set(0)
-        sentences = jnp.einsum("tbwd,wd->tbd", table[words], self.position[...])
-        if self.into is None:
+        sentences = context = jnp.einsum("tbwd,wd->tbd", table[words], self.position[...])
+        if self.into is not None:
+            context = jax.nn.relu(self.into(sentences))
+            sentences = sentences + self.out(context)
+        if not self.entities:
             return sentences
-        return sentences + self.out(jax.nn.relu(self.into(sentences)))
+        picked = jnp.einsum("tbwp,tbwv->tbpv", self.attention(words, context), self.codes[...][words])
+        return jnp.concatenate([sentences, picked.reshape(*words.shape[:2], -1)], -1)
+
+    def attention(self, words: Array, context: Array) -> Array:
+        """alpha `[T, B, W, P]`, zero on padding but in an empty sentence."""
+        scores = self.word_scores[...][words] + self.place_scores[...]
+        scores = scores + self.context(context).reshape(scores.shape)
+        scores = jnp.where((words != PADDING)[..., None], scores, -1e9)
+        return jax.nn.softmax(scores, axis=2)

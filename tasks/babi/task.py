@@ -47,7 +47,9 @@ class Babi:
     data_dir: holds the official `tasks_1-20_v1-2.tar.gz` or the folder that it unpacks to.
     max_sentences, max_sentences_task3: sentences that a question sees, in all tasks but 3 and in task 3.
     renaming: tell each training story with people, places and things renamed (`tasks.babi.symmetry`), each time anew.
-    embedding_features, hidden_features: `D`, and the hidden units of the sentence encoder (0: none).
+    embedding_features, hidden_features: of a sentence vector, and the hidden units of its encoder (0: none).
+    entities, entity_features: words that the encoder picks from each sentence, and the features of their codes, which
+    are put behind the sentence vector; memory cells that tell entities apart need them.
     cache_dir: where the encoded stories are kept; built when first needed.
 
     The files are read when first needed. Needs the extra packages of `pip install mnm_jax[data]`.
@@ -64,6 +66,8 @@ class Babi:
     renaming: bool = False
     embedding_features: int = 64
     hidden_features: int = 0
+    entities: int = 0
+    entity_features: int = 48
     cache_dir: str = "~/.cache/mnm_jax"
 
     name: ClassVar[str] = "babi"
@@ -80,9 +84,10 @@ class Babi:
         object.__setattr__(self, "tasks", tuple(sorted(int(task) for task in self.tasks)))
         if self.size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(map(repr, SIZES))}, got size={self.size!r}.")
-        for name in ("max_sentences", "max_sentences_task3", "embedding_features"):
+        for name in ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features"):
             _check_at_least(name, getattr(self, name), 1)
-        _check_at_least("hidden_features", self.hidden_features, 0)
+        for name in ("hidden_features", "entities"):
+            _check_at_least(name, getattr(self, name), 0)
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
@@ -97,7 +102,12 @@ class Babi:
 
     @property
     def input_features(self) -> int:
-        return self.embedding_features
+        return self.embedding_features + self.entities * self.entity_features
+
+    @property
+    def entity_shape(self) -> tuple[int, int]:
+        """`(P, V)`: with how many codes the features of an input end, and the features of each."""
+        return self.entities, self.entity_features
 
     @property
     def output_features(self) -> int:
@@ -128,9 +138,9 @@ class Babi:
         return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
-        """Word ids `[T, B, W]` to sentence vectors `[T, B, D]`."""
-        words = self._dataset.vocabulary.size
-        return SentenceEncoder(words, WORDS, self.embedding_features, self.hidden_features, rngs=rngs)
+        """Word ids `[T, B, W]` to sentence vectors, and the codes of entities behind them, `[T, B, D]`."""
+        sizes = self.embedding_features, self.hidden_features, self.entities, self.entity_features
+        return SentenceEncoder(self._dataset.counts, WORDS, *sizes, rngs=rngs)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """All questions of "valid" or "test" once each: "" all chosen tasks, "task=N" one of several.

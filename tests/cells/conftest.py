@@ -12,7 +12,7 @@ from flax import nnx
 from mnm_jax import ChainCell, LSTMCell, MNMCell, SALUCell, gradient_memory, local_memory, unroll
 from mnm_jax.cells import split_output
 
-T, B, D, H = 6, 3, 3, 5
+T, B, D, H = 6, 3, 6, 5
 
 
 def mnm(factory, **options):
@@ -25,8 +25,8 @@ def mnm(factory, **options):
 
 def chain(factory):
     def make(dtype, in_features=D, hidden=H, seed=0):
-        memory = factory(4, 4, hidden_sizes=(4,), dtype=dtype)
-        return ChainCell(in_features, hidden, memory, heads=2, hops=2, dtype=dtype, rngs=nnx.Rngs(seed))
+        memory = factory(6, 3, hidden_sizes=(4,), dtype=dtype)
+        return ChainCell(in_features, hidden, memory, entities=2, heads=2, hops=2, dtype=dtype, rngs=nnx.Rngs(seed))
 
     return make
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from mnm_jax.training import make_optimizer
 
-T, B, SYMBOLS, STEPS = 6, 64, 4, 200
+T, B, SYMBOLS, STEPS = 6, 64, 5, 200
 
 
 def draw(key, size=B):
@@ -44,5 +44,5 @@ def test_learns_to_recall_the_first_input(make, common):
         return jnp.mean(jnp.argmax(answer(params, x), -1) == first)
 
     trained = train(params, jax.random.split(jax.random.key(0), STEPS))
-    assert accuracy(params) < 0.5  # chance is 0.25
+    assert accuracy(params) < 0.5  # chance is 0.2
     assert accuracy(trained) > 0.95
