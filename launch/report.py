@@ -5,11 +5,11 @@
 
 Of one run: `DIR/figures/learning_curve.png` and, of a model with a memory whose checkpoints are there,
 `DIR/figures/memory_map.png`. Of a folder of runs: both for each, `DIR/learning_curves.png`, which compares them
-(`DIR/GROUP/LABEL/` is one panel a group and one curve a label, `DIR/LABEL/` one panel), and a table.
+(`DIR/GROUP/LABEL/` is one panel a group and one curve a label, `DIR/LABEL/` one panel), and a table. Runs side by
+side in one folder that differ in their seed alone, `DIR/GROUP/LABEL/SEED/`, count as one run of several seeds.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -17,7 +17,6 @@ import shlex
 import sys
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +28,16 @@ from launch import figures
 from launch.benchmark_table import benchmark_parts
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
+from launch.runs import Run, find_runs, join_seeds, read_run
 from launch.table import by_test_set, compare, format_columns, format_markdown, natural
 from launch.task_errors import errors_by_task, run_rows
 from launch.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput
-from mnm_jax.training import Batch, load_params, read_metrics, split_model
+from mnm_jax.training import Batch, load_params, split_model
 
 # What a learning curve shows: the first of these that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/loss", "train/loss")
-_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed of a summary
 
 _PREAMBLE = """\
 <!-- Written by `python -m launch.report --results={folder}`: change the runs or their README.md, not this page. -->
@@ -52,63 +51,6 @@ over seeds. *Worst seed* is the lowest of any seed, *chance* what guessing gets.
 does). *Seconds* are those of all seeds together, trained side by side, with compiling and evaluating. *Parameters*
 are those of one seed.
 """
-
-
-class Run(NamedTuple):
-    """A finished run. group: its parent folder, relative to the folder of runs ("" directly in it); label: its name.
-
-    summary: of `summary.json`; lines: of `metrics.jsonl`.
-    """
-
-    folder: pathlib.Path
-    group: str
-    label: str
-    summary: dict[str, Any]
-    lines: list[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """The label, and the model where the label does not tell it."""
-        model = self.summary["model"]
-        return self.label if model in self.label else f"{self.label} ({model})"
-
-    @property
-    def place(self) -> str:
-        return f"{self.group}/{self.label}" if self.group else self.label
-
-
-def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
-    """The finished run in `folder`, somewhere in the folder of runs `root`.
-
-    Raises:
-        FileNotFoundError: no run, or one that is not finished. ValueError: its `summary.json` is damaged.
-    """
-    path = folder / SUMMARY
-    if not path.is_file():
-        state = "is not finished" if (folder / CONFIG).is_file() else "holds no run"
-        raise FileNotFoundError(f"{folder} {state}: it has no {SUMMARY}; run the command of launch.train to its end.")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        lacking = sorted(_KEYS - summary.keys())
-    except (ValueError, AttributeError) as error:  # JSON of something else has no keys
-        raise ValueError(f"{path} is damaged (no JSON object); run its command again to write it anew.") from error
-    if lacking:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}; run its command again to write it anew.")
-    group = folder.parent.relative_to(root).as_posix() if folder != root else "."
-    return Run(folder, "" if group == "." else group, folder.resolve().name, summary, read_metrics(folder))
-
-
-def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
-    """The finished runs below `root` in natural order, and a line on each folder of a run that is not or is damaged."""
-    runs, notes = [], []
-    for folder, below, files in os.walk(root):
-        if {CONFIG, SUMMARY} & set(files):
-            below.clear()
-            try:
-                runs.append(read_run(pathlib.Path(folder), root))
-            except (ValueError, OSError) as error:
-                notes.append(str(error))
-    return sorted(runs, key=lambda run: natural(run.place)), sorted(notes)
 
 
 def report_run(workdir: str | os.PathLike) -> None:
@@ -137,6 +79,7 @@ def report_runs(root: pathlib.Path) -> str:
         raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
     for run in runs:
         report_run(run.folder)
+    runs = join_seeds(runs, root)
     with _or_note(f"{root}: no comparison"):
         _draw_comparison(runs, root)
     return format_columns(_rows(runs))
@@ -230,7 +173,8 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 def _section(folder: pathlib.Path) -> str:
     """A section of RESULTS.md: text, figure, tables, memory maps, commands, and what was left out."""
-    runs, notes = find_runs(folder)
+    members, notes = find_runs(folder)
+    runs = join_seeds(members, folder)
     parts = [_text(folder)]
     if runs:
         with _or_note(f"{folder}: no comparison"):
@@ -238,7 +182,7 @@ def _section(folder: pathlib.Path) -> str:
             parts.append(f"![Learning curves]({_link(folder / 'learning_curves.png', folder)})")
         parts.append(format_markdown(_rows(runs)))
         hours = sum(run.summary["seconds"] for run in runs) / 3600
-        parts.append(f"{len(runs)} run{'s' * (len(runs) != 1)}, {hours:.1f} hours one after the other.")
+        parts.append(f"{len(members)} run{'s' * (len(members) != 1)}, {hours:.1f} hours one after the other.")
         errors = {run.place: errors_by_task(run.summary["metrics"]) for run in runs}
         sets = [by_test_set(run.summary) for run in runs]
         if any(errors.values()):
@@ -247,13 +191,13 @@ def _section(folder: pathlib.Path) -> str:
         elif any(sets):
             rows = [names | own for names, own in zip(_names(runs), sets, strict=True)]
             parts += ["Accuracy by test set, of the same parameters:", format_markdown(rows)]
-        maps = [run for run in runs if (run.folder / "figures/memory_map.png").is_file()]
+        maps = [run for run in members if (run.folder / "figures/memory_map.png").is_file()]
         if maps:
             parts.append("<details open><summary>Memory maps: what is read, against what was written</summary>")
             for run in maps:
                 parts += [f"`{run.place}`", f"![Memory map]({_link(run.folder / 'figures/memory_map.png', folder)})"]
             parts.append("</details>")
-        commands = "\n".join(f"# {run.place}\n{_command(run, folder.name)}" for run in runs)
+        commands = "\n".join(f"# {run.place}\n{_command(run, folder.name)}" for run in members)
         parts += ["<details><summary>The command of each run</summary>", f"```sh\n{commands}\n```", "</details>"]
     benchmarks = benchmark_parts(folder, _link(folder, folder))
     parts += benchmarks

@@ -78,7 +78,7 @@ class SentenceEncoder(nnx.Module):
 
     def attention(self, words: Array, context: Array) -> Array:
         """alpha `[T, B, W, P]`, zero on padding but in an empty sentence."""
-        scores = self.word_scores[...][words] + self.place_scores[...]
+        scores = self.word_scores[...][words] + self.place_scores[...][None, None]
         scores = scores + self.context(context).reshape(scores.shape)
         scores = jnp.where((words != PADDING)[..., None], scores, -1e9)
         return jax.nn.softmax(scores, axis=2)

@@ -25,7 +25,7 @@ def mnm(factory, **options):
 
 def chain(factory):
     def make(dtype, in_features=D, hidden=H, seed=0):
-        memory = factory(6, 3, hidden_sizes=(4,), dtype=dtype)
+        memory = factory(12, 3, hidden_sizes=(), dtype=dtype)
         return ChainCell(in_features, hidden, memory, entities=2, heads=2, hops=2, dtype=dtype, rngs=nnx.Rngs(seed))
 
     return make

@@ -12,7 +12,7 @@ import mnm_jax
 from mnm_jax import MNMCell, gradient_memory, local_memory, unroll
 from mnm_jax.cells import split_output
 
-T, B, D = 6, 3, 3
+T, B, D = 6, 3, 6
 
 
 def test_every_exported_cell_is_here(common):

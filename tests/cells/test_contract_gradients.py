@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 from mnm_jax import unroll
 from mnm_jax.cells import split_output
 
-T, D = 2, 2
+T, D = 2, 6
 
 
 def test_derivatives_agree_with_finite_differences(make, common, x64):

@@ -12,7 +12,7 @@ from mnm_jax import unroll
 from mnm_jax.cells import split_output
 from mnm_jax.training import TrainState, checkpoints
 
-T, D = 3, 3
+T, D = 3, 6
 
 
 def test_new_numbers_compile_nothing_anew(make, common):

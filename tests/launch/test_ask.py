@@ -30,7 +30,8 @@ def workdir(tmp_path_factory):
     (folder / "qa1_name_train.txt").write_text(STORIES * 5)
     (folder / "qa1_name_test.txt").write_text(STORIES)
     task = {"name": "babi", "size": "1k", "data_dir": str(root / "data"), "cache_dir": str(root / "cache")}
-    model = {"name": "chain-p", "hidden_features": 16, "memory_features": 16, "heads": 1, "hops": 1}
+    task |= {"entities": 2, "entity_features": 8}
+    model = {"name": "chain-p", "hidden_features": 16, "relation_features": 2, "heads": 2, "hops": 1}
     training = {"steps": 120, "batch_size": 64, "learning_rate": 1e-2, "eval_every": 120, "seeds": 1}
     summary = run(ConfigDict({"task": task, "model": model, "training": training}), root / "run")
     assert summary["metrics"]["test/accuracy"]["mean"] == 1

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -129,6 +130,11 @@ def _change(section, **settings):
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
         (_change("task", name="copy"), "task.name must be one of dictionary, babi, got 'copy'"),
         (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, got 'gru'"),
+        (
+            _change("model", name="chain-p"),
+            "chain-p needs a task with entities (babi, task.entities >= 1), got dict",
+        ),
+        (_change("model", readout_features=-1), "readout_features must be >= 0, got -1"),
         (_change("model", name="mnm-p"), "model mnm-p lacks the key 'memory_features'"),
         (_change("model", hidden_features=-4), "hidden_features must be >= 1, got -4"),
         (_change("model", name="mnm-g", memory_features=4, memory_layers=0), "memory_layers must be >= 1, got 0"),
@@ -182,12 +188,14 @@ def test_every_recipe_can_be_built(recipe, model):
     config = recipe.get_config(model)
     build.build_training(config.training)
     task = build.build_task(config.task)
-    one = build.build_make_model(config.model, build.TASKS["dictionary"]())
-    assert task.input_features == {dictionary: 27, babi_task1: 96, babi_joint: 128}[recipe]
-    made = nnx.eval_shape(lambda: one(nnx.Rngs(0)))
-    features = config.model.hidden_features + (0 if model == "lstm" else config.model.memory_features)
-    if model.startswith("chain"):  # the inputs, 27, and what was found in 3 hops by 2 heads
-        features = 27 + config.model.hidden_features + 3 * 2 * config.model.memory_features
+    assert task.input_features == {dictionary: 27, babi_task1: 96, babi_joint: 128 + 4 * 48}[recipe]
+    if recipe is not dictionary:  # without the data: as the task is, but for words and answers
+        data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
+        task.__dict__["_dataset"] = data
+    made = nnx.eval_shape(lambda: build.build_make_model(config.model, task)(nnx.Rngs(0)))
+    features = config.model.hidden_features + config.model.get("memory_features", 0)
+    if model.startswith("chain"):  # the inputs, and what was found in 3 hops by 2 heads
+        features = task.input_features + config.model.hidden_features + 3 * 2 * 48
     assert made.head.kernel.shape == (features, 13)
 
 

@@ -62,7 +62,7 @@ def test_an_unknown_word_is_named_and_never_padding():
 
 @pytest.fixture(scope="module")
 def encoder():
-    return SentenceEncoder(9, 5, 6, rngs=nnx.Rngs(0))
+    return SentenceEncoder(np.ones(9), 5, 6, rngs=nnx.Rngs(0))
 
 
 def test_sentence_vectors_equal_a_plain_loop(encoder):
@@ -94,3 +94,54 @@ def test_padding_words_have_no_influence_at_all(encoder):
 def test_word_order_counts(encoder):
     swapped = encoder(jnp.asarray([[[3, 1, 0, 0, 0]]])) - encoder(jnp.asarray([[[1, 3, 0, 0, 0]]]))
     assert np.abs(swapped).max() > 1e-3
+
+
+COUNTS = np.array([0, 1000, 1000, 1000, 1000, 10, 10, 10, 10])  # the words 5 to 8 are rare
+
+
+@pytest.fixture(scope="module")
+def picking():
+    return SentenceEncoder(COUNTS, 5, 6, hidden=7, entities=3, entity_features=4, rngs=nnx.Rngs(0))
+
+
+def test_hidden_units_and_entities_equal_a_plain_loop(picking):
+    words = np.random.default_rng(1).integers(1, 9, (2, 3, 5)).astype(np.int32)
+    words[0, 0, 3:] = words[1, 2, 1:] = 0
+    sums = np.asarray(SentenceEncoder.__call__(_without_extras(picking), jnp.asarray(words)))
+    units = np.maximum(0, sums @ np.asarray(picking.into.kernel[...]) + np.asarray(picking.into.bias[...]))
+    context = units @ np.asarray(picking.context.kernel[...]) + np.asarray(picking.context.bias[...])
+    expected = np.zeros((2, 3, 6 + 3 * 4))
+    expected[..., :6] = sums + units @ np.asarray(picking.out.kernel[...])
+    for t, b, p in np.ndindex(2, 3, 3):
+        length = np.count_nonzero(words[t, b])
+        scores = np.asarray(picking.word_scores[...])[words[t, b, :length], p]
+        scores = scores + np.asarray(picking.place_scores[...])[:length, p] + context[t, b].reshape(5, 3)[:length, p]
+        weights = np.exp(scores) / np.exp(scores).sum()
+        expected[t, b, 6 + 4 * p : 10 + 4 * p] = weights @ np.asarray(picking.codes[...])[words[t, b, :length]]
+    np.testing.assert_allclose(picking(jnp.asarray(words)), expected, rtol=1e-4, atol=1e-5)
+
+
+def _without_extras(encoder):
+    plain = SentenceEncoder(COUNTS, 5, 6, rngs=nnx.Rngs(0))
+    plain.embedding[...], plain.position[...] = encoder.embedding[...], encoder.position[...]
+    return plain
+
+
+def test_entities_start_as_the_rare_words_from_the_front_and_from_the_end(picking):
+    """The scores of words and places alone: -log of the share, 4.6 more for a rare word, and 0.7 a place."""
+    words = jnp.asarray([[[5, 1, 2, 7, 3]]])
+    nothing = jnp.zeros((1, 1, 7))
+    weights = np.asarray(picking.attention(words, nothing))[0, 0]
+    assert weights[:, :2].argmax(0).tolist() == [0, 3]
+    share = np.exp(0.7 * 3) / (np.exp(0.7 * 3) + 1)  # of the later of the two rare words; the others weigh 1% each
+    np.testing.assert_allclose(weights[3, 1], share, atol=0.05)
+    np.testing.assert_allclose(weights[0, 0], share, atol=0.05)
+
+
+def test_padding_is_never_picked(picking):
+    words = jnp.asarray([[[5, 1, 0, 0, 0]]])
+    graph, state = nnx.split(picking)
+    spoiled = nnx.merge(graph, jax.tree.map(jnp.copy, state))
+    spoiled.codes[...] = spoiled.codes[...].at[0].set(1e30)
+    spoiled.word_scores[...] = spoiled.word_scores[...].at[0].set(1e30)
+    np.testing.assert_array_equal(spoiled(words), picking(words))
