@@ -3,8 +3,8 @@
     python -m launch.report --workdir=DIR        # one run, or a folder of runs at any depth
     python -m launch.report --results=results    # writes RESULTS.md beside that folder
 
-Of one run: `DIR/figures/learning_curve.png` and, of a model with a memory whose checkpoints are there,
-`DIR/figures/memory_map.png`. Of a folder of runs: both for each, `DIR/learning_curves.png`, which compares them
+Of one run: `DIR/figures/learning_curve.png` and, of a model with a memory whose parameters are there,
+`DIR/figures/memory_map*.png`. Of a folder of runs: both for each, `DIR/learning_curves.png`, which compares them
 (`DIR/GROUP/LABEL/` is one panel a group and one curve a label, `DIR/LABEL/` one panel), and a table. Runs side by
 side in one folder that differ in their seed alone, `DIR/GROUP/LABEL/SEED/`, count as one run of several seeds.
 """
@@ -38,6 +38,7 @@ from mnm_jax.training import Batch, load_params, split_model
 
 # What a learning curve shows: the first of these that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/loss", "train/loss")
+_PICTURED_STEPS = 20
 
 _PREAMBLE = """\
 <!-- Written by `python -m launch.report --results={folder}`: change the runs or their README.md, not this page. -->
@@ -61,9 +62,9 @@ def report_run(workdir: str | os.PathLike) -> None:
     with _or_note(f"{folder}: no learning curve"):
         curve = figures.Curve(run.summary["model"], run.summary["model"], run.lines)
         figures.learning_curves({title: [curve]}, _metric([run]), folder / "figures/learning_curve.png")
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or (folder / "params.npz").is_file():
         with _or_note(f"{folder}: no memory map"):
-            _draw_memory_map(folder, title)
+            _draw_memory_maps(folder, title)
 
 
 def report_runs(root: pathlib.Path) -> str:
@@ -134,26 +135,46 @@ def _draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
     figures.learning_curves(panels, metric, root / "learning_curves.png")
 
 
-def _draw_memory_map(folder: pathlib.Path, title: str) -> None:
-    """Draws the memory of the first seed over a longest test example; nothing for a model without a memory."""
+def _draw_memory_maps(folder: pathlib.Path, title: str) -> None:
+    """Draws the memory of the first seed over a test example; nothing for a model without a memory.
+
+    Of a task that names what to picture (`pictured`, evaluation sets), one of each, of no more than twenty steps if
+    there is one; else a longest example.
+    """
     task, make_model, training = build_parts(read_config(folder))
     params, _ = load_params(folder, make_model)
     model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
-    batch, index = longest(task.evaluations("test", training.batch_size)[""]())
-    example = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, index : index + 1]), batch)
-    cell = model(example.inputs, example.mask, example.fork).cell
-    if not isinstance(cell, CellOutput):
-        return
-    real = np.asarray(example.mask)[:, 0]
-    trace = jax.tree.map(lambda leaf: np.asarray(leaf)[real, 0], cell.trace)
-    title = f"{title}: the memory over a test sequence (seed {training.seed})"
-    figures.memory_maps(trace, task.tokens(batch, index), folder / "figures/memory_map.png", title)
+    sets = task.evaluations("test", training.batch_size)
+    names = [name for name in getattr(task, "pictured", ()) if name in sets]
+    for name in names or [""]:
+        batch, index = longest(sets[name](), _PICTURED_STEPS if names else None)
+        example = jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf[:, i : i + 1]), batch)
+        cell = model(example.inputs, example.mask, example.fork).cell
+        if not isinstance(cell, CellOutput):
+            return
+        real = np.asarray(example.mask)[:, 0]
+        trace = jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real, 0], cell.trace)
+        where = f"{name}, a test sequence" if name else "the memory over a test sequence"
+        path = folder / "figures" / (f"memory_map_{name}.png" if name else "memory_map.png")
+        figures.memory_maps(trace, task.tokens(batch, index), path, f"{title}: {where} (seed {training.seed})")
 
 
-def longest(batches: Iterable[Batch]) -> tuple[Batch, int]:
-    """The batch with the most real steps in one example, and the place of that example; the first of equals."""
-    batch = max(batches, key=lambda batch: np.asarray(batch.mask).sum(0).max())
-    return batch, int(np.asarray(batch.mask).sum(0).argmax())
+def longest(batches: Iterable[Batch], most: int | None = None) -> tuple[Batch, int]:
+    """The batch with the most real steps in one example, and the place of that example; the first of equals.
+
+    most: examples of more steps are passed over; if all have more, it is a shortest one.
+    """
+
+    def rank(steps: int) -> int:
+        return steps if most is None or steps <= most else -steps
+
+    def best(batch: Batch) -> tuple[int, int]:
+        # An example without steps fills a batch up.
+        ranks = [rank(steps) if steps else -sys.maxsize for steps in np.asarray(batch.mask).sum(0).tolist()]
+        return max(ranks), ranks.index(max(ranks))
+
+    batch = max(batches, key=lambda batch: best(batch)[0])
+    return batch, best(batch)[1]
 
 
 def _names(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -191,11 +212,11 @@ def _section(folder: pathlib.Path) -> str:
         elif any(sets):
             rows = [names | own for names, own in zip(_names(runs), sets, strict=True)]
             parts += ["Accuracy by test set, of the same parameters:", format_markdown(rows)]
-        maps = [run for run in members if (run.folder / "figures/memory_map.png").is_file()]
+        maps = [(run, path) for run in members for path in _maps(run.folder)]
         if maps:
             parts.append("<details open><summary>Memory maps: what is read, against what was written</summary>")
-            for run in maps:
-                parts += [f"`{run.place}`", f"![Memory map]({_link(run.folder / 'figures/memory_map.png', folder)})"]
+            for run, path in maps:
+                parts += [f"`{run.place}`", f"![Memory map]({_link(path, folder)})"]
             parts.append("</details>")
         commands = "\n".join(f"# {run.place}\n{_command(run, folder.name)}" for run in members)
         parts += ["<details><summary>The command of each run</summary>", f"```sh\n{commands}\n```", "</details>"]
@@ -207,6 +228,10 @@ def _section(folder: pathlib.Path) -> str:
         print(f"left out: {note}", file=sys.stderr)
         parts.append("Left out: " + note.replace(f"{folder}/", ""))
     return "\n\n".join(parts) + "\n"
+
+
+def _maps(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.glob("figures/memory_map*.png"), key=lambda path: natural(path.name))
 
 
 def _text(folder: pathlib.Path) -> str:

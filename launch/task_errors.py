@@ -26,20 +26,20 @@ def errors_by_task(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, np.nda
     return errors
 
 
-def end_table(summary: Mapping[str, Mapping[str, Any]], first_seed: int) -> str:
+def end_table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """What a run ends with, as text: errors by task where there are several tasks, else one line a metric."""
     errors = errors_by_task(summary)
     if not errors:
         return format_table(summary)
-    return f"test error in %\n{format_columns(seed_rows(errors, first_seed))}"
+    return f"test error in %\n{format_columns(seed_rows(errors, seeds))}"
 
 
-def seed_rows(errors: Mapping[str, np.ndarray], first_seed: int) -> list[dict[str, str]]:
+def seed_rows(errors: Mapping[str, np.ndarray], seeds: Sequence[int]) -> list[dict[str, str]]:
     """A row a task and two at the end, with a column a seed, and mean, sample deviation and best over the seeds.
 
     "mean": the mean over tasks, each weighing the same. "failed": how many tasks have more than 5% error.
     """
-    return [_seed_row(name, values, first_seed) for name, values in _with_totals(errors).items()]
+    return [_seed_row(name, values, seeds) for name, values in _with_totals(errors).items()]
 
 
 def run_rows(runs: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, str]]:
@@ -59,8 +59,8 @@ def _with_totals(errors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**errors, "mean": every.mean(0), "failed": np.sum(every > FAILED_ABOVE, 0).astype(float)}
 
 
-def _seed_row(name: str, values: Sequence[float], first_seed: int) -> dict[str, str]:
-    row = {"task": name} | {f"seed {first_seed + place}": f"{value:.2f}" for place, value in enumerate(values)}
+def _seed_row(name: str, values: Sequence[float], seeds: Sequence[int]) -> dict[str, str]:
+    row = {"task": name} | {f"seed {seed}": f"{value:.2f}" for seed, value in zip(seeds, values, strict=True)}
     if len(values) > 1:
         row |= {"mean": f"{np.mean(values):.2f}", "std": f"{np.std(values, ddof=1):.2f}", "best": f"{min(values):.2f}"}
     return row

@@ -2,7 +2,8 @@
 
     python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary [--config.KEY=VALUE ...]
 
-The workdir gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `figures/` and at last `summary.json`.
+The workdir gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `figures/` and at last `params.npz`
+(the parameters, all that `launch.evaluate` needs beside the config) and `summary.json`.
 """
 
 import json
@@ -28,7 +29,7 @@ from launch.report import report_run
 from launch.table import summarise
 from launch.task_errors import end_table
 from launch.workdir import CONFIG, SUMMARY, claim, write_json
-from mnm_jax.training import train
+from mnm_jax.training import load_params, save_params, train
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -> dict[str, Any]:
@@ -71,8 +72,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
         "config": plain,
         "metrics": summarise(result.metrics),
     }
+    save_params(workdir, *load_params(workdir, make_model))
     write_json(workdir / SUMMARY, summary)
-    print(end_table(summary["metrics"], training.seed))
+    print(end_table(summary["metrics"], range(training.seed, training.seed + training.seeds)))
     report_run(workdir)
     return summary
 

@@ -11,6 +11,7 @@ from mnm_jax.training.signals import Interrupted
 from mnm_jax.training.state import TrainState, init_state, split_model
 from mnm_jax.training.step import StepMetrics, TrainingFault
 from mnm_jax.training.task import Batch, Loader, Mean, Task
+from mnm_jax.training.weights import save_params
 from mnm_jax.training.writers import MetricWriter, read_metrics
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load_params",
     "make_optimizer",
     "read_metrics",
+    "save_params",
     "split_model",
     "train",
 ]

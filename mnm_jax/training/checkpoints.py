@@ -21,6 +21,7 @@ from absl import logging
 from flax import nnx
 
 from mnm_jax.training.state import TrainState, leaf_names
+from mnm_jax.training.weights import read_params
 
 _KEEP = 2
 _FILES = "files.json"
@@ -83,19 +84,24 @@ def restore(workdir: str | os.PathLike, like: TrainState) -> Saved | None:
 def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, int]:
     """The parameters `[S, ...]` of the newest whole checkpoint, and its step; changes nothing on disk.
 
+    A run that has no checkpoints, because only its parameters were shipped, has them in `params.npz`.
+
     Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: checkpoints exist but none is whole, or they are of another model.
+        FileNotFoundError: there is neither.
+        ValueError: checkpoints exist but none is whole, the file is damaged, or they are of another model.
     """
-    found = _read_newest(workdir)
+    if newest := _read_newest(workdir):
+        path, arrays, _, _ = newest
+        found = path, {name: array for name, array in arrays.items() if name.startswith("params.")}, int(path.name)
+    else:
+        found = read_params(workdir)
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {_folder(workdir)}; train first, or check the workdir.")
-    path, arrays, _, _ = found
-    seeds = len(arrays["step"])
+    path, params, step = found
+    seeds = len(next(iter(params.values()), ()))
     one = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
     like = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), one)}
-    params = {name: array for name, array in arrays.items() if name.startswith("params.")}
-    return _fill(like, params, path)["params"], int(path.name)
+    return _fill(like, params, path)["params"], step
 
 
 @contextlib.contextmanager

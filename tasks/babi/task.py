@@ -72,6 +72,7 @@ class Babi:
 
     name: ClassVar[str] = "babi"
     sample: ClassVar[None] = None
+    pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
 
     def __post_init__(self):
         if not isinstance(self.tasks, tuple | list) or not self.tasks:

@@ -15,7 +15,8 @@ from matplotlib import image
 from ml_collections import ConfigDict
 
 from launch import build, figures, table
-from launch.report import find_runs, longest, report_run, report_runs, write_results
+from launch.report import longest, report_run, report_runs, write_results
+from launch.runs import find_runs, join_seeds
 from launch.table import compare
 from launch.train import run
 from mnm_jax.cells import MemoryTrace
@@ -413,3 +414,43 @@ def test_the_map_is_that_of_a_longest_example():
     batches = [batch(1, 3), batch(2, 4, 4), batch(4, 1)]
     found, index = longest(iter(batches))
     assert found is batches[1] and index == 1
+    found, index = longest(iter(batches), most=3)
+    assert found is batches[0] and index == 1
+    found, index = longest(iter([batch(0, 4, 3), batch(2, 0)]), most=1)  # without a step: no example
+    assert (found.mask.shape, index) == ((4, 2), 0)
+
+
+def _of_seed(folder, seed, *accuracies, steps=2000, **options):
+    summary, _ = write_run(folder, accuracy=accuracies, **options)
+    config = {"task": {"name": "dictionary"}, "model": {"name": "mnm-p"}, "training": {"seed": seed, "steps": steps}}
+    (folder / "summary.json").write_text(json.dumps(summary | {"config": config}))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_run(tmp_path):
+    section = tmp_path / "results" / "section"
+    _of_seed(section / "g" / "ours" / "seed_0", 0, 0.5, 0.75, validation=[(10, 0.2, 0.95), (20, 0.9, 1.0)])
+    _of_seed(section / "g" / "ours" / "seed_1", 1, 1.0, validation=[(10, 0.9), (20, 1.0), (30, 1.0)])
+    _of_seed(section / "g" / "other", 0, 0.5, validation=[(10, 0.2)])
+    runs, _ = find_runs(section)
+    other, ours = join_seeds(runs, section)
+    assert (other, ours.group, ours.label) == (runs[0], "g", "ours")
+    assert ours.summary["metrics"]["test/accuracy"] == metric(0.5, 0.75, 1.0)
+    assert (ours.summary["seeds"], ours.summary["seconds"]) == (3, 2 * 1234.5)
+    lines = [{"step": line["step"], "valid/accuracy": line["valid/accuracy"]} for line in ours.lines]
+    assert lines == [{"step": 10, "valid/accuracy": [0.2, 0.95, 0.9]}, {"step": 20, "valid/accuracy": [0.9, 1.0, 1.0]}]
+
+    page = write_results(tmp_path / "results").read_text()
+    rows = cells(page, "group")
+    assert [row[:3] for row in rows] == [["g", "other (mnm-p)", "1"], ["g", "ours (mnm-p)", "3"]]
+    assert page.count("python -m launch.train") == 3  # each with its own command
+
+
+def test_runs_of_other_settings_or_without_a_config_stay_apart(tmp_path):
+    _of_seed(tmp_path / "g" / "a", 0, 0.5, validation=[(10, 0.2)])
+    _of_seed(tmp_path / "g" / "b", 1, 0.5, validation=[(10, 0.2)], steps=100)
+    write_run(tmp_path / "g" / "c")
+    write_run(tmp_path / "g" / "d")
+    _of_seed(tmp_path / "e", 0, 0.5, validation=[(10, 0.2)])
+    _of_seed(tmp_path / "f", 1, 0.5, validation=[(10, 0.2)])  # side by side in the folder of runs itself
+    runs, _ = find_runs(tmp_path)
+    assert join_seeds(runs, tmp_path) == runs

@@ -24,14 +24,14 @@ def test_errors_are_those_of_the_test_tasks_in_natural_order():
 
 
 def test_rows_by_hand():
-    rows = seed_rows(errors_by_task(summarise(METRICS)), first_seed=3)
+    rows = seed_rows(errors_by_task(summarise(METRICS)), seeds=[3, 7])
     assert rows == [
-        {"task": "2", "seed 3": "20.00", "seed 4": "1.00", "mean": "10.50", "std": "13.44", "best": "1.00"},
-        {"task": "10", "seed 3": "5.00", "seed 4": "0.00", "mean": "2.50", "std": "3.54", "best": "0.00"},
-        {"task": "mean", "seed 3": "12.50", "seed 4": "0.50", "mean": "6.50", "std": "8.49", "best": "0.50"},
-        {"task": "failed", "seed 3": "1.00", "seed 4": "0.00", "mean": "0.50", "std": "0.71", "best": "0.00"},
+        {"task": "2", "seed 3": "20.00", "seed 7": "1.00", "mean": "10.50", "std": "13.44", "best": "1.00"},
+        {"task": "10", "seed 3": "5.00", "seed 7": "0.00", "mean": "2.50", "std": "3.54", "best": "0.00"},
+        {"task": "mean", "seed 3": "12.50", "seed 7": "0.50", "mean": "6.50", "std": "8.49", "best": "0.50"},
+        {"task": "failed", "seed 3": "1.00", "seed 7": "0.00", "mean": "0.50", "std": "0.71", "best": "0.00"},
     ]
-    alone = seed_rows({"2": np.array([20.0])}, first_seed=0)
+    alone = seed_rows({"2": np.array([20.0])}, seeds=[0])
     assert alone[0] == {"task": "2", "seed 0": "20.00"}
 
 
@@ -49,9 +49,9 @@ def test_a_column_a_run():
 
 def test_a_seed_that_was_lost_is_not_a_good_one():
     errors = errors_by_task(summarise({"test/task=1/error": np.array([np.nan])}))
-    assert seed_rows(errors, 0)[1]["seed 0"] == "nan"
+    assert seed_rows(errors, [0])[1]["seed 0"] == "nan"
 
 
 def test_another_task_keeps_a_line_a_metric():
-    assert end_table(summarise({"test/accuracy": np.ones(1)}), 0).splitlines()[1].startswith("test/accuracy")
-    assert end_table(summarise(METRICS), 0).splitlines()[1] == "task    seed 0  seed 1  mean   std    best"
+    assert end_table(summarise({"test/accuracy": np.ones(1)}), [0]).splitlines()[1].startswith("test/accuracy")
+    assert end_table(summarise(METRICS), [0, 1]).splitlines()[1] == "task    seed 0  seed 1  mean   std    best"

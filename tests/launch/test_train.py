@@ -15,8 +15,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch import build
-from launch.configs import babi_joint, babi_task1, dictionary
-from launch.evaluate import evaluate_run
+from launch.configs import babi_joint, babi_paper, babi_task1, dictionary
+from launch.evaluate import evaluate_run, evaluation_table
 from launch.table import format_table, summarise
 from launch.train import run
 from mnm_jax.training import read_metrics
@@ -170,6 +170,7 @@ def test_missing_babi_data_says_where_to_put_it(tmp_path):
 RECIPES = {
     dictionary: ("mnm-p", "mnm-g", "lstm", "lstm-salu"),
     babi_task1: ("mnm-p", "mnm-g", "lstm", "lstm-salu"),
+    babi_paper: ("mnm-p", "mnm-g"),
     babi_joint: ("chain-p", "chain-g", "lstm", "lstm-salu"),
 }
 
@@ -188,7 +189,7 @@ def test_every_recipe_can_be_built(recipe, model):
     config = recipe.get_config(model)
     build.build_training(config.training)
     task = build.build_task(config.task)
-    assert task.input_features == {dictionary: 27, babi_task1: 96, babi_joint: 128 + 4 * 48}[recipe]
+    assert task.input_features == {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48}[recipe]
     if recipe is not dictionary:  # without the data: as the task is, but for words and answers
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
         task.__dict__["_dataset"] = data
@@ -197,6 +198,22 @@ def test_every_recipe_can_be_built(recipe, model):
     if model.startswith("chain"):  # the inputs, and what was found in 3 hops by 2 heads
         features = task.input_features + config.model.hidden_features + 3 * 2 * 48
     assert made.head.kernel.shape == (features, 13)
+
+
+def test_what_is_shipped_is_evaluated_as_the_run_was(finished, copy):
+    shutil.rmtree(copy / "checkpoints")
+    assert evaluate_run(copy)[1] == 3
+    for name, values in evaluate_run(finished[0])[0].items():
+        np.testing.assert_array_equal(evaluate_run(copy)[0][name], values)
+
+
+def test_a_folder_of_seeds_is_evaluated_as_one_run(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "both" / "seed_10")
+    shutil.copytree(finished[0], tmp_path / "both" / "seed_9")
+    alone, both = evaluation_table(finished[0]).splitlines(), evaluation_table(tmp_path / "both").splitlines()
+    assert both[0] == f"{tmp_path / 'both'}, step 3"
+    assert ["2 seeds" in alone[1], "4 seeds" in both[1]] == [True, True]
+    assert [line.split(" +- ")[0] for line in alone[2:]] == [line.split(" +- ")[0] for line in both[2:]]
 
 
 def test_evaluate_repeats_the_test_metrics_of_the_summary(finished):
@@ -213,6 +230,7 @@ def test_evaluate_without_run_or_checkpoint(copy, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run in .*no config\.json"):
         evaluate_run(tmp_path / "nowhere")
     shutil.rmtree(copy / "checkpoints")
+    (copy / "params.npz").unlink()
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         evaluate_run(copy)
 

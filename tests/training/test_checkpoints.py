@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnm_jax.training import init_state, load_params
+from mnm_jax.training import init_state, load_params, save_params
 from mnm_jax.training.checkpoints import restore, save
 from mnm_jax.training.parallel import make_placement
 
@@ -150,3 +150,34 @@ def test_parameters_alone(tmp_path, states):
     params, step = load_params(tmp_path, make_model())
     assert step == 10
     assert_equal(params, states[3].params)
+
+
+def test_parameters_alone_are_loaded_where_there_is_no_checkpoint(tmp_path, states):
+    path = save_params(tmp_path, states[1].params, 70)
+    params, step = load_params(tmp_path, make_model())
+    assert step == 70
+    assert_equal(params, states[1].params)
+    save(tmp_path, 10, states[0], {})  # a run that goes on counts for more than what was shipped
+    params, step = load_params(tmp_path, make_model())
+    assert step == 10
+    assert_equal(params, states[0].params)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("damage_file", [lambda data: data[:-30], lambda data: data[:100], lambda data: b""])
+def test_a_damaged_file_of_parameters_is_refused_in_one_line(tmp_path, states, damage_file):
+    path = save_params(tmp_path, states[1].params, 70)
+    path.write_bytes(damage_file(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"params\.npz is damaged") as caught:
+        load_params(tmp_path, make_model())
+    assert "\n" not in str(caught.value)
+
+
+def test_every_changed_byte_of_the_numbers_is_noticed(tmp_path, states):
+    path = save_params(tmp_path, states[1].params, 70)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"params.") + 60  # within the first array
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"params\.npz is damaged"):
+        load_params(tmp_path, make_model())
