@@ -2,14 +2,14 @@
 
     python -m launch.train --config=launch/configs/babi_paper.py --workdir=runs/babi/mnm-p
 
-Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. The gradient rule is chosen after
-a colon: `--config=launch/configs/babi_paper.py:mnm-g`.
+Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. The gradient rule is chosen
+after a colon: `--config=launch/configs/babi_paper.py:mnm-g`.
 
 From the paper (Munkhdalai et al., NeurIPS 2019): the cell, its memory of three tanh layers without biases, the meta
 objective, 10,000 questions a task, one model for all tasks, no augmentation. Not known, and so chosen here: widths,
-heads, optimiser, batch, number of updates, and the sentence as one step (the protocol of TPR-RNN and STM); the write goes as
-far as "normalised" has it, since "paper" moves a read-out by a hundredth in each write and learns late. The recipe
-that is tuned is `babi_joint.py`.
+heads, optimiser, batch, number of updates, and the sentence as one step (the protocol of TPR-RNN and STM). The step is
+"normalised", since "paper" moves a read-out by a hundredth in each write and learns late. The recipe that is tuned is
+`babi_joint.py`.
 """
 
 from ml_collections import ConfigDict
