@@ -38,7 +38,7 @@ from mnm_jax.training import Batch, load_params, split_model
 
 # What a learning curve shows: the first of these that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/loss", "train/loss")
-_PICTURED_STEPS = 20
+_PICTURED_STEPS = 20  # more would be too small to read
 
 _PREAMBLE = """\
 <!-- Written by `python -m launch.report --results={folder}`: change the runs or their README.md, not this page. -->

@@ -8,8 +8,7 @@ after a colon: `--config=launch/configs/babi_paper.py:mnm-g`.
 From the paper (Munkhdalai et al., NeurIPS 2019): the cell, its memory of three tanh layers without biases, the meta
 objective, 10,000 questions a task, one model for all tasks, no augmentation. Not known, and so chosen here: widths,
 heads, optimiser, batch, number of updates, and the sentence as one step (the protocol of TPR-RNN and STM). The step is
-"normalised", since "paper" moves a read-out by a hundredth in each write and learns late. The recipe that is tuned is
-`babi_joint.py`.
+"normalised", as in all recipes here. Not trained yet; the recipe that is tuned is `babi_joint.py`.
 """
 
 from ml_collections import ConfigDict

@@ -58,6 +58,9 @@ class Task(Protocol):
     sample: `(key, batch_size) -> Batch`, pure and jittable: synthetic tasks draw on the device. None for a task
         that reads files.
     loader: `(seed, batch_size) -> Loader`. None for a synthetic task. Exactly one of the two is given.
+
+    A task may also have `entity_shape`, the `(P, V)` codes with which the features of an input end (`ChainCell` needs
+    them), and `pictured`, names of the evaluation sets of which a report draws a memory map.
     """
 
     name: str

@@ -16,7 +16,7 @@ _SLOPE = 0.7  # of an entity's first scores from one word to the next
 
 
 class SentenceEncoder(nnx.Module):
-    """e_t = sum_j E[w_tj] * P[j] over the words j of sentence t; padding words add exactly zero.
+    """e_t = sum_j E[w_tj] * L[j] over the words j of sentence t; padding words add exactly zero.
 
         s_t = e_t + C relu(A e_t + a)     without hidden units: e_t
         c_tp = sum_j alpha_tpj Z[w_tj],   alpha_tp = softmax over j of (U[w_tj, p] + Q[j, p] + (B relu(A e_t + a))_jp)
@@ -27,7 +27,7 @@ class SentenceEncoder(nnx.Module):
     word is the same wherever it stands.
 
     The initial values are a choice of this library: E normal with variance 1 / 6, about one over the words of a
-    sentence, so that a feature of s_t starts with variance near 1; P normal around 1 with deviation 0.1, so that word
+    sentence, so that a feature of s_t starts with variance near 1; L normal around 1 with deviation 0.1, so that word
     order counts from the first step; U[w, p] = -log of the share of word w among all words, so that entities start as
     the rare words, by inverse document frequency; and Q falls or rises by 0.7 a word in turn, so that the first entity
     starts at the front of the sentence and the second at its end.
