@@ -20,7 +20,7 @@ from launch.runs import find_runs, join_seeds
 from launch.table import compare
 from launch.train import run
 from mnm_jax.cells import MemoryTrace
-from mnm_jax.training import Batch, TrainState, checkpoints, split_model
+from mnm_jax.training import Batch, TrainState, checkpoints, load_params, save_params, split_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASK = {"name": "dictionary", "support": 2, "queries": 1, "evaluation_batches": 1, "wider": False}
@@ -239,6 +239,28 @@ def test_the_memory_map_is_that_of_the_first_seed_and_test_example(tmp_path, mon
     before = contents(tmp_path)
     report_run(tmp_path / "run")
     assert contents(tmp_path) == before
+
+
+def test_a_task_may_name_what_is_pictured_and_shipped_parameters_are_enough(tmp_path, monkeypatch):
+    _, model = trained(tmp_path / "run", MEMORY)
+    params, step = load_params(tmp_path / "run", build.build_make_model(MEMORY, build.build_task(TASK)))
+    save_params(tmp_path / "run", params, step)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    monkeypatch.setattr(build.TASKS["dictionary"], "pictured", ("other", "absent"), raising=False)
+    sets = build.TASKS["dictionary"].evaluations
+    monkeypatch.setattr(
+        build.TASKS["dictionary"], "evaluations", lambda *args: {"other": sets(*args)[""], "": lambda: iter(())}
+    )
+    drawn = []
+    monkeypatch.setattr(figures, "memory_maps", lambda *args: drawn.append(args))
+    report_run(tmp_path / "run")
+    ((trace, tokens, path, title),) = drawn
+    batch = next(iter(sets(build.build_task(TASK), "test", 8)[""]()))
+    np.testing.assert_allclose(
+        trace.read_values, model(batch.inputs, batch.mask).cell.trace.read_values[:, 0], rtol=1e-5, atol=1e-6
+    )
+    assert path == tmp_path / "run/figures/memory_map_other.png"
+    assert title == "mnm-p on dictionary: other, a test sequence (seed 4)"
 
 
 def test_no_memory_map_without_memory_and_a_note_on_a_damaged_checkpoint(tmp_path, capsys):

@@ -93,6 +93,14 @@ def test_the_metadata_are_those_of_the_records(data_dir, tmp_path):
             assert split.tasks.tolist() == [record["task"] for record in records]
 
 
+def test_words_are_counted_in_the_training_stories_alone(data_dir, tmp_path):
+    dataset = open_(data_dir, tmp_path)
+    words = np.concatenate([np.asarray(record["words"]).ravel() for record in dataset.splits["train"].records])
+    expected = np.bincount(words[words > 0], minlength=dataset.vocabulary.size)
+    assert dataset.counts.tolist() == expected.tolist()
+    assert dataset.counts[0] == 0 and dataset.counts.max() > 1
+
+
 def test_the_second_opening_builds_nothing(data_dir, tmp_path, entries, monkeypatch):
     first = open_(data_dir, tmp_path)
     monkeypatch.setattr(cache, "_build", lambda *_: pytest.fail("built again"))
