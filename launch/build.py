@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from mnm_jax.cells import ChainCell, LSTMCell, MNMCell, SALUCell
+from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, SALUCell
 from mnm_jax.memory import Memory, gradient_memory, local_memory
 from mnm_jax.training import SequenceModel, Task, TrainConfig
+from tasks.algorithmic import AssociativeRecall, Copy, DoubleCopy, Pairs, PrioritySort, RepeatCopy
 from tasks.babi import Babi
 from tasks.dictionary import Dictionary
 
 _GIVEN = ("features", "entities", "entity_features")  # what a model learns from the task
-TASKS = {"dictionary": Dictionary, "babi": Babi}
+_ON_BITS = (Copy, RepeatCopy, DoubleCopy, AssociativeRecall, PrioritySort, Pairs)
+TASKS = {"dictionary": Dictionary, "babi": Babi} | {task.name: task for task in _ON_BITS}
 
 
 def build_task(config: Mapping[str, Any]) -> Task:
@@ -30,7 +32,8 @@ def build_task(config: Mapping[str, Any]) -> Task:
 def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rngs], SequenceModel]:
     """The model `config.name` for a task, as a function of its random keys; the other keys are its settings.
 
-    "lstm": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots.
+    "lstm": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots. "ntm", "dnc":
+    hidden_features, memory_features (of a slot), slots, heads (that read; in the NTM as many write).
     "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between), memory_layers
     (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it writes, with a
     linear memory: hidden_features, heads, hops, relation_features (`R`), step_size; for a task whose inputs end with
@@ -107,6 +110,20 @@ def _salu(*, features: int, hidden_features: int, memory_features: int, slots: i
     return SALUCell(features, hidden_features, **sizes, rngs=rngs)
 
 
+def _ntm(
+    *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
+) -> NTMCell:
+    sizes = {"slots": slots, "slot_features": memory_features, "read_heads": heads, "write_heads": heads}
+    return NTMCell(features, hidden_features, **sizes, rngs=rngs)
+
+
+def _dnc(
+    *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
+) -> DNCCell:
+    sizes = {"slots": slots, "slot_features": memory_features, "read_heads": heads}
+    return DNCCell(features, hidden_features, **sizes, rngs=rngs)
+
+
 def _memory(make_memory: Callable[..., Memory], features: int, layers: int, step_size: str) -> Memory:
     if layers < 1:
         raise ValueError(f"memory_layers must be >= 1, got {layers}.")
@@ -157,6 +174,8 @@ _CELLS = {
     "chain-g": _chain(gradient_memory),
     "lstm": _lstm,
     "lstm-salu": _salu,
+    "ntm": _ntm,
+    "dnc": _dnc,
 }
 MODELS = tuple(_CELLS)
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from mnm_jax import analysis
 from mnm_jax.cells import MemoryTrace
 
-# Okabe and Ito's colours, which the colour-blind can tell apart. A model has the same one in every figure.
+# Okabe and Ito's colours, and Tol's for the last: the colour-blind can tell them apart. A model has the same one in
+# every figure.
 COLOURS = {
     "mnm-p": "#0072B2",
     "mnm-g": "#D55E00",
@@ -22,8 +23,10 @@ COLOURS = {
     "chain-g": "#E69F00",
     "lstm": "#000000",
     "lstm-salu": "#009E73",
+    "ntm": "#CC79A7",
+    "dnc": "#661100",
 }
-_OTHER_COLOURS = ("#CC79A7", "#999999", "#F0E442")
+_OTHER_COLOURS = ("#332288", "#999999", "#F0E442")
 _LINE_STYLES = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # of several runs of one model; dashed is chance
 _SPLITS = {"train": "training batch", "valid": "validation", "test": "test"}
 

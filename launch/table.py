@@ -58,15 +58,16 @@ def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
 
 
 def by_test_set(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Accuracy on each named test set, and its chance level where the task tells it.
+    """Accuracy on each named test set, and its chance level where it is told and not that of the trained setting.
 
     `{"support=8": "0.7100 +- 0.0200 (chance 0.1644)"}` from "test/support=8/accuracy" and "test/support=8/chance".
     """
     metrics = summary["metrics"]
+    usual = metrics.get("test/chance", {}).get("mean")
     cells = {}
     for name in sorted((name for name in metrics if re.fullmatch("test/.+/accuracy", name)), key=natural):
         chance = metrics.get(f"{name.removesuffix('accuracy')}chance")
-        level = f" (chance {_show(chance['mean'])})" if chance else ""
+        level = f" (chance {_show(chance['mean'])})" if chance and chance["mean"] != usual else ""
         cells[name.removeprefix("test/").removesuffix("/accuracy")] = _mean_and_std(metrics[name]) + level
     return cells
 

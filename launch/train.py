@@ -32,7 +32,9 @@ from launch.workdir import CONFIG, SUMMARY, claim, write_json
 from mnm_jax.training import load_params, save_params, train
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -> dict[str, Any]:
+def run(
+    config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit", command: str | None = None
+) -> dict[str, Any]:
     """Trains (or resumes) and returns what it writes to `summary.json`; prints the table and draws the figures.
 
     summary: task, model, seeds (how many), steps, seconds (of all starts), command, versions, parameters (of one
@@ -42,6 +44,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
         config: sections task, model and training, see `launch.build`.
         workdir: folder of the run; one config only.
         parallel: "jit" or "pmap", see `mnm_jax.training.train`.
+        command: for the summary; None: that of this process.
 
     Raises:
         ValueError: a config that does not hold together, or a workdir of another config; the workdir is untouched.
@@ -66,7 +69,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit") -
         "seeds": training.seeds,
         "steps": result.steps,
         "seconds": result.seconds,
-        "command": shlex.join(sys.orig_argv),
+        "command": command or shlex.join(sys.orig_argv),
         "versions": _versions(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "config": plain,

@@ -3,7 +3,7 @@
 Everything named here is public; modules and names that start with `_` are not.
 """
 
-from mnm_jax.cells import CellOutput, ChainCell, LSTMCell, MNMCell, SALUCell
+from mnm_jax.cells import CellOutput, ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, SALUCell
 from mnm_jax.memory import Memory, MemoryParams, MemoryState, WriteInfo, gradient_memory, local_memory
 from mnm_jax.unroll import choose_form, unroll
 
@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 __all__ = [
     "CellOutput",
     "ChainCell",
+    "DNCCell",
     "LSTMCell",
     "MNMCell",
     "Memory",
     "MemoryParams",
     "MemoryState",
+    "NTMCell",
     "SALUCell",
     "WriteInfo",
     "choose_form",

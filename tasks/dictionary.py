@@ -85,8 +85,9 @@ class Dictionary:
         del rngs
         return lambda inputs: inputs * self.input_features**0.5
 
-    def sample(self, key: Array, batch_size: int) -> Batch:
-        """A fresh batch, each example with a dictionary of its own; pure, runs on the device."""
+    def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
+        """A fresh batch, each example with a dictionary of its own, whatever the step; pure, runs on the device."""
+        del step
         tokens, targets, asked, real = jax.vmap(self._sequence)(jax.random.split(key, batch_size))
         inputs = jax.nn.one_hot(tokens.T, self.input_features)
         return Batch(inputs, targets.T, asked.T.astype(inputs.dtype), real.T)

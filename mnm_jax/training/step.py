@@ -98,7 +98,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:
         if task.sample is not None:
-            batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size))
+            batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size, state.step))
         (loss, parts), grads = value_and_grad(state.params, batch)
         (loss, parts), grads = add_devices(((loss, parts), grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -16,7 +16,8 @@ class Batch(NamedTuple):
     """One batch of sequences, time first.
 
     inputs: `[T, B, ...]` what the encoder takes at each step (features, or word ids).
-    targets: `[T, B]` integer class expected at each step; ignored where `loss_mask` is 0.
+    targets: expected at each step, `[T, B]` an integer class or `[T, B, C]` bits as 0 and 1; ignored where `loss_mask`
+        is 0.
     loss_mask: `[T, B]` 1 where the answer of this step counts, else 0 (float).
     mask: `[T, B]` True where the step is real, False where it is padding (bool).
     fork: `[T, B]` True where the step is a question asked in the middle, which the model answers on a fork of its carry
@@ -54,9 +55,9 @@ class Task(Protocol):
 
     name: short name, used in file names and tables.
     input_features: `D`, features of one step after the encoder.
-    output_features: `C`, number of classes.
-    sample: `(key, batch_size) -> Batch`, pure and jittable: synthetic tasks draw on the device. None for a task
-        that reads files.
+    output_features: `C`, number of classes or of bits.
+    sample: `(key, batch_size, step=None) -> Batch`, pure and jittable: synthetic tasks draw on the device. `step` are
+        the updates made so far, for a task with a curriculum (None: as at its end). None for a task that reads files.
     loader: `(seed, batch_size) -> Loader`. None for a synthetic task. Exactly one of the two is given.
 
     A task may also have `entity_shape`, the `(P, V)` codes with which the features of an input end (`ChainCell` needs
@@ -66,7 +67,7 @@ class Task(Protocol):
     name: str
     input_features: int
     output_features: int
-    sample: Callable[[Array, int], Batch] | None
+    sample: Callable[..., Batch] | None
     loader: Callable[[int, int], Loader] | None
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
@@ -82,7 +83,7 @@ class Task(Protocol):
         ...
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
-        """Cross entropy in nats over counted steps; logits `[T, B, C]`."""
+        """Cross entropy in nats over counted steps (of bits: nats a bit); logits `[T, B, C]`."""
         ...
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:

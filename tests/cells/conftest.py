@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import ChainCell, LSTMCell, MNMCell, SALUCell, gradient_memory, local_memory, unroll
+from mnm_jax import (
+    ChainCell,
+    DNCCell,
+    LSTMCell,
+    MNMCell,
+    NTMCell,
+    SALUCell,
+    gradient_memory,
+    local_memory,
+    unroll,
+)
 from mnm_jax.cells import split_output
 
 T, B, D, H = 6, 3, 6, 5
@@ -40,6 +50,14 @@ def salu(dtype, in_features=D, hidden=H, seed=0):
     return SALUCell(in_features, hidden, **sizes, dtype=dtype, rngs=nnx.Rngs(seed))
 
 
+def slots(cell, **options):
+    def make(dtype, in_features=D, hidden=H, seed=0):
+        sizes = {"slots": 4, "slot_features": 4}
+        return cell(in_features, hidden, **sizes, **options, dtype=dtype, rngs=nnx.Rngs(seed))
+
+    return make
+
+
 CELLS = {
     "mnm-p": mnm(local_memory, heads=2),
     "mnm-g": mnm(gradient_memory, heads=2),
@@ -49,6 +67,8 @@ CELLS = {
     "chain-g": chain(gradient_memory),
     "lstm": lstm,
     "salu": salu,
+    "ntm": slots(NTMCell),
+    "dnc": slots(DNCCell, read_heads=2),
 }
 # Made once: the compiled programs of a cell are then found again by the next test.
 MADE = {name: functools.cache(make) for name, make in CELLS.items()}

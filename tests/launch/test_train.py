@@ -128,8 +128,8 @@ def _change(section, **settings):
         (_change("model", heads=2), "model lstm has an unknown key 'heads'; known: hidden_features"),
         (_change("model", rngs=2), "unknown key 'rngs'"),
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
-        (_change("task", name="copy"), "task.name must be one of dictionary, babi, got 'copy'"),
-        (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, got 'gru'"),
+        (_change("task", name="sort"), "task.name must be one of dictionary, babi, copy, repeat_copy"),
+        (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, ntm, dnc, got 'gru'"),
         (
             _change("model", name="chain-p"),
             "chain-p needs a task with entities (babi, task.entities >= 1), got dict",

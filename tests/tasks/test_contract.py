@@ -20,6 +20,12 @@ SETTINGS = {
     "dictionary": {"name": "dictionary", "evaluation_batches": 2},
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
     "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True},
+    "copy": {"name": "copy", "length": 5, "lengths": (7,), "evaluation_batches": 2},
+    "repeat_copy": {"name": "repeat_copy", "length": 3, "repeats": 3, "lengths": (4,), "evaluation_batches": 2},
+    "double_copy": {"name": "double_copy", "length": 4, "lengths": (6,), "evaluation_batches": 2, "curriculum": 10},
+    "associative_recall": {"name": "associative_recall", "length": 3, "lengths": (4,), "evaluation_batches": 2},
+    "priority_sort": {"name": "priority_sort", "length": 6, "lengths": (8,), "evaluation_batches": 2},
+    "pairs": {"name": "pairs", "length": 5, "lengths": (2, 8), "evaluation_batches": 2},
     "babi": {"name": "babi", "tasks": (1, 6), "size": "1k", "data_dir": str(BABI_DATA), "embedding_features": 5},
 }
 
@@ -58,7 +64,11 @@ def same(a, b):
 
 
 def random_logits(task, batch, seed=0):
-    return jax.random.normal(jax.random.key(seed), (*batch.targets.shape, task.output_features))
+    return jax.random.normal(jax.random.key(seed), (*batch.mask.shape, task.output_features))
+
+
+def asks_for_bits(batch):
+    return batch.targets.ndim == 3
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(task):
@@ -87,8 +97,11 @@ def test_batches_are_what_model_and_loss_expect(task):
         assert isinstance(batch, Batch)
         shape = batch.inputs.shape[:2]
         assert shape[1] == B or task.sample is None  # one that reads chooses: an example may ask more than once
-        assert (batch.targets.shape, batch.loss_mask.shape, batch.mask.shape) == (shape,) * 3
-        assert np.issubdtype(batch.targets.dtype, np.integer)
+        assert (batch.targets.shape[:2], batch.loss_mask.shape, batch.mask.shape) == (shape,) * 3
+        if asks_for_bits(batch):
+            assert batch.targets.shape[2] == task.output_features and batch.targets.dtype == np.float32
+        else:
+            assert np.issubdtype(batch.targets.dtype, np.integer)
         assert (batch.loss_mask.dtype, batch.mask.dtype) == (np.float32, np.bool_)
         if batch.fork is not None:
             assert (batch.fork.shape, batch.fork.dtype) == (shape, np.bool_)
@@ -99,14 +112,16 @@ def test_batches_are_what_model_and_loss_expect(task):
         assert set(np.unique(batch.loss_mask)) <= {0, 1} and counted.any()
         assert not np.any(counted & ~batch.mask)  # padding never counts
         assert np.all(np.sort(batch.mask, 0)[::-1] == batch.mask)  # and comes last
-        seen |= set(batch.targets[counted])
-        assert all(0 <= target < task.output_features for target in seen)
+        seen |= set(batch.targets[counted].ravel())
+        classes = 2 if asks_for_bits(batch) else task.output_features
+        assert all(target in range(classes) for target in seen)
     assert len(seen) > 1
 
 
 def test_the_oracle_has_no_loss_and_full_marks(task):
     for batch in every_batch(task):
-        logits = 1e4 * jax.nn.one_hot(batch.targets, task.output_features)
+        bits = batch.targets if asks_for_bits(batch) else jax.nn.one_hot(batch.targets, task.output_features)
+        logits = 1e4 * (2 * bits - 1)
         loss, metrics = task.loss(logits, batch), task.metrics(logits, batch)
         assert float(loss.value) == pytest.approx(0, abs=1e-6)
         assert float(metrics["accuracy"].value) == 1
@@ -117,8 +132,8 @@ def test_the_oracle_has_no_loss_and_full_marks(task):
 
 def test_equal_logits_lose_the_log_of_the_number_of_classes(task):
     (batch,) = training_batches(task, 0, 1)
-    loss = task.loss(jnp.zeros((*batch.targets.shape, task.output_features)), batch)
-    assert float(loss.value) == pytest.approx(np.log(task.output_features), rel=1e-5)
+    loss = task.loss(jnp.zeros((*batch.mask.shape, task.output_features)), batch)
+    assert float(loss.value) == pytest.approx(np.log(2 if asks_for_bits(batch) else task.output_features), rel=1e-5)
 
 
 def numbers(task, logits, batch):
@@ -133,14 +148,15 @@ def test_what_does_not_count_changes_no_number(task, value):
     expected = numbers(task, logits, batch)
     counted = batch.loss_mask > 0
     other = jnp.where(counted[..., None], logits, value)
-    changed = batch._replace(targets=np.where(counted, batch.targets, 0))
+    where = counted[..., None] if asks_for_bits(batch) else counted
+    changed = batch._replace(targets=np.where(where, batch.targets, np.zeros_like(batch.targets)))
     np.testing.assert_array_equal(numbers(task, other, changed), expected)
 
 
 def test_padding_changes_no_number(task):
     (batch,) = training_batches(task, 0, 1)
     logits = random_logits(task, batch)
-    steps, examples = batch.targets.shape
+    steps, examples = batch.mask.shape
     padded = jax.tree.map(lambda x: np.zeros((steps + 3, examples + 2, *x.shape[2:]), x.dtype), batch)
     for whole, part in zip(jax.tree.leaves(padded), jax.tree.leaves(batch), strict=True):
         whole[:steps, :examples] = part

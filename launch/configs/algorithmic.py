@@ -1,0 +1,63 @@
+"""The tasks of the Neural Turing Machine: any of five tasks with any of six models.
+
+    python -m launch.train --config=launch/configs/algorithmic.py:copy/mnm-p --workdir=runs/algorithmic/copy/mnm-p
+
+After the colon TASK/MODEL: copy, repeat_copy, double_copy, associative_recall, priority_sort with mnm-p, mnm-g,
+lstm-salu, ntm, dnc, lstm. `python -m launch.compare --suite=algorithmic` trains them all.
+
+Tasks have the sizes of Graves et al., 2014 (bits, lengths, repeats), and a curriculum over the first half of the
+updates. The controller is an LSTM of 100 units in every model, as in that paper, and NTM and DNC have its memory of 128
+slots of 20 numbers, which the paper's other hyperparameters (RMSProp, batches of one) do not carry over to. Memories
+that are networks have two layers of 64.
+"""
+
+from ml_collections import ConfigDict
+
+from launch.configs import choose_model
+
+TASKS = {
+    "copy": {"length": 20},
+    "repeat_copy": {"length": 10, "repeats": 10},
+    "double_copy": {"length": 20},
+    "associative_recall": {"length": 6},
+    "priority_sort": {"length": 20},
+}
+_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "normalised"}
+_SLOTS = {"hidden_features": 100, "slots": 64, "memory_features": 20}
+MODELS = {
+    "mnm-p": _MEMORY,
+    "mnm-g": _MEMORY,
+    "lstm-salu": {"hidden_features": 100, "slots": 64, "memory_features": 64},
+    "ntm": _SLOTS,
+    "dnc": _SLOTS,
+    "lstm": {"hidden_features": 256},
+}
+
+
+def get_config(which: str = "copy/mnm-p") -> ConfigDict:
+    task, _, model = which.partition("/")
+    if task not in TASKS:
+        raise ValueError(f"the recipe has the tasks {', '.join(TASKS)}, as in copy/mnm-p, got {which!r}.")
+    steps = 5000
+    return ConfigDict(
+        {
+            "task": {"name": task, "curriculum": steps // 2, **TASKS[task]},
+            "model": choose_model(MODELS, model),
+            "training": {
+                "steps": steps,
+                "batch_size": 16,
+                "optimizer": "adam",
+                "learning_rate": 1e-3,
+                "schedule": "cosine",
+                "warmup_steps": 100,
+                "clip_norm": 10.0,
+                "weight_decay": 0.0,
+                "meta_weight": 0.1,
+                "seed": 0,
+                "seeds": 5,
+                "log_every": 50,
+                "eval_every": 250,
+                "checkpoint_seconds": 120.0,
+            },
+        }
+    )

@@ -1,0 +1,55 @@
+"""Capacity: how many random pairs of 16 and 8 bits a model recalls after one pass, and the second value of a key.
+
+    python -m launch.train --config=launch/configs/pairs.py:mnm-p --workdir=runs/pairs/mnm-p
+
+Trained on 1 to 16 writes, tested with up to 32 pairs; half of the training sequences write keys twice. The models are
+the six of `algorithmic.py`, after the colon, here with 1,024 numbers of memory each: what is carried from step to step
+without the controller (the LSTM has nothing else). `python -m launch.compare --suite=capacity` trains them all, at
+equal state and at equal parameters, and the memories of this library in other widths, layers, heads and step sizes.
+"""
+
+from ml_collections import ConfigDict
+
+from launch.configs import choose_model
+
+_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 32, "memory_layers": 1, "step_size": "normalised"}
+MODELS = {
+    "mnm-p": _MEMORY,  # 32 * 32
+    "mnm-g": _MEMORY,
+    "lstm-salu": {"hidden_features": 100, "slots": 16, "memory_features": 32},  # 16 * (32 + 32)
+    "ntm": {"hidden_features": 100, "slots": 32, "memory_features": 32},  # 32 * 32
+    "dnc": {"hidden_features": 100, "slots": 20, "memory_features": 31},  # 20 * 31 + 20 * 20 of links, roughly
+    "lstm": {"hidden_features": 512},  # 2 * 512
+}
+
+
+def get_config(model: str = "mnm-p") -> ConfigDict:
+    steps = 2000
+    return ConfigDict(
+        {
+            "task": {
+                "name": "pairs",
+                "length": 16,
+                "lengths": (1, 2, 4, 8, 12, 16, 20, 24, 32),
+                "overwriting": 0.5,
+                "curriculum": steps // 2,
+            },
+            "model": choose_model(MODELS, model),
+            "training": {
+                "steps": steps,
+                "batch_size": 32,
+                "optimizer": "adam",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_steps": 100,
+                "clip_norm": 10.0,
+                "weight_decay": 0.0,
+                "meta_weight": 0.1,
+                "seed": 0,
+                "seeds": 5,
+                "log_every": 50,
+                "eval_every": 200,
+                "checkpoint_seconds": 120.0,
+            },
+        }
+    )
