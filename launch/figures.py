@@ -1,4 +1,4 @@
-"""The figures of runs, as PNG files: learning curves with their spread over seeds, and memory maps."""
+"""The figures of runs, as PNG files: learning curves and test sets with their spread over seeds, and memory maps."""
 
 import math
 import os
@@ -60,10 +60,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
     """
     if not any(panels.values()):
         raise ValueError(f"no curve of {metric} to draw.")
-    columns = len(panels) if len(panels) < 3 else 2 if len(panels) == 4 else 3
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(_WIDTH, 1.0 + rows * (3.8 if columns == 1 else 2.7)), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    figure, axes, columns = _make_panels(len(panels))
     styles = _styles([curve for curves in panels.values() for curve in curves])
     handles: dict[str, Any] = {}
     chance = None
@@ -78,20 +75,58 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
         axis.set_xlim(left=0)
     if chance is not None:
         handles["chance"] = chance
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
     for axis in axes[::columns]:
         axis.set_ylabel(_describe(metric))
     if metric.endswith("accuracy"):
         axes[0].set_ylim(-0.02, 1.02)
-    figure.legend(
-        handles.values(),
-        handles,
-        loc="outside lower center",
-        ncols=4,
-        title=_legend_title(panels, metric),
-        frameon=False,
-    )
+    _add_legend(figure, handles, _legend_title(panels, metric))
+    _save(figure, path)
+
+
+class SetCurve(NamedTuple):
+    """One curve over test sets. name: for the legend; model: decides the colour; values: of every seed, by size."""
+
+    name: str
+    model: str
+    values: Mapping[int, Sequence[float]]
+
+
+def accuracy_by_size(
+    panels: Mapping[str, Sequence[SetCurve]], key: str, trained: Mapping[str, int], path: str | os.PathLike
+) -> None:
+    """Draws the accuracy on the test sets "KEY=N" against N: one panel a title, mean and range of seeds of every curve.
+
+    Args:
+        panels: curves by the title of their panel.
+        key: what the test sets are named by, such as "length".
+        trained: the largest N trained on, a dotted line, by the title of the panel; may lack some.
+        path: the PNG file; written whole or not at all.
+
+    Raises:
+        ValueError: no curve.
+    """
+    if not any(panels.values()):
+        raise ValueError(f"no test sets {key}=N to draw.")
+    figure, axes, columns = _make_panels(len(panels))
+    styles = _styles([curve for curves in panels.values() for curve in curves])
+    handles: dict[str, Any] = {}
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        axis.set_title(title)
+        axis.set_xlabel(key)
+        axis.grid(alpha=0.25)
+        for curve in curves:
+            sizes = sorted(curve.values)
+            seeds = [np.asarray(curve.values[size], float) for size in sizes]
+            mean, low, high = ([part(row) for row in seeds] for part in (np.mean, np.min, np.max))
+            (line,) = axis.plot(sizes, mean, marker="o", markersize=3.5, linewidth=1.8, **styles[curve.name])
+            axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            handles.setdefault(curve.name, line)
+        if title in trained:
+            handles["longest trained on"] = axis.axvline(trained[title], color="0.45", linestyle=":", linewidth=1.2)
+    for axis in axes[::columns]:
+        axis.set_ylabel("accuracy (test)")
+    axes[0].set_ylim(-0.02, 1.02)
+    _add_legend(figure, handles, "line: mean over seeds; band: from the worst to the best seed")
     _save(figure, path)
 
 
@@ -137,6 +172,21 @@ def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLi
     axes[0].set_ylabel(f"read at step\n{axis_label}")
     figure.colorbar(image, ax=axes, location="right", shrink=0.7, label="cosine similarity")
     _save(figure, path)
+
+
+def _make_panels(count: int) -> tuple[Figure, Sequence[Axes], int]:
+    """A figure of `count` panels that share their vertical axis, row by row; and how many columns it has."""
+    columns = count if count < 3 else 2 if count == 4 else 3
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(_WIDTH, 1.0 + rows * (3.8 if columns == 1 else 2.7)), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes, columns
+
+
+def _add_legend(figure: Figure, handles: Mapping[str, Any], title: str) -> None:
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=title, frameon=False)
 
 
 def _draw_curve(axis: Axes, curve: Curve, metric: str, style: Mapping[str, Any]) -> Any:

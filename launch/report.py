@@ -5,8 +5,9 @@
 
 Of one run: `DIR/figures/learning_curve.png` and, of a model with a memory whose parameters are there,
 `DIR/figures/memory_map*.png`. Of a folder of runs: both for each, `DIR/learning_curves.png`, which compares them
-(`DIR/GROUP/LABEL/` is one panel a group and one curve a label, `DIR/LABEL/` one panel), and a table. Runs side by
-side in one folder that differ in their seed alone, `DIR/GROUP/LABEL/SEED/`, count as one run of several seeds.
+(`DIR/GROUP/LABEL/` is one panel a group and one curve a label, `DIR/LABEL/` one panel), `DIR/accuracy_by_KEY.png` where
+there are three test sets KEY=N or more, such as lengths, and a table. Runs side by side in one folder that differ in
+their seed alone, `DIR/GROUP/LABEL/SEED/`, count as one run of several seeds.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from launch.benchmark_table import benchmark_parts
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
 from launch.runs import Run, find_runs, join_seeds, read_run
-from launch.table import by_test_set, compare, format_columns, format_markdown, natural
+from launch.table import by_test_set, compare, format_columns, format_markdown, natural, sizes_of_test_sets
 from launch.task_errors import errors_by_task, run_rows
 from launch.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
@@ -39,6 +40,7 @@ from mnm_jax.training import Batch, load_params, split_model
 # What a learning curve shows: the first of these that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/loss", "train/loss")
 _PICTURED_STEPS = 20  # more would be too small to read
+_SIZES = 3  # test sets of one kind that are worth a curve
 
 _PREAMBLE = """\
 <!-- Written by `python -m launch.report --results={folder}`: change the runs or their README.md, not this page. -->
@@ -83,6 +85,7 @@ def report_runs(root: pathlib.Path) -> str:
     runs = join_seeds(runs, root)
     with _or_note(f"{root}: no comparison"):
         _draw_comparison(runs, root)
+        _draw_test_sets(runs, root)
     return format_columns(_rows(runs))
 
 
@@ -133,6 +136,25 @@ def _draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
         else:
             print(f"{run.folder}: not in the comparison: its metrics.jsonl has no {metric}.", file=sys.stderr)
     figures.learning_curves(panels, metric, root / "learning_curves.png")
+
+
+def _draw_test_sets(runs: Sequence[Run], root: pathlib.Path) -> list[pathlib.Path]:
+    """Draws accuracy against length (or support, ...) where test sets are named by sizes; returns the figures."""
+    found = {run.place: sizes_of_test_sets(run.summary) for run in runs}
+    drawn = []
+    for key in dict.fromkeys(key for sizes in found.values() for key in sizes):
+        panels: dict[str, list[figures.SetCurve]] = {}
+        trained = {}
+        for run in runs:
+            title, values = run.group or run.summary["task"], found[run.place].get(key, {})
+            if "test/error" not in run.summary["metrics"] and len(values) >= _SIZES:  # tasks have numbers, not sizes
+                panels.setdefault(title, []).append(figures.SetCurve(run.name, run.summary["model"], values))
+                size = run.summary.get("config", {}).get("task", {}).get(key)
+                trained |= {title: size} if isinstance(size, int) else {}
+        if panels:
+            drawn.append(root / f"accuracy_by_{key}.png")
+            figures.accuracy_by_size(panels, key, trained, drawn[-1])
+    return drawn
 
 
 def _draw_memory_maps(folder: pathlib.Path, title: str) -> None:
@@ -201,6 +223,8 @@ def _section(folder: pathlib.Path) -> str:
         with _or_note(f"{folder}: no comparison"):
             _draw_comparison(runs, folder)
             parts.append(f"![Learning curves]({_link(folder / 'learning_curves.png', folder)})")
+            drawn = _draw_test_sets(runs, folder)
+            parts += [f"![{path.stem.replace('_', ' ').capitalize()}]({_link(path, folder)})" for path in drawn]
         parts.append(format_markdown(_rows(runs)))
         hours = sum(run.summary["seconds"] for run in runs) / 3600
         parts.append(f"{len(members)} run{'s' * (len(members) != 1)}, {hours:.1f} hours one after the other.")

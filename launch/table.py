@@ -72,6 +72,19 @@ def by_test_set(summary: Mapping[str, Any]) -> dict[str, str]:
     return cells
 
 
+def sizes_of_test_sets(summary: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
+    """Accuracy of every seed on the test sets that are named by a size, by name and size.
+
+    `{"support": {8: [0.9, 0.8], 16: [0.5, 0.4]}}` from "test/support=8/accuracy" and "test/support=16/accuracy".
+    """
+    found: dict[str, dict[int, list[float]]] = {}
+    for name, row in summary["metrics"].items():
+        match = re.fullmatch(r"test/([^/=]+)=(\d+)/accuracy", name)
+        if match and None not in row["per_seed"]:
+            found.setdefault(match[1], {})[int(match[2])] = row["per_seed"]
+    return found
+
+
 def natural(text: str) -> list[Any]:
     """Sorting key by which "support=8" comes before "support=16".
 

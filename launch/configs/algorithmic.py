@@ -38,16 +38,16 @@ def get_config(which: str = "copy/mnm-p") -> ConfigDict:
     task, _, model = which.partition("/")
     if task not in TASKS:
         raise ValueError(f"the recipe has the tasks {', '.join(TASKS)}, as in copy/mnm-p, got {which!r}.")
-    steps = 5000
+    steps = 3000
     return ConfigDict(
         {
-            "task": {"name": task, "curriculum": steps // 2, **TASKS[task]},
+            "task": {"name": task, "curriculum": steps // 2, "evaluation_batches": 16, **TASKS[task]},
             "model": choose_model(MODELS, model),
             "training": {
                 "steps": steps,
                 "batch_size": 16,
                 "optimizer": "adam",
-                "learning_rate": 1e-3,
+                "learning_rate": 3e-3,
                 "schedule": "cosine",
                 "warmup_steps": 100,
                 "clip_norm": 10.0,

@@ -185,6 +185,21 @@ def test_the_band_is_the_spread_over_seeds(tmp_path):
     assert np.sum(wide != none) == pytest.approx(2 * np.sum(narrow != none), rel=0.1)
 
 
+def test_accuracy_by_size_has_a_curve_a_run_and_needs_three_sizes(tmp_path):
+    for label, model, seeds in (("a", "mnm-p", (0.8, 0.9, 1.0)), ("b", "ntm", (0.5, 0.55, 0.6))):
+        summary, _ = write_run(tmp_path / "copy" / label, model)
+        for size, factor in ((20, 1.0), (30, 0.8), (50, 0.6)):
+            summary["metrics"][f"test/length={size}/accuracy"] = metric(*(factor * x for x in seeds))
+        summary["config"] = {"task": {"length": 20}, "model": {"name": model}, "training": {}}
+        (tmp_path / "copy" / label / "summary.json").write_text(json.dumps(summary))
+    found = table.sizes_of_test_sets(summary)
+    assert found["support"] == {8: [0.5, 0.75, 1.0], 16: [0.25, 0.375, 0.5]} and list(found["length"]) == [20, 30, 50]
+    report_runs(tmp_path)
+    picture = pixels(tmp_path / "accuracy_by_length.png")
+    assert min(count(picture, figures.COLOURS[model]) for model in ("mnm-p", "ntm")) > 100
+    assert not (tmp_path / "accuracy_by_support.png").exists()  # two sizes are no curve
+
+
 def test_wrong_figures_are_refused_and_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="no curve of valid/accuracy"):
         figures.learning_curves({"empty": []}, "valid/accuracy", tmp_path / "a.png")

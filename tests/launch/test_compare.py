@@ -1,0 +1,116 @@
+"""`launch.compare`: what a suite holds, and that it goes on where it was, alone or beside others."""
+
+import fcntl
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from launch import compare, suites
+from launch.suites import SUITES, make_cell, parameters, width_for
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = [
+    "task.length=3",
+    "task.evaluation_batches=1",
+    "task.curriculum=0",
+    "training.batch_size=8",
+    "training.seeds=2",
+    "training.warmup_steps=0",
+]
+
+
+def cells(*labels):
+    settings = [*TINY, "training.steps=2", "training.eval_every=1", "model.hidden_features=5"]
+    return {label: compare.choose(suites.algorithmic_suite(), label, settings)[label] for label in labels}
+
+
+def test_the_algorithmic_suite_has_every_model_on_every_task():
+    labels = list(suites.algorithmic_suite())
+    tasks = ["copy", "repeat_copy", "double_copy", "associative_recall", "priority_sort"]
+    models = ["mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"]
+    assert labels == [f"{task}/{model}" for task in tasks for model in models]
+
+
+def test_capacity_compares_at_equal_state_and_at_equal_parameters():
+    suite = suites.capacity_suite()
+    sizes = {label: parameters(cell.config) for label, cell in suite.items() if label.startswith("equal_parameters/")}
+    assert len(sizes) == 6 and all(0.98e5 < size <= 1e5 for size in sizes.values())
+
+    def numbers_of_memory(model):
+        c = suite[f"equal_state/{model}"].config.model
+        width, slots = c.get("memory_features"), c.get("slots")
+        return {
+            "mnm-p": lambda: width**2 * c.memory_layers,
+            "mnm-g": lambda: width**2 * c.memory_layers,
+            "lstm-salu": lambda: slots * 2 * width,
+            "ntm": lambda: slots * width,
+            "dnc": lambda: slots * width + slots**2,
+            "lstm": lambda: 2 * c.hidden_features,
+        }[model]()
+
+    for model in ("mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"):
+        assert numbers_of_memory(model) == pytest.approx(1024, rel=0.01)
+
+
+def test_the_widest_controller_that_fits():
+    recipe = "pairs.py:lstm"
+    width = width_for(recipe, 20_000)
+    sizes = [parameters(make_cell(recipe, {"model.hidden_features": w}).config) for w in (width, width + 1)]
+    assert sizes[0] <= 20_000 < sizes[1]
+    with pytest.raises(ValueError, match="more than 10 parameters with any controller"):
+        width_for(recipe, 10)
+
+
+def test_the_command_of_a_run_trains_the_same_config(tmp_path):
+    cell = suites.capacity_suite()["heads/mnm-g_heads=4"]
+    words = compare.command(cell, tmp_path).split()
+    assert words[3:] == ["--config=launch/configs/pairs.py:mnm-g", f"--workdir={tmp_path}", "--config.model.heads=4"]
+    assert cell.config.model.heads == 4 and cell.config.model.name == "mnm-g"
+
+
+def test_settings_and_labels_that_are_none():
+    suite = suites.algorithmic_suite()
+    chosen = compare.choose(
+        suite, "copy/*", ["training.seeds=2", "model.hidden_features=7", "training.schedule=constant"]
+    )
+    assert [label.split("/")[0] for label in chosen] == ["copy"] * 6
+    assert {cell.config.training.seeds for cell in chosen.values()} == {2}
+    assert {cell.config.training.schedule for cell in chosen.values()} == {"constant"}
+    for only, settings, message in (
+        ("cpoy/*", [], "no label matches 'cpoy/\\*'; the labels are copy/mnm-p"),
+        ("*", ["seeds=2"], "SECTION.KEY=VALUE, such as training.seeds=2, got 'seeds=2'"),
+        ("*", ["training.sedes=2"], "has no setting 'training.sedes'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare.choose(suite, only, settings)
+
+
+def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, capsys):
+    suite = cells("copy/lstm", "copy/ntm")
+    (tmp_path / ".locks").mkdir()
+    with (tmp_path / ".locks/copy,lstm").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert compare.train_all(suite, tmp_path) == ["copy/lstm"]
+    assert sorted(path.parent.name for path in tmp_path.rglob("summary.json")) == ["ntm"]
+    before = (tmp_path / "copy/ntm/summary.json").read_bytes()
+
+    assert compare.train_all(suite, tmp_path) == []  # the other process has ended: its lock is free
+    assert (tmp_path / "copy/ntm/summary.json").read_bytes() == before
+    summary = json.loads((tmp_path / "copy/lstm/summary.json").read_text())
+    assert summary["seeds"] == 2 and "--config=launch/configs/algorithmic.py:copy/lstm" in summary["command"]
+    capsys.readouterr()
+    assert compare.train_all(suite, tmp_path) == []
+    assert capsys.readouterr().out == ""  # nothing is left to do
+
+
+def test_the_command_line_says_what_is_to_do(tmp_path):
+    words = [sys.executable, "-m", "launch.compare", "--suite=algorithmic", f"--workdir={tmp_path}", "--dry_run"]
+    done = subprocess.run([*words, "--only=copy/*"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("# to do") == 6 and "algorithmic.py:copy/dnc" in done.stdout
+    assert not list(tmp_path.iterdir())
+    wrong = subprocess.run([*words, "--only=nosuch"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and "no label matches 'nosuch'" in wrong.stderr
+    assert set(SUITES) == {"algorithmic", "capacity"}
