@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.training.task import Batch, Mean
+from tasks.sampling import draw_batches
 from tasks.scoring import accuracy, cross_entropy
 
 Array = jax.Array
@@ -132,10 +133,7 @@ class Dictionary:
         return {name: partial(task._batches, 2, batch_size) for name, task in sets.items()}
 
     def _batches(self, seed: int, batch_size: int) -> Iterable[Batch]:
-        # Keys far from those of training, whose seeds are small numbers.
-        key = jax.random.fold_in(jax.random.key(2**31 - 1), seed)
-        for index in range(self.evaluation_batches):
-            yield self.sample(jax.random.fold_in(key, index), batch_size)
+        return draw_batches(self, seed, self.evaluation_batches, batch_size)
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
         return cross_entropy(logits, batch)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.training.task import Batch, Mean
+from tasks.sampling import draw_batches
 from tasks.scoring import bit_accuracy, bit_cross_entropy, whole_sequences
 
 Array = jax.Array
@@ -123,10 +124,7 @@ class BitTask(abc.ABC):
         return dataclasses.replace(self, length=length, shortest=length)
 
     def _batches(self, seed: int, batch_size: int) -> Iterable[Batch]:
-        # Keys far from those of training, whose seeds are small numbers.
-        key = jax.random.fold_in(jax.random.key(2**31 - 1), seed)
-        for index in range(self.evaluation_batches):
-            yield self.sample(jax.random.fold_in(key, index), batch_size)
+        return draw_batches(self, seed, self.evaluation_batches, batch_size)
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
         return bit_cross_entropy(logits, batch)

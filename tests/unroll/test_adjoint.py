@@ -63,6 +63,7 @@ def test_checkpoints_bound_the_memory_of_long_sequences():
     assert temp_bytes(64) < temp_bytes(None) / 4
 
 
+@pytest.mark.slow
 def test_drift_over_4096_steps_is_small(x64):
     """Weights computed back in single precision, in a system whose errors do not grow by themselves.
 

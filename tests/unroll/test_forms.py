@@ -10,6 +10,7 @@ from mnm_jax import ChainCell, LSTMCell, MNMCell, choose_form, gradient_memory, 
 from mnm_jax.unroll.forms import choose_checkpoints
 
 T, B, D = 7, 3, 4
+SLOW = pytest.mark.slow  # one more case of what a quicker one covers
 RULES = {"local": local_memory, "gradient": gradient_memory}
 MASK = np.random.default_rng(0).random((T, B)) > 0.3
 RESET = np.random.default_rng(1).random((T, B)) > 0.6
@@ -65,7 +66,11 @@ def test_total_derivative(x64):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("options", [{}, {"fork": FORK, "mask": MASK, "fresh": False}], ids=lambda x: "-".join(x))
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=SLOW), {"fork": FORK, "mask": MASK, "fresh": False}],
+    ids=lambda x: "-".join(x),
+)
 def test_the_chained_cell(rule, options, x64):
     memory = RULES[rule](9, 3, hidden_sizes=(5,), dtype=jnp.float64)
     cell = ChainCell(6, 6, memory, entities=2, heads=2, hops=3, dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -76,13 +81,13 @@ def test_the_chained_cell(rule, options, x64):
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
-        ("gradient", {"reset": RESET}),
+        pytest.param("gradient", {"reset": RESET}, marks=SLOW),
         ("local", {"reset": RESET, "mask": MASK, "fresh": False}),
         ("gradient", {"reset": RESET, "mask": MASK, "checkpoint_every": 3}),
         ("local", {"fresh": False}),
-        ("local", {"mask": MASK, "checkpoint_every": 3}),
-        ("gradient", {"fresh": False, "checkpoint_every": 2}),
-        ("gradient", {"fork": FORK}),
+        pytest.param("local", {"mask": MASK, "checkpoint_every": 3}, marks=SLOW),
+        pytest.param("gradient", {"fresh": False, "checkpoint_every": 2}, marks=SLOW),
+        pytest.param("gradient", {"fork": FORK}, marks=SLOW),
         ("local", {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False}),
         ("gradient", {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False}),
         ("local", {"fork": FORK, "mask": MASK, "checkpoint_every": 3}),
@@ -93,8 +98,17 @@ def test_masks_resets_chunks_and_a_carry(rule, options, x64):
     assert_forms_agree(make(rule), **options)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("form", ["plain", "factored", "reversible"])
+@pytest.mark.parametrize(
+    ("form", "rule"),
+    [
+        ("plain", "local"),
+        pytest.param("plain", "gradient", marks=SLOW),
+        ("factored", "gradient"),
+        pytest.param("factored", "local", marks=SLOW),
+        ("reversible", "local"),
+        pytest.param("reversible", "gradient", marks=SLOW),
+    ],
+)
 def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, x64):
     """Three stories told once with questions in between = each question after its story told anew; and nothing else."""
     cell = make(rule)
@@ -112,7 +126,9 @@ def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, 
                 np.testing.assert_allclose(a[t, b], expected[-1, 0], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("rule", "interaction"), [("local", "tanh"), ("gradient", "layer_norm")])
+@pytest.mark.parametrize(
+    ("rule", "interaction"), [pytest.param("local", "tanh", marks=SLOW), ("gradient", "layer_norm")]
+)
 def test_single_precision(rule, interaction):
     assert_forms_agree(make(rule, dtype=jnp.float32, interaction=interaction), tolerance=1e-4, mask=MASK)
 
