@@ -1,5 +1,6 @@
 """The suites of `launch.compare`: which runs make up a comparison, as data."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ def parameters(config: ConfigDict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+@functools.cache
 def width_for(recipe: str, target: int) -> int:
     """The widest controller with which the model of a recipe has at most `target` parameters.
 

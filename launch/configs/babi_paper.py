@@ -8,8 +8,8 @@ after a colon: `--config=launch/configs/babi_paper.py:mnm-g`.
 From the paper (Munkhdalai et al., NeurIPS 2019): the cell, its memory of three tanh layers without biases, the meta
 objective, 10,000 questions a task, one model for all tasks, no augmentation. Not known, and so chosen here: widths,
 heads, optimiser, batch, number of updates, and the sentence as one step (the protocol of TPR-RNN and STM). The step is
-"normalised", as in all recipes here. Nothing is tuned: mnm-p ends at 11.8% mean test error, seven tasks failed (one seed,
-36 minutes on one core; qa3 train = 1,925 genuine + 8,075 simulated questions). The recipe that is tuned is
+"normalised", as in all recipes here. Nothing is tuned: mnm-p ends at 11.8% mean test error, seven tasks failed (one
+seed, 36 minutes on one core; qa3 train = 1,925 genuine + 8,075 simulated questions). The recipe that is tuned is
 `babi_joint.py`.
 """
 

@@ -1,7 +1,6 @@
 """`launch.compare`: what a suite holds, and that it goes on where it was, alone or beside others."""
 
 import fcntl
-import json
 import pathlib
 import subprocess
 import sys
@@ -9,22 +8,11 @@ import sys
 import pytest
 
 from launch import compare, suites
+from launch.build import build_training
 from launch.suites import SUITES, make_cell, parameters, width_for
+from mnm_jax.training import Interrupted
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = [
-    "task.length=3",
-    "task.evaluation_batches=1",
-    "task.curriculum=0",
-    "training.batch_size=8",
-    "training.seeds=2",
-    "training.warmup_steps=0",
-]
-
-
-def cells(*labels):
-    settings = [*TINY, "training.steps=2", "training.eval_every=1", "model.hidden_features=5"]
-    return {label: compare.choose(suites.algorithmic_suite(), label, settings)[label] for label in labels}
 
 
 def test_the_algorithmic_suite_has_every_model_on_every_task():
@@ -53,6 +41,13 @@ def test_capacity_compares_at_equal_state_and_at_equal_parameters():
 
     for model in ("mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"):
         assert numbers_of_memory(model) == pytest.approx(1024, rel=0.01)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_run_of_a_suite_can_be_built(suite):
+    for label, cell in SUITES[suite]().items():
+        training = build_training(cell.config.training)
+        assert parameters(cell.config) > 30_000 and training.seeds == 5, label
 
 
 def test_the_widest_controller_that_fits():
@@ -88,22 +83,33 @@ def test_settings_and_labels_that_are_none():
             compare.choose(suite, only, settings)
 
 
-def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, capsys):
-    suite = cells("copy/lstm", "copy/ntm")
-    (tmp_path / ".locks").mkdir()
-    with (tmp_path / ".locks/copy,lstm").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert compare.train_all(suite, tmp_path) == ["copy/lstm"]
-    assert sorted(path.parent.name for path in tmp_path.rglob("summary.json")) == ["ntm"]
-    before = (tmp_path / "copy/ntm/summary.json").read_bytes()
+def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, monkeypatch, capsys):
+    trained = []
 
-    assert compare.train_all(suite, tmp_path) == []  # the other process has ended: its lock is free
-    assert (tmp_path / "copy/ntm/summary.json").read_bytes() == before
-    summary = json.loads((tmp_path / "copy/lstm/summary.json").read_text())
-    assert summary["seeds"] == 2 and "--config=launch/configs/algorithmic.py:copy/lstm" in summary["command"]
+    def train(config, folder, command):
+        trained.append((config.model.name, command))
+        if config.model.name == "dnc" and len(trained) < 4:
+            raise Interrupted("stopped by SIGTERM")
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text("{}")
+
+    monkeypatch.setattr(compare, "run", train)
+    cells = compare.choose(suites.algorithmic_suite(), "copy/[lnd]*", [])
+    assert list(cells) == ["copy/lstm-salu", "copy/ntm", "copy/dnc", "copy/lstm"]
+    (tmp_path / ".locks").mkdir()
+    with (tmp_path / ".locks/copy,lstm-salu").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process that trains this one
+        with pytest.raises(Interrupted):
+            compare.train_all(cells, tmp_path)
+        assert [model for model, _ in trained] == ["ntm", "dnc"]
+        trained.append(None)
+        assert compare.train_all(cells, tmp_path) == ["copy/lstm-salu"]
+    assert [model for model, _ in trained[3:]] == ["dnc", "lstm"]
+    assert compare.train_all(cells, tmp_path) == []  # the other process has ended: its lock is free
+    assert trained[-1] == ("lstm-salu", compare.command(cells["copy/lstm-salu"], tmp_path / "copy/lstm-salu"))
     capsys.readouterr()
-    assert compare.train_all(suite, tmp_path) == []
-    assert capsys.readouterr().out == ""  # nothing is left to do
+    assert compare.train_all(cells, tmp_path) == []
+    assert len(trained) == 6 and capsys.readouterr().out == ""  # nothing is left to do
 
 
 def test_the_command_line_says_what_is_to_do(tmp_path):

@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch import build
-from launch.configs import babi_joint, babi_paper, babi_task1, dictionary
+from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, pairs
 from launch.evaluate import evaluate_run, evaluation_table
 from launch.table import format_table, summarise
 from launch.train import run
@@ -172,6 +172,7 @@ RECIPES = {
     babi_task1: ("mnm-p", "mnm-g", "lstm", "lstm-salu"),
     babi_paper: ("mnm-p", "mnm-g"),
     babi_joint: ("chain-p", "chain-g", "lstm", "lstm-salu"),
+    pairs: ("mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"),
 }
 
 
@@ -189,15 +190,16 @@ def test_every_recipe_can_be_built(recipe, model):
     config = recipe.get_config(model)
     build.build_training(config.training)
     task = build.build_task(config.task)
-    assert task.input_features == {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48}[recipe]
-    if recipe is not dictionary:  # without the data: as the task is, but for words and answers
+    expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24}
+    assert task.input_features == expected[recipe]
+    if config.task.name == "babi":  # without the data: as the task is, but for words and answers
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
         task.__dict__["_dataset"] = data
     made = nnx.eval_shape(lambda: build.build_make_model(config.model, task)(nnx.Rngs(0)))
     features = config.model.hidden_features + config.model.get("memory_features", 0)
     if model.startswith("chain"):  # the inputs, and what was found in 3 hops by 2 heads
         features = task.input_features + config.model.hidden_features + 3 * 2 * 48
-    assert made.head.kernel.shape == (features, 13)
+    assert made.head.kernel.shape == (features, 8 if recipe is pairs else 13)
 
 
 def test_what_is_shipped_is_evaluated_as_the_run_was(finished, copy):

@@ -53,7 +53,8 @@ class Model(nnx.Module):
         return Output(hidden @ self.head[...], norm if self.memory else None)
 
 
-def draw(key, batch_size):
+def draw(key, batch_size, step=None):
+    del step  # no curriculum
     numbers = jax.random.uniform(key, (batch_size, T * D + 2))  # one draw, since each takes a second to compile
     classes = jnp.floor(C * numbers[:, 0]).astype(jnp.int32)
     lengths = 2 + jnp.floor((T - 1) * numbers[:, 1]).astype(jnp.int32)  # unequal counts on the devices
