@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, SALUCell
@@ -58,6 +59,12 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
         return SequenceModel(task.encoder(rngs), cell, task.output_features, readout_features, rngs=rngs)
 
     return make_model
+
+
+def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
+    """How many numbers a model has to learn; made without its numbers, which finds wrong sizes and missing data."""
+    shapes = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def build_training(config: Mapping[str, Any]) -> TrainConfig:

@@ -22,7 +22,7 @@ from launch.errors import one_line_errors, parse_flags
 from launch.report import report_runs
 from launch.suites import SUITES, Cell, make_cell
 from launch.train import run
-from launch.workdir import SUMMARY
+from launch.workdir import SUMMARY, claim
 
 
 def choose(cells: Mapping[str, Cell], only: str, settings: list[str]) -> dict[str, Cell]:
@@ -61,7 +61,9 @@ def command(cell: Cell, workdir: pathlib.Path) -> str:
 def train_all(cells: Mapping[str, Cell], workdir: pathlib.Path) -> list[str]:
     """Trains every run that is not finished and that no other process works on; returns the labels of the latter.
 
-    Raises as `launch.train.run`, at the first run that does not end well.
+    Raises:
+        ValueError: a folder holds a run of another config, finished or not. Others: as `launch.train.run`, at the first
+        run that does not end well.
     """
     busy = []
     for label, cell in cells.items():
@@ -69,7 +71,9 @@ def train_all(cells: Mapping[str, Cell], workdir: pathlib.Path) -> list[str]:
         with _mine(workdir / ".locks" / label.replace("/", ",")) as mine:
             if not mine:
                 busy.append(label)
-            elif not (folder / SUMMARY).is_file():
+            elif (folder / SUMMARY).is_file():
+                claim(folder, json.loads(json.dumps(cell.config.to_dict())))
+            else:
                 print(f"{label}: {command(cell, folder)}", flush=True)
                 run(cell.config, folder, command=command(cell, folder))
     return busy

@@ -4,11 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-from flax import nnx
 from ml_collections import ConfigDict
 
-from launch.build import build_make_model, build_task
+from launch.build import build_make_model, build_task, count_parameters
 from launch.configs import algorithmic, pairs
 
 _EQUAL_PARAMETERS = 100_000
@@ -61,9 +59,7 @@ SUITES: dict[str, Callable[[], dict[str, Cell]]] = {"algorithmic": algorithmic_s
 def parameters(config: ConfigDict) -> int:
     """How many numbers a model of the config has to learn."""
     plain = config.to_dict()
-    make_model = build_make_model(plain["model"], build_task(plain["task"]))
-    shapes = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return count_parameters(build_make_model(plain["model"], build_task(plain["task"])))
 
 
 @functools.cache

@@ -19,11 +19,10 @@ import jax
 import jaxlib
 import optax
 from absl import app, flags
-from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 import mnm_jax
-from launch.build import build_parts
+from launch.build import build_parts, count_parameters
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
 from launch.table import summarise
@@ -53,7 +52,7 @@ def run(
     plain = json.loads(json.dumps(config.to_dict()))  # as it will be read back: tuples are lists
     task, make_model, training = build_parts(plain)
     # Making the model without its numbers finds wrong sizes and missing data before anything is written.
-    params = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
+    parameters = count_parameters(make_model)
 
     workdir = pathlib.Path(workdir)
     new = claim(workdir, plain)
@@ -71,7 +70,7 @@ def run(
         "seconds": result.seconds,
         "command": command or shlex.join(sys.orig_argv),
         "versions": _versions(),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": parameters,
         "config": plain,
         "metrics": summarise(result.metrics),
     }

@@ -3,8 +3,8 @@
     python -m launch.train --config=launch/configs/pairs.py:mnm-p --workdir=runs/pairs/mnm-p
 
 Trained on 1 to 16 writes, tested with up to 32 pairs; half of the training sequences write keys twice. The models are
-the six of `algorithmic.py`, after the colon, here with about 1,024 numbers of memory each: what is carried from step to step
-without the controller (the LSTM has nothing else). `python -m launch.compare --suite=capacity` trains them all, at
+the six of `algorithmic.py`, after the colon, here with about 1,024 numbers of memory each: what is carried from step to
+step without the controller (the LSTM has nothing else). `python -m launch.compare --suite=capacity` trains them all, at
 equal state and at equal parameters, and the memories of this library in other widths, layers, heads and step sizes.
 """
 

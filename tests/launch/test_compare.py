@@ -1,6 +1,7 @@
 """`launch.compare`: what a suite holds, and that it goes on where it was, alone or beside others."""
 
 import fcntl
+import json
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from launch import compare, suites
 from launch.build import build_training
 from launch.suites import SUITES, make_cell, parameters, width_for
+from launch.workdir import claim
 from mnm_jax.training import Interrupted
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -90,7 +92,7 @@ def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, m
         trained.append((config.model.name, command))
         if config.model.name == "dnc" and len(trained) < 4:
             raise Interrupted("stopped by SIGTERM")
-        folder.mkdir(parents=True)
+        claim(folder, json.loads(json.dumps(config.to_dict())))
         (folder / "summary.json").write_text("{}")
 
     monkeypatch.setattr(compare, "run", train)
@@ -110,6 +112,10 @@ def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, m
     capsys.readouterr()
     assert compare.train_all(cells, tmp_path) == []
     assert len(trained) == 6 and capsys.readouterr().out == ""  # nothing is left to do
+
+    others = compare.choose(suites.algorithmic_suite(), "copy/ntm", ["training.seeds=2"])
+    with pytest.raises(ValueError, match="holds a run of another config: training.seeds is 5 there, 2 here"):
+        compare.train_all(others, tmp_path)
 
 
 def test_the_command_line_says_what_is_to_do(tmp_path):

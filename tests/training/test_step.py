@@ -1,5 +1,7 @@
 """One step: the objective by hand, seeds apart, and what happens when a number is not finite."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,24 @@ def test_a_model_without_memory_has_no_meta_loss(tiny):
     _, metrics = step(state, None)
     np.testing.assert_array_equal(metrics.loss, metrics.task_loss)
     np.testing.assert_array_equal(metrics.meta_loss, [0.0, 0.0])
+
+
+def test_a_task_is_told_how_many_updates_were_made(tiny):
+    """A curriculum lives on it: at update 3 this task counts the first three steps of time and no other."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Growing(tiny.Recall):
+        def sample(self, key, batch_size, step):
+            batch = tiny.draw(key, batch_size)
+            counted = jnp.arange(batch.mask.shape[0])[:, None] < step
+            return batch._replace(loss_mask=jnp.where(counted, batch.mask.astype(batch.loss_mask.dtype), 0))
+
+    step, state = compiled_step(tiny, Growing())
+    losses = []
+    for updates in (0, 3):
+        now = state._replace(step=jnp.full_like(state.step, updates))
+        losses.append(np.asarray(step(now, None)[1].task_loss))
+    assert np.all(losses[0] == 0) and np.all(losses[1] > 0)
 
 
 def test_a_step_is_a_function_of_seed_and_step_alone(tiny):
