@@ -2,21 +2,23 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
-from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, SALUCell
+from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
 from mnm_jax.memory import Memory, gradient_memory, local_memory
 from mnm_jax.training import SequenceModel, Task, TrainConfig
 from tasks.algorithmic import AssociativeRecall, Copy, DoubleCopy, Pairs, PrioritySort, RepeatCopy
 from tasks.babi import Babi
 from tasks.dictionary import Dictionary
+from tasks.maze import MazeTask
 
 _GIVEN = ("features", "entities", "entity_features")  # what a model learns from the task
 _ON_BITS = (Copy, RepeatCopy, DoubleCopy, AssociativeRecall, PrioritySort, Pairs)
-TASKS = {"dictionary": Dictionary, "babi": Babi} | {task.name: task for task in _ON_BITS}
+TASKS = {"dictionary": Dictionary, "babi": Babi, "maze": MazeTask} | {task.name: task for task in _ON_BITS}
 
 
 def build_task(config: Mapping[str, Any]) -> Task:
@@ -33,7 +35,7 @@ def build_task(config: Mapping[str, Any]) -> Task:
 def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rngs], SequenceModel]:
     """The model `config.name` for a task, as a function of its random keys; the other keys are its settings.
 
-    "lstm": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots. "ntm", "dnc":
+    "lstm", "rnn", "plastic", "neuromodulated": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots. "ntm", "dnc":
     hidden_features, memory_features (of a slot), slots, heads (that read; in the NTM as many write).
     "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between), memory_layers
     (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it writes, with a
@@ -106,10 +108,13 @@ def _check_sections(config: Mapping[str, Any]) -> None:
         raise ValueError(f"the config lacks the section {lacking[0]}; it needs {', '.join(sections)}.")
 
 
-def _lstm(*, features: int, hidden_features: int, rngs: nnx.Rngs) -> LSTMCell:
-    if hidden_features < 1:
-        raise ValueError(f"hidden_features must be >= 1, got {hidden_features}.")
-    return LSTMCell(features, hidden_features, rngs=rngs)
+def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBase]:
+    def make(*, features: int, hidden_features: int, rngs: nnx.Rngs) -> nnx.RNNCellBase:
+        if hidden_features < 1:
+            raise ValueError(f"hidden_features must be >= 1, got {hidden_features}.")
+        return cell(features, hidden_features, rngs=rngs)
+
+    return make
 
 
 def _salu(*, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs) -> SALUCell:
@@ -179,7 +184,10 @@ _CELLS = {
     "mnm-g": _mnm(gradient_memory),
     "chain-p": _chain(local_memory),
     "chain-g": _chain(gradient_memory),
-    "lstm": _lstm,
+    "lstm": _plain(LSTMCell),
+    "rnn": _plain(RNNCell),
+    "plastic": _plain(PlasticCell),
+    "neuromodulated": _plain(partial(PlasticCell, modulated=True)),
     "lstm-salu": _salu,
     "ntm": _ntm,
     "dnc": _dnc,

@@ -6,6 +6,8 @@ from mnm_jax.cells.dnc import DNCCarry, DNCCell
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.cells.mnm import MNMCarry, MNMCell
 from mnm_jax.cells.ntm import NTMCarry, NTMCell
+from mnm_jax.cells.plastic import PlasticCarry, PlasticCell
+from mnm_jax.cells.rnn import RNNCell
 from mnm_jax.cells.salu import SALUCarry, SALUCell
 
 __all__ = [
@@ -20,6 +22,9 @@ __all__ = [
     "MemoryTrace",
     "NTMCarry",
     "NTMCell",
+    "PlasticCarry",
+    "PlasticCell",
+    "RNNCell",
     "SALUCarry",
     "SALUCell",
     "output_features",

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Array = jax.Array
@@ -51,6 +52,12 @@ def output_features(cell: nnx.RNNCellBase) -> int:
 # The hidden state of a fresh LSTM is small: a gain above one keeps the keys from shrinking with it. Small keys all look
 # alike to the memory, each write overwrites the one before, and learning waits.
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
+
+
+def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """An orthogonal matrix of any dtype; the QR decomposition behind it has no half precision, so it is cast last."""
+    drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax.cells.common import orthogonal_init
+
 Array = jax.Array
 
 
@@ -14,15 +16,9 @@ class LSTMCell(nnx.OptimizedLSTMCell):
     """
 
     def __init__(self, in_features: int, hidden_features: int, **options):
-        super().__init__(in_features, hidden_features, **{"recurrent_kernel_init": _orthogonal} | options)
+        super().__init__(in_features, hidden_features, **{"recurrent_kernel_init": orthogonal_init} | options)
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> tuple[Array, Array]:
         del rngs, carry_init
         zeros = jnp.zeros((*input_shape[:-1], self.hidden_features), self.param_dtype)
         return zeros, zeros
-
-
-def _orthogonal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """An orthogonal matrix of any dtype; the QR decomposition behind it has no half precision, so it is cast last."""
-    drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-    return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)

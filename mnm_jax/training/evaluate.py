@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.training.parallel import make_placement, map_seeds, place_batch
-from mnm_jax.training.step import losses
+from mnm_jax.training.step import losses, played
 from mnm_jax.training.task import Batch, Mean, Task
 
 
@@ -49,7 +49,9 @@ def make_evaluate(
     placement = make_placement(devices)
 
     def measure_seed(params: Any, batch: Batch) -> dict[str, Mean]:
-        task_loss, meta_loss, output = losses(nnx.merge(graphdef, params), task, batch)
+        model = nnx.merge(graphdef, params)
+        batch = played(model, task, batch)
+        task_loss, meta_loss, output = losses(model, task, batch)
         own = {"loss": task_loss} if output.meta_loss is None else {"loss": task_loss, "meta_loss": meta_loss}
         return own | dict(task.metrics(output.logits, batch))
 

@@ -55,7 +55,17 @@ class SequenceModel(nnx.Module):
         how = {"form": form, "checkpoint_every": checkpoint_every}
         _, outputs = unroll(self.cell, None, features, mask=mask, fork=fork, **how)
         hidden, meta_loss = split_output(outputs)
+        return SequenceOutput(self._read_out(hidden), meta_loss, outputs)
+
+    def start(self, batch_size: int) -> Any:
+        """The carry before the first step, for an agent that acts step by step."""
+        return self.cell.initialize_carry((batch_size, self.cell.in_features))
+
+    def step(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
+        """(carry, logits `[B, C]`) after one step of inputs `[B, ...]`."""
+        carry, outputs = self.cell(carry, self.encoder(inputs[None])[0])
+        return carry, self._read_out(split_output(outputs)[0])
+
+    def _read_out(self, hidden: Array) -> Array:
         logits = self.head(hidden)
-        if self.into is not None:
-            logits = logits + self.out(jax.nn.relu(self.into(hidden)))
-        return SequenceOutput(logits, meta_loss, outputs)
+        return logits if self.into is None else logits + self.out(jax.nn.relu(self.into(hidden)))

@@ -50,6 +50,12 @@ def losses(model: Callable, task: Task, batch: Batch) -> tuple[Mean, Mean, Any]:
     return task_loss, Mean(total, jnp.sum(real, dtype=total.dtype)), output
 
 
+def played(model: Callable, task: Task, batch: Batch) -> Batch:
+    """The batch as it is, or, of a task that is played, what the model makes of it."""
+    play = getattr(task, "play", None)
+    return batch if play is None else play(model, batch)
+
+
 def make_step(
     graphdef: nnx.GraphDef,
     task: Task,
@@ -99,6 +105,7 @@ def make_step(
     def step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:
         if task.sample is not None:
             batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size, state.step))
+        batch = played(nnx.merge(graphdef, state.params), task, batch)
         (loss, parts), grads = value_and_grad(state.params, batch)
         (loss, parts), grads = add_devices(((loss, parts), grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

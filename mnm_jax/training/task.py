@@ -61,7 +61,9 @@ class Task(Protocol):
     loader: `(seed, batch_size) -> Loader`. None for a synthetic task. Exactly one of the two is given.
 
     A task may also have `entity_shape`, the `(P, V)` codes with which the features of an input end (`ChainCell` needs
-    them), and `pictured`, names of the evaluation sets of which a report draws a memory map.
+    them), `pictured`, names of the evaluation sets of which a report draws a memory map, and `play`, `(model, batch) ->
+    Batch`, for batches that the model has a part in: `sample` and `evaluations` then give what `play` starts from, and
+    all else is asked about the batches that it returns.
     """
 
     name: str

@@ -25,7 +25,7 @@ class RepeatCopy(BitTask):
 
     `T = length + length repeats + 2`; inputs are 8 bits, a flag, and the number of repeats, normalised as the paper's
     1 to 10 are to mean 0 and variance 1: D = 10. Answers are 8 bits and the end mark: C = 9. The length counts vectors.
-    A curriculum makes the longest length and the most repeats grow together.
+    A curriculum makes the longest length grow in its first half and the most repeats in its second.
 
     Args:
       repeats: most repeats trained on. fewest: fewest.
@@ -66,8 +66,9 @@ class RepeatCopy(BitTask):
 
     def _sequence(self, key: Array, growth: Array) -> Sequence:
         length_key, repeats_key, vector_key = jax.random.split(key, 3)
-        length = self._draw_length(length_key, growth)
-        repeats = draw_up_to(repeats_key, self.fewest, self.repeats, growth)
+        # First longer, then more often: the places in a sequence are learned sooner where it is put out once.
+        length = self._draw_length(length_key, jnp.minimum(2 * growth, 1))
+        repeats = draw_up_to(repeats_key, self.fewest, self.repeats, jnp.maximum(2 * growth - 1, 0))
         vectors = signs(vector_key, (self.length, self.bits))
 
         t = jnp.arange(self.length + self.length * self.repeats + 2)

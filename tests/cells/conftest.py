@@ -15,6 +15,8 @@ from mnm_jax import (
     LSTMCell,
     MNMCell,
     NTMCell,
+    PlasticCell,
+    RNNCell,
     SALUCell,
     gradient_memory,
     local_memory,
@@ -45,6 +47,17 @@ def lstm(dtype, in_features=D, hidden=H, seed=0):
     return LSTMCell(in_features, hidden, param_dtype=dtype, rngs=nnx.Rngs(seed))
 
 
+def rnn(dtype, in_features=D, hidden=H, seed=0):
+    return RNNCell(in_features, hidden, param_dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def plastic(**options):
+    def make(dtype, in_features=D, hidden=H, seed=0):
+        return PlasticCell(in_features, hidden, **options, dtype=dtype, rngs=nnx.Rngs(seed))
+
+    return make
+
+
 def salu(dtype, in_features=D, hidden=H, seed=0):
     sizes = {"key_size": 4, "value_size": 4, "slots": 4}
     return SALUCell(in_features, hidden, **sizes, dtype=dtype, rngs=nnx.Rngs(seed))
@@ -66,6 +79,9 @@ CELLS = {
     "chain-p": chain(local_memory),
     "chain-g": chain(gradient_memory),
     "lstm": lstm,
+    "rnn": rnn,
+    "plastic": plastic(),
+    "neuromodulated": plastic(modulated=True),
     "salu": salu,
     "ntm": slots(NTMCell),
     "dnc": slots(DNCCell, read_heads=2),

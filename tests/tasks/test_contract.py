@@ -43,7 +43,8 @@ def task(request, tmp_path_factory):
 
 
 def test_every_task_is_here():
-    assert {settings["name"] for settings in SETTINGS.values()} == set(TASKS)
+    played = {name for name, task in TASKS.items() if hasattr(task, "play")}  # tests/tasks/test_actor_critic.py
+    assert {settings["name"] for settings in SETTINGS.values()} == set(TASKS) - played
 
 
 @functools.cache

@@ -1,0 +1,185 @@
+"""Every rule of the maze, what an oracle earns there, and an episode as text."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tasks.maze import Maze, MazeParams, MazeState, MazeTask
+from tasks.maze.oracle import best_actions, distances, oracle_score
+from tasks.maze.render import render_episode, trips
+
+NINE = """\
+#########
+#       #
+# # # # #
+#       #
+# #   # #
+#       #
+# # # # #
+#       #
+#########"""
+UP, DOWN, LEFT, RIGHT = range(4)
+
+
+def number(maze, row, column):
+    return int(np.flatnonzero((maze.cells == (row, column)).all(1))[0])
+
+
+def state(maze, place, reward_place=(1, 1), **fields):
+    start = MazeState(
+        jnp.int32(number(maze, *place)),
+        jnp.int32(number(maze, *reward_place)),
+        jnp.int32(0),
+        jnp.int32(-1),
+        jnp.float32(0),
+    )
+    return start._replace(**fields)
+
+
+def step(maze, now, action, params=None, seed=0):
+    return maze.step_env(jax.random.key(seed), now, jnp.int32(action), params or maze.default_params)
+
+
+def test_walls_pillars_and_a_free_centre():
+    assert "\n".join("".join(" #"[int(wall)] for wall in row) for row in Maze(9).walls) == NINE
+    # A square of m - 2 cells without the pillars, of which one would stand at the centre where (m - 1) / 2 is even.
+    assert [len(Maze(size).cells) for size in (5, 9, 11, 13)] == [9, 41, 65, 97]
+    assert all(tuple(Maze(size).cells[Maze(size).centre]) == (size // 2, size // 2) for size in (5, 9, 11, 13))
+
+
+@pytest.mark.parametrize("size", [3, 8, 9.0])
+def test_a_maze_without_a_centre_is_refused(size):
+    with pytest.raises(ValueError, match=f"odd number >= 5.*got {size}"):
+        Maze(size)
+
+
+@pytest.mark.parametrize(
+    ("place", "action", "reached"),
+    [
+        ((3, 3), UP, (2, 3)),
+        ((3, 3), DOWN, (4, 3)),
+        ((3, 3), LEFT, (3, 2)),
+        ((3, 3), RIGHT, (3, 4)),
+        ((7, 7), DOWN, (7, 7)),  # the outer wall
+        ((3, 2), DOWN, (3, 2)),  # a pillar
+        ((3, 4), DOWN, (4, 4)),  # the centre is free
+    ],
+)
+def test_moves_and_walls(place, action, reached):
+    maze, params = Maze(9), MazeParams(penalty=0.25)
+    _, after, reward, terminated, info = step(maze, state(maze, place), action, params)
+    stayed = place == reached
+    assert tuple(maze.cells[after.cell]) == reached
+    assert float(reward) == (-0.25 if stayed else 0) and bool(info["bumped"]) == stayed
+    assert not terminated and not info["found"] and int(after.time) == 1
+
+
+def test_reaching_the_reward_pays_and_leads_anywhere_else():
+    maze = Maze(9)
+    now = state(maze, (3, 4), reward_place=(3, 5))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    _, after, rewards, _, info = jax.jit(jax.vmap(maze.step_env, (0, None, None, None)))(
+        keys, now, RIGHT, maze.default_params
+    )
+    assert np.all(rewards == 10) and np.all(info["found"]) and not np.any(info["bumped"])
+    assert np.all(after.reward_cell == now.reward_cell)
+    found = np.bincount(after.cell, minlength=41)
+    assert found[int(now.reward_cell)] == 0
+    others = np.delete(found, int(now.reward_cell))
+    # Each of 40 cells 100 times, with a standard deviation of 9.9: five of them to either side.
+    assert others.min() > 50 and others.max() < 150
+
+
+def test_the_reward_is_anywhere_but_where_an_episode_starts():
+    maze = Maze(9)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    _, states = jax.jit(jax.vmap(maze.reset))(keys)
+    assert np.all(states.cell == maze.centre) and np.all(states.last_action == -1)
+    found = np.bincount(states.reward_cell, minlength=41)
+    assert found[maze.centre] == 0
+    others = np.delete(found, maze.centre)
+    assert others.min() > 50 and others.max() < 150
+
+
+def test_the_observation_is_laid_out_as_described():
+    maze = Maze(9)
+    first, now = maze.reset(jax.random.key(0))
+    # Pillars at the corners but for the centre's own: (3, 3), (3, 5), (5, 3), (5, 5) are free around (4, 4).
+    np.testing.assert_array_equal(first, [0] * 9 + [0, 1, 0, 0] + [0] * 4)
+    now = state(maze, (2, 1), reward_place=(1, 1), time=jnp.int32(49))
+    seen, after, reward, _, _ = step(maze, now, UP, seed=3)
+    assert float(reward) == 10
+    row, column = maze.cells[after.cell]
+    around = maze.walls[row - 1 : row + 2, column - 1 : column + 2].ravel()
+    np.testing.assert_array_equal(seen, np.float32([*around, 0, 1, 0.25, 10, 1, 0, 0, 0]))
+    seen, *_ = step(maze, state(maze, (2, 1), reward_place=(7, 7)), RIGHT)
+    np.testing.assert_array_equal(seen, np.float32([1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 0.005, 0, 0, 0, 0, 1]))
+
+
+def test_an_episode_ends_at_its_limit_and_the_next_one_begins():
+    maze, params = Maze(5), MazeParams(max_steps_in_episode=3)
+    observation, now = maze.reset(jax.random.key(0), params)
+    move = jax.jit(maze.step)
+    for time in (1, 2, 3):
+        observation, now, _, terminated, truncated, info = move(jax.random.key(time), now, LEFT, params)
+        assert not terminated and bool(truncated) == (time == 3)
+        assert int(now.time) == (0 if truncated else time)
+    assert float(info["final_observation"][11]) == 1 and float(observation[11]) == 0
+    assert int(now.cell) == maze.centre and int(now.last_action) == -1
+
+
+def test_shortest_ways_and_the_score_of_who_knows_the_reward():
+    maze = Maze(5)  # nine cells without a pillar: distances are those of rows and columns
+    np.testing.assert_array_equal(distances(maze), np.abs(maze.cells[:, None] - maze.cells).sum(-1))
+    # One step: the four neighbours of the centre are reached, the four corners are not.
+    assert oracle_score(maze, MazeParams(max_steps_in_episode=1)) == pytest.approx(5)
+    # Two: the corners too; from a neighbour's cell, three of the other eight are a step away.
+    expected = (4 * (10 + 10 * 3 / 8) + 4 * 10) / 8
+    assert oracle_score(maze, MazeParams(max_steps_in_episode=2)) == pytest.approx(expected)
+
+
+def test_an_agent_that_knows_the_reward_earns_the_score_of_the_oracle():
+    maze, params = Maze(9), MazeParams(max_steps_in_episode=60)
+    knows = jnp.asarray(best_actions(maze))
+
+    @partial(jax.vmap)
+    def play(key):
+        reset_key, *keys = jax.random.split(key, 61)
+        _, now = maze.reset(reset_key, params)
+
+        def move(now, key):
+            _, now, reward, _, _ = maze.step_env(key, now, knows[now.cell, now.reward_cell], params)
+            return now, reward
+
+        return jnp.sum(jax.lax.scan(move, now, jnp.stack(keys))[1])
+
+    earned = np.asarray(jax.jit(play)(jax.random.split(jax.random.key(0), 4000)))
+    assert earned.mean() == pytest.approx(oracle_score(maze, params), abs=4 * earned.std() / np.sqrt(4000))
+
+
+def test_an_episode_as_text_shows_walls_path_and_reward():
+    maze = Maze(5)
+    cells = [number(maze, *place) for place in ((2, 2), (2, 1), (3, 1), (1, 2), (1, 2))]
+    rewards = np.array([0, 0, 10, 0, 0])
+    picture = render_episode(maze, cells, number(maze, 3, 2), rewards, ["<", "v", ">*", "^", "<"])
+    assert picture == "#####\n#   #\n#.S #\n#.R #\n#####\n   3 <v>*\n   2 ^<"
+    assert trips(rewards) == [slice(0, 3), slice(3, 5)] and trips(rewards[:3]) == [slice(0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 10}, "odd number"),
+        ({"penalty": -1.0}, "penalty must be >= 0"),
+        ({"episode_steps": 0}, "episode_steps must be >= 1"),
+        ({"discount": 1.5}, "discount must be from 0 to 1, got 1.5"),
+        ({"value_weight": -0.1}, "value_weight must be >= 0"),
+        ({"evaluation_batches": 0}, "evaluation_batches must be >= 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MazeTask(**settings)
