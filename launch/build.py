@@ -35,12 +35,12 @@ def build_task(config: Mapping[str, Any]) -> Task:
 def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rngs], SequenceModel]:
     """The model `config.name` for a task, as a function of its random keys; the other keys are its settings.
 
-    "lstm", "rnn", "plastic", "neuromodulated": hidden_features. "lstm-salu": hidden_features, memory_features (`K = V`), slots. "ntm", "dnc":
-    hidden_features, memory_features (of a slot), slots, heads (that read; in the NTM as many write).
-    "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between), memory_layers
-    (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it writes, with a
-    linear memory: hidden_features, heads, hops, relation_features (`R`), step_size; for a task whose inputs end with
-    the codes of entities. All: readout_features, hidden units between cell and logits.
+    "lstm", "rnn", "plastic", "neuromodulated": hidden_features. "lstm-salu": hidden_features, memory_features
+    (`K = V`), slots. "ntm", "dnc": hidden_features, memory_features (of a slot), slots, heads (that read; in the NTM as
+    many write). "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between),
+    memory_layers (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it
+    writes, with a linear memory: hidden_features, heads, hops, relation_features (`R`), step_size; for a task whose
+    inputs end with the codes of entities. All: readout_features, hidden units between cell and logits.
 
     Raises:
         ValueError: an unknown model, an unknown or missing key, or a model that does not go with the task. Sizes are

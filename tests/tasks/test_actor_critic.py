@@ -194,7 +194,9 @@ def test_the_model_plays_what_it_is_then_trained_on():
         assert float(played.rewards[t, b]) == 10 * found - 0.5 * stayed
         after = jax.tree.map(lambda leaf, t=t, b=b: leaf[t + 1, b], states)
         assert (after.cell != now.reward_cell) if found else (after.cell == reached)
-        np.testing.assert_allclose(batch.inputs[t + 1, b], maze._observe(jax.tree.map(jnp.asarray, after), task.params), rtol=1e-6)
+        np.testing.assert_allclose(
+            batch.inputs[t + 1, b], maze._observe(jax.tree.map(jnp.asarray, after), task.params), rtol=1e-6
+        )
     assert np.any(played.rewards > 0) and np.any(played.rewards < 0)
 
 
