@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from mnm_jax import analysis
 from mnm_jax.cells import MemoryTrace
 
-# Okabe and Ito's colours, and Tol's for the last: the colour-blind can tell them apart. A model has the same one in
-# every figure.
+# Okabe and Ito's colours, and Tol's for the last ones: the colour-blind can tell them apart. A model has the same one
+# in every figure.
 COLOURS = {
     "mnm-p": "#0072B2",
     "mnm-g": "#D55E00",
@@ -25,6 +25,9 @@ COLOURS = {
     "lstm-salu": "#009E73",
     "ntm": "#CC79A7",
     "dnc": "#661100",
+    "rnn": "#888888",
+    "plastic": "#DDCC77",
+    "neuromodulated": "#AA4499",
 }
 _OTHER_COLOURS = ("#332288", "#999999", "#F0E442")
 _LINE_STYLES = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # of several runs of one model; dashed is chance
@@ -37,15 +40,19 @@ _LABEL_LENGTH = 24
 
 
 class Curve(NamedTuple):
-    """One curve of a panel. name: for the legend; model: decides the colour; metrics: lines of `metrics.jsonl`."""
+    """One curve of a panel. name: for the legend; model: decides the colour; metrics: lines of `metrics.jsonl`.
+
+    episodes: played for an update, where a reward is drawn.
+    """
 
     name: str
     model: str
     metrics: Sequence[Mapping[str, Any]]
+    episodes: int = 1
 
 
 def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: str | os.PathLike) -> None:
-    """Draws a metric over training: one panel a title, in each the mean over seeds of every curve.
+    """Draws a metric over updates (a reward over episodes): one panel a title, the mean over seeds of every curve.
 
     The band around a curve is one standard deviation over seeds to either side. Beside an accuracy, its chance level
     is a dashed line where the run has the metric "chance".
@@ -66,7 +73,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
     chance = None
     for axis, (title, curves) in zip(axes, panels.items(), strict=False):
         axis.set_title(title)
-        axis.set_xlabel("updates")
+        axis.set_xlabel("episodes" if metric.endswith("reward") else "updates")
         axis.grid(alpha=0.25)
         for curve in curves:
             handles.setdefault(curve.name, _draw_curve(axis, curve, metric, styles[curve.name]))
@@ -80,7 +87,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
     if metric.endswith("accuracy"):
         axes[0].set_ylim(-0.02, 1.02)
     _add_legend(figure, handles, _legend_title(panels, metric))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 class SetCurve(NamedTuple):
@@ -127,7 +134,7 @@ def accuracy_by_size(
         axis.set_ylabel("accuracy (test)")
     axes[0].set_ylim(-0.02, 1.02)
     _add_legend(figure, handles, "line: mean over seeds; band: from the worst to the best seed")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLike, title: str) -> None:
@@ -171,7 +178,7 @@ def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLi
         )
     axes[0].set_ylabel(f"read at step\n{axis_label}")
     figure.colorbar(image, ax=axes, location="right", shrink=0.7, label="cosine similarity")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _make_panels(count: int) -> tuple[Figure, Sequence[Axes], int]:
@@ -192,6 +199,7 @@ def _add_legend(figure: Figure, handles: Mapping[str, Any], title: str) -> None:
 def _draw_curve(axis: Axes, curve: Curve, metric: str, style: Mapping[str, Any]) -> Any:
     """Draws mean and band; returns what stands for the curve in a legend."""
     steps, mean, std, _ = analysis.learning_curve(curve.metrics, metric)
+    steps = steps * curve.episodes if metric.endswith("reward") else steps
     marker = "o" if len(steps) <= 20 else ""
     (line,) = axis.plot(steps, mean, marker=marker, markersize=3.5, linewidth=1.8, **style)
     axis.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.18, linewidth=0)
@@ -242,7 +250,8 @@ def _shorten(token: str) -> str:
     return f"{token[:head].rstrip()}…{token[head + 1 - _LABEL_LENGTH :].lstrip()}"
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a PNG file, whole or not at all; its folder is made."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")

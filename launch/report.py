@@ -29,16 +29,19 @@ from launch import figures
 from launch.benchmark_table import benchmark_parts
 from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
+from launch.maze_figures import Episode, film_strip
 from launch.runs import Run, find_runs, join_seeds, read_run
 from launch.table import by_test_set, compare, format_columns, format_markdown, natural, sizes_of_test_sets
 from launch.task_errors import errors_by_task, run_rows
 from launch.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
-from mnm_jax.cells import CellOutput
-from mnm_jax.training import Batch, load_params, split_model
+from mnm_jax.cells import CellOutput, MemoryTrace
+from mnm_jax.training import Batch, load_params, played, split_model
+from tasks.actor_critic import Played
+from tasks.maze import MazeTask
 
 # What a learning curve shows: the first of these that any of the runs has.
-_METRICS = ("valid/accuracy", "valid/loss", "train/loss")
+_METRICS = ("valid/accuracy", "valid/reward", "valid/loss", "train/loss")
 _PICTURED_STEPS = 20  # more would be too small to read
 _SIZES = 3  # test sets of one kind that are worth a curve
 
@@ -49,10 +52,10 @@ _PREAMBLE = """\
 Every figure, number and command on this page is taken from the files of the runs in [`{folder}/`]({link}).
 
 In the tables, *accuracy* is that on the test set after the last update, from 0 to 1: mean ± sample standard deviation
-over seeds. *Worst seed* is the lowest of any seed, *chance* what guessing gets. *Steps* are updates made. *Updates to
-90%* is the first validation at which a seed answers 90% or more right, mean over the seeds that get there ("-": none
-does). *Seconds* are those of all seeds together, trained side by side, with compiling and evaluating. *Parameters*
-are those of one seed.
+over seeds. *Worst seed* is the lowest of any seed, *chance* what guessing gets. *Reward* is that of a test episode.
+*Steps* are updates made. *Updates to 90%* is the first validation at which a seed answers 90% or more right, mean over
+the seeds that get there ("-": none does). *Seconds* are those of all seeds together, trained side by side, with
+compiling and evaluating. *Parameters* are those of one seed.
 """
 
 
@@ -62,7 +65,7 @@ def report_run(workdir: str | os.PathLike) -> None:
     run = read_run(folder, folder)
     title = f"{run.summary['model']} on {run.summary['task']}"
     with _or_note(f"{folder}: no learning curve"):
-        curve = figures.Curve(run.summary["model"], run.summary["model"], run.lines)
+        curve = _curve(run, run.summary["model"])
         figures.learning_curves({title: [curve]}, _metric([run]), folder / "figures/learning_curve.png")
     if (folder / "checkpoints").is_dir() or (folder / "params.npz").is_file():
         with _or_note(f"{folder}: no memory map"):
@@ -126,13 +129,18 @@ def _metric(runs: Sequence[Run]) -> str:
     raise ValueError(f"metrics.jsonl is missing or has none of {', '.join(_METRICS)}.")
 
 
+def _curve(run: Run, name: str) -> figures.Curve:
+    episodes = run.summary.get("config", {}).get("training", {}).get("batch_size", 1)
+    return figures.Curve(name, run.summary["model"], run.lines, episodes)
+
+
 def _draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
     metric = _metric(runs)
     panels: dict[str, list[figures.Curve]] = {}
     for run in runs:
         if has_metric(run.lines, metric):
             curves = panels.setdefault(run.group or run.summary["task"], [])
-            curves.append(figures.Curve(run.name, run.summary["model"], run.lines))
+            curves.append(_curve(run, run.name))
         else:
             print(f"{run.folder}: not in the comparison: its metrics.jsonl has no {metric}.", file=sys.stderr)
     figures.learning_curves(panels, metric, root / "learning_curves.png")
@@ -161,7 +169,7 @@ def _draw_memory_maps(folder: pathlib.Path, title: str) -> None:
     """Draws the memory of the first seed over a test example; nothing for a model without a memory.
 
     Of a task that names what to picture (`pictured`, evaluation sets), one of each, of no more than twenty steps if
-    there is one; else a longest example.
+    there is one; else a longest example. Of the maze, also the episode as a film strip, for every model.
     """
     task, make_model, training = build_parts(read_config(folder))
     params, _ = load_params(folder, make_model)
@@ -169,16 +177,30 @@ def _draw_memory_maps(folder: pathlib.Path, title: str) -> None:
     sets = task.evaluations("test", training.batch_size)
     names = [name for name in getattr(task, "pictured", ()) if name in sets]
     for name in names or [""]:
-        batch, index = longest(sets[name](), _PICTURED_STEPS if names else None)
+        batches = (jax.device_get(played(model, task, batch)) for batch in sets[name]())
+        batch, index = longest(batches, _PICTURED_STEPS if names else None)
         example = jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf[:, i : i + 1]), batch)
         cell = model(example.inputs, example.mask, example.fork).cell
-        if not isinstance(cell, CellOutput):
-            return
         real = np.asarray(example.mask)[:, 0]
-        trace = jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real, 0], cell.trace)
+        trace = None
+        if isinstance(cell, CellOutput):
+            trace = jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real, 0], cell.trace)
+        if isinstance(task, MazeTask):
+            _draw_film_strip(task, batch.targets, index, trace, folder, title)
+        if trace is None:
+            return
         where = f"{name}, a test sequence" if name else "the memory over a test sequence"
         path = folder / "figures" / (f"memory_map_{name}.png" if name else "memory_map.png")
         figures.memory_maps(trace, task.tokens(batch, index), path, f"{title}: {where} (seed {training.seed})")
+
+
+def _draw_film_strip(
+    task: MazeTask, did: Played, index: int, trace: MemoryTrace | None, folder: pathlib.Path, title: str
+) -> None:
+    cells, rewards = (np.asarray(leaf[:, index]) for leaf in (did.states.cell, did.rewards))
+    rate = None if trace is None else trace.rate
+    episode = Episode(task.environment, cells, rewards, int(did.states.reward_cell[0, index]), rate)
+    film_strip(episode, folder / "figures/episode.png", f"{title}: a test episode")
 
 
 def longest(batches: Iterable[Batch], most: int | None = None) -> tuple[Batch, int]:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from launch.build import build_make_model, build_task, count_parameters
-from launch.configs import algorithmic, pairs
+from launch.configs import algorithmic, maze, pairs
 
+_RECIPES = {"algorithmic.py": algorithmic, "maze.py": maze, "pairs.py": pairs}
 _EQUAL_PARAMETERS = 100_000
 _WIDEST = 4096
 
@@ -24,7 +25,7 @@ class Cell(NamedTuple):
 def make_cell(recipe: str, changes: dict[str, object] | None = None) -> Cell:
     """The run of a recipe, some of its settings changed (`{"model.heads": 2}`)."""
     file, _, model = recipe.partition(":")
-    config = {"algorithmic.py": algorithmic, "pairs.py": pairs}[file].get_config(model)
+    config = _RECIPES[file].get_config(model)
     for name, value in (changes or {}).items():
         section, key = name.split(".", 1)
         if section not in config or key not in config[section]:
@@ -53,7 +54,17 @@ def capacity_suite() -> dict[str, Cell]:
     return cells
 
 
-SUITES: dict[str, Callable[[], dict[str, Cell]]] = {"algorithmic": algorithmic_suite, "capacity": capacity_suite}
+def maze_suite() -> dict[str, Cell]:
+    """Three sizes, seven agents each: labels SIZE/MODEL, the smallest maze first."""
+    labels = [f"{size}/{model}" for size in maze.SIZES for model in maze.MODELS]
+    return {label: make_cell(f"maze.py:{label}") for label in labels}
+
+
+SUITES: dict[str, Callable[[], dict[str, Cell]]] = {
+    "algorithmic": algorithmic_suite,
+    "capacity": capacity_suite,
+    "maze": maze_suite,
+}
 
 
 def parameters(config: ConfigDict) -> int:

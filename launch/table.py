@@ -39,19 +39,21 @@ def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
     seeds, steps (updates made), chance (of the test set, where the task tells it), accuracy (test, mean +- sample
     standard deviation over seeds), worst seed (its test accuracy), updates to 90% (first validation at which a seed has
     90% accuracy or more, mean over the seeds that get there), seconds (all seeds, with compiling and evaluating),
-    parameters (of one seed).
+    parameters (of one seed). Of a task that is played: reward (of a test episode) and worst seed for the accuracies.
 
     Args:
         summary: of `summary.json`. lines: of `metrics.jsonl`.
     """
-    accuracy, chance = (summary["metrics"].get(f"test/{name}") for name in ("accuracy", "chance"))
+    accuracy, chance, reward = (summary["metrics"].get(f"test/{name}") for name in ("accuracy", "chance", "reward"))
+    scores = {"accuracy": _mean_and_std(accuracy), "worst seed": _worst(accuracy)}
+    scores[f"updates to {_LEVEL:.0%}"] = _updates(lines)
+    if reward is not None:
+        scores = {"reward": _mean_and_std(reward), "worst seed": _worst(reward)}
     return {
         "seeds": str(summary["seeds"]),
         "steps": f"{summary['steps']:,}",
         **({"chance": _show(chance["mean"])} if chance else {}),
-        "accuracy": _mean_and_std(accuracy),
-        "worst seed": _worst(accuracy),
-        f"updates to {_LEVEL:.0%}": _updates(lines),
+        **scores,
         "seconds": f"{summary['seconds']:,.0f}",
         "parameters": f"{summary['parameters']:,}",
     }

@@ -10,7 +10,7 @@ from mnm_jax.training.progress import ProgressBar
 from mnm_jax.training.signals import Interrupted
 from mnm_jax.training.state import TrainState, init_state, split_model
 from mnm_jax.training.step import StepMetrics, TrainingFault
-from mnm_jax.training.task import Batch, Loader, Mean, Task
+from mnm_jax.training.task import Batch, Loader, Mean, Task, played
 from mnm_jax.training.weights import save_params
 from mnm_jax.training.writers import MetricWriter, read_metrics
 
@@ -33,6 +33,7 @@ __all__ = [
     "init_state",
     "load_params",
     "make_optimizer",
+    "played",
     "read_metrics",
     "save_params",
     "split_model",

@@ -13,7 +13,7 @@ class TrainConfig:
 
     steps: updates of the parameters.
     batch_size: `B`, over all devices; a multiple of their number.
-    learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay: see `make_optimizer`.
+    learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay, epsilon: see `make_optimizer`.
     meta_weight: weight of the meta loss in the objective.
     seed: the first seed. seeds: how many run side by side: `seed, seed + 1, ...`.
     log_every: steps between two lines of training metrics (those of that step).
@@ -29,6 +29,7 @@ class TrainConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
     weight_decay: float = 0.0
+    epsilon: float = 1e-8
     meta_weight: float = 1.0
     seed: int = 0
     seeds: int = 1
@@ -58,4 +59,5 @@ class TrainConfig:
             warmup_steps=self.warmup_steps,
             clip_norm=self.clip_norm,
             weight_decay=self.weight_decay,
+            epsilon=self.epsilon,
         )

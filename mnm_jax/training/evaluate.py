@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.training.parallel import make_placement, map_seeds, place_batch
-from mnm_jax.training.step import losses, played
-from mnm_jax.training.task import Batch, Mean, Task
+from mnm_jax.training.step import losses
+from mnm_jax.training.task import Batch, Mean, Task, played
 
 
 def evaluate(

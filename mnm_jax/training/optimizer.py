@@ -19,6 +19,7 @@ def make_optimizer(
     warmup_steps: int = 0,
     clip_norm: float | None = None,
     weight_decay: float = 0.0,
+    epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
     """An optax optimiser with a learning rate schedule and a limit on the norm of the gradient.
 
@@ -30,6 +31,7 @@ def make_optimizer(
         warmup_steps: steps over which the rate rises linearly from 0.
         clip_norm: the gradient is scaled down to this global norm where it is larger; None leaves it as it is.
         weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019), with "adamw" only.
+        epsilon: of Adam and its kin, added to the root of the second moment; "sgd" has none.
 
     Raises:
         ValueError: an unknown name or a size out of range, in one line.
@@ -49,12 +51,15 @@ def make_optimizer(
     if weight_decay and name != "adamw":
         raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
 
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be > 0, got {epsilon=}.")
+
     decay = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
     rate = decay if schedule == "cosine" else optax.constant_schedule(learning_rate)
     if warmup_steps:
         rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([rise, rate], [warmup_steps])
-    make = _OPTIMIZERS[name]
+    make = _OPTIMIZERS[name] if name == "sgd" else functools.partial(_OPTIMIZERS[name], eps=epsilon)
     if name == "adamw":  # its own default is 1e-4: here no decay unless it is asked for
         make = functools.partial(make, weight_decay=weight_decay)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mnm_jax.training.groups import choose_groups, value_and_grad_in_groups
 from mnm_jax.training.state import TrainState, leaf_names
-from mnm_jax.training.task import Batch, Mean, Task
+from mnm_jax.training.task import Batch, Mean, Task, played
 
 Array = jax.Array
 
@@ -48,12 +48,6 @@ def losses(model: Callable, task: Task, batch: Batch) -> tuple[Mean, Mean, Any]:
     real = jnp.asarray(batch.mask)
     total = jnp.sum(jnp.where(real, output.meta_loss, 0))
     return task_loss, Mean(total, jnp.sum(real, dtype=total.dtype)), output
-
-
-def played(model: Callable, task: Task, batch: Batch) -> Batch:
-    """The batch as it is, or, of a task that is played, what the model makes of it."""
-    play = getattr(task, "play", None)
-    return batch if play is None else play(model, batch)
 
 
 def make_step(

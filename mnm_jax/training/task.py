@@ -99,3 +99,9 @@ class Task(Protocol):
     def render(self, batch: Batch, index: int) -> str:
         """Example `index` of the batch as an ASCII time-line."""
         ...
+
+
+def played(model: Any, task: Task, batch: Batch) -> Batch:
+    """The batch as it is, or, of a task that is played, what the model makes of it."""
+    play = getattr(task, "play", None)
+    return batch if play is None else play(model, batch)

@@ -1,0 +1,66 @@
+"""The maze: seven agents, three sizes; one update a batch of 30 episodes of 200 steps.
+
+    python -m launch.train --config=launch/configs/maze.py:9x9/mnm-g --workdir=runs/maze/9x9/mnm-g
+
+After the colon SIZE/MODEL: 9x9, 11x11, 13x13 with mnm-p, mnm-g, lstm, lstm-salu, rnn, plastic, neuromodulated.
+`python -m launch.compare --suite=maze` trains them all.
+
+Batch, episodes, coefficients of the loss and the limit of the gradient's norm are those of Miconi et al., 2019, whose
+agents have about 100 units. Their 100,000 updates at a rate of 1e-4 take days here: learning rate, schedule and number
+of updates are ours, the same for every agent.
+"""
+
+from ml_collections import ConfigDict
+
+from launch.configs import choose_model
+
+SIZES = {"9x9": 9, "11x11": 11, "13x13": 13}
+_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 32, "memory_layers": 2, "step_size": "normalised"}
+MODELS = {
+    "mnm-p": _MEMORY,
+    "mnm-g": _MEMORY,
+    "lstm": {"hidden_features": 100},
+    "lstm-salu": {"hidden_features": 100, "slots": 200, "memory_features": 32},
+    "rnn": {"hidden_features": 139},
+    "plastic": {"hidden_features": 101},
+    "neuromodulated": {"hidden_features": 100},
+}
+
+
+def get_config(which: str = "9x9/mnm-p") -> ConfigDict:
+    size, _, model = which.partition("/")
+    if size not in SIZES:
+        raise ValueError(f"the recipe has the sizes {', '.join(SIZES)}, as in 9x9/mnm-p, got {which!r}.")
+    return ConfigDict(
+        {
+            "task": {
+                "name": "maze",
+                "size": SIZES[size],
+                "penalty": 0.0,
+                "episode_steps": 200,
+                "discount": 0.9,
+                "value_weight": 0.1,
+                "concentration_weight": 0.03,
+                "first_baseline": False,
+                "evaluation_batches": 4,
+            },
+            "model": choose_model(MODELS, model),
+            "training": {
+                "steps": 4000,
+                "batch_size": 30,
+                "optimizer": "adam",
+                "learning_rate": 1e-3,
+                "epsilon": 1e-4,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "clip_norm": 4.0,
+                "weight_decay": 0.0,
+                "meta_weight": 0.1,
+                "seed": 0,
+                "seeds": 3,
+                "log_every": 50,
+                "eval_every": 200,
+                "checkpoint_seconds": 120.0,
+            },
+        }
+    )
