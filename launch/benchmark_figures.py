@@ -113,6 +113,18 @@ def draw_seeds(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
+def draw_maze(rows: Rows, path: str | os.PathLike, title: str) -> None:
+    """Steps of the environment a second of each agent, in a loop and in one program."""
+    figure = _figure(title, 9, 4.2)
+    axis = figure.subplots()
+    _bars(axis, rows, "agent", "driver", "kilosteps_per_second")
+    axis.set_title("loop: NumPy mazes and Python; play: one program; train: with the update")
+    axis.set(xlabel="agent", ylabel="thousand steps a second")
+    _log_axis(axis)
+    _legend(figure, [axis])
+    _save(figure, path)
+
+
 def _bars(axis: Axes, rows: Rows, place: str, name: str, measure: str) -> None:
     """Bars of a measure: side by side by `name`, in clusters by `place`; what could not be measured is said."""
     places = [value for (value,) in _distinct(rows, place)]

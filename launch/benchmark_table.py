@@ -12,6 +12,8 @@ _NEEDED = {"suite", "device", "versions", "environment", "rows", "command"}
 # Of the fields of a row those that a reader compares, with what they are called and how they are written.
 _COLUMNS = {
     "against": ("against", str),
+    "agent": ("agent", str),
+    "driver": ("driver", str),
     "rule": ("rule", str),
     "peer": ("peer", str),
     "mapping": ("seeds by", str),
@@ -25,6 +27,8 @@ _COLUMNS = {
     "microseconds_per_step": ("us a step", "{:.0f}".format),
     "ratio_to_plain": ("times as fast as plain", "{:.2f}".format),
     "ratio_to_map": ("times as fast as map", "{:.2f}".format),
+    "kilosteps_per_second": ("thousand steps/s", "{:.1f}".format),
+    "ratio_to_loop": ("times as fast as loop", "{:.1f}".format),
     "temp_bytes": ("MiB", lambda size: f"{size / 2**20:.1f}"),
     "memory_ratio_to_plain": ("times less memory", "{:.1f}".format),
     "gflop_per_second": ("GFLOP/s", "{:.1f}".format),
