@@ -118,7 +118,7 @@ def draw_maze(rows: Rows, path: str | os.PathLike, title: str) -> None:
     figure = _figure(title, 9, 4.2)
     axis = figure.subplots()
     _bars(axis, rows, "agent", "driver", "kilosteps_per_second")
-    axis.set_title("loop: NumPy mazes and Python; play: one program; train: with the update")
+    axis.set_title("python, loop: NumPy mazes, the agent compiled or not; play: one program; train: with the update")
     axis.set(xlabel="agent", ylabel="thousand steps a second")
     _log_axis(axis)
     _legend(figure, [axis])

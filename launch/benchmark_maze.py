@@ -16,7 +16,7 @@ from mnm_jax.training.parallel import make_parallel_step, make_placement
 from tasks.maze import MazeTask
 from tasks.maze.environment import MOVES
 
-DRIVERS = ("loop", "play", "train")
+DRIVERS = ("python", "loop", "play", "train")
 
 
 class NumpyMaze:
@@ -92,9 +92,9 @@ def maze(
 ) -> Iterator[Group]:
     """Episodes of the 9x9 recipe by each agent.
 
-    "loop": NumPy mazes stepped in Python, the agent's step one compiled call for all episodes. "play": mazes and agent
-    in one program. "train": the whole update, played and learned from. Program and agent lie on all devices that divide
-    the batch; the loop's agent on the first, Python being on one core.
+    "python": NumPy mazes and the agent stepped in Python, for all episodes at once, operation by operation. "loop": the
+    same, but the agent's step is compiled. "play": mazes and agent in one program. "train": the whole update, played
+    and learned from. Programs lie on all devices that divide the batch; Python is on one core.
     """
     devices = devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
     for agent in agents:
@@ -111,8 +111,8 @@ def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, 
     optimizer, graphdef = training.make_optimizer(), split_model(make_model)
     state = init_state(make_model, optimizer, 0, 1)
     params = jax.tree.map(lambda leaf: leaf[0], state.params)
-    if driver == "loop":
-        return _loop(task, graphdef, params, batch)
+    if driver in ("python", "loop"):
+        return _loop(task, graphdef, params, batch, compiled=driver == "loop")
     placement = make_placement(devices)
     if driver == "play":
         drawn = jax.device_put(task.sample(jax.random.key(0), batch), placement.divided)
@@ -129,22 +129,25 @@ def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, 
     return Program(run)
 
 
-def _loop(task: MazeTask, graphdef: nnx.GraphDef, params: Any, batch: int) -> Program:
-    step = jax.jit(lambda params, carry, seen: nnx.merge(graphdef, params).step(carry, seen))
-    start = jax.jit(lambda params: nnx.merge(graphdef, params).start(batch))
-    rng = np.random.default_rng(0)
+def _loop(task: MazeTask, graphdef: nnx.GraphDef, params: Any, batch: int, *, compiled: bool) -> Program:
+    def step(params: Any, carry: Any, seen: jax.Array) -> tuple[Any, jax.Array]:
+        return nnx.merge(graphdef, params).step(carry, seen)
+
+    model, rng = nnx.merge(graphdef, params), np.random.default_rng(0)
+    one_step = partial(jax.jit(step), params) if compiled else model.step
 
     def run() -> None:
-        play_in_python(task, partial(start, params), partial(step, params), batch, rng)
+        play_in_python(task, partial(model.start, batch), one_step, batch, rng)
 
     return Program(run)
 
 
 def _with_rates(rows: list[Row]) -> list[Row]:
-    """kilosteps_per_second, of the environment, and ratios to the loop."""
+    """kilosteps_per_second, of the environment, and ratios to both loops."""
 
     def rate(row: Row) -> float | None:
         return None if row["milliseconds"] is None else row["batch"] * row["steps"] / row["milliseconds"]
 
-    rows = with_ratios(rows, "driver", "loop")
+    for reference in ("python", "loop"):
+        rows = with_ratios(rows, "driver", reference)
     return [row | {"kilosteps_per_second": rate(row)} for row in rows]

@@ -28,6 +28,7 @@ _COLUMNS = {
     "ratio_to_plain": ("times as fast as plain", "{:.2f}".format),
     "ratio_to_map": ("times as fast as map", "{:.2f}".format),
     "kilosteps_per_second": ("thousand steps/s", "{:.1f}".format),
+    "ratio_to_python": ("times as fast as python", "{:.1f}".format),
     "ratio_to_loop": ("times as fast as loop", "{:.1f}".format),
     "temp_bytes": ("MiB", lambda size: f"{size / 2**20:.1f}"),
     "memory_ratio_to_plain": ("times less memory", "{:.1f}".format),
