@@ -5,7 +5,7 @@
 After the colon TASK/MODEL: copy, repeat_copy, double_copy, associative_recall, priority_sort with mnm-p, mnm-g,
 lstm-salu, ntm, dnc, lstm. `python -m launch.compare --suite=algorithmic` trains them all.
 
-Tasks have the sizes of Graves et al., 2014 (bits, lengths, repeats), and a curriculum over the first half of the
+Tasks have the sizes of Graves et al., 2014 (bits, lengths, repeats), and a curriculum over the first
 updates. The controller is an LSTM of 100 units in every model with a memory, as in that paper. NTM and DNC have slots
 of 20 numbers as there, but 64 of them and not 128, since the DNC's time grows with their square; memories that are
 networks have two layers of 64. Optimiser, batch and number of updates are ours, the same for all models of a task; they
@@ -20,10 +20,11 @@ from launch.configs import choose_model
 
 
 class Setting(NamedTuple):
-    """A task: its settings, and what goes with it. heads: of every model that has heads."""
+    """A task: its settings, and what goes with it. curriculum: its updates. heads: of every model that has heads."""
 
     task: dict[str, int]
     steps: int = 3000
+    curriculum: int = 1500
     batch_size: int = 16
     learning_rate: float = 1.5e-3
     heads: int = 1
@@ -31,9 +32,9 @@ class Setting(NamedTuple):
 
 TASKS = {
     "copy": Setting({"length": 20}, learning_rate=3e-3),
-    "repeat_copy": Setting({"length": 10, "repeats": 10}, steps=6000),
+    "repeat_copy": Setting({"length": 10, "repeats": 10}, steps=10_000, curriculum=4000),
     "double_copy": Setting({"length": 20}),
-    "associative_recall": Setting({"length": 6}, steps=6000, batch_size=32, heads=3),
+    "associative_recall": Setting({"length": 6}, steps=6000, curriculum=3000, batch_size=32, heads=3),
     "priority_sort": Setting({"length": 20}),
 }
 _MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "normalised"}
@@ -57,7 +58,7 @@ def get_config(which: str = "copy/mnm-p") -> ConfigDict:
         chosen["heads"] = setting.heads
     return ConfigDict(
         {
-            "task": {"name": task, "curriculum": setting.steps // 2, "evaluation_batches": 16, **setting.task},
+            "task": {"name": task, "curriculum": setting.curriculum, "evaluation_batches": 16, **setting.task},
             "model": chosen,
             "training": {
                 "steps": setting.steps,

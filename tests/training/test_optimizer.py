@@ -44,6 +44,14 @@ def test_weight_decay_is_none_unless_asked_for_and_apart_from_the_gradient():
         np.testing.assert_allclose(update, [expected], atol=1e-7)
 
 
+def test_epsilon_holds_back_small_gradients():
+    """Adam's first update is rate g / (|g| + epsilon)."""
+    for name in ("adam", "adamw"):
+        optimizer = make_optimizer(name=name, learning_rate=0.5, steps=1, epsilon=0.25)
+        update, _ = optimizer.update(jnp.array([0.75, -0.25]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+        np.testing.assert_allclose(update, [-0.375, 0.25], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name, make", [("adam", optax.adam), ("nadam", optax.nadam)])
 def test_names_mean_what_they_mean_in_optax(name, make):
     ours, theirs, params = make_optimizer(name=name, learning_rate=0.1, steps=3), make(0.1), jnp.ones(2)
@@ -65,6 +73,7 @@ def test_names_mean_what_they_mean_in_optax(name, make):
         ({"warmup_steps": -1}, "warmup_steps must be >= 0 and less than steps"),
         ({"warmup_steps": 10}, "got warmup_steps=10, steps=10"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0, or None"),
+        ({"epsilon": 0.0}, "epsilon must be > 0, got epsilon=0.0"),
         ({"weight_decay": -1.0, "name": "adamw"}, "weight_decay must be >= 0"),
         ({"weight_decay": 0.1}, "needs the optimizer adamw, got 'adam'"),
     ],
