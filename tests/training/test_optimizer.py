@@ -44,12 +44,12 @@ def test_weight_decay_is_none_unless_asked_for_and_apart_from_the_gradient():
         np.testing.assert_allclose(update, [expected], atol=1e-7)
 
 
-def test_epsilon_holds_back_small_gradients():
+def test_epsilon_holds_back_small_gradients(x64):
     """Adam's first update is rate g / (|g| + epsilon)."""
     for name in ("adam", "adamw"):
         optimizer = make_optimizer(name=name, learning_rate=0.5, steps=1, epsilon=0.25)
         update, _ = optimizer.update(jnp.array([0.75, -0.25]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
-        np.testing.assert_allclose(update, [-0.375, 0.25], rtol=1e-6)
+        np.testing.assert_allclose(update, [-0.375, 0.25], rtol=1e-6)  # bias is corrected in single precision
 
 
 @pytest.mark.parametrize("name, make", [("adam", optax.adam), ("nadam", optax.nadam)])
