@@ -18,7 +18,7 @@ from tasks.maze import MazeTask
 
 _GIVEN = ("features", "entities", "entity_features")  # what a model learns from the task
 _ON_BITS = (Copy, RepeatCopy, DoubleCopy, AssociativeRecall, PrioritySort, Pairs)
-TASKS = {"dictionary": Dictionary, "babi": Babi, "maze": MazeTask} | {task.name: task for task in _ON_BITS}
+TASKS = {"dictionary": Dictionary, "babi": Babi} | {task.name: task for task in (*_ON_BITS, MazeTask)}
 
 
 def build_task(config: Mapping[str, Any]) -> Task:
@@ -185,12 +185,12 @@ _CELLS = {
     "chain-p": _chain(local_memory),
     "chain-g": _chain(gradient_memory),
     "lstm": _plain(LSTMCell),
-    "rnn": _plain(RNNCell),
-    "plastic": _plain(PlasticCell),
-    "neuromodulated": _plain(partial(PlasticCell, modulated=True)),
     "lstm-salu": _salu,
     "ntm": _ntm,
     "dnc": _dnc,
+    "rnn": _plain(RNNCell),
+    "plastic": _plain(PlasticCell),
+    "neuromodulated": _plain(partial(PlasticCell, modulated=True)),
 }
 MODELS = tuple(_CELLS)
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mnm_jax.training import make_optimizer
 
-T, B, SYMBOLS, D, STEPS = 6, 64, 4, 6, 200
+T, B, SYMBOLS, D, STEPS = 6, 64, 4, 6, 400
 VECTORS = jnp.asarray(np.random.default_rng(0).normal(size=(SYMBOLS + 1, D)), jnp.float32)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch import build
-from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, pairs
+from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, maze, pairs
 from launch.evaluate import evaluate_run, evaluation_table
 from launch.table import format_table, summarise
 from launch.train import run
@@ -129,7 +129,7 @@ def _change(section, **settings):
         (_change("model", rngs=2), "unknown key 'rngs'"),
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
         (_change("task", name="sort"), "task.name must be one of dictionary, babi, copy, repeat_copy"),
-        (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, ntm, dnc, got 'gru'"),
+        (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, ntm, dnc, rnn, "),
         (
             _change("model", name="chain-p"),
             "chain-p needs a task with entities (babi, task.entities >= 1), got dict",
@@ -173,24 +173,32 @@ RECIPES = {
     babi_paper: ("mnm-p", "mnm-g"),
     babi_joint: ("chain-p", "chain-g", "lstm", "lstm-salu"),
     pairs: ("mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"),
+    maze: ("mnm-p", "mnm-g", "lstm", "lstm-salu", "rnn", "plastic", "neuromodulated"),
 }
 
 
 def test_every_model_is_in_a_recipe_and_no_recipe_has_others():
+    with pytest.raises(ValueError, match="the recipe has the sizes 9x9, 11x11, 13x13, as in 9x9/mnm-p, got '8x8/lstm"):
+        maze.get_config("8x8/lstm")
     assert {model for models in RECIPES.values() for model in models} == set(build.MODELS)
     for recipe, models in RECIPES.items():
         with pytest.raises(ValueError, match=f"the recipe has the models {', '.join(models)}, got 'gru'"):
-            recipe.get_config("gru")
+            recipe.get_config(which(recipe, "gru"))
+
+
+def which(recipe, model):
+    """What stands after the colon: the maze's recipe takes a size as well."""
+    return f"11x11/{model}" if recipe is maze else model
 
 
 @pytest.mark.parametrize(
     ("recipe", "model"), [(recipe, model) for recipe, models in RECIPES.items() for model in models]
 )
 def test_every_recipe_can_be_built(recipe, model):
-    config = recipe.get_config(model)
+    config = recipe.get_config(which(recipe, model))
     build.build_training(config.training)
     task = build.build_task(config.task)
-    expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24}
+    expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24, maze: 17}
     assert task.input_features == expected[recipe]
     if config.task.name == "babi":  # without the data: as the task is, but for words and answers
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
@@ -199,7 +207,7 @@ def test_every_recipe_can_be_built(recipe, model):
     features = config.model.hidden_features + config.model.get("memory_features", 0)
     if model.startswith("chain"):  # the inputs, and what was found in 3 hops by 2 heads
         features = task.input_features + config.model.hidden_features + 3 * 2 * 48
-    assert made.head.kernel.shape == (features, 8 if recipe is pairs else 13)
+    assert made.head.kernel.shape == (features, {pairs: 8, maze: 5}.get(recipe, 13))
 
 
 def test_what_is_shipped_is_evaluated_as_the_run_was(finished, copy):
