@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
 TASKS = {
     "copy": Setting({"length": 20}, learning_rate=3e-3),
-    "repeat_copy": Setting({"length": 10, "repeats": 10}, steps=10_000, curriculum=4000),
+    "repeat_copy": Setting({"length": 10, "repeats": 10}, steps=8000, curriculum=3000, learning_rate=1e-3),
     "double_copy": Setting({"length": 20}),
     "associative_recall": Setting({"length": 6}, steps=6000, curriculum=3000, batch_size=32, heads=3),
     "priority_sort": Setting({"length": 20}),

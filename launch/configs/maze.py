@@ -20,7 +20,7 @@ MODELS = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
     "lstm": {"hidden_features": 100},
-    "lstm-salu": {"hidden_features": 100, "slots": 200, "memory_features": 32},
+    "lstm-salu": {"hidden_features": 100, "slots": 64, "memory_features": 32},
     "rnn": {"hidden_features": 139},
     "plastic": {"hidden_features": 101},
     "neuromodulated": {"hidden_features": 100},
