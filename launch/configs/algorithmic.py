@@ -34,7 +34,7 @@ TASKS = {
     "copy": Setting({"length": 20}, learning_rate=3e-3),
     "repeat_copy": Setting({"length": 10, "repeats": 10}, steps=8000, curriculum=3000, learning_rate=1e-3),
     "double_copy": Setting({"length": 20}),
-    "associative_recall": Setting({"length": 6}, steps=6000, curriculum=3000, batch_size=32, heads=3),
+    "associative_recall": Setting({"length": 6}, steps=6000, curriculum=1000, batch_size=32, heads=3),
     "priority_sort": Setting({"length": 20}),
 }
 _MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "normalised"}
