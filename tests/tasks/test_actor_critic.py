@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax import RNNCell
-from mnm_jax.training import Batch, SequenceModel, TrainConfig, train
+from mnm_jax.training import Batch, SequenceModel, TrainConfig, read_metrics, train
 from tasks.actor_critic import ActorCritic, Played, discounted_returns
 from tasks.environment import Environment
 from tasks.maze import MazeTask
@@ -117,6 +117,17 @@ def test_the_better_action_is_found(tmp_path):
     logits, _ = learn("acted", tmp_path, concentration_weight=0.0)
     np.testing.assert_allclose(jax.nn.softmax(logits[..., :-1])[..., 1], 1, atol=0.03)
     np.testing.assert_allclose(logits[1, :, -1], 1, atol=0.05)
+
+
+def test_several_devices_play_and_learn_what_one_does(tmp_path):
+    task, config = ProbeTask(kind="remembered"), TrainConfig(steps=3, batch_size=4, learning_rate=0.1, log_every=1)
+    lines = []
+    for devices, parallel in ((1, "jit"), (2, "jit"), (2, "pmap")):
+        workdir = tmp_path / f"{devices}{parallel}"
+        train(task, make_model(task, 4), config, workdir, devices=jax.local_devices()[:devices], parallel=parallel)
+        lines.append([line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line])
+    np.testing.assert_allclose(lines[1:], [lines[0]] * 2, rtol=1e-5)
+    assert len(lines[0]) == 3 and len({loss for (loss,) in lines[0]}) == 3
 
 
 def test_what_was_seen_a_step_before_decides_the_action(tmp_path):

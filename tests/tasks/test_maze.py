@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnm_jax.training import Batch
+from tasks.actor_critic import Played
 from tasks.maze import Maze, MazeParams, MazeState, MazeTask
 from tasks.maze.oracle import best_actions, distances, oracle_score
 from tasks.maze.render import render_episode, trips
@@ -167,6 +169,26 @@ def test_an_episode_as_text_shows_walls_path_and_reward():
     picture = render_episode(maze, cells, number(maze, 3, 2), rewards, ["<", "v", ">*", "^", "<"])
     assert picture == "#####\n#   #\n#.S #\n#.R #\n#####\n   3 <v>*\n   2 ^<"
     assert trips(rewards) == [slice(0, 3), slice(3, 5)] and trips(rewards[:3]) == [slice(0, 3)]
+
+
+def test_what_is_counted_and_shown_of_a_played_batch():
+    """Two episodes of four steps: one finds the reward at its second step and again at its last, the other never."""
+    task = MazeTask(size=5, episode_steps=4)
+    maze, shape = task.environment, (4, 2)
+    cells = np.full(shape, maze.centre)
+    cells[1, 0], cells[3, 0] = number(maze, 2, 1), number(maze, 1, 2)
+    reward_cells = np.full(shape, number(maze, 1, 1))
+    rewards = np.zeros(shape, np.float32)
+    rewards[[1, 3], 0] = 10
+    states = MazeState(cells, reward_cells, None, None, None)
+    actions = np.array([[2, 3], [0, 3], [1, 3], [2, 3]])
+    played = Played(actions, rewards, rewards, rewards, states)
+    batch = Batch(np.zeros((*shape, 17)), played, np.ones(shape, np.float32), np.ones(shape, bool))
+    found = {name: (float(mean.total), float(mean.count)) for name, mean in task.metrics(None, batch).items()}
+    assert found == {"reward": (20, 2), "found": (1, 2), "again": (1, 1)}
+    assert task.tokens(batch, 0) == ["<", "^*", "v", "<*"] and task.tokens(batch, 1) == [">"] * 4
+    assert task.render(batch, 0) == "#####\n#R  #\n#.S #\n#   #\n#####\n   2 <^*\n   2 v<*"
+    assert task.render(batch, 1).endswith("   4 >>>>")
 
 
 @pytest.mark.parametrize(
