@@ -28,7 +28,7 @@ from launch.report import report_run
 from launch.table import summarise
 from launch.task_errors import end_table
 from launch.workdir import CONFIG, SUMMARY, claim, write_json
-from mnm_jax.training import load_params, save_params, train
+from mnm_jax.training import PARALLEL, load_params, save_params, train
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     Args:
         config: sections task, model and training, see `launch.build`.
         workdir: folder of the run; one config only.
-        parallel: "jit" or "pmap", see `mnm_jax.training.train`.
+        parallel: "jit", "pmap" or "fsdp", see `mnm_jax.training.train`.
         command: for the summary; None: that of this process.
 
     Raises:
@@ -96,6 +96,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-    _PARALLEL = flags.DEFINE_enum("parallel", "jit", ["jit", "pmap"], "Who divides the work over the devices.")
+    _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "Who divides the work over the devices, and what.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse_flags)

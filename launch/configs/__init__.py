@@ -1,7 +1,10 @@
 """Recipes, one a file."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from mnm_jax.training import TrainConfig
 
 
 def choose_model(models: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
@@ -13,3 +16,8 @@ def choose_model(models: Mapping[str, Mapping[str, Any]], name: str) -> dict[str
     if name not in models:
         raise ValueError(f"the recipe has the models {', '.join(models)}, got {name!r}.")
     return {"name": name, **models[name]}
+
+
+def training_section(**settings: Any) -> dict[str, Any]:
+    """The section "training" of a recipe: its `settings`, and the defaults of `TrainConfig` for all others."""
+    return dataclasses.asdict(TrainConfig(**settings))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model
+from launch.configs import choose_model, training_section
 
 
 class Setting(NamedTuple):
@@ -57,21 +57,17 @@ def get_config(which: str = "copy/mnm-p") -> ConfigDict:
         {
             "task": {"name": task, "curriculum": setting.curriculum, "evaluation_batches": 16, **setting.task},
             "model": choose_model(MODELS, model),
-            "training": {
-                "steps": setting.steps,
-                "batch_size": setting.batch_size,
-                "optimizer": "adam",
-                "learning_rate": 3e-3,
-                "schedule": "cosine",
-                "warmup_steps": 100,
-                "clip_norm": 0.2,
-                "weight_decay": 0.0,
-                "meta_weight": 0.1,
-                "seed": 0,
-                "seeds": 5,
-                "log_every": 50,
-                "eval_every": 250,
-                "checkpoint_seconds": 120.0,
-            },
+            "training": training_section(
+                steps=setting.steps,
+                batch_size=setting.batch_size,
+                learning_rate=3e-3,
+                schedule="cosine",
+                warmup_steps=100,
+                clip_norm=0.2,
+                meta_weight=0.1,
+                seeds=5,
+                log_every=50,
+                eval_every=250,
+            ),
         }
     )

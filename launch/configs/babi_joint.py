@@ -14,7 +14,7 @@ every sentence, the entities that the chained cell writes about and asks for.
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model
+from launch.configs import choose_model, training_section
 
 _CHAIN = {
     "hidden_features": 128,
@@ -47,21 +47,17 @@ def get_config(model: str = "chain-p") -> ConfigDict:
                 "entity_features": 48,
             },
             "model": choose_model(_MODELS, model),
-            "training": {
-                "steps": 20490,
-                "batch_size": 128,
-                "optimizer": "adam",
-                "learning_rate": 1e-3,
-                "schedule": "cosine",
-                "warmup_steps": 200,
-                "clip_norm": 5.0,
-                "weight_decay": 0.0,
-                "meta_weight": 0.1,
-                "seed": 0,
-                "seeds": 1,
-                "log_every": 50,
-                "eval_every": 1366,
-                "checkpoint_seconds": 240.0,
-            },
+            "training": training_section(
+                steps=20490,
+                batch_size=128,
+                learning_rate=1e-3,
+                schedule="cosine",
+                warmup_steps=200,
+                clip_norm=5.0,
+                meta_weight=0.1,
+                log_every=50,
+                eval_every=1366,
+                checkpoint_seconds=240.0,
+            ),
         }
     )

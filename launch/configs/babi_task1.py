@@ -14,7 +14,7 @@ questions right, and all validation questions from the first validation at 200 u
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model
+from launch.configs import choose_model, training_section
 
 _MEMORY = {"hidden_features": 96, "heads": 2, "memory_features": 96, "memory_layers": 2, "step_size": "normalised"}
 _MODELS = {
@@ -36,21 +36,16 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
                 "embedding_features": 96,
             },
             "model": choose_model(_MODELS, model),
-            "training": {
-                "steps": 1000,
-                "batch_size": 128,
-                "optimizer": "adam",
-                "learning_rate": 2e-3,
-                "schedule": "cosine",
-                "warmup_steps": 50,
-                "clip_norm": 5.0,
-                "weight_decay": 0.0,
-                "meta_weight": 0.1,
-                "seed": 0,
-                "seeds": 1,
-                "log_every": 50,
-                "eval_every": 200,
-                "checkpoint_seconds": 120.0,
-            },
+            "training": training_section(
+                steps=1000,
+                batch_size=128,
+                learning_rate=2e-3,
+                schedule="cosine",
+                warmup_steps=50,
+                clip_norm=5.0,
+                meta_weight=0.1,
+                log_every=50,
+                eval_every=200,
+            ),
         }
     )

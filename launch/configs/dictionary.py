@@ -18,7 +18,7 @@ with `--config.model.memory_layers=2`).
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model
+from launch.configs import choose_model, training_section
 
 _MEMORY = {"hidden_features": 128, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
 _MODELS = {
@@ -34,21 +34,16 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
         {
             "task": {"name": "dictionary", "length": 1, "support": 8, "queries": 8, "mixed": False},
             "model": choose_model(_MODELS, model),
-            "training": {
-                "steps": 1500,
-                "batch_size": 32,
-                "optimizer": "adam",
-                "learning_rate": 3e-3,
-                "schedule": "cosine",
-                "warmup_steps": 0,
-                "clip_norm": 1.0,
-                "weight_decay": 0.0,
-                "meta_weight": 0.1,
-                "seed": 0,
-                "seeds": 5,
-                "log_every": 50,
-                "eval_every": 100,
-                "checkpoint_seconds": 120.0,
-            },
+            "training": training_section(
+                steps=1500,
+                batch_size=32,
+                learning_rate=3e-3,
+                schedule="cosine",
+                clip_norm=1.0,
+                meta_weight=0.1,
+                seeds=5,
+                log_every=50,
+                eval_every=100,
+            ),
         }
     )

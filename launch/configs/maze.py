@@ -12,7 +12,7 @@ of updates are ours, the same for every agent.
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model
+from launch.configs import choose_model, training_section
 
 SIZES = {"9x9": 9, "11x11": 11, "13x13": 13}
 _MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 32, "memory_layers": 2, "step_size": "normalised"}
@@ -45,22 +45,16 @@ def get_config(which: str = "9x9/mnm-p") -> ConfigDict:
                 "evaluation_batches": 4,
             },
             "model": choose_model(MODELS, model),
-            "training": {
-                "steps": 4000,
-                "batch_size": 30,
-                "optimizer": "adam",
-                "learning_rate": 1e-3,
-                "epsilon": 1e-4,
-                "schedule": "constant",
-                "warmup_steps": 0,
-                "clip_norm": 4.0,
-                "weight_decay": 0.0,
-                "meta_weight": 0.1,
-                "seed": 0,
-                "seeds": 3,
-                "log_every": 50,
-                "eval_every": 200,
-                "checkpoint_seconds": 120.0,
-            },
+            "training": training_section(
+                steps=4000,
+                batch_size=30,
+                learning_rate=1e-3,
+                epsilon=1e-4,
+                clip_norm=4.0,
+                meta_weight=0.1,
+                seeds=3,
+                log_every=50,
+                eval_every=200,
+            ),
         }
     )

@@ -10,7 +10,7 @@ equal state and at equal parameters, and the memories of this library in other w
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model
+from launch.configs import choose_model, training_section
 
 _MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 32, "memory_layers": 1, "step_size": "normalised"}
 MODELS = {
@@ -36,21 +36,17 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
                 "evaluation_batches": 16,
             },
             "model": choose_model(MODELS, model),
-            "training": {
-                "steps": steps,
-                "batch_size": 32,
-                "optimizer": "adam",
-                "learning_rate": 3e-3,
-                "schedule": "cosine",
-                "warmup_steps": 100,
-                "clip_norm": 10.0,
-                "weight_decay": 0.0,
-                "meta_weight": 0.1,
-                "seed": 0,
-                "seeds": 5,
-                "log_every": 50,
-                "eval_every": 200,
-                "checkpoint_seconds": 120.0,
-            },
+            "training": training_section(
+                steps=steps,
+                batch_size=32,
+                learning_rate=3e-3,
+                schedule="cosine",
+                warmup_steps=100,
+                clip_norm=10.0,
+                meta_weight=0.1,
+                seeds=5,
+                log_every=50,
+                eval_every=200,
+            ),
         }
     )

@@ -6,6 +6,7 @@ from mnm_jax.training.evaluate import evaluate
 from mnm_jax.training.loop import TrainResult, train
 from mnm_jax.training.model import SequenceModel, SequenceOutput
 from mnm_jax.training.optimizer import make_optimizer
+from mnm_jax.training.parallel import PARALLEL
 from mnm_jax.training.progress import ProgressBar
 from mnm_jax.training.signals import Interrupted
 from mnm_jax.training.state import TrainState, init_state, split_model
@@ -15,6 +16,7 @@ from mnm_jax.training.weights import save_params
 from mnm_jax.training.writers import MetricWriter, read_metrics
 
 __all__ = [
+    "PARALLEL",
     "Batch",
     "Interrupted",
     "Loader",

@@ -13,6 +13,8 @@ class TrainConfig:
 
     steps: updates of the parameters.
     batch_size: `B`, over all devices; a multiple of their number.
+    accumulate: parts of a device's share of the batch, worked through one after the other with the gradient added up:
+        for a batch that does not fit into its memory. The numbers are those of the whole batch.
     learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay, epsilon: see `make_optimizer`.
     meta_weight: weight of the meta loss in the objective.
     seed: the first seed. seeds: how many run side by side: `seed, seed + 1, ...`.
@@ -30,6 +32,7 @@ class TrainConfig:
     clip_norm: float | None = None
     weight_decay: float = 0.0
     epsilon: float = 1e-8
+    accumulate: int = 1
     meta_weight: float = 1.0
     seed: int = 0
     seeds: int = 1
@@ -38,7 +41,7 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "seeds", "log_every", "eval_every"):
+        for name in ("steps", "batch_size", "accumulate", "seeds", "log_every", "eval_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {name}={value!r}.")

@@ -43,9 +43,12 @@ def evaluate(
 
 
 def make_evaluate(
-    graphdef: nnx.GraphDef, task: Task, devices: Sequence[jax.Device]
+    graphdef: nnx.GraphDef, task: Task, devices: Sequence[jax.Device], lies: Any = None
 ) -> Callable[[Any, str, int], dict[str, np.ndarray]]:
-    """`evaluate` as `(params, split, batch_size) -> metrics` that compiles once a batch shape, however often called."""
+    """`evaluate` as `(params, split, batch_size) -> metrics` that compiles once a batch shape, however often called.
+
+    lies: shardings of the parameters; whole on every device if None.
+    """
     placement = make_placement(devices)
 
     def measure_seed(params: Any, batch: Batch) -> dict[str, Mean]:
@@ -58,7 +61,7 @@ def make_evaluate(
     measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=placement.replicated)
 
     def run(params: Any, split: str, batch_size: int) -> dict[str, np.ndarray]:
-        params = jax.device_put(params, placement.replicated)
+        params = jax.device_put(params, placement.replicated if lies is None else lies)
         result = {}
         for name, batches in task.evaluations(split, batch_size).items():
             sums: dict[str, Mean] = {}

@@ -19,7 +19,7 @@ from flax import nnx
 from mnm_jax.training import checkpoints
 from mnm_jax.training.config import TrainConfig
 from mnm_jax.training.evaluate import make_evaluate
-from mnm_jax.training.parallel import make_parallel_step, make_placement
+from mnm_jax.training.parallel import make_parallel_step, make_placement, place_state
 from mnm_jax.training.progress import ProgressBar
 from mnm_jax.training.signals import Interrupted, StopRequest, stop_request
 from mnm_jax.training.state import TrainState, init_state, split_model
@@ -69,7 +69,7 @@ def train(
             attributes, as `SequenceModel` does.
         config: settings. The caller sees to it that a workdir is used with one config only.
         workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-        parallel: "jit" or "pmap", see `make_parallel_step`.
+        parallel: "jit", "pmap" or "fsdp", see `make_parallel_step`.
         devices: which devices to use; all local ones if None.
 
     Raises:
@@ -105,25 +105,29 @@ class _Run:
         self.placement = make_placement(devices)
         self.graphdef = split_model(make_model)
         optimizer = config.make_optimizer()
+        init = functools.partial(init_state, make_model, optimizer, config.seed, config.seeds)
+        like = jax.eval_shape(init)
         self.update = make_parallel_step(
             self.graphdef,
             task,
             optimizer,
             meta_weight=config.meta_weight,
             batch_size=config.batch_size,
+            accumulate=config.accumulate,
             devices=devices,
             parallel=parallel,
+            state=like,
         )
-        self.evaluate = make_evaluate(self.graphdef, task, devices)
+        lies = place_state(like, self.placement, parallel)
+        self.evaluate = make_evaluate(self.graphdef, task, devices, lies.params)
         self.loader: Loader | None = task.loader and task.loader(config.seed, config.batch_size)
 
         self.started = self.last_save = time.monotonic()
-        init = functools.partial(init_state, make_model, optimizer, config.seed, config.seeds)
-        saved = checkpoints.restore(workdir, jax.eval_shape(init))
+        saved = checkpoints.restore(workdir, like)
         self.step, state, meta = saved or (0, init(), {"seconds": 0.0})
         if self.step > config.steps:
             raise ValueError(f"{workdir} was trained for {self.step} steps, got steps={config.steps}; raise it.")
-        self.state: TrainState = jax.device_put(state, self.placement.replicated)
+        self.state: TrainState = jax.device_put(state, lies)
         self.seconds_before = meta["seconds"]
         if self.loader is not None and saved:
             self.loader.set_state(meta["loader"])

@@ -1,4 +1,4 @@
-"""One step for all seeds on all local devices: the batch is divided, everything else is on every device.
+"""One step for all seeds on all local devices: the batch is divided, everything else on every device, or divided too.
 
 Shape letters: `T` time steps, `B` examples, `S` seeds.
 """
@@ -17,6 +17,7 @@ from mnm_jax.training.state import TrainState
 from mnm_jax.training.step import StepMetrics, make_step
 from mnm_jax.training.task import Batch, Task
 
+PARALLEL = ("jit", "pmap", "fsdp")
 _AXIS = "data"
 _BATCH = P(None, _AXIS)  # leaves [T, B, ...]
 
@@ -31,6 +32,26 @@ class Placement(NamedTuple):
 def make_placement(devices: Sequence[jax.Device]) -> Placement:
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     return Placement(NamedSharding(mesh, P()), NamedSharding(mesh, _BATCH))
+
+
+def place_state(state: Any, placement: Placement, parallel: str) -> Any:
+    """Where each leaf `[S, ...]` of a state (or of parameters, or their shapes) lies: a tree of shardings.
+
+    "fsdp": divided along its longest axis but S that the number of devices divides; whole on each where there is none.
+    Else: whole on every device.
+    """
+
+    mesh, count = placement.divided.mesh, placement.divided.num_devices
+
+    def place(leaf: Any) -> NamedSharding:
+        sizes = np.shape(leaf)
+        axes = [axis for axis in range(1, len(sizes)) if sizes[axis] % count == 0]
+        if parallel != "fsdp" or not axes:
+            return placement.replicated
+        longest = max(axes, key=lambda axis: sizes[axis])
+        return NamedSharding(mesh, P(*[None] * longest, _AXIS))
+
+    return jax.tree.map(place, state)
 
 
 def place_batch(batch: Batch, placement: Placement) -> Batch:
@@ -58,16 +79,21 @@ def make_parallel_step(
     *,
     meta_weight: float,
     batch_size: int,
+    accumulate: int = 1,
     devices: Sequence[jax.Device],
     parallel: str = "jit",
+    state: TrainState | None = None,
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, StepMetrics]]:
     """The step of all seeds, compiled; state leaves `[S, ...]`, batch leaves `[T, B, ...]` shared by the seeds.
 
-    The state passed in is used up (its memory is given to the new one). Both forms equal one device.
+    The state passed in is used up (its memory is given to the new one). Every form equals one device.
 
     Args:
+        accumulate: parts of a device's share of the batch, one after the other.
         parallel: "jit" lets the compiler divide the work along the batch; "pmap" writes the sums over devices out, and
-            each device draws the whole batch of a sampled task and keeps its part.
+            each device draws the whole batch of a sampled task and keeps its part; "fsdp" is "jit" with parameters and
+            optimiser divided over the devices as well (`place_state`), and gathered where a product needs them.
+        state: for "fsdp", a state or its shapes.
 
     Raises:
         ValueError: an unknown `parallel`, or a batch size that the number of devices does not divide.
@@ -84,21 +110,24 @@ def make_parallel_step(
             optimizer,
             meta_weight=meta_weight,
             batch_size=batch_size,
+            accumulate=accumulate,
             devices=devices,
             divide=divide,
             axis_name=axis_name,
         )
         return map_seeds(step, devices)
 
-    if parallel == "jit":
+    if parallel not in PARALLEL:
+        raise ValueError(f"parallel must be one of {', '.join(PARALLEL)}, got {parallel!r}.")
+    if parallel != "pmap":
+        whole = placement.replicated
+        kept = whole if parallel == "jit" else place_state(state, placement, parallel)
         return jax.jit(
             seeds_step(lambda batch: jax.lax.with_sharding_constraint(batch, placement.divided)),
-            in_shardings=(placement.replicated, placement.divided),
-            out_shardings=placement.replicated,
+            in_shardings=(kept, placement.divided),
+            out_shardings=(kept, whole),
             donate_argnums=0,
         )
-    if parallel != "pmap":
-        raise ValueError(f"parallel must be jit or pmap, got {parallel!r}.")
 
     part = batch_size // count
 

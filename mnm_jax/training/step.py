@@ -57,6 +57,7 @@ def make_step(
     *,
     meta_weight: float,
     batch_size: int,
+    accumulate: int = 1,
     devices: Sequence[jax.Device] | None = None,
     divide: Callable[[Batch], Batch] = lambda batch: batch,
     axis_name: str | None = None,
@@ -70,6 +71,7 @@ def make_step(
     count unequal numbers of steps.
 
     Args:
+        accumulate: parts of a device's share that are worked through one after the other.
         devices: over which the batch is divided (None: the first one alone); each works through its part in groups
             (`training/groups.py`).
         divide: applied to a sampled batch: what keeps this device's part, or says how the batch lies on the devices.
@@ -93,7 +95,9 @@ def make_step(
 
         cell = getattr(nnx.merge(graphdef, params), "cell", None)
         examples = batch.mask.shape[1] // (len(devices) if axis_name is None else 1)
-        groups = choose_groups(cell, examples, devices[0].platform)
+        if examples % accumulate:
+            raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
+        groups = accumulate * choose_groups(cell, examples // accumulate, devices[0].platform)
         return value_and_grad_in_groups(objective, groups)(params, batch)
 
     def step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:

@@ -7,23 +7,26 @@ import numpy as np
 import pytest
 
 from mnm_jax.training import init_state, make_optimizer, parallel, split_model
-from mnm_jax.training.parallel import make_parallel_step, make_placement
+from mnm_jax.training.parallel import make_parallel_step, make_placement, place_state
 
 
-def run(tiny, draw, form, count, steps=3, batch_size=16):
+def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
     """draw: gives the batches that are read, `(seed, size)`; None: they are sampled."""
     optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
     devices = jax.local_devices()[:count]
+    state = init_state(tiny.Model, optimizer, 0, 2)
     step = make_parallel_step(
         split_model(tiny.Model),
         tiny.Recall(reads=draw is not None),
         optimizer,
         meta_weight=0.5,
         batch_size=batch_size,
+        accumulate=accumulate,
         devices=devices,
         parallel=form,
+        state=state,
     )
-    state = jax.device_put(init_state(tiny.Model, optimizer, 0, 2), make_placement(devices).replicated)
+    state = jax.device_put(state, place_state(state, make_placement(devices), form))
     metrics = []
     for i in range(steps):
         state, now = step(state, draw and draw(i, 16))
@@ -37,8 +40,15 @@ def test_every_form_equals_one_device(tiny, x64, draw):
     expected = run(tiny, draw, "jit", 1)
     counts = np.sum(tiny.draw_numpy(0, 16).loss_mask.reshape(5, 8, 2), axis=(0, 2))
     assert len(set(counts)) > 1  # devices count unequal numbers of steps
-    for form, count in (("jit", 8), ("pmap", 8)):
-        found = run(tiny, draw, form, count)
+    for form, count, parts in (
+        ("jit", 8, 1),
+        ("pmap", 8, 1),
+        ("fsdp", 8, 1),
+        ("fsdp", 2, 4),
+        ("jit", 1, 2),
+        ("pmap", 4, 2),
+    ):
+        found = run(tiny, draw, form, count, accumulate=parts)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
@@ -64,6 +74,23 @@ def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
+def test_fsdp_keeps_a_part_of_each_large_leaf_on_each_device(tiny):
+    devices = jax.local_devices()
+    placement, optimizer = make_placement(devices), make_optimizer(learning_rate=0.1, steps=3)
+    state = init_state(tiny.Model, optimizer, 0, 2)
+    options = {"meta_weight": 0.5, "batch_size": 16, "devices": devices, "parallel": "fsdp", "state": state}
+    step = make_parallel_step(split_model(tiny.Model), tiny.Recall(), optimizer, **options)
+    state, _ = step(jax.device_put(state, place_state(state, placement, "fsdp")), None)
+    shapes = {leaf.shape: leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state)}
+    # [S, ...]: the axis of eight units is divided, wherever it is; eight does not divide the others.
+    assert shapes == {(2, 4, 8): (2, 4, 1), (2, 8, 8): (2, 1, 8), (2, 8, 3): (2, 1, 3), (2,): (2,)}
+
+
+def test_accumulation_that_does_not_divide_is_refused_in_one_line(tiny):
+    with pytest.raises(ValueError, match="accumulate must divide the 2 examples of a device, got accumulate=4"):
+        run(tiny, None, "jit", 8, accumulate=4)
+
+
 def test_work_is_divided_over_the_devices(tiny):
     placement = make_placement(jax.local_devices())
     batch = jax.device_put(tiny.draw_numpy(0, 16), placement.divided)
@@ -74,7 +101,7 @@ def test_work_is_divided_over_the_devices(tiny):
     "changes, message",
     [
         ({"batch_size": 12}, "batch_size must be a multiple of the 8 devices, got batch_size=12."),
-        ({"parallel": "tmap"}, "parallel must be jit or pmap, got 'tmap'."),
+        ({"parallel": "tmap"}, "parallel must be one of jit, pmap, fsdp, got 'tmap'."),
     ],
 )
 def test_what_cannot_be_divided_is_refused_in_one_line(tiny, changes, message):
