@@ -2,6 +2,9 @@
 
     python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary [--config.KEY=VALUE ...]
 
+On several hosts the same command on each, with `--coordinator=HOST:PORT --num_processes=N --process_id=I`, or
+`--coordinator=auto` where the environment tells these (TPU pods, SLURM); the workdir is one that all of them see.
+
 The workdir gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `figures/` and at last `params.npz`
 (the parameters, all that `launch.evaluate` needs beside the config) and `summary.json`.
 """
@@ -23,12 +26,13 @@ from ml_collections import ConfigDict, config_flags
 
 import mnm_jax
 from launch.build import build_parts, count_parameters
+from launch.connect import connect
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
 from launch.table import summarise
 from launch.task_errors import end_table
 from launch.workdir import CONFIG, SUMMARY, claim, write_json
-from mnm_jax.training import PARALLEL, load_params, save_params, train
+from mnm_jax.training import PARALLEL, hosts, load_params, save_params, train
 
 
 def run(
@@ -55,7 +59,7 @@ def run(
     parameters = count_parameters(make_model)
 
     workdir = pathlib.Path(workdir)
-    new = claim(workdir, plain)
+    new = hosts.in_turn(lambda: claim(workdir, plain))
     try:
         result = train(task, make_model, training, workdir, parallel=parallel)
     except ValueError:
@@ -74,10 +78,12 @@ def run(
         "config": plain,
         "metrics": summarise(result.metrics),
     }
-    save_params(workdir, *load_params(workdir, make_model))
-    write_json(workdir / SUMMARY, summary)
-    print(end_table(summary["metrics"], range(training.seed, training.seed + training.seeds)))
-    report_run(workdir)
+    if hosts.is_first():
+        save_params(workdir, *load_params(workdir, make_model))
+        write_json(workdir / SUMMARY, summary)
+        print(end_table(summary["metrics"], range(training.seed, training.seed + training.seeds)))
+        report_run(workdir)
+    hosts.wait("the summary is written")
     return summary
 
 
@@ -90,6 +96,7 @@ def main(argv: list[str]) -> None:
     with one_line_errors():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE.")
+        connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(_CONFIG.value, _WORKDIR.value, _PARALLEL.value)
 
 
@@ -97,5 +104,8 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
     _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "Who divides the work over the devices, and what.")
+    _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of process 0, or auto.")
+    _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+    _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse_flags)

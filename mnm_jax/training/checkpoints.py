@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
 
+from mnm_jax.training import hosts
 from mnm_jax.training.state import TrainState, leaf_names
 from mnm_jax.training.weights import read_params
 
@@ -38,15 +39,34 @@ class Saved(NamedTuple):
 def save(workdir: str | os.PathLike, step: int, state: TrainState, run: dict[str, Any]) -> pathlib.Path:
     """Saves a state and a JSON-serialisable dictionary; returns when all is on disk. Keeps the newest two.
 
-    Nothing carries the name `STEP` until it is whole: the folder is written beside it and then renamed.
+    Nothing carries the name `STEP` until it is whole: the folder is written beside it and then renamed. Of several
+    processes all take part, and the first one writes.
+
+    Raises:
+        OSError: it could not be written, as where no space is left; the ones before it are as they were.
     """
     folder = _folder(workdir)
-    final, unfinished = folder / str(step), folder / f"{step}.unfinished"
-    if final.exists():
-        return final
+    final = folder / str(step)
+    arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
+    failure = None
+    if hosts.is_first() and not final.exists():
+        try:
+            _write(folder, final, arrays, run)
+        except (OSError, ValueError) as error:  # ValueError: how Orbax reports a full disk
+            failure = error
+    if hosts.agree(failure is not None)[0]:
+        reason = failure or "see what the first process reports"
+        raise OSError(
+            f"checkpoint {final} could not be written: {reason}. Free space on the disk or check its permissions, and "
+            "run the same command again: it goes on from the checkpoint before."
+        ) from failure
+    return final
+
+
+def _write(folder: pathlib.Path, final: pathlib.Path, arrays: dict[str, np.ndarray], run: dict[str, Any]) -> None:
+    unfinished = final.with_name(f"{final.name}.unfinished")
     for left_over in folder.glob("*.unfinished*"):
         shutil.rmtree(left_over)
-    arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
     with _orbax() as checkpointer:
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), run=ocp.args.JsonSave(run))
         checkpointer.save(unfinished, args=args)
@@ -54,7 +74,6 @@ def save(workdir: str | os.PathLike, step: int, state: TrainState, run: dict[str
     unfinished.rename(final)
     for old in _finished(folder)[:-_KEEP]:
         shutil.rmtree(old)
-    return final
 
 
 def restore(workdir: str | os.PathLike, like: TrainState) -> Saved | None:
@@ -106,11 +125,15 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[ocp.Checkpointer]:
-    """A checkpointer that logs warnings only, where Orbax has some thirty lines for each checkpoint."""
-    before = logging.get_verbosity()
+    """A checkpointer of this process alone, and which only logs warnings: Orbax has thirty lines for a checkpoint."""
+    before, this = logging.get_verbosity(), jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
+    )
     logging.set_verbosity(min(before, logging.WARNING))
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield checkpointer
     finally:
         logging.set_verbosity(before)
@@ -171,7 +194,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return hosts.to_host(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _fill(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mnm_jax.training import hosts
 from mnm_jax.training.parallel import make_placement, map_seeds, place_batch
 from mnm_jax.training.step import losses
 from mnm_jax.training.task import Batch, Mean, Task, played
@@ -43,11 +44,11 @@ def evaluate(
 
 
 def make_evaluate(
-    graphdef: nnx.GraphDef, task: Task, devices: Sequence[jax.Device], lies: Any = None
+    graphdef: nnx.GraphDef, task: Task, devices: Sequence[jax.Device], *, placed: bool = False
 ) -> Callable[[Any, str, int], dict[str, np.ndarray]]:
     """`evaluate` as `(params, split, batch_size) -> metrics` that compiles once a batch shape, however often called.
 
-    lies: shardings of the parameters; whole on every device if None.
+    placed: the parameters that it will be called with lie on the devices already.
     """
     placement = make_placement(devices)
 
@@ -61,7 +62,7 @@ def make_evaluate(
     measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=placement.replicated)
 
     def run(params: Any, split: str, batch_size: int) -> dict[str, np.ndarray]:
-        params = jax.device_put(params, placement.replicated if lies is None else lies)
+        params = params if placed else hosts.put(params, placement.replicated)
         result = {}
         for name, batches in task.evaluations(split, batch_size).items():
             sums: dict[str, Mean] = {}

@@ -10,13 +10,13 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training import checkpoints
+from mnm_jax.training import checkpoints, hosts
 from mnm_jax.training.config import TrainConfig
 from mnm_jax.training.evaluate import make_evaluate
 from mnm_jax.training.parallel import make_parallel_step, make_placement, place_state
@@ -29,6 +29,8 @@ from mnm_jax.training.writers import MetricWriter, read_metrics
 
 # Steps handed to the devices before their results are awaited: enough to keep them busy, few enough to stop soon.
 _STEPS_AHEAD = 8
+# Steps between two times that several processes ask each other whether to stop or to save.
+_STEPS_UNASKED = 16
 # Metrics beside the progress bar, where a task has them, and their names there.
 _SHOWN = {"train/loss": "loss", "valid/accuracy": "accuracy"}
 
@@ -70,7 +72,7 @@ def train(
         config: settings. The caller sees to it that a workdir is used with one config only.
         workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
         parallel: "jit", "pmap" or "fsdp", see `make_parallel_step`.
-        devices: which devices to use; all local ones if None.
+        devices: which devices to use; all of all processes if None.
 
     Raises:
         TrainingFault: a loss, gradient or updated parameter was not finite. The seed stopped before that step (the
@@ -78,7 +80,7 @@ def train(
         Interrupted: a signal arrived; the state was saved.
         ValueError: settings that do not fit together, or damaged checkpoints.
     """
-    devices = list(devices or jax.local_devices())
+    devices = list(devices or jax.devices())
     if (task.sample is None) == (task.loader is None):
         raise ValueError(f"task {task.name} must have either sample or loader; set the other to None.")
     with contextlib.ExitStack() as stack:
@@ -119,25 +121,27 @@ class _Run:
             state=like,
         )
         lies = place_state(like, self.placement, parallel)
-        self.evaluate = make_evaluate(self.graphdef, task, devices, lies.params)
-        self.loader: Loader | None = task.loader and task.loader(config.seed, config.batch_size)
+        self.evaluate = make_evaluate(self.graphdef, task, devices, placed=True)
+        share = {"part": hosts.part()} if jax.process_count() > 1 else {}
+        self.loader: Loader | None = task.loader and task.loader(config.seed, config.batch_size, **share)
 
         self.started = self.last_save = time.monotonic()
-        saved = checkpoints.restore(workdir, like)
+        saved = hosts.in_turn(lambda: checkpoints.restore(workdir, like))
         self.step, state, meta = saved or (0, init(), {"seconds": 0.0})
         if self.step > config.steps:
             raise ValueError(f"{workdir} was trained for {self.step} steps, got steps={config.steps}; raise it.")
-        self.state: TrainState = jax.device_put(state, lies)
+        self.state: TrainState = hosts.put(state, lies)
         self.seconds_before = meta["seconds"]
         if self.loader is not None and saved:
             self.loader.set_state(meta["loader"])
         self.shapes: set = set()  # of batches for which the step is compiled
         self.ahead: collections.deque = collections.deque()
-        self.writer = MetricWriter(workdir, step=self.step)
-        self.progress = ProgressBar(config.steps, self.step)
+        self.writer = MetricWriter(workdir, step=self.step) if hosts.is_first() else None
+        self.progress = ProgressBar(config.steps, self.step, quiet=not hosts.is_first())
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
         self.progress.close()
 
     @property
@@ -151,26 +155,39 @@ class _Run:
             metrics = self.one_step()
             last = self.step == config.steps
             log, evaluate = (last or self.step % every == 0 for every in (config.log_every, config.eval_every))
-            save = self.stop.name or time.monotonic() - self.last_save >= config.checkpoint_seconds
+            stop, save = self.asked()
             if log or evaluate or save:
                 self.stop_on_fault()
             if log:
                 self.write({f"train/{name}": np.asarray(value) for name, value in metrics._asdict().items()})
             if evaluate:
                 self.write_evaluation("valid")
-            if save or self.stop.name:  # or it came while evaluating
+                stop, save = self.asked()  # it may have come while evaluating
+            if save:
                 self.save()
-                self.stop_on_signal()
-        if not any(name.startswith("test/") for name in self.last_lines()):
+            if stop:
+                self.stop_now()
+        tested = any(name.startswith("test/") for name in self.last_lines())
+        if not hosts.agree(hosts.is_first() and tested)[0]:
             self.write_evaluation("test")
         self.save()
-        self.stop_on_signal()
+        if self.asked()[0]:
+            self.stop_now()
         metrics = self.last_lines()
         seconds = float(metrics.pop("seconds"))
-        return TrainResult(jax.device_get(self.state.params), self.graphdef, metrics, self.step, seconds)
+        params = jax.tree.map(hosts.to_host, self.state.params)
+        return TrainResult(params, self.graphdef, metrics, self.step, seconds)
+
+    def asked(self) -> tuple[bool, bool]:
+        """(whether to stop, whether to save), the same in all processes; several ask each other now and then."""
+        if jax.process_count() > 1 and self.step % _STEPS_UNASKED and self.step < self.config.steps:
+            return False, False
+        due = time.monotonic() - self.last_save >= self.config.checkpoint_seconds
+        stop, save = hosts.agree(self.stop.name is not None, due)
+        return stop, save or stop
 
     def one_step(self) -> StepMetrics:
-        batch = None if self.loader is None else next(self.loader)
+        batch = None if self.loader is None else hosts.join(next(self.loader), self.placement.divided)
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
         compiled = shapes in self.shapes
         self.shapes.add(shapes)
@@ -184,7 +201,8 @@ class _Run:
         return metrics
 
     def write(self, metrics: dict[str, np.ndarray]) -> None:
-        self.writer.write(self.step, self.seconds, metrics)
+        if self.writer is not None:
+            self.writer.write(self.step, self.seconds, metrics)
         shown = {_SHOWN[name]: float(value.mean()) for name, value in metrics.items() if name in _SHOWN}
         self.progress.update(self.step, shown)
 
@@ -213,9 +231,8 @@ class _Run:
                 "Lower learning_rate or set clip_norm, and train in a new workdir."
             )
 
-    def stop_on_signal(self) -> None:
-        if self.stop.name:
-            raise Interrupted(
-                f"stopped by {self.stop.name} at step {self.step} of {self.config.steps}; all is saved in "
-                f"{self.workdir}: run the same command again to go on."
-            )
+    def stop_now(self) -> NoReturn:
+        raise Interrupted(
+            f"stopped by {self.stop.name or 'a signal to another process'} at step {self.step} of {self.config.steps}; "
+            f"all is saved in {self.workdir}: run the same command again to go on."
+        )

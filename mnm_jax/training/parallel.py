@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mnm_jax.training import hosts
 from mnm_jax.training.state import TrainState
 from mnm_jax.training.step import StepMetrics, make_step
 from mnm_jax.training.task import Batch, Task
@@ -58,7 +59,7 @@ def place_batch(batch: Batch, placement: Placement) -> Batch:
     """A batch on the devices: divided if `B` allows it, as the last batch of an evaluation may not."""
     size = np.shape(batch.mask)[1]
     divisible = size % placement.divided.num_devices == 0
-    return jax.device_put(batch, placement.divided if divisible else placement.replicated)
+    return hosts.put(batch, placement.divided if divisible else placement.replicated)
 
 
 def map_seeds(function: Callable, devices: Sequence[jax.Device]) -> Callable:
@@ -119,6 +120,8 @@ def make_parallel_step(
 
     if parallel not in PARALLEL:
         raise ValueError(f"parallel must be one of {', '.join(PARALLEL)}, got {parallel!r}.")
+    if parallel == "pmap" and jax.process_count() > 1:
+        raise ValueError("pmap divides over the devices of one process; of several take parallel='jit' or 'fsdp'.")
     if parallel != "pmap":
         whole = placement.replicated
         kept = whole if parallel == "jit" else place_state(state, placement, parallel)

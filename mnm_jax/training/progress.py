@@ -22,6 +22,7 @@ class ProgressBar:
         clock: seconds, for tests.
         console: where the bar is drawn; standard error if None. If it is no terminal, a line goes to the log instead,
             at most one a minute.
+        quiet: neither bar nor lines.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class ProgressBar:
         *,
         clock: Callable[[], float] = time.monotonic,
         console: Console | None = None,
+        quiet: bool = False,
     ):
         self.total = total
         self.step = step
@@ -41,8 +43,8 @@ class ProgressBar:
         self._pause_start: float | None = None
         self._metrics: dict[str, float] = {}
         console = console or Console(stderr=True)
-        self._bar = None
-        if console.is_terminal:
+        self._bar, self._quiet = None, quiet
+        if console.is_terminal and not quiet:
             steps = TextColumn("{task.completed:.0f}/{task.total:.0f}")
             columns = steps, BarColumn(bar_width=10), TaskProgressColumn()
             self._bar = Progress(*columns, TextColumn("{task.fields[status]}"), console=console)
@@ -80,7 +82,7 @@ class ProgressBar:
         self._metrics |= metrics or {}
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=self.status())
-        elif self._clock() - self._last_line >= _LINE_SECONDS or step == self.total:
+        elif not self._quiet and (self._clock() - self._last_line >= _LINE_SECONDS or step == self.total):
             self._last_line = self._clock()
             logging.info("step %d/%d %s", step, self.total, self.status())
 

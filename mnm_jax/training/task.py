@@ -58,7 +58,9 @@ class Task(Protocol):
     output_features: `C`, number of classes or of bits.
     sample: `(key, batch_size, step=None) -> Batch`, pure and jittable: synthetic tasks draw on the device. `step` are
         the updates made so far, for a task with a curriculum (None: as at its end). None for a task that reads files.
-    loader: `(seed, batch_size) -> Loader`. None for a synthetic task. Exactly one of the two is given.
+    loader: `(seed, batch_size[, part]) -> Loader`. None for a synthetic task. Exactly one of the two is given.
+        part: given to each of several processes: (which of them it is, how many there are). Their parts side by side
+        are the batches of one process.
 
     A task may also have `entity_shape`, the `(P, V)` codes with which the features of an input end (`ChainCell` needs
     them), `pictured`, names of the evaluation sets of which a report draws a memory map, and `play`, `(model, batch) ->
@@ -70,7 +72,7 @@ class Task(Protocol):
     input_features: int
     output_features: int
     sample: Callable[..., Batch] | None
-    loader: Callable[[int, int], Loader] | None
+    loader: Callable[..., Loader] | None
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
         """A map from `Batch.inputs [T, B, ...]` to features `[T, B, D]`; an `nnx.Module` if it learns."""

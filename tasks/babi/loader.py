@@ -90,9 +90,10 @@ class BabiLoader:
 
     split: the training records; lengths: see `bucket_lengths`; batch_size: questions of a batch, about.
     change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: nothing.
+    part: (which, of how many): this one gives neighbouring examples of each batch, as many as any other part.
 
     Raises:
-        ValueError: `batch_size` exceeds the number of questions.
+        ValueError: `batch_size` exceeds the number of questions, or batches cannot be divided into so many parts.
     """
 
     def __init__(
@@ -102,11 +103,14 @@ class BabiLoader:
         seed: int,
         batch_size: int,
         change: Callable[[Mapping[str, Any], np.random.Generator], Mapping[str, Any]] | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         questions = int(split.questions.sum())
         if batch_size > questions:
             raise ValueError(f"batch_size must be <= {questions}, the training questions, got {batch_size=}.")
-        self._records, self._seed, self._change = split.records, seed, change
+        if _SIZE_STEP % part[1]:
+            raise ValueError(f"batches have {_SIZE_STEP} n examples: no {part[1]} processes can share them equally.")
+        self._records, self._seed, self._change, self._part = split.records, seed, change, part
         self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
         buckets = make_buckets(split, lengths, batch_size, np.arange(len(split.steps)))
         self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # of one epoch
@@ -118,12 +122,15 @@ class BabiLoader:
     def _read(self, index: int) -> Batch:
         epoch, position = divmod(index, self.batches)
         steps, chosen = self._plan(epoch)[position]
-        records = self._records.__getitems__(chosen.tolist())
-        if self._change is not None:
-            rng = np.random.default_rng([self._seed, epoch, position])
-            records = [self._change(record, rng) for record in records]
         # A bucket of few records gives a size that devices could not divide: the rest is padding, which counts nowhere.
-        return pad_batch(records, steps, -(-len(chosen) // _SIZE_STEP) * _SIZE_STEP)
+        which, count = self._part
+        size = -(-len(chosen) // _SIZE_STEP) * _SIZE_STEP // count
+        own = range(which * size, min((which + 1) * size, len(chosen)))
+        records = self._records.__getitems__(chosen[own.start : own.stop].tolist())
+        if self._change is not None:
+            rngs = (np.random.default_rng([self._seed, epoch, position, column]) for column in own)
+            records = [self._change(record, rng) for record, rng in zip(records, rngs, strict=True)]
+        return pad_batch(records, steps, size)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

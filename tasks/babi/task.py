@@ -128,15 +128,18 @@ class Babi:
         """
         return encode_rows(rows, self._dataset.vocabulary.word_ids(), "the story")
 
-    def loader(self, seed: int, batch_size: int) -> Loader:
-        """Endless training batches `[T, B, W]` of about `batch_size` questions; the same seed gives the same bytes."""
+    def loader(self, seed: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Loader:
+        """Endless training batches `[T, B, W]` of about `batch_size` questions; the same seed gives the same bytes.
+
+        part: which of how many equal parts of each batch this process reads.
+        """
         _check_at_least("seed", seed, 0)
         _check_at_least("batch_size", batch_size, 1)
         dataset = self._dataset
         from tasks.babi.loader import BabiLoader
 
         change = Renaming(dataset.vocabulary) if self.renaming else None
-        return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change)
+        return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change, part)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Word ids `[T, B, W]` to sentence vectors, and the codes of entities behind them, `[T, B, D]`."""

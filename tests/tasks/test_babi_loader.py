@@ -55,8 +55,8 @@ BATCHES = 7  # of an epoch in batches of 8 questions
 LENGTHS = bucket_lengths(22)
 
 
-def make_loader(seed=0, batch_size=8, change=None):
-    return BabiLoader(SPLIT, LENGTHS, seed, batch_size, change)
+def make_loader(seed=0, batch_size=8, change=None, part=(0, 1)):
+    return BabiLoader(SPLIT, LENGTHS, seed, batch_size, change, part)
 
 
 def buckets_of(batch_size=8, split=SPLIT):
@@ -292,6 +292,27 @@ def test_a_change_is_drawn_anew_for_every_batch_and_the_same_after_a_restart():
         restored = make_loader(4, change=change)
         restored.set_state(states[position])
         assert equal(next(itertools.islice(expected, position, None)), next(restored))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_of_several_processes_side_by_side_are_the_batches_of_one(count):
+    def change(record, rng):
+        return record | {"answers": np.where(record["answers"] < 0, -1, rng.integers(1000))}
+
+    whole = make_loader(change=change)
+    parts = [make_loader(change=change, part=(which, count)) for which in range(count)]
+    for _ in range(2 * BATCHES):
+        batch, shares = next(whole), [next(part) for part in parts]
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *shares)
+        assert equal(joined, batch)
+        assert len({share.mask.shape for share in shares}) == 1
+        assert sum(len(records_of(share)) for share in shares) == len(set(records_of(batch))) > 0
+    assert parts[1].get_state() == whole.get_state()
+
+
+def test_processes_that_cannot_share_a_batch_equally_are_refused():
+    with pytest.raises(ValueError, match="batches have 8 n examples: no 3 processes can share them equally"):
+        make_loader(part=(0, 3))
 
 
 def test_a_state_of_another_loader_is_refused():

@@ -1,5 +1,6 @@
 """Checkpoints survive what happens to files, and say so."""
 
+import resource
 import shutil
 
 import jax
@@ -119,6 +120,22 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint_and_no_half_of_a_new_one
     assert restore(tmp_path, states[0]).step == 10
     save(tmp_path, 20, states[1], {})
     assert restore(tmp_path, states[0]).step == 20
+
+
+def test_a_disk_that_is_full_is_named_and_costs_no_checkpoint(tmp_path, states):
+    save(tmp_path, 10, states[0], {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # no file may grow larger, in bytes
+        with pytest.raises(OSError, match=r"checkpoint .*20 could not be written: .*too large.* Free space") as caught:
+            save(tmp_path, 20, states[1], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert_equal(restore(tmp_path, states[0]).state, states[0])
+    save(tmp_path, 20, states[1], {})
+    assert_equal(restore(tmp_path, states[0]).state, states[1])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path, states):

@@ -1,0 +1,236 @@
+"""Several processes in one run: they train as one does, go on anywhere, and lose nothing. Real ones, on one machine.
+
+A shape "2x2" is processes x devices of each.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from launch.build import build_make_model, build_task
+from launch.connect import connect, meet
+from mnm_jax.training import TrainConfig, read_metrics, train
+
+ROOT = pathlib.Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data" / "babi"
+
+
+def tiny(steps, **training):
+    """A recipe of seconds."""
+    model = {"name": "mnm-p", "hidden_features": 4, "memory_features": 4}
+    fixed = {"steps": steps, "batch_size": 8, "learning_rate": 0.01, "seeds": 2, "log_every": 1, "eval_every": 100}
+    return {
+        "task": {"name": "dictionary", "support": 2, "queries": 1, "evaluation_batches": 2, "wider": False},
+        "model": model,
+        "training": fixed | training,
+    }
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Run:
+    """`launch.train` in so many processes; `with` ends whatever still runs."""
+
+    def __init__(self, workdir, shape, config):
+        recipe = workdir.parent / f"{workdir.name}.py"
+        recipe.write_text(
+            f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({config})\n"
+        )
+        count, devices = map(int, shape.split("x"))
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        environment = os.environ | cache | {"JAX_NUM_CPU_DEVICES": str(devices), "PJRT_NPROC": str(2 * devices)}
+        command = [sys.executable, "-m", "launch.train", f"--config={recipe}", f"--workdir={workdir}"]
+        if count > 1:
+            command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+        self.workdir, self.processes = workdir, []
+        for index in range(count):
+            own = [f"--process_id={index}"] if count > 1 else []
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            self.processes.append(subprocess.Popen(command + own, cwd=ROOT, env=environment, **pipes))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def wait(self):
+        """(exit code, what it said) of each process."""
+        said = [process.communicate(timeout=300)[0] for process in self.processes]
+        return [(process.returncode, text) for process, text in zip(self.processes, said, strict=True)]
+
+    def finish(self):
+        """The metrics of a run that ends well."""
+        for code, text in self.wait():
+            assert code == 0, text
+        return read_metrics(self.workdir)
+
+    def wait_for_checkpoint(self, after=0):
+        """Returns the newest checkpoint's step when there is one after a given step."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            steps = [int(path.name) for path in self.workdir.glob("checkpoints/*") if path.name.isdigit()]
+            if steps and max(steps) > after:
+                return max(steps)
+            time.sleep(0.01)
+        raise AssertionError(self.wait())
+
+
+def without_seconds(lines):
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_close(actual, expected, rtol=0.0, atol=0.0):
+    assert [line.keys() for line in actual] == [line.keys() for line in expected]
+    for one, other in zip(without_seconds(actual), without_seconds(expected), strict=True):
+        for name, value in other.items():
+            np.testing.assert_allclose(one[name], value, rtol=rtol, atol=atol, err_msg=f"{name}, {other['step']}")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the bAbI data in {DATA}")
+def test_two_processes_with_two_devices_each_train_babi_as_one_does(tmp_path):
+    config = tiny(4, batch_size=16, seeds=1)
+    config["task"] = {"name": "babi", "data_dir": str(DATA), "size": "1k", "tasks": (1,), "max_sentences": 10}
+    config["task"] |= {"embedding_features": 8}
+    with Run(tmp_path / "one", "1x1", config) as one, Run(tmp_path / "two", "2x2", config) as two:
+        expected, found = one.finish(), two.finish()
+    assert [line["step"] for line in expected] == [1, 2, 3, 4, 4, 4]
+    assert len({line["train/loss"][0] for line in expected if "train/loss" in line}) == 4
+    assert_close(found, expected, atol=1e-5)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[1]["config"] == summaries[0]["config"]
+    assert (tmp_path / "two" / "params.npz").is_file()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(workdir stopped at step 3, the metrics of 6 steps) of 2x2."""
+    folder = tmp_path_factory.mktemp("hosts")
+    with Run(folder / "six", "2x2", tiny(6)) as run:
+        six = run.finish()
+    with Run(folder / "three", "2x2", tiny(3)) as run:
+        run.finish()
+    return folder / "three", six
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_checkpoint_of_two_processes_goes_on_in_one(uninterrupted, tmp_path, count):
+    three, six = uninterrupted
+    workdir = shutil.copytree(three, tmp_path / "run")
+    config = json.loads((three / "config.json").read_text())
+    task, training = build_task(config["task"]), TrainConfig(**config["training"] | {"steps": 6})
+    train(task, build_make_model(config["model"], task), training, workdir, devices=jax.devices()[:count])
+    assert_close(read_metrics(workdir)[-5:], six[-5:], rtol=1e-5)
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_four(uninterrupted, tmp_path):
+    three, six = uninterrupted
+    workdir = shutil.copytree(three, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"training": config["training"] | {"steps": 6}}))
+    with Run(workdir, "4x1", tiny(6)) as run:
+        assert_close(run.finish()[-5:], six[-5:], rtol=1e-5)
+
+
+def test_a_signal_and_a_kill_lose_no_step_after_the_last_checkpoint_and_change_no_number(tmp_path):
+    workdir, config = tmp_path / "run", tiny(128, checkpoint_seconds=0.1)
+    config["model"] = {"name": "lstm", "hidden_features": 4}
+
+    def start(workdir):
+        return Run(workdir, "2x2", config)
+
+    with start(tmp_path / "whole") as run:
+        whole = run.finish()
+    with start(workdir) as run:
+        first = run.wait_for_checkpoint()
+        run.processes[1].send_signal(signal.SIGTERM)
+        ends = run.wait()
+    assert [code for code, _ in ends] == [130, 130], ends
+    assert "stopped by a signal to another process at step " in ends[0][1]
+    assert f"stopped by SIGTERM at step {(stopped := run.wait_for_checkpoint())} of 128" in ends[1][1]
+    with start(workdir) as run:
+        killed = run.wait_for_checkpoint(after=stopped)
+        run.processes[1].kill()
+        run.processes[0].kill()  # as whatever started both does, when one of them is gone
+    with start(workdir) as run:
+        assert_close(run.finish(), whole)
+    assert first <= stopped < killed < 128
+
+
+def test_connect_says_how_many_came_and_who_is_missing():
+    address, errors = ("127.0.0.1", free_port()), {}
+
+    def come(process_id):
+        try:
+            meet(address, 4, process_id, timeout=1.0)
+        except TimeoutError as error:
+            errors[process_id] = str(error)
+
+    threads = [threading.Thread(target=come, args=(process_id,)) for process_id in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors[0].startswith("2 of 4 processes came within 1 s; missing: 1, 3. ")
+    assert errors[2].startswith(f"process 2 waited 1 s for process 0 at 127.0.0.1:{address[1]}")
+
+
+def test_all_who_come_meet_and_a_stranger_counts_as_nobody():
+    address, through = ("127.0.0.1", free_port()), []
+
+    def come(process_id):
+        meet(address, 3, process_id, timeout=20.0)
+        through.append(process_id)
+
+    threads = [threading.Thread(target=come, args=(process_id,)) for process_id in (1, 0)]
+    for thread in threads:
+        thread.start()
+    while True:
+        try:
+            with socket.create_connection(address) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n")
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    time.sleep(0.3)
+    assert through == []
+    come(2)
+    for thread in threads:
+        thread.join()
+    assert sorted(through) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, None), "num_processes and process_id need a coordinator"),
+        (("host", 2, 0), "coordinator must be HOST:PORT, or auto, got 'host'"),
+        (("host:12", 2, 2), r"process_id from 0 to num_processes - 1, got num_processes=2, process_id=2"),
+        (("host:12", None, 0), "got num_processes=None, process_id=0"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        connect(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_coordinator_there_is_nothing_to_join():
+    connect(None, None, None)
+    assert jax.process_count() == 1
