@@ -17,7 +17,7 @@ venv: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,data]'
+	.venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,data,sweep]'
 	touch $@
 
 train: venv $(MODELS:%=runs/quick/%/summary.json)

@@ -40,8 +40,8 @@ def run(
 ) -> dict[str, Any]:
     """Trains (or resumes) and returns what it writes to `summary.json`; prints the table and draws the figures.
 
-    summary: task, model, seeds (how many), steps, seconds (of all starts), command, versions, parameters (of one
-    seed), config, metrics `{name: {mean, std, per_seed}}` at the last step.
+    summary: task, model, seeds (how many), steps, seconds (of all starts), command, devices and processes (how many),
+    versions, parameters (of one seed), config, metrics `{name: {mean, std, per_seed}}` at the last step.
 
     Args:
         config: sections task, model and training, see `launch.build`.
@@ -73,6 +73,8 @@ def run(
         "steps": result.steps,
         "seconds": result.seconds,
         "command": command or shlex.join(sys.orig_argv),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "versions": _versions(),
         "parameters": parameters,
         "config": plain,

@@ -1,0 +1,112 @@
+"""What a sweep found: its trials from the best to the worst, as rows, JSON, and a figure of parallel coordinates."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from launch.sweep.space import DEFAULT, TrialSpec
+from launch.sweep.trial import scores
+from launch.workdir import SUMMARY
+
+Row = dict[str, Any]
+_STATES = ("finished", "stopped early", "failed")
+
+
+def make_rows(
+    trials: Sequence[TrialSpec],
+    defaults: Mapping[str, Any],
+    folder: pathlib.Path,
+    metric: str,
+    errors: Mapping[str, str],
+    *,
+    largest: bool = True,
+) -> list[Row]:
+    """One row a trial: name, state, area (mean of the metric over the evaluations), last, step, settings, error.
+
+    Finished ones first, then those stopped early, each from the best area to the worst, then those that failed.
+
+    Args:
+        defaults: the recipe's values of all settings that the space has.
+        errors: by name of trial.
+    """
+    rows = []
+    for spec in trials:
+        workdir = folder / spec.name
+        failed = spec.name in errors
+        found = [] if failed and not workdir.is_dir() else scores(workdir, metric)
+        score = found[-1] if found else None
+        state = _STATES[2] if failed else _STATES[0] if (workdir / SUMMARY).is_file() else _STATES[1]
+        rows.append(
+            {
+                "trial": spec.name,
+                "state": state,
+                "area": score and score.area,
+                "last": score and score.last,
+                "step": score.step if score else 0,
+                "settings": {**defaults, **spec.changes},
+                "error": errors.get(spec.name),
+            }
+        )
+    sign = -1.0 if largest else 1.0
+    return sorted(rows, key=lambda row: (_STATES.index(row["state"]), sign * row["area"] if row["area"] else np.inf))
+
+
+def describe(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The rows as text by column, for a table."""
+    columns = []
+    for row in rows:
+        numbers = {name: "-" if row[name] is None else f"{row[name]:.4f}" for name in ("area", "last")}
+        settings = {name: str(value) for name, value in row["settings"].items()}
+        state = row["state"] if row["error"] is None else f"failed: {row['error']}"
+        columns.append({"trial": row["trial"], **numbers, "step": f"{row['step']:,}", **settings, "state": state})
+    return columns
+
+
+def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
+    """Parallel coordinates: an axis a setting, and one of areas; a line a trial, dashed if it was stopped early.
+
+    The recipe as it is has a black line. Trials without a score are left out.
+    """
+    shown = [row for row in rows if row["area"] is not None]
+    if not shown:
+        return
+    names = list(shown[0]["settings"])
+    figure = Figure(figsize=(max(6.0, 2.0 * (len(names) + 1)), 4.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    heights, ticks = [], []
+    for name in names:
+        values = sorted({row["settings"][name] for row in shown}, key=lambda value: (str(type(value)), value))
+        places = {value: index / max(len(values) - 1, 1) for index, value in enumerate(values)}
+        heights.append([places[row["settings"][name]] for row in shown])
+        ticks.append(
+            [(place, f"{value:g}" if isinstance(value, float) else str(value)) for value, place in places.items()]
+        )
+    areas = np.array([row["area"] for row in shown])
+    low, high = areas.min(), max(areas.max(), areas.min() + 1e-9)
+    heights.append(((areas - low) / (high - low)).tolist())
+    ticks.append([(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")])
+    colours, scale = colormaps["viridis"], Normalize(low, high)
+    for index, row in reversed(list(enumerate(shown))):  # the best on top
+        recipe = row["trial"] == DEFAULT
+        axes.plot(
+            [column[index] for column in heights],
+            color="black" if recipe else colours(scale(row["area"])),
+            linestyle="-" if row["state"] == _STATES[0] else "--",
+            linewidth=2.5 if recipe or index == 0 else 1.2,
+            label="the recipe as it is" if recipe else None,
+        )
+    for place, marks in enumerate(ticks):
+        axes.axvline(place, color="0.7", linewidth=0.8, zorder=0)
+        for height, text in marks:
+            axes.annotate(text, (place, height), (4, 2), textcoords="offset points", fontsize=8)
+    short = [name.split(".", 1)[1].replace("_", " ") for name in names]
+    axes.set_xticks(range(len(ticks)), [*short, f"area under\n{metric}"])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), frameon=False)
+    figure.savefig(path)

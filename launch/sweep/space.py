@@ -1,0 +1,156 @@
+"""Search spaces as plain data, and the trials that they stand for.
+
+A space is made of mappings and lists alone, so that it can be written to JSON:
+
+    {"training.learning_rate": [1e-3, 3e-3], "model.heads": [1, 2]}    every value with every other: four trials
+    {"product": [A, B]}    every trial of A with every trial of B
+    {"zip": [A, B]}        the first trial of A with the first of B, the second with the second, ...
+    {"chain": [A, B]}      the trials of A, then those of B
+    {"seeds": 3}           training.seed 0, 1, 2
+"""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+Changes = dict[str, Any]  # values of settings by name, such as "training.learning_rate"
+DEFAULT = "recipe"
+
+
+class TrialSpec(NamedTuple):
+    """One trial. name: hangs on the changes alone, so that a folder stays that of its trial."""
+
+    name: str
+    changes: Changes
+
+
+class PlannedTrial(NamedTuple):
+    """A trial with all that starting it takes. command: words; config: whole, of plain values."""
+
+    name: str
+    command: list[str]
+    config: dict[str, Any]
+
+
+def expand(space: Mapping[str, Any]) -> list[Changes]:
+    """The settings of every trial of a space, the last named setting changing fastest.
+
+    >>> expand({"chain": [{"model.heads": [1, 2]}, {"product": [{"model.heads": [4]}, {"seeds": 2}]}]})[1:]
+    [{'model.heads': 2}, {'model.heads': 4, 'training.seed': 0}, {'model.heads': 4, 'training.seed': 1}]
+
+    Raises:
+        ValueError: what is written is no space, or a setting is given twice for one trial.
+    """
+    if not isinstance(space, Mapping) or not space:
+        raise ValueError(f"a search space is a mapping of settings, or of one of {_known()}, got {space!r}.")
+    if all("." in str(name) for name in space):
+        return _merge(itertools.product(*(_values(name, values) for name, values in space.items())))
+    if len(space) > 1:
+        raise ValueError(f"a search space has settings (SECTION.KEY) or one of {_known()}, got {', '.join(space)}.")
+    ((operator, content),) = space.items()
+    if operator == "seeds":
+        if not isinstance(content, int) or content < 1:
+            raise ValueError(f"seeds must be a whole number >= 1, got {content!r}.")
+        return [{"training.seed": seed} for seed in range(content)]
+    if operator not in _OPERATORS:
+        raise ValueError(f"{operator!r} is no setting (SECTION.KEY), nor one of {_known()}.")
+    if not isinstance(content, Sequence) or isinstance(content, str) or not content:
+        raise ValueError(f"{operator} takes a list of search spaces, got {content!r}.")
+    return _OPERATORS[operator]([expand(part) for part in content])
+
+
+def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSpec]:
+    """`number` trials drawn by lot (all for None) in the order of the space, and before them the recipe as it is.
+
+    The lot is always the same, and a larger number only adds to it.
+
+    Raises:
+        ValueError: the number is not from 1 to the number of trials.
+    """
+    if number is not None and not 1 <= number <= len(trials):
+        raise ValueError(f"num_trials must be from 1 to {len(trials)}, the trials of the space, got {number}.")
+    order = random.Random(0).sample(range(len(trials)), len(trials))
+    chosen = [trials[index] for index in sorted(order[:number])]
+    return [TrialSpec(DEFAULT, {}), *(TrialSpec(_name(changes), changes) for changes in chosen if changes)]
+
+
+def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
+    """A recipe's config with some settings changed.
+
+    Raises:
+        ValueError: the recipe has no such setting, or one of another type.
+    """
+    changed = config.copy_and_resolve_references()
+    for name, value in changes.items():
+        section, key = name.split(".", 1)
+        if section not in changed or key not in changed[section]:
+            raise ValueError(f"the recipe has no setting {name!r}.")
+        try:
+            changed[section][key] = value
+        except TypeError as error:
+            raise ValueError(f"{name} of the recipe is {changed[section][key]!r}, got {value!r}.") from error
+    return changed
+
+
+def plan(spec: TrialSpec, config: ConfigDict, flags: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
+    """A trial of the recipe `config`, which `flags` choose and change on the command line.
+
+    Raises:
+        ValueError: see `apply`.
+    """
+    changes = [f"--config.{name}={value}" for name, value in spec.changes.items()]
+    command = ["python", "-m", "launch.train", *flags, *changes, f"--workdir={workdir / 'trials' / spec.name}"]
+    return PlannedTrial(spec.name, command, json.loads(json.dumps(apply(config, spec.changes).to_dict())))
+
+
+def _name(changes: Changes) -> str:
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _values(name: str, values: Any) -> list[Changes]:
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise ValueError(f"{name} takes a list of values, got {values!r}.")
+    return [{name: value} for value in values]
+
+
+def _product(parts: list[list[Changes]]) -> list[Changes]:
+    return _merge(itertools.product(*parts))
+
+
+def _zip(parts: list[list[Changes]]) -> list[Changes]:
+    sizes = [len(part) for part in parts]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"zip takes search spaces of equally many trials, got {', '.join(map(str, sizes))}.")
+    return _merge(zip(*parts, strict=True))
+
+
+def _chain(parts: list[list[Changes]]) -> list[Changes]:
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _merge(rows: Any) -> list[Changes]:
+    merged = []
+    for row in rows:
+        names = [name for changes in row for name in changes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is given twice for one trial; put the two under chain, or drop one.")
+        merged.append({name: value for changes in row for name, value in changes.items()})
+    return merged
+
+
+_OPERATORS: dict[str, Callable[[list[list[Changes]]], list[Changes]]] = {
+    "product": _product,
+    "zip": _zip,
+    "chain": _chain,
+}
+
+
+def _known() -> str:
+    return ", ".join([*_OPERATORS, "seeds"])

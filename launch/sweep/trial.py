@@ -1,0 +1,164 @@
+"""One trial: a run of `launch.train` beside others, told to Ray Tune evaluation by evaluation."""
+
+import ctypes
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from ray import tune
+
+from launch.sweep.space import DEFAULT
+from launch.workdir import SUMMARY, claim
+from mnm_jax.analysis import has_metric, learning_curve
+from mnm_jax.training import read_metrics
+
+LOG = "log.txt"
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 120  # of a process that was asked to stop: it saves first
+_PR_SET_PDEATHSIG = 1
+
+
+class Score(NamedTuple):
+    """How well a trial does so far. area: the metric's mean over the evaluations up to `step`; last: the newest."""
+
+    step: int
+    area: float
+    last: float
+
+
+class Job(Protocol):
+    """A run that is going on somewhere."""
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+
+    def stop(self) -> None:
+        """Ends it, after it has saved where that is possible."""
+
+
+def scores(workdir: pathlib.Path, metric: str) -> list[Score]:
+    """The score after each evaluation of a run; empty before the first.
+
+    Raises:
+        ValueError: it was evaluated, but has no such metric.
+    """
+    lines = read_metrics(workdir)
+    if not has_metric(lines, metric):
+        if any(name.startswith("valid/") for line in lines for name in line):
+            learning_curve(lines, metric)  # raises, and names those there are
+        return []
+    curve = learning_curve(lines, metric)
+    areas = np.cumsum(curve.mean) / np.arange(1, len(curve.mean) + 1)
+    rows = zip(curve.steps.tolist(), areas.tolist(), curve.mean.tolist(), strict=True)
+    return [Score(*row) for row in rows]
+
+
+class Finished:
+    """A run that has ended before."""
+
+    def exit_code(self) -> int | None:
+        return 0
+
+    def stop(self) -> None:
+        pass
+
+
+class Process:
+    """`launch.train` in a process of its own, which gets a SIGTERM when this one ends, however it ends."""
+
+    def __init__(self, command: Sequence[str], log: pathlib.Path, cwd: str, cpus: int):
+        # Without a limit each of many trials would start a thread for every core.
+        environment = {"PJRT_NPROC": str(cpus)} | os.environ | {"PYTHONUNBUFFERED": "1"}
+        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+        def end_with_parent() -> None:
+            if libc is not None:
+                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+        with log.open("a") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, *command[1:]],
+                cwd=cwd,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,
+            )
+
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+
+class Where(NamedTuple):
+    """What all trials of a sweep share. folder: has one for each of them; cpus: cores of a trial.
+
+    start: `(command, config, workdir) -> Job`; None: a `Process`.
+    """
+
+    folder: str
+    cwd: str
+    metric: str
+    cpus: int
+    start: Callable[[Sequence[str], Mapping[str, Any], pathlib.Path], Job] | None = None
+
+
+class Trial(tune.Trainable):
+    """Reports `progress` (percent of its updates), `area` and `last` once an evaluation; fails if the run does.
+
+    The recipe itself reports at its end only, so that it is never stopped: all others are compared with it.
+    """
+
+    def setup(self, config: Mapping[str, Any], *, where: Where) -> None:
+        trial = config["trial"]
+        self._where, self._reported = where, 0
+        self._steps, self._whole = trial["config"]["training"]["steps"], trial["name"] == DEFAULT
+        self._workdir = pathlib.Path(where.folder) / trial["name"]
+        claim(self._workdir, trial["config"])
+        if (self._workdir / SUMMARY).is_file():  # but Tune was cut off before it took note
+            self._job: Job = Finished()
+        elif where.start is None:
+            self._job = Process(trial["command"], self._workdir / LOG, where.cwd, where.cpus)
+        else:
+            self._job = where.start(trial["command"], trial["config"], self._workdir)
+
+    def step(self) -> dict[str, Any]:
+        while True:
+            code = self._job.exit_code()  # before looking at what it wrote, so that nothing comes after
+            found = scores(self._workdir, self._where.metric)
+            if code is None:
+                # The last evaluation is told when all is written: Tune ends a trial that has made all its updates.
+                told = [] if self._whole else [score for score in found if score.step < self._steps]
+            else:
+                told = found
+            if code:
+                raise RuntimeError(f"{_last_line(self._workdir / LOG)} (exit code {code}, see {self._workdir / LOG})")
+            if code == 0 and not found:
+                raise RuntimeError(f"it was not evaluated once, see {self._workdir / LOG}.")
+            if len(told) > self._reported:
+                self._reported = len(told) if self._whole else self._reported + 1
+                score = told[self._reported - 1]
+                done = code == 0 and self._reported == len(told)
+                return {**score._asdict(), "progress": 100.0 * score.step / self._steps, "done": done}
+            time.sleep(_POLL_SECONDS)
+
+    def cleanup(self) -> None:
+        self._job.stop()
+
+
+def _last_line(log: pathlib.Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"

@@ -1,0 +1,134 @@
+"""A sweep on Ray Tune: who runs where and when, who is stopped early, and going on after a kill."""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from launch.sweep.space import PlannedTrial
+from launch.sweep.trial import Trial, Where
+
+_REDUCTION = 3  # of the trials at a rung, the best third goes on
+_FIRST_RUNG = 11  # percent of a trial's updates: rungs at 11, 33 and 99
+
+
+class Host(NamedTuple):
+    """What a trial gets. resources: CPU, GPU, TPU, of each host; hosts: how many, joined by Ray Train if several.
+
+    topology, accelerator: of a TPU slice, such as "4x4" and "TPU-V6E"; hosts are then those of the slice.
+    """
+
+    resources: dict[str, float]
+    hosts: int = 1
+    topology: str | None = None
+    accelerator: str | None = None
+
+    @property
+    def start(self) -> Any:
+        """Of `Where`."""
+        if self.hosts == 1 and self.topology is None:
+            return None
+        from launch.sweep.slices import Slice
+
+        return Slice(self.hosts, self._wanted, self.topology, self.accelerator).start
+
+    @property
+    def room(self) -> dict[str, float]:
+        """What Tune keeps free for a trial. The room of several hosts is Ray Train's affair."""
+        return self._wanted if self.start is None else {"node:__internal_head__": 0.001}
+
+    @property
+    def _wanted(self) -> dict[str, float]:
+        return {name: number for name, number in self.resources.items() if number}
+
+
+def run(
+    trials: Sequence[PlannedTrial],
+    workdir: pathlib.Path,
+    *,
+    metric: str,
+    largest: bool = True,
+    early_stopping: bool = True,
+    host: Host,
+    address: str | None = None,
+    concurrent: int | None = None,
+) -> dict[str, str]:
+    """Runs what is not finished of a sweep; returns the message of each trial that failed, by name.
+
+    The state of Tune is kept in `workdir/ray/`, under a name that hangs on the trials: a sweep of other trials in the
+    same workdir is another one, whose trials still find their own runs.
+
+    Args:
+        metric: of the evaluations, see `trial.scores`.
+        host: what a trial gets, of one host or of each of several.
+        address: of a Ray cluster; None: this machine alone.
+        concurrent: trials at a time; None: as many as there is room for.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one ignores `verbose=0`
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it reports, `_Reporter` says in one line
+    ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="error")
+    where = Where(str(workdir / "trials"), os.getcwd(), metric, max(1, int(host.resources["CPU"])), host.start)
+    trainable = tune.with_resources(tune.with_parameters(Trial, where=where), tune.PlacementGroupFactory([host.room]))
+    name = hashlib.sha256(json.dumps([trials, metric]).encode()).hexdigest()[:8]
+    path = workdir / "ray" / name
+    if tune.Tuner.can_restore(str(path)):
+        tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        asha = ASHAScheduler(time_attr="progress", max_t=100, grace_period=_FIRST_RUNG, reduction_factor=_REDUCTION)
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search([trial._asdict() for trial in trials])},
+            tune_config=tune.TuneConfig(
+                metric="area",
+                mode="max" if largest else "min",
+                scheduler=asha if early_stopping else None,
+                max_concurrent_trials=concurrent,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(path.parent),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the runs keep their own
+                callbacks=[_Reporter()],
+                verbose=0,
+            ),
+        )
+    try:
+        results = tuner.fit()
+    finally:
+        ray.shutdown()
+    failed = [result for result in results if result.error is not None]
+    return {result.config["trial"]["name"]: _reason(result.error) for result in failed}
+
+
+def _name(trial: Any) -> str:
+    return trial.config["trial"]["name"]
+
+
+def _reason(error: Exception | None) -> str:
+    return str(error).strip().rsplit("\n", 1)[-1].removeprefix("RuntimeError: ")
+
+
+class _Reporter(tune.Callback):
+    """One line when a trial has ended."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        self._say(trials, trial, f"{result['progress']:.0f}% of its updates, area {result['area']:.4f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(trials, trial, "failed")
+
+    def _say(self, trials: list[Any], trial: Any, what: str) -> None:
+        ended = sum(other.is_finished() or other is trial for other in trials)
+        print(f"{_name(trial)}: {what}; {ended} have ended", flush=True)

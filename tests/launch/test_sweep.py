@@ -1,0 +1,309 @@
+"""Search spaces by hand, what a trial tells and when, the leaderboard, and a whole sweep that is killed on the way."""
+
+import doctest
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch.configs import dictionary
+from launch.sweep import space
+from launch.sweep.space import PlannedTrial, TrialSpec, apply, choose_trials, expand, plan
+
+ROOT = pathlib.Path(__file__).parents[2]
+A = {"model.heads": [1, 2]}
+B = {"training.clip_norm": [0.5, 1.0]}
+
+
+def test_doctests():
+    assert doctest.testmod(space) == (0, 1)
+
+
+def test_spaces_by_hand():
+    def pairs(trials):
+        return [tuple(changes.values()) for changes in trials]
+
+    assert pairs(expand({**A, **B})) == pairs(expand({"product": [A, B]})) == [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0)]
+    assert pairs(expand({"zip": [A, B]})) == [(1, 0.5), (2, 1.0)]
+    assert expand({"chain": [A, B]}) == [{"model.heads": heads} for heads in (1, 2)] + [
+        {"training.clip_norm": limit} for limit in (0.5, 1.0)
+    ]
+    assert pairs(expand({"product": [{"chain": [A, {"zip": [A, B]}]}, {"seeds": 2}]})) == [
+        *[(1, 0), (1, 1), (2, 0), (2, 1)],
+        *[(1, 0.5, 0), (1, 0.5, 1), (2, 1.0, 0), (2, 1.0, 1)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "a search space is a mapping of settings, or of one of product, zip, chain, seeds, got {}"),
+        ([A], "a search space is a mapping"),
+        ({"model.heads": 2}, "model.heads takes a list of values, got 2"),
+        ({"model.name": "lstm"}, "model.name takes a list of values, got 'lstm'"),
+        ({"model.heads": []}, "model.heads takes a list of values"),
+        ({"prodcut": [A]}, "'prodcut' is no setting .SECTION.KEY., nor one of product"),
+        ({"product": A}, "product takes a list of search spaces"),
+        ({"product": [A], "zip": [A]}, "settings .SECTION.KEY. or one of product, zip, chain, seeds, got product, zip"),
+        ({"seeds": 0}, "seeds must be a whole number >= 1, got 0"),
+        ({"zip": [A, {"seeds": 3}]}, "zip takes search spaces of equally many trials, got 2, 3"),
+        ({"product": [A, {"zip": [A, B]}]}, "model.heads is given twice for one trial"),
+    ],
+)
+def test_what_is_no_space_is_refused_in_one_line(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        expand(wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_trials_are_drawn_by_lot_and_a_larger_number_only_adds_some():
+    trials = expand({"model.heads": list(range(20))})
+    drawn = [choose_trials(trials, number) for number in range(1, 21)]
+    for number, (fewer, more) in enumerate(zip(drawn, drawn[1:], strict=False), 1):
+        assert fewer[0] == ("recipe", {})
+        assert len(fewer) == number + 1
+        assert {spec.name for spec in fewer} < {spec.name for spec in more}
+    assert [spec.changes for spec in choose_trials(trials, None)[1:]] == trials
+    heads = [spec.changes["model.heads"] for spec in drawn[9][1:]]
+    assert heads == sorted(heads) != list(range(10))
+    with pytest.raises(ValueError, match="num_trials must be from 1 to 20, the trials of the space, got 21"):
+        choose_trials(trials, 21)
+
+
+def test_the_plan_of_a_trial_is_its_command_and_its_config():
+    config = dictionary.get_config("mnm-g")
+    spec = TrialSpec("abc", {"training.learning_rate": 0.5, "model.step_size": "sum"})
+    trial = plan(spec, config, ["--config=launch/configs/dictionary.py:mnm-g"], pathlib.Path("runs/s"))
+    assert " ".join(trial.command) == (
+        "python -m launch.train --config=launch/configs/dictionary.py:mnm-g --config.training.learning_rate=0.5 "
+        "--config.model.step_size=sum --workdir=runs/s/trials/abc"
+    )
+    expected = config.to_dict()
+    expected["training"]["learning_rate"] = 0.5
+    expected["model"]["step_size"] = "sum"
+    assert trial.config == expected
+    assert config.training.learning_rate == 3e-3
+    with pytest.raises(ValueError, match=r"the recipe has no setting 'model\.head'"):
+        apply(config, {"model.head": 2})
+    with pytest.raises(ValueError, match=r"training\.steps of the recipe is 1500, got 'many'"):
+        apply(config, {"training.steps": "many"})
+
+
+def sweep(*arguments, **popen):
+    command = [sys.executable, "-m", "launch.sweep", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, text=True, **popen)
+
+
+def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path):
+    (tmp_path / "space.json").write_text(json.dumps({"training.learning_rate": [0.1, 0.2, 0.3]}))
+    recipe = ["--config=launch/configs/dictionary.py:lstm", "--config.training.steps=7"]
+    flags = [
+        *recipe,
+        f"--space={tmp_path / 'space.json'}",
+        "--num_trials=2",
+        f"--workdir={tmp_path / 's'}",
+        "--dry_run",
+    ]
+    said, errors = sweep(*flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate()
+    assert not errors
+    lines = said.splitlines()
+    assert lines[0] == f"python -m launch.train {' '.join(recipe)} --workdir={tmp_path}/s/trials/recipe"
+    assert [line.count("--config.training.learning_rate=0.") for line in lines] == [0, 1, 1]
+    assert not (tmp_path / "s").exists()
+
+
+def write_metrics(workdir, accuracies):
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = [{"step": 10 * (i + 1), "seconds": 1.0, "valid/accuracy": list(a)} for i, a in enumerate(accuracies)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_area_is_the_mean_over_evaluations_and_seeds(tmp_path):
+    from launch.sweep.trial import scores
+
+    assert scores(tmp_path, "valid/accuracy") == []
+    write_metrics(tmp_path, [(0.0, 0.5), (0.5, 1.0), (1.0, 1.0)])
+    assert scores(tmp_path, "valid/accuracy") == [(10, 0.25, 0.25), (20, 0.5, 0.75), (30, pytest.approx(2 / 3), 1.0)]
+    with pytest.raises(ValueError, match="no line holds the metric 'valid/reward'; there are: valid/accuracy"):
+        scores(tmp_path, "valid/reward")
+
+
+class FakeJob:
+    """A run whose exit code the test sets."""
+
+    def __init__(self, *_):
+        self.code, self.stopped = None, False
+
+    def exit_code(self):
+        return self.code
+
+    def stop(self):
+        self.stopped = True
+
+
+def make_trial(tmp_path, monkeypatch, name):
+    from launch.sweep import trial as module
+
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    planned = PlannedTrial(name, [], {"training": {"steps": 30}})
+    trial = object.__new__(module.Trial)  # without Ray
+    trial.setup({"trial": planned._asdict()}, where=module.Where(str(tmp_path), "", "valid/accuracy", 1, FakeJob))
+    return trial, tmp_path / name
+
+
+def test_a_trial_tells_each_evaluation_once_and_the_last_when_all_is_written(tmp_path, monkeypatch):
+    trial, workdir = make_trial(tmp_path, monkeypatch, "abc")
+    write_metrics(workdir, [(0.0,), (0.5,), (1.0,)])
+    told = [trial.step(), trial.step()]
+    assert [(row["step"], row["area"], row["done"]) for row in told] == [(10, 0.0, False), (20, 0.25, False)]
+    assert told[1]["progress"] == pytest.approx(200 / 3)
+    from launch.sweep import trial as module
+
+    def end(_):  # instead of waiting: it was not told of the last one
+        trial._job.code = 0
+
+    monkeypatch.setattr(module.time, "sleep", end)
+    assert trial.step() == {"step": 30, "area": 0.5, "last": 1.0, "progress": 100.0, "done": True}
+    assert trial._job.code == 0
+    trial.cleanup()
+    assert trial._job.stopped
+
+
+def test_the_recipe_is_told_at_its_end_so_that_it_is_not_stopped(tmp_path, monkeypatch):
+    trial, workdir = make_trial(tmp_path, monkeypatch, "recipe")
+    write_metrics(workdir, [(0.0,), (0.5,), (1.0,)])
+    from launch.sweep import trial as module
+
+    monkeypatch.setattr(module.time, "sleep", lambda _: setattr(trial._job, "code", 0))
+    assert trial.step() == {"step": 30, "area": 0.5, "last": 1.0, "progress": 100.0, "done": True}
+
+
+def test_a_finished_run_is_told_and_not_started_again(tmp_path, monkeypatch):
+    write_metrics(tmp_path / "abc", [(0.5,), (1.0,)])
+    (tmp_path / "abc" / "summary.json").write_text("{}")
+    trial, _ = make_trial(tmp_path, monkeypatch, "abc")
+    assert [trial.step()["done"], trial.step()["done"]] == [False, True]
+    config = {"training": {"steps": 31}}
+    with pytest.raises(ValueError, match="holds a run of another config: training.steps is 30 there, 31 here"):
+        trial.setup({"trial": PlannedTrial("abc", [], config)._asdict()}, where=trial._where)
+
+
+def test_a_run_that_fails_fails_its_trial_with_its_last_line(tmp_path, monkeypatch):
+    trial, workdir = make_trial(tmp_path, monkeypatch, "abc")
+    (workdir / "log.txt").write_text("I read\nbatch_size must be good\n\n")
+    trial._job.code = 3
+    with pytest.raises(RuntimeError, match=rf"batch_size must be good \(exit code 3, see {workdir}/log\.txt\)"):
+        trial.step()
+    trial._job.code = 0
+    with pytest.raises(RuntimeError, match="it was not evaluated once"):
+        trial.step()
+
+
+def test_a_run_is_asked_to_save_when_the_process_that_started_it_is_killed(tmp_path):
+    child = "import signal, pathlib, time\n"
+    child += f"signal.signal(signal.SIGTERM, lambda *_: pathlib.Path({str(tmp_path / 'saved')!r}).touch())\n"
+    child += f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)\n"
+    parent = "import pathlib, time\nfrom launch.sweep.trial import Process\n"
+    parent += f"Process(['python', '-c', {child!r}], pathlib.Path({str(tmp_path / 'log')!r}), '.', 1)\ntime.sleep(60)\n"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT)
+    wait_for(lambda: (tmp_path / "ready").exists())
+    process.kill()
+    process.wait()
+    wait_for((tmp_path / "saved").exists)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_leaderboard_by_hand(tmp_path):
+    from launch.sweep.leaderboard import describe, draw, make_rows
+
+    trials = [TrialSpec("recipe", {}), *(TrialSpec(name, {"model.heads": n}) for n, name in enumerate("abcd", 2))]
+    for name, accuracies in {"recipe": [0.0, 0.5], "a": [0.5, 0.75], "b": [1.0], "c": [0.25]}.items():
+        write_metrics(tmp_path / name, [(accuracy,) for accuracy in accuracies])
+    for name in ("recipe", "a"):
+        (tmp_path / name / "summary.json").write_text("{}")
+    rows = make_rows(trials, {"model.heads": 1}, tmp_path, "valid/accuracy", {"c": "nan", "d": "no such file"})
+    assert [(row["trial"], row["state"], row["area"], row["settings"]["model.heads"]) for row in rows] == [
+        ("a", "finished", 0.625, 2),
+        ("recipe", "finished", 0.25, 1),
+        ("b", "stopped early", 1.0, 3),
+        ("c", "failed", 0.25, 4),
+        ("d", "failed", None, 5),
+    ]
+    losses = make_rows(trials, {"model.heads": 1}, tmp_path, "valid/accuracy", {}, largest=False)
+    assert [row["trial"] for row in losses[:2]] == ["recipe", "a"]
+    assert json.loads(json.dumps(rows)) == rows
+    assert describe(rows)[-1] == {
+        "trial": "d",
+        "area": "-",
+        "last": "-",
+        "step": "0",
+        "model.heads": "5",
+        "state": "failed: no such file",
+    }
+    draw(rows, "valid/accuracy", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    draw(rows[-1:], "valid/accuracy", tmp_path / "nothing.png")
+    assert not (tmp_path / "nothing.png").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_repeats_nothing_and_a_trial_that_fails_does_not_end_it(tmp_path):
+    workdir, trials = tmp_path / "s", tmp_path / "s" / "trials"
+    two = {"training.learning_rate": [0.001, 0.01], "model.hidden_features": [4]}
+    wrong = {"training.batch_size": [7], "model.hidden_features": [4]}
+    (tmp_path / "space.json").write_text(json.dumps({"chain": [two, wrong]}))
+    flags = ["--config=launch/configs/dictionary.py:lstm", f"--space={tmp_path / 'space.json'}", f"--workdir={workdir}"]
+    settings = {"seeds": 1, "steps": 60, "eval_every": 10, "log_every": 10, "accumulate": 2, "checkpoint_seconds": 0.5}
+    flags += [f"--config.training.{name}={value}" for name, value in settings.items()]
+
+    def finished():
+        return {path.parent.name: path.stat().st_mtime for path in trials.glob("*/summary.json")}
+
+    process = sweep(*flags, start_new_session=True)
+    wait_for(lambda: len(finished()) >= 1, 200)
+    time.sleep(6)  # the state of the sweep is written every five seconds
+    process.kill()
+    process.wait()
+    before = finished()
+    said, _ = sweep(*flags, stdout=subprocess.PIPE).communicate(timeout=280)
+    assert before.items() <= finished().items()
+    rows = json.loads((workdir / "leaderboard.json").read_text())
+    assert len(rows) == 4
+    (failed,) = (row for row in rows if row["state"] == "failed")
+    assert "accumulate must divide the 7 examples of a device, got accumulate=2. (exit code 1, see " in failed["error"]
+    assert failed["settings"]["training.batch_size"] == 7
+    assert failed["error"] in said
+    for path in trials.glob("*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if "valid/accuracy" in line]
+        assert steps == [10, 20, 30, 40, 50, 60][: len(steps)]
+    assert "recipe" in finished()
+    assert (workdir / "leaderboard.png").is_file() and "| recipe |" in (workdir / "leaderboard.md").read_text()
+
+
+@pytest.mark.slow
+def test_trials_of_two_hosts_each(tmp_path):
+    (tmp_path / "space.json").write_text(json.dumps({"training.learning_rate": [0.01]}))
+    flags = ["--config=launch/configs/dictionary.py:lstm", f"--space={tmp_path / 'space.json'}"]
+    settings = {"training.steps": 20, "training.eval_every": 10, "training.seeds": 1, "model.hidden_features": 4}
+    flags += [f"--config.{name}={value}" for name, value in settings.items()]
+    process = sweep(*flags, f"--workdir={tmp_path / 's'}", "--hosts=2")
+    try:
+        assert process.wait(timeout=280) == 0
+    finally:
+        process.send_signal(signal.SIGKILL)
+    rows = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
+    assert {row["state"] for row in rows} == {"finished"}
+    for row in rows:
+        summary = json.loads((tmp_path / "s" / "trials" / row["trial"] / "summary.json").read_text())
+        assert (summary["devices"], summary["processes"]) == (2, 2)
