@@ -19,7 +19,7 @@ from flax import nnx
 from mnm_jax.training import checkpoints, hosts
 from mnm_jax.training.config import TrainConfig
 from mnm_jax.training.evaluate import make_evaluate
-from mnm_jax.training.parallel import make_parallel_step, make_placement, place_state
+from mnm_jax.training.parallel import make_parallel_step, make_placement, pad_batch, place_state
 from mnm_jax.training.progress import ProgressBar
 from mnm_jax.training.signals import Interrupted, StopRequest, stop_request
 from mnm_jax.training.state import TrainState, init_state, split_model
@@ -187,7 +187,10 @@ class _Run:
         return stop, save or stop
 
     def one_step(self) -> StepMetrics:
-        batch = None if self.loader is None else hosts.join(next(self.loader), self.placement.divided)
+        batch = None
+        if self.loader is not None:
+            own = pad_batch(next(self.loader), self.placement.divided.num_devices // jax.process_count())
+            batch = hosts.join(own, self.placement.divided)
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
         compiled = shapes in self.shapes
         self.shapes.add(shapes)

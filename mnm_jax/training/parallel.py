@@ -62,6 +62,20 @@ def place_batch(batch: Batch, placement: Placement) -> Batch:
     return hosts.put(batch, placement.divided if divisible else placement.replicated)
 
 
+def pad_batch(batch: Batch, devices: int) -> Batch:
+    """A batch that was read, its last example repeated, but counted nowhere, until so many devices can divide it."""
+    lacking = -np.shape(batch.mask)[1] % devices
+    if not lacking:
+        return batch
+
+    def pad(leaf: np.ndarray, mode: str) -> np.ndarray:
+        return np.pad(leaf, [(0, 0), (0, lacking), *[(0, 0)] * (leaf.ndim - 2)], mode=mode)
+
+    inputs, targets = jax.tree.map(lambda leaf: pad(leaf, "edge"), (batch.inputs, batch.targets))
+    counted = (batch.loss_mask, batch.mask, batch.fork)
+    return Batch(inputs, targets, *jax.tree.map(lambda leaf: pad(leaf, "constant"), counted))
+
+
 def map_seeds(function: Callable, devices: Sequence[jax.Device]) -> Callable:
     """`(state, batch) -> ...` of one seed, for all seeds in one program; state leaves `[S, ...]`, one batch for all.
 

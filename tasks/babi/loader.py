@@ -5,6 +5,7 @@ only. Shape letters: `T` steps, `B` examples, `W` words of a sentence, `N` recor
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ class BabiLoader:
     part: (which, of how many): this one gives neighbouring examples of each batch, as many as any other part.
 
     Raises:
-        ValueError: `batch_size` exceeds the number of questions, or batches cannot be divided into so many parts.
+        ValueError: `batch_size` exceeds the number of questions.
     """
 
     def __init__(
@@ -108,8 +109,6 @@ class BabiLoader:
         questions = int(split.questions.sum())
         if batch_size > questions:
             raise ValueError(f"batch_size must be <= {questions}, the training questions, got {batch_size=}.")
-        if _SIZE_STEP % part[1]:
-            raise ValueError(f"batches have {_SIZE_STEP} n examples: no {part[1]} processes can share them equally.")
         self._records, self._seed, self._change, self._part = split.records, seed, change, part
         self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
         buckets = make_buckets(split, lengths, batch_size, np.arange(len(split.steps)))
@@ -124,7 +123,8 @@ class BabiLoader:
         steps, chosen = self._plan(epoch)[position]
         # A bucket of few records gives a size that devices could not divide: the rest is padding, which counts nowhere.
         which, count = self._part
-        size = -(-len(chosen) // _SIZE_STEP) * _SIZE_STEP // count
+        step = math.lcm(_SIZE_STEP, count)
+        size = -(-len(chosen) // step) * step // count
         own = range(which * size, min((which + 1) * size, len(chosen)))
         records = self._records.__getitems__(chosen[own.start : own.stop].tolist())
         if self._change is not None:

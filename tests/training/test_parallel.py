@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mnm_jax.training import init_state, make_optimizer, parallel, split_model
-from mnm_jax.training.parallel import make_parallel_step, make_placement, place_state
+from mnm_jax.training.parallel import make_parallel_step, make_placement, pad_batch, place_state
 
 
 def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
@@ -71,6 +71,18 @@ def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form
     monkeypatch.setattr("mnm_jax.training.step.choose_groups", lambda cell, each, platform: examples.append(each) or 2)
     found = run(tiny, tiny.draw_forks, form, count, batch_size=40)
     assert set(examples) == {16 // count}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+
+
+@pytest.mark.parametrize("form", ["jit", "pmap"])
+def test_a_batch_that_is_read_and_cannot_be_divided_is_padded_and_trains_the_same(tiny, x64, form):
+    def draw(seed, size):
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:, :13], tiny.draw_forks(seed, size))
+
+    assert draw(0, 16).mask.shape[1] == 13
+    assert pad_batch(draw(0, 16), 8).mask.shape[1] == 16
+    expected = run(tiny, draw, "jit", 1)
+    found = run(tiny, lambda seed, size: pad_batch(draw(seed, size), 8), form, 8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
