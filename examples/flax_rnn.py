@@ -1,6 +1,6 @@
 """The cell in `nnx.RNN`, with flax's own sequence lengths.
 
-    python -m examples.flax_rnn
+Run it by `python -m examples.flax_rnn [--smoke]`.
 """
 
 import jax

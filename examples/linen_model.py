@@ -1,7 +1,9 @@
 """The cell inside a Linen model, through `nnx.bridge`.
 
-    python -m examples.linen_model
+Run it by `python -m examples.linen_model [--smoke]`.
 """
+
+import sys
 
 import jax
 import optax
@@ -31,8 +33,7 @@ class Model(linen.Module):
 
 def train(steps: int = 60) -> list[float]:
     """Losses of a Linen model that learns to give back its input of two steps before."""
-    model = Model()
-    inputs = jax.random.normal(jax.random.key(0), (6, 16, 3))
+    model, inputs = Model(), jax.random.normal(jax.random.key(0), (6, 16, 3))
     wanted = inputs[:-2, :, :1]
     variables = model.init(jax.random.key(1), inputs)
     optimizer = optax.adam(3e-3)
@@ -46,8 +47,7 @@ def train(steps: int = 60) -> list[float]:
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state, value
 
-    params, opt_state = variables["params"], optimizer.init(variables["params"])
-    losses = []
+    params, opt_state, losses = variables["params"], optimizer.init(variables["params"]), []
     for _ in range(steps):
         params, opt_state, value = step(params, opt_state)
         losses.append(float(value))
@@ -55,5 +55,5 @@ def train(steps: int = 60) -> list[float]:
 
 
 if __name__ == "__main__":
-    losses = train()
+    losses = train(2 if "--smoke" in sys.argv else 60)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

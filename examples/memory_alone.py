@@ -1,6 +1,6 @@
 """The memory as four pure functions: store three pairs in one shot each, read them back, in a model of your own.
 
-    python -m examples.memory_alone
+Run it by `python -m examples.memory_alone [--smoke]`.
 """
 
 import jax

@@ -1,7 +1,9 @@
 """The cell is a pytree: `lax.scan`, `jax.grad`, `jax.vmap` and `jax.jit` take it as it is.
 
-    python -m examples.plain_scan
+Run it by `python -m examples.plain_scan [--smoke]`.
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -30,5 +32,5 @@ def descend(steps: int = 20) -> list[float]:
 
 
 if __name__ == "__main__":
-    losses = descend()
+    losses = descend(2 if "--smoke" in sys.argv else 20)
     print(f"meta loss {losses[0]:.4f} -> {losses[-1]:.4f}")

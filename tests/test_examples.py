@@ -1,10 +1,15 @@
 """The examples work as their text says."""
 
+import pathlib
+import runpy
+import sys
+
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
-from examples import flax_rnn, linen_model, memory_alone, plain_scan
+from examples import equinox_model, flax_rnn, linen_model, memory_alone, packed_episodes, plain_scan, streaming
 from mnm_jax import MNMCell, local_memory, unroll
 
 
@@ -32,3 +37,34 @@ def test_linen_model_learns():
 def test_plain_scan_descends():
     losses = plain_scan.descend()
     assert losses[-1] < 0.5 * losses[0] and all(np.isfinite(losses))
+
+
+def test_an_equinox_module_learns():
+    with jax.numpy_dtype_promotion("standard"):
+        losses = equinox_model.train(200)
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_inputs_one_by_one_give_what_the_sequence_gives():
+    one_by_one, in_two_parts = streaming.stream()
+    assert one_by_one.shape == (20, 2, 12)
+    np.testing.assert_allclose(one_by_one, in_two_parts, rtol=1e-5, atol=1e-6)
+
+
+def test_packed_episodes_give_what_each_gives_alone():
+    packed, alone = packed_episodes.pack()
+    assert packed.shape == (12, 12)
+    np.testing.assert_allclose(packed, alone, rtol=1e-5, atol=1e-6)
+
+
+EXAMPLES = sorted((pathlib.Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_short_and_runs_with_smoke(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
+    with jax.numpy_dtype_promotion("standard"):
+        content = runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out
+    assert f"python -m examples.{path.stem} [--smoke]" in content["__doc__"]
+    assert len(path.read_text().splitlines()) < 60

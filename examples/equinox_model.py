@@ -1,0 +1,58 @@
+"""An Equinox module that holds a memory. Run it by `python -m examples.equinox_model [--smoke]`."""
+
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnm_jax import Memory, MemoryParams, gradient_memory
+
+
+class Recall(eqx.Module):
+    """Writes pairs, one a step, then answers for the first cue; the map to keys is learned with phi_0."""
+
+    memory: Memory = eqx.field(static=True)
+    params: MemoryParams
+    to_key: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array):
+        self.memory = gradient_memory(8, 3, hidden_sizes=(16,))
+        self.params = self.memory.init(key)
+        self.to_key = eqx.nn.Linear(4, 8, key=jax.random.fold_in(key, 1))
+
+    def __call__(self, cues: jax.Array, values: jax.Array) -> jax.Array:
+        """Cues `[T, B, 4]` and values `[T, B, 3]` to what is recalled for the first cue, `[B, 3]`."""
+        keys = jnp.tanh(jax.vmap(jax.vmap(self.to_key))(cues))
+
+        def write(state, pair):  # of one head
+            return self.memory.write(self.params, state, *pair, rate=jnp.ones(cues.shape[1]))[0], None
+
+        state, _ = jax.lax.scan(
+            write, self.memory.start(self.params, cues.shape[1]), (keys[:, :, None], values[:, :, None])
+        )
+        return self.memory.read(self.params, state, keys[0][:, None])[:, 0]
+
+
+def train(steps: int) -> list[float]:
+    """Losses of learning to recall the first of four random pairs."""
+    model, optimizer, losses = Recall(jax.random.key(0)), optax.adam(1e-2), []
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+
+    @eqx.filter_jit
+    def step(model, state, key):
+        cues, values = jnp.split(jax.random.normal(key, (4, 32, 7)), [4], axis=-1)
+        loss, grads = eqx.filter_value_and_grad(lambda m: jnp.mean((m(cues, values) - values[0]) ** 2))(model)
+        updates, state = optimizer.update(grads, state)
+        return eqx.apply_updates(model, updates), state, loss
+
+    for key in jax.random.split(jax.random.key(1), steps):
+        model, state, loss = step(model, state, key)
+        losses.append(float(loss))
+    return losses
+
+
+if __name__ == "__main__":
+    losses = train(2 if "--smoke" in sys.argv else 200)
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -1,0 +1,35 @@
+"""One step at a time: inputs come as they come, and the caller keeps the carry, between calls or on disk.
+
+Run it by `python -m examples.streaming [--smoke]`.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnm_jax import MNMCell, gradient_memory, unroll
+
+
+def stream(steps: int = 20) -> tuple[jax.Array, jax.Array]:
+    """Features `[T, B, F]`: of inputs handed over one by one, and of the same inputs as a whole sequence."""
+    cell = MNMCell(3, 8, gradient_memory(4, 4, hidden_sizes=(4,)), rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(0), (steps, 2, 3))
+    step = nnx.jit(lambda cell, carry, x: cell(carry, x))
+
+    carry, features = cell.initialize_carry((2, 3)), []
+    for x in inputs:
+        carry, output = step(cell, carry, x)
+        features.append(output.features)
+
+    # The carry is a pytree of arrays: it may be stored anywhere, and a sequence goes on where it was left.
+    half = steps // 2
+    middle, first = unroll(cell, None, inputs[:half])
+    _, second = unroll(cell, middle, inputs[half:])
+    return jnp.stack(features), jnp.concatenate([first.features, second.features])
+
+
+if __name__ == "__main__":
+    one_by_one, in_two_parts = stream(4 if "--smoke" in sys.argv else 20)
+    print(f"largest difference {jnp.max(jnp.abs(one_by_one - in_two_parts)):.1e}")
