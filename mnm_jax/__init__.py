@@ -4,6 +4,7 @@ Everything named here is public; modules and names that start with `_` are not.
 """
 
 from mnm_jax.cells import CellOutput, ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
+from mnm_jax.layers import NeuralMemoryBlock
 from mnm_jax.memory import Memory, MemoryParams, MemoryState, WriteInfo, gradient_memory, local_memory
 from mnm_jax.unroll import choose_form, unroll
 
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryParams",
     "MemoryState",
     "NTMCell",
+    "NeuralMemoryBlock",
     "PlasticCell",
     "RNNCell",
     "SALUCell",

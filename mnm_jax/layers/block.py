@@ -1,0 +1,174 @@
+"""A memory whose keys, values and gates come from the inputs alone, so that a sequence is worked through in chunks.
+
+Shape letters: `T` time steps, `B` examples, `D` features, `H` heads (a memory each), `K` key and `V` value features.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnm_jax.memory import chunked, gradient_memory, local_memory
+from mnm_jax.memory.network import Network
+
+Array = jax.Array
+_RULES = {"local": local_memory, "gradient": gradient_memory}
+_STEP_SIZES = ("normalised", "sum")
+_FORGET_LITTLE = -4.0  # bias of the forgetting gate: 2% a token at first
+
+
+class BlockCarry(NamedTuple):
+    """The memories between two tokens, leaves `[H, B, ...]`, and how many tokens the present chunk has had."""
+
+    fast: chunked.Fast
+    position: Array
+
+
+class NeuralMemoryBlock(nnx.Module):
+    """A layer `[T, B, D] -> [T, B, D]` that writes every token into H memories and reads them, without recurrence.
+
+        k = W_k x / |W_k x|,  v = W_v x,  q = W_q x / |W_q x|,  r, alpha, m = sigmoid(W x + b)
+        phi_t = write(phi_{t-1}; k_t, v_t, r_t),  y_t = W_o [f(q_t; phi_t) of all heads]
+
+    Nothing that is read goes back into what is written, so a chunk of tokens is a few products of matrices
+    (`memory/chunked.py`, with the equations). `__call__` runs over a sequence, `step` over one token; they are equal.
+    With the gradient rule and step_size="sum" a memory of one layer is DeltaNet (Yang et al., 2024), with `forget`
+    gated DeltaNet; several layers with `forget` and `momentum` are the memory of Titans (Behrouz et al., 2025).
+
+    Args:
+      features: `D`.
+      heads: `H`.
+      key_size, value_size: `K` and `V` of a head.
+      hidden_sizes: of the memory's network; () is a matrix.
+      rule: "local" (MNM-p: every layer has its own target and corrects its newest answer) or "gradient" (MNM-g; through
+        several layers, taken at the beginning of the chunk).
+      chunk: tokens that are worked through at once. With more than one layer it is part of the model: inputs of the
+        layers are those of the weights at the chunk's beginning.
+      step_size: "normalised" (rate 1 meets the target exactly) or "sum" (the plain error times the rate).
+      forget, momentum: gates of their own.
+      dtype: of parameters and memories.
+
+    Raises:
+      ValueError: a size below 1, an unknown rule or step size, inputs of another shape.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        heads: int = 1,
+        key_size: int = 32,
+        value_size: int = 32,
+        hidden_sizes: Sequence[int] = (),
+        rule: str = "local",
+        chunk: int = 64,
+        step_size: str = "normalised",
+        forget: bool = False,
+        momentum: bool = False,
+        epsilon: float = 1e-3,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if rule not in _RULES:
+            raise ValueError(f"rule must be one of {', '.join(_RULES)}, got {rule!r}.")
+        if step_size not in _STEP_SIZES:
+            raise ValueError(f"step_size must be one of {', '.join(_STEP_SIZES)}, got {step_size!r}.")
+        for name, size in (("features", features), ("heads", heads), ("chunk", chunk)):
+            if size < 1:
+                raise ValueError(f"{name} must be >= 1, got {size}.")
+        memory = _RULES[rule](key_size, value_size, hidden_sizes=hidden_sizes, epsilon=epsilon, dtype=dtype)
+        network = Network((key_size, *hidden_sizes, value_size), jnp.tanh, False)
+        self.rule = chunked.Rule(network, rule == "local", step_size == "normalised", epsilon)
+        self.features, self.heads, self.chunk = features, heads, chunk
+        self.forget, self.momentum = forget, momentum
+        self.memory_params = nnx.Param(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
+        vectors = heads * (2 * key_size + value_size)
+        self.to_vectors = nnx.Linear(features, vectors, use_bias=False, param_dtype=dtype, rngs=rngs)
+        self.to_gates = nnx.Linear(features, heads * (1 + forget + momentum), param_dtype=dtype, rngs=rngs)
+        if forget:
+            biases = self.to_gates.bias.get_value().reshape(heads, -1).at[:, 1].set(_FORGET_LITTLE)
+            self.to_gates.bias.set_value(biases.reshape(-1))
+        self.to_output = nnx.Linear(heads * value_size, features, use_bias=False, param_dtype=dtype, rngs=rngs)
+
+    def initialize_carry(self, batch_size: int) -> BlockCarry:
+        """The memories at the beginning of sequences."""
+        start = jax.tree.map(
+            lambda w: jnp.broadcast_to(w[:, None], (self.heads, batch_size, *w.shape[1:])),
+            self.memory_params.get_value().weights,
+        )
+        return BlockCarry(chunked.Fast(start, start, jax.tree.map(jnp.zeros_like, start)), jnp.zeros((), jnp.int32))
+
+    def __call__(
+        self, inputs: Array, carry: BlockCarry | None = None, *, mask: Array | None = None
+    ) -> tuple[BlockCarry, Array]:
+        """A sequence `[T, B, D]`, in chunks; outputs `[T, B, D]`.
+
+        Args:
+            carry: goes on from there, with a new chunk; None begins with phi_0.
+            mask: `[T, B]`, False for padding, which leaves the carry as it is.
+        """
+        if inputs.ndim != 3 or inputs.shape[-1] != self.features:
+            raise ValueError(f"inputs must have shape [T, B, D] = [T, B, {self.features}], got {inputs.shape}.")
+        steps, batch = inputs.shape[:2]
+        carry = self.initialize_carry(batch) if carry is None else carry
+        tokens = self._tokens(inputs, jnp.ones((steps, batch), bool) if mask is None else mask)
+        fast = carry.fast._replace(start=carry.fast.now)
+        params = self.memory_params.get_value()
+        whole = steps - steps % self.chunk
+        answers = []
+
+        def run(fast: chunked.Fast, part: tuple) -> tuple[chunked.Fast, Array]:
+            return jax.vmap(lambda p, f, t, m: chunked.chunk(self.rule, p, f, t, m))(params, fast, *part)
+
+        if whole:
+            chunks = jax.tree.map(lambda x: _split(x[:, :, :whole], self.chunk), tokens)
+            fast, read = jax.lax.scan(run, fast, (chunks, jax.vmap(jax.vmap(chunked.mix))(chunks)))
+            answers.append(jnp.moveaxis(read, 0, 2).reshape(*read.shape[1:3], whole, -1))
+        if steps > whole:
+            rest = jax.tree.map(lambda x: x[:, :, whole:], tokens)
+            begun = fast.start
+            fast, read = run(fast, (rest, jax.vmap(chunked.mix)(rest)))
+            fast = fast._replace(start=begun)
+            answers.append(read)
+        read = jnp.concatenate(answers, axis=2)  # [H, B, T, V]
+        joined = jnp.moveaxis(read, (2, 1, 0), (0, 1, 2)).reshape(steps, batch, -1)
+        return BlockCarry(fast, jnp.asarray(steps % self.chunk, jnp.int32)), self.to_output(joined)
+
+    def step(self, carry: BlockCarry, inputs: Array) -> tuple[BlockCarry, Array]:
+        """One token `[B, D]`, as generating text needs it."""
+        tokens = jax.tree.map(lambda x: x[:, :, 0], self._tokens(inputs[None], jnp.ones((1, inputs.shape[0]), bool)))
+        begins = carry.position == 0
+        start = jax.tree.map(lambda now, then: jnp.where(begins, now, then), carry.fast.now, carry.fast.start)
+        run = jax.vmap(lambda p, f, t: chunked.step(self.rule, p, f, t))
+        fast, read = run(self.memory_params.get_value(), carry.fast._replace(start=start), tokens)
+        joined = jnp.moveaxis(read, 0, 1).reshape(inputs.shape[0], -1)
+        return BlockCarry(fast, (carry.position + 1) % self.chunk), self.to_output(joined)
+
+    def _tokens(self, inputs: Array, mask: Array) -> chunked.Tokens:
+        """Keys, values, queries and gates of inputs `[T, B, D]`: leaves `[H, B, T, ...]`."""
+        sizes = self.rule.network.sizes
+        vectors = self._by_head(self.to_vectors(inputs))
+        keys, values, queries = jnp.split(vectors, [sizes[0], sizes[0] + sizes[-1]], axis=-1)
+        gates = jax.nn.sigmoid(self._by_head(self.to_gates(inputs)))
+        real = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
+        keep = 1 - gates[..., 1] if self.forget else jnp.ones_like(real)
+        momentum = gates[..., -1] if self.momentum else jnp.zeros_like(real)
+        return chunked.Tokens(_unit(keys), values, _unit(queries), gates[..., 0], keep, momentum, real).masked()
+
+    def _by_head(self, x: Array) -> Array:
+        """`[T, B, H X]` to `[H, B, T, X]`."""
+        return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, -1), (2, 1, 0), (0, 1, 2))
+
+
+def _split(x: Array, size: int) -> Array:
+    """`[H, B, T, ...]` to `[N, H, B, C, ...]`."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, *x.shape[3:]), 2, 0)
+
+
+def _unit(x: Array) -> Array:
+    """x / |x|, zero for zero."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    positive = square > 0
+    return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
