@@ -281,13 +281,17 @@ def _maps(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _text(folder: pathlib.Path) -> str:
-    """README.md of a section, its headings one level lower; the name of the folder where it has no title."""
+    """README.md of a section, headings one level lower, links as from the page; the folder's name for a title."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     if not text.startswith("# "):
         text = f"# {folder.name}\n\n{text}".strip()
     pieces = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)  # code may hold lines that start with #
-    return "".join(piece if index % 2 else re.sub("^#", "##", piece, flags=re.M) for index, piece in enumerate(pieces))
+    here = _link(folder, folder)
+    for index in range(0, len(pieces), 2):
+        lowered = re.sub("^#", "##", pieces[index], flags=re.M)
+        pieces[index] = re.sub(r"\]\((?![a-z]+:|/|#)", f"]({here}/", lowered)
+    return "".join(pieces)
 
 
 def _link(path: pathlib.Path, section: pathlib.Path) -> str:

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         workdir = pathlib.Path(_WORKDIR.value).absolute()
         trials = choose_trials(expand(read_space(_SPACE.value)), _NUM_TRIALS.value)
         passed = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
-        planned = [plan(spec, _CONFIG.value, passed, workdir) for spec in trials]
+        planned = [plan(spec, _CONFIG.value, passed, pathlib.Path(_WORKDIR.value)) for spec in trials]
         for trial in planned:  # finds wrong values before anything starts
             build_training(trial.config["training"])
         if _DRY_RUN.value:

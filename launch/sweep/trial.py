@@ -83,7 +83,8 @@ class Process:
 
         with log.open("a") as file:
             self._process = subprocess.Popen(
-                [sys.executable, *command[1:]],
+                command,
+                executable=sys.executable,  # "python" stays the name by which it is called, and noted
                 cwd=cwd,
                 env=environment,
                 stdout=file,

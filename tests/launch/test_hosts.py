@@ -139,6 +139,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(uninterrupted, tmp_path, c
     assert_close(read_metrics(workdir)[-5:], six[-5:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_four(uninterrupted, tmp_path):
     three, six = uninterrupted
     workdir = shutil.copytree(three, tmp_path / "run")

@@ -311,7 +311,8 @@ def results(tmp_path):
     write_run(results / "dictionary/n=3, S=16/mnm-p")
     write_run(results / "dictionary/n=3, S=8/mnm-p")
     write_run(results / "dictionary/n=3, S=8/lstm", "lstm", (0.2, 0.2, 0.5))
-    text = "# Dictionary inference\n\nWhat it is.\n\n```\n# a comment\n```\n\n## Sizes\n"
+    text = "# Dictionary inference\n\nWhat it is.\n\n```\n# a comment\n[as](it.is)\n```\n\n## Sizes\n"
+    text += "\n![a](b/c.png), [paper](https://x.org), [above](#sizes)\n"
     (results / "dictionary/README.md").write_text(text)
     folder = results / "dictionary/n=3, S=8/mnm-p/figures"
     folder.mkdir()
@@ -331,7 +332,8 @@ def test_results_page(results, capsys):
     assert path == results.parent / "RESULTS.md"
     page = path.read_text()
     assert page.index("\n## babi\n") < page.index("\n## Dictionary inference\n\nWhat it is.")
-    assert "```\n# a comment\n```\n\n### Sizes" in page
+    assert "```\n# a comment\n[as](it.is)\n```\n\n### Sizes" in page
+    assert "![a](results/dictionary/b/c.png), [paper](https://x.org), [above](#sizes)" in page
     babi, dictionary = page.split("## Dictionary inference")
 
     assert cells(dictionary, "group | model | seeds | steps | chance") == [

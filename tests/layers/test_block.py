@@ -1,7 +1,5 @@
 """The layer: chunks give what single tokens give, and both what the literature's recurrences give, written in numpy."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,11 +41,17 @@ def assert_close(a, b, rtol=1e-10, atol=1e-12):
 
 
 FORMS = [
-    {"rule": rule, "hidden_sizes": hidden, "step_size": size, "forget": gates, "momentum": gates, "heads": heads}
-    for (rule, size), (hidden, gates, heads) in itertools.product(
-        [("local", "normalised"), ("local", "sum"), ("gradient", "normalised"), ("gradient", "sum")],
-        [((), False, 2), ((), True, 1), ((6,), True, 2), ((6, 6), False, 1)],
-    )
+    {"rule": rule, "step_size": size, "hidden_sizes": hidden, "forget": forget, "momentum": momentum, "heads": heads}
+    for rule, size, hidden, forget, momentum, heads in [
+        ("local", "normalised", (), True, True, 1),
+        ("local", "normalised", (6,), True, True, 2),
+        ("local", "sum", (6, 6), False, False, 1),
+        ("local", "sum", (), True, False, 2),
+        ("gradient", "normalised", (6,), True, True, 2),
+        ("gradient", "normalised", (6, 6), False, True, 1),
+        ("gradient", "sum", (), False, False, 2),
+        ("gradient", "sum", (6,), True, False, 1),
+    ]
 ]
 
 
@@ -69,7 +73,7 @@ def test_chunks_give_what_single_tokens_give(form, x64):
     assert_close((rest[0], jnp.concatenate([first, rest[1]])), expected)
 
 
-@pytest.mark.parametrize("form", [FORMS[1], FORMS[2], FORMS[10]], ids=str)
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[1], FORMS[4]], ids=str)
 def test_gradients_through_chunks_are_those_through_single_tokens(form, x64):
     block = make_block(jnp.float64, chunk=3, **form)
     inputs = make_inputs(7)
