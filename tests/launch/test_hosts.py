@@ -149,6 +149,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_four(uninterrupted, tmp_path):
         assert_close(run.finish()[-5:], six[-5:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_and_a_kill_lose_no_step_after_the_last_checkpoint_and_change_no_number(tmp_path):
     workdir, config = tmp_path / "run", tiny(128, checkpoint_seconds=0.1)
     config["model"] = {"name": "lstm", "hidden_features": 4}

@@ -27,13 +27,15 @@ def make_inputs(steps, dtype=jnp.float64):
     return jax.random.normal(jax.random.key(2), (steps, B, D), dtype)
 
 
+@jax.jit
 def run_by_steps(block, inputs, carry=None):
     carry = block.initialize_carry(B) if carry is None else carry
-    outputs = []
-    for x in inputs:
-        carry, y = block.step(carry, x)
-        outputs.append(y)
-    return carry, jnp.stack(outputs)
+    return jax.lax.scan(lambda carry, x: block.step(carry, x), carry, inputs)
+
+
+@jax.jit
+def run_by_chunks(block, inputs, carry=None, mask=None):
+    return block(inputs, carry, mask=mask)
 
 
 def assert_close(a, b, rtol=1e-10, atol=1e-12):
@@ -60,20 +62,19 @@ def test_chunks_give_what_single_tokens_give(form, x64):
     block = make_block(jnp.float64, chunk=4, **form)
     inputs = make_inputs(11)  # two chunks and the beginning of a third
     expected = run_by_steps(block, inputs)
-    found = block(inputs)
-    assert_close(found, expected)
+    assert_close(run_by_chunks(block, inputs), expected)
     assert float(jnp.std(expected[1])) > 0.05
-    # Two chunks, then tokens one by one.
-    carry, first = block(inputs[:8])
-    rest = run_by_steps(block, inputs[8:], carry)
-    assert_close((rest[0], jnp.concatenate([first, rest[1]])), expected)
-    # In the middle of a chunk.
-    carry, first = block(inputs[:6])
-    rest = run_by_steps(block, inputs[6:], carry)
-    assert_close((rest[0], jnp.concatenate([first, rest[1]])), expected)
 
 
-@pytest.mark.parametrize("form", [FORMS[0], FORMS[1], FORMS[4]], ids=str)
+@pytest.mark.parametrize("cut", [8, 6], ids=["between two chunks", "within a chunk"])
+def test_tokens_one_by_one_go_on_where_a_sequence_was_left(cut, x64):
+    block, inputs = make_block(jnp.float64, chunk=4, **FORMS[1]), make_inputs(11)
+    carry, first = run_by_chunks(block, inputs[:cut])
+    carry, second = run_by_steps(block, inputs[cut:], carry)
+    assert_close((carry, jnp.concatenate([first, second])), run_by_chunks(block, inputs))
+
+
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[4]], ids=str)
 def test_gradients_through_chunks_are_those_through_single_tokens(form, x64):
     block = make_block(jnp.float64, chunk=3, **form)
     inputs = make_inputs(7)
@@ -82,7 +83,7 @@ def test_gradients_through_chunks_are_those_through_single_tokens(form, x64):
         carry, outputs = run(block, inputs)
         return jnp.sum(jnp.sin(outputs)) + sum(jnp.sum(jnp.cos(w)) for w in carry.fast.now)
 
-    by_chunks = jax.grad(lambda *a: loss(lambda block, x: block(x), *a), argnums=(0, 1))(block, inputs)
+    by_chunks = jax.grad(lambda *a: loss(run_by_chunks, *a), argnums=(0, 1))(block, inputs)
     by_steps = jax.grad(lambda *a: loss(run_by_steps, *a), argnums=(0, 1))(block, inputs)
     assert_close(by_chunks, by_steps, rtol=1e-9)
     assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(by_chunks))
@@ -91,9 +92,9 @@ def test_gradients_through_chunks_are_those_through_single_tokens(form, x64):
 def test_a_memory_of_one_layer_is_the_same_for_any_chunk(x64):
     inputs = make_inputs(12)
     blocks = [make_block(jnp.float64, chunk=chunk, forget=True, momentum=True) for chunk in (1, 5, 12, 64)]
-    expected = blocks[0](inputs)
+    expected = run_by_chunks(blocks[0], inputs)
     for block in blocks[1:]:
-        carry, outputs = block(inputs)
+        carry, outputs = run_by_chunks(block, inputs)
         assert_close((carry.fast.now, carry.fast.surprise), (expected[0].fast.now, expected[0].fast.surprise))
         assert_close(outputs, expected[1])
 
@@ -107,11 +108,16 @@ def test_a_chunk_of_one_token_is_the_memory_as_four_functions(make, x64):
     values, rates = jax.random.normal(jax.random.key(2), (5, B, V)), jax.random.uniform(jax.random.key(3), (5, B))
     state = memory.start(params, B)
     fast = chunked.Fast(state.weights, state.weights, jax.tree.map(jnp.zeros_like, state.weights))
-    for k, v, q, r in zip(keys, values, queries, rates, strict=True):
-        state, _, expected = memory.write_read(params, state, k[:, None], v[:, None], r, q[:, None])
-        ones = jnp.ones((B, 1))
+    ones = jnp.ones((B, 1))
+
+    @jax.jit
+    def write_both(state, fast, k, v, q, r):
         tokens = chunked.Tokens(k[:, None], v[:, None], q[:, None], r[:, None], ones, 0 * ones, ones)
-        fast, found = chunked.chunk(rule, params, fast, tokens, chunked.mix(tokens))
+        state, _, expected = memory.write_read(params, state, k[:, None], v[:, None], r, q[:, None])
+        return state, expected, *chunked.chunk(rule, params, fast, tokens, chunked.mix(tokens))
+
+    for token in zip(keys, values, queries, rates, strict=True):
+        state, expected, fast, found = write_both(state, fast, *token)
         assert_close(found, expected)
         assert_close(fast.now, state.weights)
 
@@ -134,7 +140,7 @@ def test_it_is_deltanet(x64):
     for k, v, q, (beta,) in zip(keys, values, queries, gates, strict=True):
         weights = weights - beta * np.outer(k, k @ weights - v)
         expected.append(q @ weights @ np.asarray(block.to_output.kernel))
-    assert_close(block(inputs)[1][:, 0], np.array(expected))
+    assert_close(run_by_chunks(block, inputs)[1][:, 0], np.array(expected))
 
 
 def test_it_is_gated_deltanet(x64):
@@ -145,7 +151,7 @@ def test_it_is_gated_deltanet(x64):
     for k, v, q, (beta, alpha) in zip(keys, values, queries, gates, strict=True):
         weights = (1 - alpha) * weights - beta * np.outer(k, k @ weights - v)
         expected.append(q @ weights @ np.asarray(block.to_output.kernel))
-    assert_close(block(inputs)[1][:, 0], np.array(expected))
+    assert_close(run_by_chunks(block, inputs)[1][:, 0], np.array(expected))
 
 
 def test_it_is_the_memory_of_titans(x64):
@@ -161,37 +167,38 @@ def test_it_is_the_memory_of_titans(x64):
     def answer(weights, x):
         return jnp.tanh(x @ weights[0]) @ weights[1]
 
+    slope = jax.jit(jax.grad(lambda w, k, v: 0.5 * jnp.sum((answer(w, k) - v) ** 2)))
     for t, (k, v, q, (theta, alpha, eta)) in enumerate(zip(keys, values, queries, gates, strict=True)):
         start = now if t % 3 == 0 else start
-        gradient = jax.grad(lambda w, k=k, v=v: 0.5 * jnp.sum((answer(w, k) - v) ** 2))(start)
+        gradient = slope(start, k, v)
         surprise = [eta * s - theta * np.asarray(g) for s, g in zip(surprise, gradient, strict=True)]
         now = [(1 - alpha) * w + s for w, s in zip(now, surprise, strict=True)]
         expected.append(np.asarray(answer(now, q)) @ np.asarray(block.to_output.kernel))
-    assert_close(block(inputs)[1][:, 0], np.array(expected))
+    assert_close(run_by_chunks(block, inputs)[1][:, 0], np.array(expected))
 
 
 def test_padding_changes_nothing_and_gets_no_gradient(x64):
     block = make_block(jnp.float64, chunk=4, hidden_sizes=(6,), forget=True, momentum=True)
     inputs, mask = make_inputs(10), jnp.ones((10, B), bool).at[7:, 0].set(False)
-    carry, outputs = block(inputs, mask=mask)
-    alone, short = block(inputs[:7])
+    carry, outputs = run_by_chunks(block, inputs, mask=mask)
+    alone, short = run_by_chunks(block, inputs[:7])
     assert_close(outputs[:7, 0], short[:, 0])
     for padded, plain in zip(carry.fast.now + carry.fast.surprise, alone.fast.now + alone.fast.surprise, strict=True):
         assert_close(padded[:, 0], plain[:, 0])
-    slope = jax.grad(lambda x: jnp.sum(block(x, mask=mask)[0].fast.now[0]))(inputs)
+    slope = jax.grad(lambda x: jnp.sum(run_by_chunks(block, x, mask=mask)[0].fast.now[0]))(inputs)
     assert np.all(slope[7:, 0] == 0) and np.all(np.abs(slope[7:, 1]).max(-1) > 0)
 
 
 def test_inputs_of_zeros_have_finite_gradients():
     block = make_block(chunk=4, rule="gradient", hidden_sizes=(6,))
-    gradient = jax.grad(lambda block: jnp.sum(block(jnp.zeros((6, B, D)))[1]))(block)
+    gradient = jax.grad(lambda block: jnp.sum(run_by_chunks(block, jnp.zeros((6, B, D)))[1]))(block)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 def test_an_example_does_not_see_the_others(x64):
     block, inputs = make_block(jnp.float64, chunk=4, heads=2), make_inputs(9)
     other = inputs.at[:, 1].set(7.0)
-    assert_close(block(inputs)[1][:, 0], block(other)[1][:, 0], rtol=0, atol=0)
+    assert_close(run_by_chunks(block, inputs)[1][:, 0], run_by_chunks(block, other)[1][:, 0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
