@@ -83,8 +83,7 @@ class Process:
 
         with log.open("a") as file:
             self._process = subprocess.Popen(
-                command,
-                executable=sys.executable,  # "python" stays the name by which it is called, and noted
+                [sys.executable, *command[1:]],
                 cwd=cwd,
                 env=environment,
                 stdout=file,

@@ -271,10 +271,12 @@ def test_a_sweep_that_is_killed_goes_on_repeats_nothing_and_a_trial_that_fails_d
         return {path.parent.name: path.stat().st_mtime for path in trials.glob("*/summary.json")}
 
     process = sweep(*flags, start_new_session=True)
-    wait_for(lambda: len(finished()) >= 1, 200)
-    time.sleep(6)  # the state of the sweep is written every five seconds
-    process.kill()
-    process.wait()
+    try:
+        wait_for(lambda: len(finished()) >= 1, 200)
+        time.sleep(6)  # the state of the sweep is written every five seconds
+    finally:
+        process.kill()
+        process.wait()
     before = finished()
     said, _ = sweep(*flags, stdout=subprocess.PIPE).communicate(timeout=280)
     assert before.items() <= finished().items()
