@@ -71,7 +71,7 @@ def _receive(address: tuple[str, int], num_processes: int, deadline: float, time
                 guest.settimeout(5.0)
                 missing.discard(json.loads(guest.recv(64)))
                 guests.append(guest)
-            except (TimeoutError, OSError, ValueError) as error:  # ValueError: somebody else knocked
+            except (OSError, ValueError, TypeError) as error:  # the latter two: somebody else knocked
                 if time.monotonic() >= deadline:
                     came = num_processes - len(missing)
                     names = ", ".join(map(str, sorted(missing)))

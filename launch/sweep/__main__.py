@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
         names = dict.fromkeys(name for spec in trials for name in spec.changes)
         defaults = {name: _CONFIG.value[name.split(".", 1)[0]][name.split(".", 1)[1]] for name in names}
 
-        from launch.sweep import leaderboard, tuning  # Ray is an extra
+        try:
+            from launch.sweep import leaderboard, tuning
+        except ImportError as error:
+            raise ImportError(f"{error}; a sweep needs Ray: pip install 'mnm_jax[sweep]'.") from error
 
         resources = {"CPU": _CPUS.value, "GPU": _GPUS.value, "TPU": _TPUS.value}
         errors = tuning.run(

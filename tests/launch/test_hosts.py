@@ -193,7 +193,8 @@ def test_connect_says_how_many_came_and_who_is_missing():
     assert errors[2].startswith(f"process 2 waited 1 s for process 0 at 127.0.0.1:{address[1]}")
 
 
-def test_all_who_come_meet_and_a_stranger_counts_as_nobody():
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b"[1]"])
+def test_all_who_come_meet_and_a_stranger_counts_as_nobody(said):
     address, through = ("127.0.0.1", free_port()), []
 
     def come(process_id):
@@ -206,7 +207,7 @@ def test_all_who_come_meet_and_a_stranger_counts_as_nobody():
     while True:
         try:
             with socket.create_connection(address) as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\r\n")
+                stranger.sendall(said)
             break
         except ConnectionRefusedError:
             time.sleep(0.01)

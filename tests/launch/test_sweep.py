@@ -117,6 +117,18 @@ def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_without_ray_the_extra_is_named(tmp_path):
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\")")
+    (tmp_path / "space.json").write_text(json.dumps({"training.learning_rate": [0.1]}))
+    flags = ["--config=launch/configs/dictionary.py", f"--space={tmp_path / 'space.json'}"]
+    command = [sys.executable, "-m", "launch.sweep", *flags, f"--workdir={tmp_path / 's'}"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["No module named 'ray'; a sweep needs Ray: pip install 'mnm_jax[sweep]'."]
+    assert not (tmp_path / "s").exists()
+
+
 def write_metrics(workdir, accuracies):
     workdir.mkdir(parents=True, exist_ok=True)
     lines = [{"step": 10 * (i + 1), "seconds": 1.0, "valid/accuracy": list(a)} for i, a in enumerate(accuracies)]
