@@ -174,7 +174,8 @@ class _Run:
         if self.asked()[0]:
             self.stop_now()
         metrics = self.last_lines()
-        seconds = float(metrics.pop("seconds"))
+        # The first process has what it wrote; to the others a shared file system may show it later.
+        seconds = float(metrics.pop("seconds", self.seconds))
         params = jax.tree.map(hosts.to_host, self.state.params)
         return TrainResult(params, self.graphdef, metrics, self.step, seconds)
 
