@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
-from mnm_jax.memory import Memory, gradient_memory, local_memory
+from mnm_jax.memory import Memory, WriteOptions, gradient_memory, local_memory
 from mnm_jax.training import SequenceModel, Task, TrainConfig
 from tasks.algorithmic import AssociativeRecall, Copy, DoubleCopy, Pairs, PrioritySort, RepeatCopy
 from tasks.babi import Babi
@@ -38,9 +38,10 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
     "lstm", "rnn", "plastic", "neuromodulated": hidden_features. "lstm-salu": hidden_features, memory_features
     (`K = V`), slots. "ntm", "dnc": hidden_features, memory_features (of a slot), slots, heads (that read; in the NTM as
     many write). "mnm-p", "mnm-g": hidden_features, heads, memory_features (`K`, `V` and the widths in between),
-    memory_layers (`L`), step_size. "chain-p", "chain-g": the same rules in the cell that reads `hops` times before it
-    writes, with a linear memory: hidden_features, heads, hops, relation_features (`R`), step_size; for a task whose
-    inputs end with the codes of entities. All: readout_features, hidden units between cell and logits.
+    memory_layers (`L`), step_size, and of `WriteOptions` key_norm, max_norm, inner_steps, momentum, forget. "chain-p",
+    "chain-g": the same rules in the cell that reads `hops` times before it writes, with a linear memory:
+    hidden_features, heads, hops, relation_features (`R`), step_size; for a task whose inputs end with the codes of
+    entities. All: readout_features, hidden units between cell and logits.
 
     Raises:
         ValueError: an unknown model, an unknown or missing key, or a model that does not go with the task. Sizes are
@@ -136,12 +137,6 @@ def _dnc(
     return DNCCell(features, hidden_features, **sizes, rngs=rngs)
 
 
-def _memory(make_memory: Callable[..., Memory], features: int, layers: int, step_size: str) -> Memory:
-    if layers < 1:
-        raise ValueError(f"memory_layers must be >= 1, got {layers}.")
-    return make_memory(features, features, hidden_sizes=(features,) * (layers - 1), step_size=step_size)
-
-
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
     def make(
         *,
@@ -152,8 +147,19 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         heads: int = 1,
         memory_layers: int = 3,
         step_size: str = "normalised",
+        key_norm: str | None = None,
+        max_norm: float | None = None,
+        inner_steps: int = 1,
+        momentum: bool = False,
+        forget: bool = False,
     ) -> MNMCell:
-        memory = _memory(make_memory, memory_features, memory_layers, step_size)
+        if memory_layers < 1:
+            raise ValueError(f"memory_layers must be >= 1, got {memory_layers}.")
+        hidden_sizes = (memory_features,) * (memory_layers - 1)
+        options = WriteOptions(key_norm, max_norm, inner_steps, None, momentum, forget)
+        memory = make_memory(
+            memory_features, memory_features, hidden_sizes=hidden_sizes, step_size=step_size, options=options
+        )
         return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs)
 
     return make

@@ -5,7 +5,18 @@ Everything named here is public; modules and names that start with `_` are not.
 
 from mnm_jax.cells import CellOutput, ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
 from mnm_jax.layers import NeuralMemoryBlock
-from mnm_jax.memory import Memory, MemoryParams, MemoryState, WriteInfo, gradient_memory, local_memory
+from mnm_jax.memory import (
+    GatedState,
+    Memory,
+    MemoryParams,
+    MemoryState,
+    WriteInfo,
+    WriteOptions,
+    custom_memory,
+    gradient_memory,
+    local_memory,
+    matrix_memory,
+)
 from mnm_jax.unroll import choose_form, unroll
 
 __version__ = "0.1.0"
@@ -14,6 +25,7 @@ __all__ = [
     "CellOutput",
     "ChainCell",
     "DNCCell",
+    "GatedState",
     "LSTMCell",
     "MNMCell",
     "Memory",
@@ -25,8 +37,11 @@ __all__ = [
     "RNNCell",
     "SALUCell",
     "WriteInfo",
+    "WriteOptions",
     "choose_form",
+    "custom_memory",
     "gradient_memory",
     "local_memory",
+    "matrix_memory",
     "unroll",
 ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes
+from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes, make_gates, split_gates
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState
 
@@ -111,7 +111,7 @@ class ChainCell(nnx.RNNCellBase):
         self.gates = linear(hidden_features, start.size)
         self.gates.kernel[...] *= _GATE_SCALE
         self.gates.bias[...] = jnp.asarray(start.ravel(), dtype)
-        self.rate = linear(hidden_features + hops * heads * value_size, 1)
+        self.rate = make_gates(hidden_features + hops * heads * value_size, memory, dtype, rngs)
 
     @property
     def num_feature_axes(self) -> int:
@@ -155,8 +155,8 @@ class ChainCell(nnx.RNNCellBase):
         write_keys, write_values = _key(asked, relations[:, hops]), _mix(gates[:, hops], known)
 
         findings = jnp.concatenate(found, 1).reshape(-1, hops * heads * memory.value_size)
-        rate = jax.nn.sigmoid(self.rate(jnp.concatenate([m, findings], -1)))[:, 0]
-        state, info = memory.write(params, carry.memory, write_keys, write_values, rate)
+        rate, others = split_gates(memory, jax.nn.sigmoid(self.rate(jnp.concatenate([m, findings], -1))))
+        state, info = memory.write(params, carry.memory, write_keys, write_values, rate, **others)
 
         # Of the first hop, whose keys look for sentences; those of later hops look for what was found.
         trace = MemoryTrace(write_keys, write_values, keys[0], found[0], rate)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax.memory import Memory
+
 Array = jax.Array
 
 
@@ -52,6 +54,22 @@ def output_features(cell: nnx.RNNCellBase) -> int:
 # The hidden state of a fresh LSTM is small: a gain above one keeps the keys from shrinking with it. Small keys all look
 # alike to the memory, each write overwrites the one before, and learning waits.
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
+
+
+_FORGET_LITTLE = -4.0  # bias of the forgetting gate: 2% a step at first
+
+
+def make_gates(in_features: int, memory: Memory, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """The linear map to the write rate and the memory's other gates, before their sigmoid."""
+    linear = nnx.Linear(in_features, 1 + len(memory.gates), param_dtype=dtype, rngs=rngs)
+    if "forget" in memory.gates:
+        linear.bias[...] = linear.bias[...].at[1 + memory.gates.index("forget")].set(_FORGET_LITTLE)
+    return linear
+
+
+def split_gates(memory: Memory, gates: Array) -> tuple[Array, dict[str, Array]]:
+    """The write rate `[B]` and the memory's other gates by name, from `[B, 1 + their number]`."""
+    return gates[:, 0], {name: gates[:, 1 + place] for place, name in enumerate(memory.gates)}
 
 
 def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes, interaction_init
+from mnm_jax.cells.common import (
+    CellOutput,
+    MemoryTrace,
+    check_inputs,
+    check_sizes,
+    interaction_init,
+    make_gates,
+    split_gates,
+)
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState, ReadPath
 
@@ -62,7 +70,8 @@ class MNMCell(nnx.RNNCellBase):
     Args:
       in_features: `D`.
       hidden_features: of the controller.
-      memory: from `gradient_memory` (MNM-g) or `local_memory` (MNM-p).
+      memory: from `gradient_memory` (MNM-g), `local_memory` (MNM-p) or another of `mnm_jax`. Gates that its
+        `WriteOptions` switch on are made of u_t as beta_t is.
       heads: `H`, keys and values per step.
       out_features: size of a linear read-out; None gives `[h ; v^r]` as it is.
       meta_window: tau, the number of writes that the meta objective asks for: 1 (default), the current one.
@@ -118,7 +127,7 @@ class MNMCell(nnx.RNNCellBase):
         self.interaction = nnx.Linear(
             hidden_features, interactions, kernel_init=interaction_init, param_dtype=dtype, rngs=rngs
         )
-        self.rate = nnx.Linear(key_size, 1, param_dtype=dtype, rngs=rngs)
+        self.rate = make_gates(key_size, memory, dtype, rngs)
         layer_norm = interaction == "layer_norm"
         self.norm = nnx.data(nnx.LayerNorm(interactions, param_dtype=dtype, rngs=rngs) if layer_norm else None)
         check_sizes(out_features=self.out_features)
@@ -168,8 +177,8 @@ class MNMCell(nnx.RNNCellBase):
 
         def control(read: Array) -> tuple:
             controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, read], -1))
-            write_keys, write_values, read_keys, rate = self._interact(hidden)
-            return (write_keys, write_values), (controller, hidden, read_keys, rate)
+            write_keys, write_values, read_keys, rate, gates = self._interact(hidden)
+            return (write_keys, write_values), (controller, hidden, read_keys, rate, gates)
 
         path = None
         last_read = None
@@ -178,16 +187,16 @@ class MNMCell(nnx.RNNCellBase):
             path = self._read_path(carry.last_read, pull_back)
         else:
             (write_keys, write_values), others = control(carry.read)
-        controller, hidden, read_keys, rate = others
+        controller, hidden, read_keys, rate, gates = others
         if self.total_derivative:
             last_read = LastRead(read_keys, jnp.ones_like(rate))
 
         if self.read_first:
             read_values = self.memory.read(params, carry.memory, read_keys)
-            state, info = self.memory.write(params, carry.memory, write_keys, write_values, rate, path)
+            state, info = self.memory.write(params, carry.memory, write_keys, write_values, rate, path, **gates)
         else:
             state, info, read_values = self.memory.write_read(
-                params, carry.memory, write_keys, write_values, rate, read_keys, path
+                params, carry.memory, write_keys, write_values, rate, read_keys, path, **gates
             )
         read = jnp.mean(read_values, axis=1)
 
@@ -209,16 +218,16 @@ class MNMCell(nnx.RNNCellBase):
 
         return ReadPath(last.keys, to_heads)
 
-    def _interact(self, hidden: Array) -> tuple[Array, Array, Array, Array]:
-        """(k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]`) from the controller's state."""
+    def _interact(self, hidden: Array) -> tuple[Array, Array, Array, Array, dict[str, Array]]:
+        """k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]`, and the memory's other gates."""
         key_size, value_size = self.memory.key_size, self.memory.value_size
         u = self.interaction(hidden)
         u = jnp.tanh(u) if self.norm is None else self.norm(u)
         for_rate, vectors = jnp.split(u, [key_size], axis=-1)
-        rate = jax.nn.sigmoid(self.rate(for_rate))[:, 0]
+        rate, gates = split_gates(self.memory, jax.nn.sigmoid(self.rate(for_rate)))
         vectors = vectors.reshape(-1, self.heads, 2 * key_size + value_size)
         write_keys, write_values, read_keys = jnp.split(vectors, [key_size, key_size + value_size], axis=-1)
-        return write_keys, write_values, read_keys, rate
+        return write_keys, write_values, read_keys, rate, gates
 
     def _meta_loss(
         self, recent: RecentWrites | None, state: MemoryState, keys: Array, values: Array, current: Array

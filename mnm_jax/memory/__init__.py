@@ -1,10 +1,13 @@
 """The neural memory as pure functions of pytrees. Needs jax only."""
 
-from mnm_jax.memory.build import gradient_memory, local_memory
+from mnm_jax.memory.build import gradient_memory, local_memory, matrix_memory
+from mnm_jax.memory.custom import custom_memory
 from mnm_jax.memory.dense import MemoryState
+from mnm_jax.memory.options import GatedState, WriteOptions
 from mnm_jax.memory.types import Memory, MemoryParams, ReadPath, Storage, TargetMaps, WriteInfo
 
 __all__ = [
+    "GatedState",
     "Memory",
     "MemoryParams",
     "MemoryState",
@@ -12,6 +15,9 @@ __all__ = [
     "Storage",
     "TargetMaps",
     "WriteInfo",
+    "WriteOptions",
+    "custom_memory",
     "gradient_memory",
     "local_memory",
+    "matrix_memory",
 ]

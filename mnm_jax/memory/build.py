@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory import dense, network, rules
+from mnm_jax.memory import network, rules
+from mnm_jax.memory.bundle import memory_of_pairs
 from mnm_jax.memory.network import Network
-from mnm_jax.memory.step_size import STEP_SIZES, gram
-from mnm_jax.memory.types import Memory, MemoryParams, Pair, Storage, TargetMaps, WriteInfo
+from mnm_jax.memory.options import PAPER, WriteOptions
+from mnm_jax.memory.step_size import STEP_SIZES
+from mnm_jax.memory.types import Memory, MemoryParams, TargetMaps
 
 Array = jax.Array
+_MATRIX_RULES = {"delta": rules.delta_pairs, "hebbian": rules.hebbian_pairs}
 
 
 def gradient_memory(
@@ -24,6 +27,7 @@ def gradient_memory(
     learn_initial: bool = True,
     initial_gain: float = 1.0,
     epsilon: float = 1e-3,
+    options: WriteOptions = PAPER,
     dtype: jnp.dtype = jnp.float32,
 ) -> Memory:
     """MNM-g: a memory written by one gradient step on its own reconstruction error.
@@ -42,10 +46,11 @@ def gradient_memory(
       learn_initial: phi_0 is learned; otherwise it stays the random draw of `init`.
       initial_gain: W_l starts as N(0, gain^2 / fan_in).
       epsilon: added to squared key norms by "normalised"; same unit.
+      options: forgetting, momentum, inner steps and more; see `WriteOptions`.
       dtype: of parameters and fast weights.
 
     Raises:
-      ValueError: for sizes below 1, an unknown step size, or a negative epsilon.
+      ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
 
     Source: Munkhdalai et al., NeurIPS 2019, section 3.2.
 
@@ -67,7 +72,7 @@ def gradient_memory(
         del params  # the rule itself has none to learn
         return rules.gradient_pairs(shape, weights, keys, values, path, step_size=step_size, epsilon=epsilon)
 
-    return _memory(shape, init, pairs, learn_initial)
+    return memory_of_pairs(shape, init, pairs, learn_initial, options)
 
 
 def local_memory(
@@ -82,6 +87,7 @@ def local_memory(
     learn_initial: bool = True,
     initial_gain: float = 1.0,
     epsilon: float = 1e-3,
+    options: WriteOptions = PAPER,
     dtype: jnp.dtype = jnp.float32,
 ) -> Memory:
     """MNM-p: a memory written by a learned local rule, layer by layer.
@@ -98,7 +104,7 @@ def local_memory(
     the others start as N(0, 1 / fan_in).
 
     Raises:
-      ValueError: for sizes below 1, an unknown step size, or a negative epsilon.
+      ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
 
     Source: Munkhdalai et al., NeurIPS 2019, section 3.3.
 
@@ -136,55 +142,63 @@ def local_memory(
             condition_on_key=condition_on_key,
         )
 
-    return _memory(shape, init, pairs, learn_initial)
+    return memory_of_pairs(shape, init, pairs, learn_initial, options)
 
 
-def _memory(shape: Network, init: Callable, pairs: Callable, learn_initial: bool) -> Memory:
-    """Joins a rule (`pairs`) with the functions of a memory, which take any storage and start with dense weights."""
-    key_size, value_size = shape.sizes[0], shape.sizes[-1]
+def matrix_memory(
+    key_size: int,
+    value_size: int,
+    rule: str = "delta",
+    *,
+    learn_initial: bool = False,
+    options: WriteOptions = PAPER,
+    dtype: jnp.dtype = jnp.float32,
+) -> Memory:
+    """A matrix written by the delta rule or the Hebbian rule: the linear special cases.
 
-    def start(params: MemoryParams, batch_size: int) -> dense.MemoryState:
-        weights = params.weights if learn_initial else jax.lax.stop_gradient(params.weights)
-        return dense.start(weights, batch_size)
+        delta:    W_t = W_{t-1} - beta_t sum_h k_h (x) (k_h W_{t-1} - v_h)
+        hebbian:  W_t = W_{t-1} + beta_t sum_h k_h (x) v_h
 
-    def read(params: MemoryParams, state: Storage, keys: Array) -> Array:
-        del params  # the storage has the fast weights
-        _check_shape("keys", keys, state, key_size)
-        return network.forward(shape, state, keys).outputs[-1]
+    with W_0 = 0. Neither looks at the length of the keys: with the delta rule keys longer than sqrt(2 / beta) make it
+    grow without end, so that `WriteOptions(key_norm="l2")` goes with it. `forget` gives the decay of fast weights.
 
-    def write_read(params, state, keys, values, rate, read_keys, path=None) -> tuple[Storage, WriteInfo, Array]:
-        _check_shape("keys", keys, state, key_size)
-        _check_shape("values", values, state, value_size)
-        _check_shape("read_keys", read_keys, state, key_size)
-        heads = keys.shape[1]
-        if heads != values.shape[1] or rate.shape != keys.shape[:1]:
-            raise ValueError(
-                "a write needs keys [B, H, K], values [B, H, V] and rate [B], "
-                f"got {keys.shape=}, {values.shape=}, {rate.shape=}."
-            )
-        full, predicted = pairs(params, state, keys, values, path)
-        scaled = tuple(Pair(p.inputs, rate[:, None, None] * p.delta) for p in full)
-        written = state.subtract(scaled)
-        answers = network.forward(shape, written, jnp.concatenate([keys, read_keys], 1)).outputs[-1]
-        kept, read = jnp.split(answers, [heads], axis=1)
-        return written, WriteInfo(_mean_square(predicted - values), _mean_square(kept - values), _norm(scaled)), read
+    Args:
+      key_size, value_size: `K`, `V`.
+      rule: "delta" or "hebbian".
+      learn_initial: W_0 is learned; it starts at zero all the same.
+      options: see `WriteOptions`.
+      dtype: of parameters and fast weights.
 
-    def write(params, state, keys, values, rate, path=None) -> tuple[Storage, WriteInfo]:
-        return write_read(params, state, keys, values, rate, keys[:, :0], path)[:2]
+    Raises:
+      ValueError: for sizes below 1, an unknown rule, or options out of range.
 
-    return Memory(init, start, read, write, write_read, key_size, value_size)
+    Source: delta: Schlag et al., ICML 2021, equation 25 (DeltaNet: Yang et al., NeurIPS 2024); hebbian: Ba et al.,
+    NeurIPS 2016, equation 1; both, before networks had them: Widrow and Hoff, 1960, and Hebb, 1949.
 
+    >>> memory = matrix_memory(2, 1, "hebbian")
+    >>> params = memory.init(jax.random.key(0))
+    >>> state = memory.start(params, 1)
+    >>> key, value = jnp.array([[[1.0, 1.0]]]), jnp.array([[[3.0]]])
+    >>> for _ in range(2):
+    ...     state, _ = memory.write(params, state, key, value, jnp.full(1, 0.5))
+    >>> print(memory.read(params, state, key)[0, 0, 0])
+    6.0
+    """
+    if rule not in _MATRIX_RULES:
+        raise ValueError(f"rule must be one of {', '.join(_MATRIX_RULES)}, got {rule!r}.")
+    shape = _network(key_size, value_size, (), jnp.tanh, False)
 
-def _mean_square(x: Array) -> Array:
-    return jnp.mean(x * x, axis=(1, 2))
+    def init(key: Array) -> MemoryParams:
+        del key  # nothing is drawn
+        return MemoryParams((jnp.zeros((key_size, value_size), dtype),), None)
 
+    def pairs(params, weights, keys, values, path):
+        del params
+        if path is not None:
+            raise ValueError("a matrix memory takes no total derivative: use gradient_memory(hidden_sizes=()).")
+        return _MATRIX_RULES[rule](shape, weights, keys, values)
 
-def _norm(pairs: tuple[Pair, ...]) -> Array:
-    """|X^T D|_F over all layers, from the Gram matrices of the factors: |X^T D|^2 = sum (X X^T) * (D D^T)."""
-    square = sum(jnp.sum(gram(p.inputs) * gram(p.delta), axis=(1, 2)) for p in pairs)
-    # The derivative of a root at zero is infinite, and infinity times a masked zero is NaN: step aside there.
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return memory_of_pairs(shape, init, pairs, learn_initial, options)
 
 
 def _network(key_size, value_size, hidden_sizes, activation, use_bias) -> Network:
@@ -200,9 +214,3 @@ def _check_step(step_size: str, epsilon: float) -> None:
         raise ValueError(f"step_size must be one of {STEP_SIZES}, got {step_size=}.")
     if epsilon < 0:
         raise ValueError(f"epsilon must be >= 0, got {epsilon=}.")
-
-
-def _check_shape(name: str, array: Array, state: Storage, features: int) -> None:
-    batch = state.batch_size
-    if array.ndim != 3 or array.shape[0] != batch or array.shape[2] != features:
-        raise ValueError(f"{name} must have shape [B, H, features] = [{batch}, H, {features}], got {array.shape}.")

@@ -109,6 +109,18 @@ def gradient_pairs(
     return tuple(map(_join_heads, pairs, read_pairs)), predicted
 
 
+def delta_pairs(network: Network, weights: Storage, keys: Array, values: Array) -> tuple[tuple[Pair, ...], Array]:
+    """The delta rule of a matrix, delta = k W - v at rate one, for keys of any length; and k W `[B, H, V]`."""
+    (x,), (answer,), _ = forward(network, weights, keys)
+    return (Pair(x, answer - values),), answer
+
+
+def hebbian_pairs(network: Network, weights: Storage, keys: Array, values: Array) -> tuple[tuple[Pair, ...], Array]:
+    """The Hebbian rule of a matrix, delta = -v at rate one; and k W `[B, H, V]`."""
+    (x,), (answer,), _ = forward(network, weights, keys)
+    return (Pair(x, -values),), answer
+
+
 def _join_heads(a: Pair, b: Pair) -> Pair:
     return Pair(jnp.concatenate([a.inputs, b.inputs], 1), jnp.concatenate([a.delta, b.delta], 1))
 

@@ -4,7 +4,7 @@ Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -24,11 +24,12 @@ class TargetMaps(NamedTuple):
 class MemoryParams(NamedTuple):
     """Slow parameters, learned over many sequences.
 
-    weights: the initial memory phi_0, one `[I, O]` a layer (a bias is a last row, met by an input of one).
-    targets: the local rule's backward functions; None for the gradient rule.
+    weights: the initial memory phi_0, one `[I, O]` a layer (a bias is a last row, met by an input of one); of
+        `custom_memory` whatever its `init` makes.
+    targets: the local rule's backward functions; None for other rules.
     """
 
-    weights: tuple[Array, ...]
+    weights: Any
     targets: TargetMaps | None
 
 
@@ -95,6 +96,8 @@ class Memory(NamedTuple):
     write_read: as `write`, with `read_keys [B, R, K]` after the rate, and `-> (state, WriteInfo, values [B, R, V])`: a
         write and then a read, in one pass through the network less than the two apart.
     key_size, value_size: `K` and `V`.
+    gates: names of further numbers in (0, 1) that a write is given by keyword, `[B]` each; see `WriteOptions`.
+    pairs_only: a write does nothing to the weights but subtract pairs, which all execution forms can follow.
     """
 
     init: Callable[[Array], MemoryParams]
@@ -104,3 +107,5 @@ class Memory(NamedTuple):
     write_read: Callable[..., tuple[Storage, WriteInfo, Array]]
     key_size: int
     value_size: int
+    gates: tuple[str, ...] = ()
+    pairs_only: bool = True

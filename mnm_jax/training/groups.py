@@ -24,7 +24,7 @@ def choose_groups(cell: nnx.RNNCellBase | None, examples: int, platform: str) ->
     """
     if platform != "cpu" or not hasattr(cell, "memory_params"):
         return 1
-    each = 2 * sum(w.size * w.dtype.itemsize for w in cell.memory_params.get_value().weights)
+    each = 2 * sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(cell.memory_params.get_value().weights))
     fitting = max(LEAST, CACHE_BYTES // each)
     return next(n for n in range(1, examples + 1) if examples % n == 0 and examples // n <= fitting)
 

@@ -67,10 +67,11 @@ class Program(NamedTuple):
 
 
 class _Shapes(NamedTuple):
-    """What a step asks for and writes; arrays are `ShapeDtypeStruct`s."""
+    """What a step asks for and writes, and how often; arrays are `ShapeDtypeStruct`s."""
 
     questions: list[Question]
     linear: list[int]
+    writes: int
     asked: list[Any]
     pairs: tuple[Pair, ...]
 
@@ -120,9 +121,10 @@ def _forward(program: Program, theta: Any, small: Any, start: Start, xs: Inputs)
         if x.reset is not None:
             storage = storage.reset(x.reset)
         log = Log()
-        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.keep, x.fork), x)
+        late = program.factored and shapes.writes > 1
+        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.keep, x.fork, late), x)
         since = (storage.first, storage.fresh) if program.factored else (None, None)
-        return (new, recorder.storage), (outputs, _Saved(small, Answers(log.memory.answers, log.maps.answers), since))
+        return (new, recorder.close()), (outputs, _Saved(small, Answers(log.memory.answers, log.maps.answers), since))
 
     storage = _open(program, shapes, start, xs)
     (small, storage), (outputs, saved) = jax.lax.scan(body, (small, storage), xs)
@@ -202,7 +204,7 @@ run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
 
 def _shapes(step: Callable, theta: Any, small: Any, start: Start, xs: Inputs) -> _Shapes:
     """Traces one step for what it asks for, without computing anything."""
-    questions, linear = [], []
+    questions, linear, writes = [], [], []
     own = start.own
     if own is None:
         own = tuple(jax.ShapeDtypeStruct((xs.inputs.shape[1], *w.shape), w.dtype) for w in start.shared)
@@ -212,10 +214,12 @@ def _shapes(step: Callable, theta: Any, small: Any, start: Start, xs: Inputs) ->
         step(theta, small, Recorder(MemoryState(own), log, x.keep, x.fork), x)
         questions.extend(log.questions)
         linear.extend(log.linear)
+        writes.append(log.writes)
         return log.memory.asked, log.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    return _Shapes(questions, linear, *jax.eval_shape(trace, theta, small, own, x))
+    asked, pairs = jax.eval_shape(trace, theta, small, own, x)
+    return _Shapes(questions, linear, writes[0], asked, pairs)
 
 
 def _open(program: Program, shapes: _Shapes, start: Start, xs: Inputs) -> Storage:

@@ -18,7 +18,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
 
     | sequence | form |
     |---|---|
-    | a cell without a neural memory | plain |
+    | a cell without a neural memory, or whose memory forgets or has an optimiser | plain |
     | with resets, over which weights cannot be computed back | factored |
     | T H <= d / 16 on a CPU (measured), d / 2 elsewhere (on paper) | factored |
     | longer | reversible |
@@ -26,7 +26,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
 
     with H rows a write and d the width of the memory's widest layer. "reversible" asked for with resets is "factored".
     """
-    if not hasattr(cell, "linear_maps"):
+    if not has_forms(cell):
         return "plain"
     if form == "plain":
         return form
@@ -35,6 +35,11 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     if form != "auto":
         return form
     return "factored" if steps <= _rows(cell, _FACTORED_UP_TO) else "reversible"
+
+
+def has_forms(cell: nnx.RNNCellBase) -> bool:
+    """Whether a cell has a neural memory whose writes the hand-written backward passes can follow."""
+    return hasattr(cell, "linear_maps") and cell.memory.pairs_only
 
 
 def choose_checkpoints(steps: int) -> int | None:

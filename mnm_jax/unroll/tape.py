@@ -42,7 +42,7 @@ class Log:
 
     memory, maps: the products; questions: those of the memory; linear: which map each product of `maps` was with, the
     index of one of the cell's or `RULE_MAP`. written: the pairs that the rest of the step sees; pairs: those among
-    them that stay, the others being zero.
+    them that stay, the others being zero; writes: how often pairs were subtracted.
     """
 
     def __init__(self):
@@ -52,6 +52,7 @@ class Log:
         self.maps = Products([], [])
         self.pairs: tuple[Pair, ...] | None = None
         self.written: tuple[Pair, ...] | None = None
+        self.writes = 0
 
     def add_answer(self, question: Question, asked: Array, answer: Array) -> Array:
         self.questions.append(question)
@@ -67,6 +68,7 @@ class Log:
 
     def add_pairs(self, pairs: tuple[Pair, ...], fork: Array | None) -> tuple[Pair, ...]:
         """Logs what was written, with `fork [B]` for those of whom it does not stay, and returns what does."""
+        self.writes += 1
         stay = pairs if fork is None else _silence(pairs, ~fork)
         self.pairs = _join_all(self.pairs, stay)
         self.written = self.pairs if fork is None else _join_all(self.written, pairs)
@@ -76,14 +78,16 @@ class Log:
 class Recorder(NamedTuple):
     """A `Storage` that answers from another one and logs it.
 
-    keep: `[B]` bool, who writes at all; None: everybody. fork: `[B]` bool, whose writes only this step sees, and
-    passing: their pairs; None: nobody.
+    keep: `[B]` bool, who writes at all; None: everybody. fork: `[B]` bool, whose writes only this step sees; None:
+    nobody. late: the writes of a step go into the storage together, by `close`, since it counts steps by them.
+    passing: pairs of this step that are not in the storage.
     """
 
     storage: Storage
     log: Log
     keep: Array | None
     fork: Array | None = None
+    late: bool = False
     passing: tuple[Pair, ...] | None = None
 
     @property
@@ -115,10 +119,17 @@ class Recorder(NamedTuple):
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Recorder":
         pairs = _silence(pairs, self.keep)
-        written = self._replace(storage=self.storage.subtract(self.log.add_pairs(pairs, self.fork)))
+        stay = self.log.add_pairs(pairs, self.fork)
+        if self.late:
+            return self._replace(passing=_join_all(self.passing, pairs))
+        written = self._replace(storage=self.storage.subtract(stay))
         if self.fork is None:
             return written
         return written._replace(passing=_join_all(self.passing, _silence(pairs, self.fork)))
+
+    def close(self) -> Storage:
+        """The storage after the step."""
+        return self.storage.subtract(self.log.pairs) if self.late else self.storage
 
 
 class Replay(NamedTuple):

@@ -9,7 +9,7 @@ from flax import nnx
 from mnm_jax.unroll.adjoint import Inputs
 from mnm_jax.unroll.by_hand import unroll_by_hand
 from mnm_jax.unroll.chunks import scan_chunks
-from mnm_jax.unroll.forms import FORMS, choose_checkpoints, choose_fold, choose_form
+from mnm_jax.unroll.forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
 from mnm_jax.unroll.select import select, who_stays
 
 Array = jax.Array
@@ -67,7 +67,7 @@ def unroll(
 
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form=}.")
-    if hasattr(cell, "linear_maps"):
+    if has_forms(cell):
         chosen = choose_form(cell, inputs.shape[0], form=form, reset=reset is not None)
         if checkpoint_every is None and chosen == "factored":
             checkpoint_every = choose_fold(cell)
@@ -77,7 +77,8 @@ def unroll(
         if form != "plain":
             return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset, fork), form, checkpoint_every)
     elif form not in ("auto", "plain"):
-        raise ValueError(f"{type(cell).__name__} has no memory to run in {form=}: use form='plain'.")
+        lacks = "has a memory that is not written in pairs alone, so not" if hasattr(cell, "memory") else "has no memory"
+        raise ValueError(f"{type(cell).__name__} {lacks} to run in {form=}: use form='plain'.")
     if carry is None:
         carry = cell.initialize_carry(inputs.shape[1:])
 

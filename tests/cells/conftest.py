@@ -18,6 +18,7 @@ from mnm_jax import (
     PlasticCell,
     RNNCell,
     SALUCell,
+    WriteOptions,
     gradient_memory,
     local_memory,
     unroll,
@@ -33,6 +34,11 @@ def mnm(factory, **options):
         return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed), **options)
 
     return make
+
+
+def gated(dtype, in_features=D, hidden=H, seed=0):
+    memory = local_memory(4, 4, hidden_sizes=(4,), options=WriteOptions(forget=True, momentum=True), dtype=dtype)
+    return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed))
 
 
 def chain(factory):
@@ -76,6 +82,7 @@ CELLS = {
     "mnm-g": mnm(gradient_memory, heads=2),
     "mnm-g-total": mnm(gradient_memory, total_derivative=True),
     "mnm-p-window": mnm(local_memory, meta_window=3),
+    "mnm-p-gated": gated,
     "chain-p": chain(local_memory),
     "chain-g": chain(gradient_memory),
     "lstm": lstm,
@@ -106,7 +113,7 @@ def compare_trees(compare, a, b):
 
 
 # One more option or rule of a cell that is here anyway; its own tests and those of the forms cover the difference.
-VARIANTS = ("mnm-g-total", "mnm-p-window", "chain-g")
+VARIANTS = ("mnm-g-total", "mnm-p-window", "mnm-p-gated", "chain-g")
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CELLS]
 
 

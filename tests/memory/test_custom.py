@@ -1,0 +1,147 @@
+"""A memory with the user's own network and inner loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from mnm_jax import MNMCell, WriteOptions, custom_memory, gradient_memory, unroll
+
+B, K, V = 3, 5, 4
+RATE = np.array([0.2, 0.5, 0.9])
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def mlp(weights, key):
+    return jnp.tanh(key @ weights["up"]) @ weights["down"]
+
+
+def init_mlp(key):
+    up, down = jax.random.split(key)
+    return {"up": jax.random.normal(up, (K, 6)) / 2, "down": jax.random.normal(down, (6, V)) / 2}
+
+
+@pytest.mark.parametrize(("step", "theirs", "heads"), [("gradient", "sum", 3), ("normalised", "normalised", 1)])
+def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
+    """For one head the step of Polyak is the normalised one: both sums of squares, but for what epsilon is added to."""
+    own = custom_memory(K, V, init=init_mlp, apply=mlp, step_size=step, epsilon=0.0)
+    ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.0, dtype=jnp.float64)
+    params = own.init(jax.random.key(0))
+    weights = (params.weights["up"], params.weights["down"])
+    state, expected = own.start(params, B), ours.start(params._replace(weights=weights), B)
+    for seed in range(3):
+        keys, values, asked = normal(seed, B, heads, K), normal(seed + 9, B, heads, V), normal(seed + 20, B, 2, K)
+        state, info, read = own.write_read(params, state, keys, values, RATE, asked)
+        expected, info_of_ours, read_of_ours = ours.write_read(params, expected, keys, values, RATE, asked)
+        np.testing.assert_allclose(state.weights["up"], expected.weights[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(read, read_of_ours, rtol=1e-9, atol=1e-12)
+        for a, b in zip(info, info_of_ours, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_of_ones_own_is_what_a_write_descends(x64):
+    """The inner product as loss, whose gradient step is the Hebbian rule; it sees the heads of one example together."""
+    memory = custom_memory(
+        K,
+        V,
+        init=lambda key: jax.random.normal(key, (K, V)),
+        apply=lambda w, k: k @ w,
+        loss=lambda predicted, values: -jnp.sum(predicted * values),
+        step_size="gradient",
+    )
+    params = memory.init(jax.random.key(0))
+    state, keys, values = memory.start(params, B), normal(1, B, 2, K), normal(2, B, 2, V)
+    written, _ = memory.write(params, state, keys, values, RATE)
+    for b in range(B):
+        added = sum(np.outer(keys[b, h], values[b, h]) for h in range(2))
+        np.testing.assert_allclose(written.weights[b], params.weights + RATE[b] * added, rtol=1e-9)
+
+
+def test_max_norm_bounds_all_of_a_trees_leaves_together(x64):
+    memory = custom_memory(K, V, init=init_mlp, apply=mlp, step_size="gradient", options=WriteOptions(max_norm=0.01))
+    params = memory.init(jax.random.key(0))
+    _, info = memory.write(params, memory.start(params, B), normal(1, B, 1, K), normal(2, B, 1, V), RATE)
+    np.testing.assert_allclose(info.update_norm, 0.01 * RATE, rtol=1e-9)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_gradients_through_a_network_of_ones_own_are_those_of_finite_differences(learned, x64):
+    options = WriteOptions("l2", 3.0, 2, forget=True)
+    memory = custom_memory(K, V, init=init_mlp, apply=mlp, learn_initial=learned, options=options)
+    params = memory.init(jax.random.key(0))
+
+    def loss(params, keys, values, rate):
+        state, info = memory.write(params, memory.start(params, B), keys, values, rate, forget=rate / 2)
+        return jnp.sum(jnp.sin(memory.read(params, state, keys))) + jnp.sum(info.loss_after)
+
+    given = (normal(1, B, 2, K), normal(2, B, 2, V), jnp.asarray(RATE))
+    check_grads(lambda *given: loss(params, *given), given, order=1, modes=["rev"], rtol=1e-5)
+    gradient = jax.grad(loss)(params, *given)
+    assert any(np.any(g != 0) for g in jax.tree.leaves(gradient)) == learned
+    if learned:
+        check_grads(lambda params: loss(params, *given), (params,), order=1, modes=["rev"], rtol=1e-5)
+
+
+def test_in_a_cell_a_sequence_may_be_cut_anywhere(x64):
+    """With a module of flax as the network, its state as the weights."""
+    graph, _ = nnx.split(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    memory = custom_memory(
+        4,
+        3,
+        init=lambda key: nnx.split(nnx.Linear(4, 3, rngs=nnx.Rngs(key)))[1],
+        apply=lambda weights, key: nnx.merge(graph, weights)(key),
+        options=WriteOptions(momentum=True),
+    )
+    cell = MNMCell(4, 6, memory, heads=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (6, B, 4), jnp.float32)
+    run = jax.jit(unroll)
+    whole = run(cell, None, x)
+    carry, first = run(cell, None, x[:2])
+    carry, second = run(cell, carry, x[2:])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, (carry, jnp.concatenate([first.features, second.features])), (whole[0], whole[1].features))
+    gradient = jax.grad(lambda cell: jnp.sum(unroll(cell, None, x)[1].features ** 2))(cell)
+    assert all(np.any(g != 0) for g in jax.tree.leaves(gradient.memory_params.get_value()))
+
+
+GOOD = {"init": init_mlp, "apply": mlp}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"apply": lambda w, k: mlp(w, k)[None]}, r"of shape \(5,\) to a value of shape \(4,\), .* got \(1, 4\)"),
+        ({"apply": lambda w, k: (mlp(w, k), k)}, "got tuple"),
+        ({"init": lambda key: {}}, "at least one array"),
+        ({"init": lambda key: init_mlp(key) | {"n": jnp.arange(3)}}, r"floating-point arrays.* got int32 at \['n'\]"),
+        ({"loss": lambda a, b: jnp.sum((a - b) ** 2, -1)}, r"to a scalar, got \(2,\)"),
+        ({"step_size": "paper"}, "step_size must be one of .* got step_size='paper'"),
+        ({"epsilon": -1.0}, "epsilon must be >= 0"),
+        ({"key_size": 0}, "memory sizes must be >= 1, got key_size=0"),
+        ({"options": WriteOptions(inner_steps=-1)}, "inner_steps must be >= 1"),
+    ],
+    ids=lambda case: "-".join(case) if isinstance(case, dict) else "",
+)
+def test_what_does_not_fit_is_said_when_the_memory_is_made(changed, message):
+    with pytest.raises(ValueError, match=message):
+        custom_memory(**{"key_size": K, "value_size": V, **GOOD, **changed})
+
+
+def test_an_error_of_the_users_own_comes_as_it_is():
+    def broken(weights, key):
+        raise KeyError("my own mistake")
+
+    with pytest.raises(KeyError, match="my own mistake"):
+        custom_memory(K, V, init=init_mlp, apply=broken)
+
+
+def test_a_total_derivative_is_refused():
+    memory = custom_memory(K, V, init=init_mlp, apply=mlp)
+    cell = MNMCell(4, 6, memory, total_derivative=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="takes no total derivative"):
+        cell(cell.initialize_carry((B, 4)), jnp.zeros((B, 4)))
