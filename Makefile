@@ -1,5 +1,5 @@
 # make train: train and compare MNM-p, MNM-g and an LSTM.   make test: the test suite.   make lint: ruff.
-# make venv: the environment alone.
+# make docs: the documentation, into build/docs.   make venv: the environment alone.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")')
 CONSTRAINTS := .ci/constraints-$(VERSION).txt
@@ -9,7 +9,7 @@ MODELS := mnm-p mnm-g lstm
 # A step of training frees and takes the same big buffers again: have the C library ask for them in huge pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv train test lint
+.PHONY: venv train test lint docs
 
 venv: .venv/installed
 
@@ -17,7 +17,7 @@ venv: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,data,sweep]'
+	.venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,data,sweep,docs,export]'
 	touch $@
 
 train: venv $(MODELS:%=runs/quick/%/summary.json)
@@ -32,3 +32,6 @@ test: venv
 
 lint: venv
 	.venv/bin/ruff check --config .ci/ruff.toml .
+
+docs: venv
+	$(RUN) mkdocs build --quiet --config-file .ci/mkdocs.yml

@@ -8,6 +8,7 @@ limit          rates of the forms beside that of a large matrix product
 peers          the memory beside titans-pytorch, where that is installed
 seeds          the dictionary recipe's training step, its seeds side by side and one after the other
 maze           steps of the maze a second: one program of mazes, agent and update, and a loop in Python
+block          the memory as a layer: a sequence in chunks, beside one token after the other
 
 FILE.json is written again after each group of rows that are measured together, turn by turn; FILE.png shows it. The
 same command goes on where it was cut off. On a CPU every core is a device, and they share the batch.
@@ -30,6 +31,7 @@ from absl import app, flags
 
 import mnm_jax
 from launch import benchmark_figures, benchmark_suites
+from launch.benchmark_block import block
 from launch.benchmark_maze import maze
 from launch.benchmark_measure import Group, Row, measure, rest
 from launch.benchmark_peers import peers
@@ -51,6 +53,7 @@ SUITES = {
     "peers": Suite(peers, benchmark_figures.draw_peers),
     "seeds": Suite(benchmark_suites.seeds, benchmark_figures.draw_seeds),
     "maze": Suite(maze, benchmark_figures.draw_maze),
+    "block": Suite(block, benchmark_figures.draw_block),
 }
 _IDENTITY = ("suite", "device", "versions", "environment")  # rows of one file agree in these
 _TELLING = ("GLIBC_TUNABLES", "MALLOC_", "PJRT_NPROC", "XLA_FLAGS")  # variables, or their beginnings, that change times

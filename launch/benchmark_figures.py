@@ -125,6 +125,21 @@ def draw_maze(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
+def draw_block(rows: Rows, path: str | os.PathLike, title: str) -> None:
+    """Time of each memory's layer, in chunks and one token after the other, forward and in training."""
+    passes = [run for (run,) in _distinct(rows, "pass")]
+    figure = _figure(title, 4.5 * len(passes) + 1, 4.2)
+    axes = figure.subplots(1, len(passes), squeeze=False)[0]
+    longest = max(row["steps"] for row in rows)
+    for axis, run in zip(axes, passes, strict=True):
+        _bars(axis, [r for r in rows if (r["pass"], r["steps"]) == (run, longest)], "memory", "form", "milliseconds")
+        axis.set_title(f"{run}, {longest:,} tokens")
+        axis.set(ylabel="milliseconds")
+        _log_axis(axis)
+    _legend(figure, axes)
+    _save(figure, path)
+
+
 def _bars(axis: Axes, rows: Rows, place: str, name: str, measure: str) -> None:
     """Bars of a measure: side by side by `name`, in clusters by `place`; what could not be measured is said."""
     places = [value for (value,) in _distinct(rows, place)]

@@ -20,6 +20,7 @@ from launch.benchmark_measure import Candidate, Group, Program, with_ratios
 from launch.benchmark_suites import compile_step
 from mnm_jax import gradient_memory
 from mnm_jax.memory import Memory
+from mnm_jax.params import ParamTree
 
 Array = jax.Array
 
@@ -62,7 +63,7 @@ class StreamCell(nnx.RNNCellBase):
 
     def __init__(self, features: int, memory: Memory, *, rngs: nnx.Rngs):
         self.memory = nnx.static(memory)
-        self.memory_params = nnx.Param(memory.init(rngs.params()))
+        self.memory_params = ParamTree(memory.init(rngs.params()))
         self.maps = nnx.Linear(features, 2 * memory.key_size + memory.value_size, use_bias=False, rngs=rngs)
         self.rate = nnx.Linear(features, 1, rngs=rngs)
 

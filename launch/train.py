@@ -29,6 +29,7 @@ from launch.build import build_parts, count_parameters
 from launch.connect import connect
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
+from launch.size import measure, report
 from launch.table import summarise
 from launch.task_errors import end_table
 from launch.workdir import CONFIG, SUMMARY, claim, write_json
@@ -60,6 +61,8 @@ def run(
 
     workdir = pathlib.Path(workdir)
     new = hosts.in_turn(lambda: claim(workdir, plain))
+    if hosts.is_first():
+        print(report(measure(make_model, task), training), flush=True)
     try:
         result = train(task, make_model, training, workdir, parallel=parallel)
     except ValueError:

@@ -27,6 +27,21 @@ def test_the_first_example_prints_what_stands_below_it():
     np.testing.assert_allclose(*numbers, atol=2e-4)  # four digits are shown
 
 
+def test_a_stranger_trains_a_memory_in_thirty_lines():
+    """With mnm_jax and jax alone, and with the numbers that stand below it."""
+    section = re.search(r"## Train a memory in 30 lines\n(.*?)\n## ", README, re.DOTALL).group(1)
+    code, shown = re.search(r"```python\n(.*?)```\s*```\n(.*?)```", section, re.DOTALL).groups()
+    assert len([line for line in code.splitlines() if line]) <= 30
+    imported = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    assert set(imported) == {"jax", "mnm_jax"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    first, *_, last = np.array(NUMBER.findall(printed.getvalue()), float)
+    assert last < 0.3 * first
+    np.testing.assert_allclose([first, last], np.array(NUMBER.findall(shown), float)[[0, -1]], atol=0.03)
+
+
 @pytest.mark.parametrize("page", ["README.md", "WORKSPACE.md", "RESULTS.md"])
 def test_links_into_the_project_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))

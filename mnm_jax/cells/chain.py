@@ -10,6 +10,7 @@ from flax import nnx
 from mnm_jax.cells.common import CellOutput, MemoryTrace, check_inputs, check_sizes, make_gates, split_gates
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState
+from mnm_jax.params import ParamTree
 
 Array = jax.Array
 
@@ -97,7 +98,7 @@ class ChainCell(nnx.RNNCellBase):
         self.out_features = in_features + hidden_features + hops * heads * value_size
         self.dtype = dtype
         self.memory = nnx.static(memory)
-        self.memory_params = nnx.Param(memory.init(rngs.params()))
+        self.memory_params = ParamTree(memory.init(rngs.params()))
 
         def linear(i: int, o: int) -> nnx.Linear:
             return nnx.Linear(i, o, param_dtype=dtype, rngs=rngs)

@@ -19,6 +19,7 @@ class LSTMCell(nnx.OptimizedLSTMCell):
         super().__init__(in_features, hidden_features, **{"recurrent_kernel_init": orthogonal_init} | options)
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> tuple[Array, Array]:
+        """(c, h), zeros `[B, hidden]`; needs no random key."""
         del rngs, carry_init
         zeros = jnp.zeros((*input_shape[:-1], self.hidden_features), self.param_dtype)
         return zeros, zeros

@@ -17,6 +17,7 @@ from mnm_jax.cells.common import (
 )
 from mnm_jax.cells.lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState, ReadPath
+from mnm_jax.params import ParamTree
 
 Array = jax.Array
 
@@ -117,7 +118,7 @@ class MNMCell(nnx.RNNCellBase):
         self.total_derivative = total_derivative
         self.dtype = dtype
         self.memory = nnx.static(memory)
-        self.memory_params = nnx.Param(memory.init(rngs.params()))
+        self.memory_params = ParamTree(memory.init(rngs.params()))
 
         key_size, value_size = memory.key_size, memory.value_size
         joint = hidden_features + value_size

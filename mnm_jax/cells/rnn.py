@@ -20,5 +20,6 @@ class RNNCell(nnx.SimpleCell):
         super().__init__(in_features, hidden_features, **usual | options)
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> Array:
+        """h, zeros `[B, hidden]`; needs no random key."""
         del rngs, carry_init
         return jnp.zeros((*input_shape[:-1], self.hidden_features), self.param_dtype)

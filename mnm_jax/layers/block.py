@@ -12,6 +12,7 @@ from flax import nnx
 
 from mnm_jax.memory import chunked, gradient_memory, local_memory
 from mnm_jax.memory.network import Network
+from mnm_jax.params import ParamTree
 
 Array = jax.Array
 _RULES = {"local": local_memory, "gradient": gradient_memory}
@@ -40,14 +41,17 @@ class NeuralMemoryBlock(nnx.Module):
     Args:
       features: `D`.
       heads: `H`.
-      key_size, value_size: `K` and `V` of a head.
+      key_size: `K` of a head.
+      value_size: `V` of a head.
       hidden_sizes: of the memory's network; () is a matrix.
       rule: "local" (MNM-p: every layer has its own target and corrects its newest answer) or "gradient" (MNM-g; through
         several layers, taken at the beginning of the chunk).
       chunk: tokens that are worked through at once. With more than one layer it is part of the model: inputs of the
         layers are those of the weights at the chunk's beginning.
       step_size: "normalised" (rate 1 meets the target exactly) or "sum" (the plain error times the rate).
-      forget, momentum: gates of their own.
+      forget: a gate alpha of its own, 2% a token at first.
+      momentum: a gate m of its own.
+      epsilon: added to squared key norms by "normalised"; same unit.
       dtype: of parameters and memories.
 
     Raises:
@@ -83,7 +87,7 @@ class NeuralMemoryBlock(nnx.Module):
         self.rule = chunked.Rule(network, rule == "local", step_size == "normalised", epsilon)
         self.features, self.heads, self.chunk = features, heads, chunk
         self.forget, self.momentum = forget, momentum
-        self.memory_params = nnx.Param(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
+        self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
         vectors = heads * (2 * key_size + value_size)
         self.to_vectors = nnx.Linear(features, vectors, use_bias=False, param_dtype=dtype, rngs=rngs)
         self.to_gates = nnx.Linear(features, heads * (1 + forget + momentum), param_dtype=dtype, rngs=rngs)

@@ -38,7 +38,8 @@ def gradient_memory(
     forward pass and is differentiated through (second order).
 
     Args:
-      key_size, value_size: `K`, `V`.
+      key_size: `K`.
+      value_size: `V`.
       hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a linear memory.
       step_size: "normalised" (an exact one-shot write for a linear memory at rate 1), "sum" or "paper".
       activation: of the hidden layers. The paper: tanh.
@@ -163,7 +164,8 @@ def matrix_memory(
     grow without end, so that `WriteOptions(key_norm="l2")` goes with it. `forget` gives the decay of fast weights.
 
     Args:
-      key_size, value_size: `K`, `V`.
+      key_size: `K`.
+      value_size: `V`.
       rule: "delta" or "hebbian".
       learn_initial: W_0 is learned; it starts at zero all the same.
       options: see `WriteOptions`.
@@ -172,8 +174,8 @@ def matrix_memory(
     Raises:
       ValueError: for sizes below 1, an unknown rule, or options out of range.
 
-    Source: delta: Schlag et al., ICML 2021, equation 25 (DeltaNet: Yang et al., NeurIPS 2024); hebbian: Ba et al.,
-    NeurIPS 2016, equation 1; both, before networks had them: Widrow and Hoff, 1960, and Hebb, 1949.
+    Source: delta: Schlag et al., ICML 2021, and DeltaNet, Yang et al., NeurIPS 2024; hebbian: Ba et al., NeurIPS 2016,
+    equation 1; both, before networks had them: Widrow and Hoff, 1960, and Hebb, 1949.
 
     >>> memory = matrix_memory(2, 1, "hebbian")
     >>> params = memory.init(jax.random.key(0))

@@ -52,7 +52,8 @@ def custom_memory(
     Anything can be differentiated, so weights are kept as they are, of every step: cells run in the form "plain".
 
     Args:
-      key_size, value_size: `K`, `V`.
+      key_size: `K`.
+      value_size: `V`.
       init: `(key) -> phi_0`, any pytree of floating-point arrays; of an `nnx` or Linen module its parameters.
       apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key.
       loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.

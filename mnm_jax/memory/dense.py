@@ -21,15 +21,19 @@ class MemoryState(NamedTuple):
         return self.weights[0].shape[0]
 
     def product(self, layer: int, x: Array) -> Array:
+        """See `Storage`."""
         return times(x, self.weights[layer])
 
     def pull_back(self, layer: int, c: Array) -> Array:
+        """See `Storage`."""
         return times_transposed(c, self.weights[layer])
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "MemoryState":
+        """See `Storage`."""
         return MemoryState(tuple(minus_outer(w, *pair) for w, pair in zip(self.weights, pairs, strict=True)))
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
+        """See `Storage`."""
         return shared_times(x, kernel)
 
     def turn(self) -> "MemoryState":

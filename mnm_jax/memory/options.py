@@ -30,14 +30,14 @@ class WriteOptions(NamedTuple):
 
     and all of it, but for the forgetting, `inner_steps` times, each from the weights that the one before left.
 
-    key_norm: of write and read keys, a head by itself; None, "l2" (DeltaNet: Yang et al., NeurIPS 2024, equation 9) or
+    key_norm: of write and read keys, a head by itself; None, "l2" (as in DeltaNet: Yang et al., NeurIPS 2024) or
         "layer" (layer normalisation, Ba et al., 2016, without gain and bias).
     max_norm: bound on the Frobenius norm of all layers' G together; None for none (clipping of Pascanu et al., 2013).
     inner_steps: gradient steps a write (MAML's: Finn et al., ICML 2017).
     optimizer: an `optax.GradientTransformation`, one state for every example; its own learning rate is multiplied by
         beta. A root in it needs an `eps_root` > 0: its derivative at zero is infinite.
     momentum, forget: gates m_t and alpha_t in (0, 1), `[B]` each, that `Memory.write` is then given besides beta
-        (Titans: Behrouz et al., 2025, equations 9-14).
+        (Titans: Behrouz et al., 2025, equations 13 and 14).
 
     With `optimizer`, `momentum` or `forget` weights cannot be computed back from what was written: a cell is then run
     in the form "plain".

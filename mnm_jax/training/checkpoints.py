@@ -20,8 +20,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
 
+from mnm_jax.params import leaf_names
 from mnm_jax.training import hosts
-from mnm_jax.training.state import TrainState, leaf_names
+from mnm_jax.training.state import TrainState
 from mnm_jax.training.weights import read_params
 
 _KEEP = 2
@@ -199,6 +200,8 @@ def _to_host(leaf: Any) -> np.ndarray:
 
 def _fill(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
     """The tree `like` with its leaves taken from `arrays` by name."""
+    # Before version 0.2 a memory's parameters were one nnx.Param, whose inside was named.
+    arrays = {name.replace(".memory_params.value.", ".memory_params."): array for name, array in arrays.items()}
     names, (leaves, tree) = leaf_names(like), jax.tree.flatten(like)
     for name in sorted(set(names) ^ set(arrays)):
         where = "has" if name in arrays else "lacks"

@@ -54,6 +54,7 @@ class TrainConfig:
         self.make_optimizer()
 
     def make_optimizer(self) -> optax.GradientTransformation:
+        """The optimiser of these settings; see `mnm_jax.training.make_optimizer`."""
         return make_optimizer(
             name=self.optimizer,
             learning_rate=self.learning_rate,

@@ -95,5 +95,6 @@ class ProgressBar:
         return ", ".join(parts + [f"{name} {value:.3g}" for name, value in self._metrics.items()])
 
     def close(self) -> None:
+        """Leaves the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from mnm_jax.params import leaf_names
+
 Array = jax.Array
 
 
@@ -66,15 +68,3 @@ def init_state(
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
     return jax.jit(jax.vmap(init))(keys)
-
-
-def leaf_names(tree: Any) -> list[str]:
-    """Names of the leaves in the order of `jax.tree.leaves`, as one would write them: `cell.weights[0]`."""
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _name(path: tuple) -> str:
-    keys = [getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))) for entry in path]
-    if keys and keys[-1] == "value":  # the inside of an nnx.Variable
-        keys.pop()
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mnm_jax.params import leaf_names
 from mnm_jax.training.groups import choose_groups, value_and_grad_in_groups
-from mnm_jax.training.state import TrainState, leaf_names
+from mnm_jax.training.state import TrainState
 from mnm_jax.training.task import Batch, Mean, Task, played
 
 Array = jax.Array

@@ -45,9 +45,13 @@ class Mean(NamedTuple):
 class Loader(Iterator[Batch], Protocol):
     """An endless stream of training batches (numpy) whose position can be saved and restored."""
 
-    def get_state(self) -> dict[str, Any]: ...  # JSON-serialisable
+    def get_state(self) -> dict[str, Any]:
+        """The position, as JSON can hold it."""
+        ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a position of `get_state`."""
+        ...
 
 
 class Task(Protocol):

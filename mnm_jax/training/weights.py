@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnm_jax.training.state import leaf_names
+from mnm_jax.params import leaf_names
 
 _FILE = "params.npz"
 _STEP = "step"

@@ -48,6 +48,7 @@ class MetricWriter:
                 self._board.add_scalar(f"{tag}/seed{seed}", number, step)
 
     def close(self) -> None:
+        """Writes what is still to be written, and closes the files."""
         self._file.close()
         self._board.close()
 

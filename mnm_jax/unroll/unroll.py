@@ -77,7 +77,9 @@ def unroll(
         if form != "plain":
             return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset, fork), form, checkpoint_every)
     elif form not in ("auto", "plain"):
-        lacks = "has a memory that is not written in pairs alone, so not" if hasattr(cell, "memory") else "has no memory"
+        lacks = "has no memory"
+        if hasattr(cell, "linear_maps"):
+            lacks = "has a memory that is not written in pairs alone, so not"
         raise ValueError(f"{type(cell).__name__} {lacks} to run in {form=}: use form='plain'.")
     if carry is None:
         carry = cell.initialize_carry(inputs.shape[1:])

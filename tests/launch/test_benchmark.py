@@ -15,6 +15,7 @@ from flax import nnx
 from matplotlib import image
 
 from launch.benchmark import SUITES, Suite, run
+from launch.benchmark_block import block
 from launch.benchmark_measure import Candidate, Group, Program, measure, with_ratios
 from launch.benchmark_peers import StreamCell, peers
 from launch.benchmark_suites import compile_step, limit, scaling, seeds, step_flops, training_step
@@ -350,6 +351,16 @@ def test_seeds_side_by_side_and_one_after_the_other_take_the_same_step():
     np.testing.assert_array_equal(one_after_the_other.step, [1, 1])
     for a, b in zip(jax.tree.leaves(one_after_the_other.params), jax.tree.leaves(side_by_side.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_in_chunks_and_token_by_token_is_one_function():
+    groups = list(block(jax.devices(), memories=("titans",), steps=(6,), batch=2, features=8, heads=2, chunk=4))
+    assert [group.candidates[0].fields["pass"] for group in groups] == ["forward", "training"]
+    for group in groups:
+        by_steps, by_chunks = (candidate.prepare().run() for candidate in group.candidates)
+        for a, b in zip(jax.tree.leaves(by_steps), jax.tree.leaves(by_chunks), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(by_chunks)) > 0.01
 
 
 def test_a_small_training_step_from_end_to_end(tmp_path, capsys):

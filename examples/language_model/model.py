@@ -1,0 +1,96 @@
+"""Three language models that differ in one layer: a neural memory, an LSTM, or causal attention.
+
+Shape letters: `T` characters, `B` texts, `D` features.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from examples.language_model.text import ALPHABET
+from mnm_jax import LSTMCell, NeuralMemoryBlock, unroll
+
+Array = jax.Array
+MODELS = ("memory", "lstm", "transformer")
+_HEADS = 4
+
+
+class Memory(nnx.Module):
+    """`NeuralMemoryBlock` with two-layer memories of the local rule and a forgetting gate."""
+
+    def __init__(self, features: int, steps: int, rngs: nnx.Rngs):
+        del steps
+        size = features // _HEADS
+        self.block = NeuralMemoryBlock(
+            features, heads=_HEADS, key_size=size, value_size=size, hidden_sizes=(size,), forget=True, rngs=rngs
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return self.block(x)[1]
+
+
+class LSTM(nnx.Module):
+    """An LSTM as wide as its input."""
+
+    def __init__(self, features: int, steps: int, rngs: nnx.Rngs):
+        del steps
+        self.cell = LSTMCell(features, features, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return unroll(self.cell, None, x)[1]
+
+
+class Attention(nnx.Module):
+    """Causal attention with learned positions."""
+
+    def __init__(self, features: int, steps: int, rngs: nnx.Rngs):
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (steps, features)))
+        self.to_vectors = nnx.Linear(features, 3 * features, use_bias=False, rngs=rngs)
+        self.to_output = nnx.Linear(features, features, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.positions[: len(x), None]
+        vectors = self.to_vectors(x).reshape(*x.shape[:2], 3, _HEADS, -1)
+        query, key, value = jnp.moveaxis(vectors, (1, 0), (0, 1)).swapaxes(0, 2).swapaxes(1, 2)
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)  # [B, T, heads, D / heads]
+        return self.to_output(mixed.swapaxes(0, 1).reshape(x.shape))
+
+
+_MIXERS: dict[str, Callable] = {"memory": Memory, "lstm": LSTM, "transformer": Attention}
+# Of the layers' feed-forward parts, such that the three have as many parameters to within one per cent.
+_WIDTHS = {"memory": 468, "lstm": 264, "transformer": 512}
+
+
+class Layer(nnx.Module):
+    """x + mixer(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, kind: str, features: int, steps: int, rngs: nnx.Rngs):
+        width = _WIDTHS[kind] * features // 128
+        self.mixer = _MIXERS[kind](features, steps, rngs)
+        self.norms = nnx.List([nnx.LayerNorm(features, rngs=rngs) for _ in range(2)])
+        self.up, self.down = nnx.Linear(features, width, rngs=rngs), nnx.Linear(width, features, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.mixer(self.norms[0](x))
+        return x + self.down(jax.nn.gelu(self.up(self.norms[1](x))))
+
+
+class LanguageModel(nnx.Module):
+    """Characters `[T, B]` to logits of the next ones, `[T, B, characters]`.
+
+    kind: one of MODELS. features: `D`. layers: how many. steps: the longest `T`, which positions need.
+    """
+
+    def __init__(self, kind: str, *, features: int = 128, layers: int = 2, steps: int = 256, rngs: nnx.Rngs):
+        self.embedding = nnx.Embed(len(ALPHABET), features, rngs=rngs)
+        self.layers = nnx.List([Layer(kind, features, steps, rngs) for _ in range(layers)])
+        self.norm = nnx.LayerNorm(features, rngs=rngs)
+        self.readout = nnx.Linear(features, len(ALPHABET), rngs=rngs)
+
+    def __call__(self, characters: Array) -> Array:
+        x = self.embedding(characters)
+        for layer in self.layers:
+            x = layer(x)
+        return self.readout(self.norm(x))

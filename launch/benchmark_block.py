@@ -1,0 +1,81 @@
+"""The block's benchmark: a sequence in chunks, beside the same function one token after the other."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.benchmark_measure import Candidate, Group, Program, compile_program, with_ratios
+from mnm_jax import NeuralMemoryBlock
+
+MEMORIES: dict[str, Mapping[str, Any]] = {
+    "delta rule": {"rule": "gradient", "step_size": "sum"},
+    "local, two layers": {"rule": "local", "hidden_sizes": (32,), "forget": True},
+    "titans": {"rule": "gradient", "hidden_sizes": (32,), "forget": True, "momentum": True},
+}
+_AXIS = "batch"
+
+
+def block(
+    devices: Sequence[jax.Device],
+    *,
+    memories: Sequence[str] = tuple(MEMORIES),
+    passes: Sequence[str] = ("forward", "training"),
+    steps: Sequence[int] = (512, 2048),
+    batch: int = 4,
+    features: int = 128,
+    heads: int = 4,
+    chunk: int = 64,
+) -> Iterator[Group]:
+    """The layer over a sequence: its outputs ("forward"), or value and gradient of their mean square ("training").
+
+    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. Heads have keys and values of 32. The
+    batch is divided over the devices that divide it, the same for both.
+    """
+    for name in memories:
+        for run in passes:
+            for t in steps:
+                fields = {"memory": name, "pass": run, "steps": t, "batch": batch, "width": features, "heads": heads}
+                prepare = partial(_prepare, devices, fields, chunk)
+                candidates = [
+                    Candidate(fields | {"form": form}, partial(prepare, form)) for form in ("steps", "chunks")
+                ]
+                yield Group(candidates, partial(with_ratios, field="form", reference="steps"))
+
+
+def _prepare(devices: Sequence[jax.Device], fields: Mapping[str, Any], chunk: int, form: str) -> Program:
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if fields["batch"] % n == 0)]
+    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    layer = NeuralMemoryBlock(
+        fields["width"], heads=fields["heads"], chunk=chunk, **MEMORIES[fields["memory"]], rngs=nnx.Rngs(0)
+    )
+    graphdef, params = nnx.split(layer)
+    inputs = jax.random.normal(jax.random.key(0), (fields["steps"], fields["batch"], fields["width"]))
+
+    def outputs(params: Any, inputs: jax.Array) -> jax.Array:
+        layer = nnx.merge(graphdef, params)
+        if form == "chunks":
+            return layer(inputs)[1]
+        return jax.lax.scan(layer.step, layer.initialize_carry(inputs.shape[1]), inputs)[1]
+
+    def train(params: Any, inputs: jax.Array) -> Any:
+        value = jax.value_and_grad(lambda params: jnp.mean(jnp.square(outputs(params, inputs))))
+        return jax.lax.pmean(value(params), _AXIS)
+
+    forward = fields["pass"] == "forward"
+    along = P(None, _AXIS)
+    function = jax.shard_map(
+        outputs if forward else train,
+        mesh=mesh,
+        in_specs=(P(), along),
+        out_specs=along if forward else P(),
+        check_vma=False,
+    )
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    inputs = jax.device_put(inputs, NamedSharding(mesh, along))
+    return compile_program(function, (params, inputs), len(devices))

@@ -1,0 +1,128 @@
+"""Models outside of this library and of Python: one step as StableHLO, parameters as safetensors.
+
+Shape letters: `B` examples.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mnm_jax.cells import split_output
+from mnm_jax.params import leaf_names
+
+Array = jax.Array
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16, "I32": jnp.int32}
+
+
+def export_step(
+    model: nnx.Module,
+    carry: Any,
+    inputs: Array,
+    step: Callable[[Any, Any, Array], tuple[Any, Any]] | None = None,
+    *,
+    platforms: tuple[str, ...] = PLATFORMS,
+) -> jax.export.Exported:
+    """One step as a function of plain dictionaries and arrays, for any batch, which needs nothing but jax to be called.
+
+        (weights, carry, inputs [B, ...]) -> (carry, outputs [B, ...])
+
+    weights and carry are dictionaries of arrays by name, as `to_arrays` makes them of a model and of its carry.
+    `exported.serialize()` are the bytes of a file, `jax.export.deserialize(bytes).call(weights, carry, inputs)` a step.
+
+    Args:
+      model: a cell, or any module that `step` knows how to run.
+      carry: of any batch, for shapes and dtypes alone. The first axis of every leaf is `B`.
+      inputs: likewise, of one step.
+      step: `(model, carry, inputs) -> (carry, outputs)`; None: a step of a cell, and of its output the features.
+      platforms: on which it is to run.
+
+    Raises:
+      ValueError: a leaf of the carry or of the inputs whose first axis is not that of all others.
+
+    >>> from mnm_jax import LSTMCell
+    >>> cell = LSTMCell(3, 4, rngs=nnx.Rngs(0))
+    >>> exported = export_step(cell, cell.initialize_carry((1, 3)), jnp.zeros((1, 3)), platforms=("cpu",))
+    >>> carry = to_arrays(cell.initialize_carry((7, 3)))
+    >>> carry, features = jax.export.deserialize(exported.serialize()).call(to_arrays(cell), carry, jnp.ones((7, 3)))
+    >>> features.shape
+    (7, 4)
+    """
+    step = _cell_step if step is None else step
+    graphdef, weights = nnx.split(model)
+    weights_tree, carry_tree = jax.tree.structure(weights), jax.tree.structure(carry)
+    names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))
+
+    def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Array) -> tuple[dict[str, Array], Any]:
+        made = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]))
+        carry, outputs = step(made, jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names]), inputs)
+        return dict(zip(carry_names, jax.tree.leaves(carry), strict=True)), outputs
+
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((carry, inputs))}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(f"the first axis of carry and inputs must be the batch, the same in all, got {sorted(sizes)}.")
+    (batch,) = jax.export.symbolic_shape("b")
+    any_batch = lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    as_they_are = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), to_arrays(model))
+    given = (as_they_are, *jax.tree.map(any_batch, (to_arrays(carry), inputs)))
+    return jax.export.export(jax.jit(run), platforms=platforms)(*given)
+
+
+def to_arrays(tree: Any) -> dict[str, Array]:
+    """The arrays of a module, of a carry or of any other pytree by name, as in `memory_params.weights[0]`."""
+    tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
+    """Writes arrays by name, as of `to_arrays`; the file is whole or not there at all. Needs safetensors."""
+    from safetensors.flax import save
+
+    path = pathlib.Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(save({name: jnp.asarray(array) for name, array in arrays.items()}))
+    unfinished.replace(path)
+
+
+def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
+    """Puts the arrays of a file, whoever wrote it, into a model of the same names, shapes and dtypes.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: one that is not whole, or of another model; nothing is changed then.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        content = deserialize(pathlib.Path(path).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); write it anew.") from error
+    arrays = {name: _read(path, name, **tensor) for name, tensor in content}
+    state = nnx.state(model)
+    own = to_arrays(model)
+    for what, names in [("lacks", own.keys() - arrays.keys()), ("has unknown", arrays.keys() - own.keys())]:
+        if names:
+            raise ValueError(f"{path} {what} {', '.join(sorted(names))}: it is of another model.")
+    for name, array in own.items():
+        if (array.shape, array.dtype) != (arrays[name].shape, arrays[name].dtype):
+            there = f"{arrays[name].dtype}{list(arrays[name].shape)}"
+            raise ValueError(f"{path} has {name} as {there}, this model as {array.dtype}{list(array.shape)}.")
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(arrays[name]) for name in own]))
+
+
+def _read(path: Any, name: str, *, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    # The package's own reader goes through numpy, which has no bfloat16 of its own.
+    if dtype not in _DTYPES:
+        raise ValueError(f"{path} has {name} as {dtype}; what can be read is {', '.join(_DTYPES)}.")
+    return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def _cell_step(cell: nnx.RNNCellBase, carry: Any, inputs: Array) -> tuple[Any, Array]:
+    carry, outputs = cell(carry, inputs)
+    return carry, split_output(outputs)[0]

@@ -1,0 +1,40 @@
+"""Pytrees of arrays as parameters of flax modules, and names of leaves."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+class ParamTree(nnx.Module):
+    """A pytree of arrays, one `nnx.Param` a leaf.
+
+    `nnx.Optimizer` loses the structure of a parameter that is a tree itself with its second update (flax 0.12).
+    """
+
+    def __init__(self, tree: Any):
+        leaves, self.structure = jax.tree.flatten(tree)
+        self.names = tuple(leaf_names(tree))
+        for name, leaf in zip(self.names, leaves, strict=True):
+            setattr(self, name, nnx.Param(leaf))
+
+    def get_value(self) -> Any:
+        """The tree."""
+        return jax.tree.unflatten(self.structure, [getattr(self, name).get_value() for name in self.names])
+
+    def set_value(self, tree: Any) -> None:
+        """Puts in a tree of the same structure."""
+        for name, leaf in zip(self.names, self.structure.flatten_up_to(tree), strict=True):
+            getattr(self, name).set_value(leaf)
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Names of the leaves in the order of `jax.tree.leaves`, as one would write them: `cell.weights[0]`."""
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _name(path: tuple) -> str:
+    keys = [getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))) for entry in path]
+    if keys and keys[-1] == "value":  # the inside of an nnx.Variable
+        keys.pop()
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

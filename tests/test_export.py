@@ -1,0 +1,135 @@
+"""What is exported computes what the model computes, elsewhere and for any batch; weights come back as they were."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from launch.build import build_parts
+from launch.configs import training_section
+from launch.export import export_run
+from launch.train import run
+from mnm_jax import LSTMCell, MNMCell, gradient_memory, local_memory
+from mnm_jax.export import export_step, load_safetensors, save_safetensors, to_arrays
+from mnm_jax.training import load_params, split_model
+
+pytest.importorskip("safetensors", reason="the package safetensors is not installed: pip install '.[export]'")
+D = 3
+
+
+def make_cell(seed=0, factory=gradient_memory, **options):
+    return MNMCell(D, 6, factory(4, 4, hidden_sizes=(5,)), heads=2, rngs=nnx.Rngs(seed), **options)
+
+
+@pytest.mark.parametrize("factory", [gradient_memory, local_memory])
+def test_a_step_is_exported_for_every_platform_and_any_batch(factory):
+    cell = make_cell(factory=factory, meta_window=2)
+    exported = export_step(cell, cell.initialize_carry((1, D)), jnp.zeros((1, D)))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    step = jax.export.deserialize(exported.serialize())
+    for batch in (1, 5):
+        carry, x = cell.initialize_carry((batch, D)), jax.random.normal(jax.random.key(0), (3, batch, D))
+        exported_carry = to_arrays(carry)
+        for t in range(3):
+            carry, output = cell(carry, x[t])
+            exported_carry, features = step.call(to_arrays(cell), exported_carry, x[t])
+            np.testing.assert_allclose(features, output.features, rtol=1e-5, atol=1e-6)
+        for name, leaf in to_arrays(carry).items():
+            np.testing.assert_allclose(exported_carry[name], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_a_carry_without_a_common_batch_is_refused():
+    cell = make_cell()
+    with pytest.raises(ValueError, match=r"must be the batch, the same in all, got \[\(1,\), \(2,\)\]"):
+        export_step(cell, cell.initialize_carry((1, D)), jnp.zeros((2, D)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_come_back_to_the_bit(tmp_path, dtype):
+    cell, other = (LSTMCell(D, 6, param_dtype=dtype, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    save_safetensors(tmp_path / "w.safetensors", to_arrays(cell))
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    load_safetensors(tmp_path / "w.safetensors", other)
+    for a, b in zip(jax.tree.leaves(nnx.state(other)), jax.tree.leaves(nnx.state(cell)), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_names_are_those_one_would_write(tmp_path):
+    names = set(to_arrays(make_cell()))
+    assert {"memory_params.weights[0]", "interaction.kernel", "rate.bias"} <= names
+    assert "memory.weights[0]" in to_arrays(make_cell().initialize_carry((1, D)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("rate.bias"), "lacks rate.bias: it is of another model"),
+        (lambda a: a.update(more=jnp.zeros(1)), "has unknown more"),
+        (lambda a: a.update({"rate.bias": jnp.zeros(2)}), r"rate.bias as float32\[2\], this model as float32\[1\]"),
+    ],
+)
+def test_weights_of_another_model_change_nothing(tmp_path, change, message):
+    cell, path = make_cell(), tmp_path / "w.safetensors"
+    arrays = to_arrays(make_cell(1))
+    change(arrays)
+    save_safetensors(path, arrays)
+    before = to_arrays(cell)
+    with pytest.raises(ValueError, match=message):
+        load_safetensors(path, cell)
+    for name, array in to_arrays(cell).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_file_cut_short_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_safetensors(path, to_arrays(make_cell()))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="w.safetensors is damaged"):
+        load_safetensors(path, make_cell())
+
+
+STRANGER = """
+import sys, jax, numpy as np, safetensors.flax
+step = jax.export.deserialize(bytearray(open(f"{sys.argv[1]}/step.stablehlo", "rb").read()))
+weights, carry = (safetensors.flax.load_file(f"{sys.argv[1]}/{name}.safetensors") for name in ("weights", "carry"))
+inputs = np.load(f"{sys.argv[1]}/inputs.npy")
+logits = []
+for x in inputs:
+    carry, y = step.call(weights, carry, x)
+    logits.append(y)
+assert not {"mnm_jax", "launch"} & set(sys.modules), "the library was needed"
+np.save(f"{sys.argv[1]}/logits.npy", np.stack(logits))
+"""
+
+
+def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
+    config = ConfigDict(
+        {
+            "task": {"name": "dictionary", "length": 1, "support": 2, "queries": 2, "mixed": False},
+            "model": {"name": "mnm-p", "hidden_features": 8, "memory_features": 4, "memory_layers": 1},
+            "training": training_section(steps=1, batch_size=8, seeds=2, eval_every=1, learning_rate=1e-3),
+        }
+    )
+    run(config, tmp_path / "run")
+    assert [path.name for path in export_run(tmp_path / "run", tmp_path / "out", seed=1)] == [
+        "step.stablehlo",
+        "weights.safetensors",
+        "carry.safetensors",
+    ]
+    task, make_model, _ = build_parts(config.to_dict())
+    params, _ = load_params(tmp_path / "run", make_model)
+    model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), params))
+    batch = task.sample(jax.random.key(0), 1)
+    np.save(tmp_path / "out" / "inputs.npy", batch.inputs)
+    subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path / "out")], check=True, cwd=tmp_path)
+    expected = model(batch.inputs, batch.mask).logits
+    real = np.asarray(batch.mask[:, 0])
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy")[real], expected[real], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="seed must be from 0 to 1"):
+        export_run(tmp_path / "run", tmp_path / "out", seed=2)
