@@ -41,7 +41,7 @@ from tasks.actor_critic import Played
 from tasks.maze import MazeTask
 
 # What a learning curve shows: the first of these that any of the runs has.
-_METRICS = ("valid/accuracy", "valid/reward", "valid/loss", "train/loss")
+_METRICS = ("valid/accuracy", "valid/reward", "valid/bits", "valid/loss", "train/loss")
 _PICTURED_STEPS = 20  # more would be too small to read
 _SIZES = 3  # test sets of one kind that are worth a curve
 

@@ -39,16 +39,21 @@ def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
     seeds, steps (updates made), chance (of the test set, where the task tells it), accuracy (test, mean +- sample
     standard deviation over seeds), worst seed (its test accuracy), updates to 90% (first validation at which a seed has
     90% accuracy or more, mean over the seeds that get there), seconds (all seeds, with compiling and evaluating),
-    parameters (of one seed). Of a task that is played: reward (of a test episode) and worst seed for the accuracies.
+    parameters (of one seed). Of a task that is played: reward (of a test episode) and worst seed for the accuracies; of
+    a language model: bits (per character of the test text).
 
     Args:
         summary: of `summary.json`. lines: of `metrics.jsonl`.
     """
-    accuracy, chance, reward = (summary["metrics"].get(f"test/{name}") for name in ("accuracy", "chance", "reward"))
+    accuracy, chance, reward, bits = (
+        summary["metrics"].get(f"test/{name}") for name in ("accuracy", "chance", "reward", "bits")
+    )
     scores = {"accuracy": _mean_and_std(accuracy), "worst seed": _worst(accuracy)}
     scores[f"updates to {_LEVEL:.0%}"] = _updates(lines)
     if reward is not None:
         scores = {"reward": _mean_and_std(reward), "worst seed": _worst(reward)}
+    if bits is not None:
+        scores = {"bits per character": _mean_and_std(bits)}
     return {
         "seeds": str(summary["seeds"]),
         "steps": f"{summary['steps']:,}",

@@ -78,7 +78,7 @@ def run(
         "command": command or shlex.join(sys.orig_argv),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "versions": _versions(),
+        "versions": versions(),
         "parameters": parameters,
         "config": plain,
         "metrics": summarise(result.metrics),
@@ -92,7 +92,8 @@ def run(
     return summary
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a run's numbers depend on."""
     packages = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax, mnm_jax)}
     return {"python": platform.python_version()} | packages
 

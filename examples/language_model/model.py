@@ -20,8 +20,7 @@ _HEADS = 4
 class Memory(nnx.Module):
     """`NeuralMemoryBlock` with two-layer memories of the local rule and a forgetting gate."""
 
-    def __init__(self, features: int, steps: int, rngs: nnx.Rngs):
-        del steps
+    def __init__(self, features: int, rngs: nnx.Rngs):
         size = features // _HEADS
         self.block = NeuralMemoryBlock(
             features, heads=_HEADS, key_size=size, value_size=size, hidden_sizes=(size,), forget=True, rngs=rngs
@@ -34,8 +33,7 @@ class Memory(nnx.Module):
 class LSTM(nnx.Module):
     """An LSTM as wide as its input."""
 
-    def __init__(self, features: int, steps: int, rngs: nnx.Rngs):
-        del steps
+    def __init__(self, features: int, rngs: nnx.Rngs):
         self.cell = LSTMCell(features, features, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -43,15 +41,13 @@ class LSTM(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal attention with learned positions."""
+    """Causal attention."""
 
-    def __init__(self, features: int, steps: int, rngs: nnx.Rngs):
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (steps, features)))
+    def __init__(self, features: int, rngs: nnx.Rngs):
         self.to_vectors = nnx.Linear(features, 3 * features, use_bias=False, rngs=rngs)
         self.to_output = nnx.Linear(features, features, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        x = x + self.positions[: len(x), None]
         vectors = self.to_vectors(x).reshape(*x.shape[:2], 3, _HEADS, -1)
         query, key, value = jnp.moveaxis(vectors, (1, 0), (0, 1)).swapaxes(0, 2).swapaxes(1, 2)
         mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)  # [B, T, heads, D / heads]
@@ -60,15 +56,15 @@ class Attention(nnx.Module):
 
 _MIXERS: dict[str, Callable] = {"memory": Memory, "lstm": LSTM, "transformer": Attention}
 # Of the layers' feed-forward parts, such that the three have as many parameters to within one per cent.
-_WIDTHS = {"memory": 468, "lstm": 264, "transformer": 512}
+_WIDTHS = {"memory": 468, "lstm": 280, "transformer": 473}
 
 
 class Layer(nnx.Module):
     """x + mixer(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, kind: str, features: int, steps: int, rngs: nnx.Rngs):
+    def __init__(self, kind: str, features: int, rngs: nnx.Rngs):
         width = _WIDTHS[kind] * features // 128
-        self.mixer = _MIXERS[kind](features, steps, rngs)
+        self.mixer = _MIXERS[kind](features, rngs)
         self.norms = nnx.List([nnx.LayerNorm(features, rngs=rngs) for _ in range(2)])
         self.up, self.down = nnx.Linear(features, width, rngs=rngs), nnx.Linear(width, features, rngs=rngs)
 
@@ -80,17 +76,21 @@ class Layer(nnx.Module):
 class LanguageModel(nnx.Module):
     """Characters `[T, B]` to logits of the next ones, `[T, B, characters]`.
 
-    kind: one of MODELS. features: `D`. layers: how many. steps: the longest `T`, which positions need.
+    name: one of MODELS. features: `D`. layers: how many. steps: the longest `T`, which positions need.
     """
 
-    def __init__(self, kind: str, *, features: int = 128, layers: int = 2, steps: int = 256, rngs: nnx.Rngs):
+    def __init__(self, name: str, *, features: int, layers: int, steps: int, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(len(ALPHABET), features, rngs=rngs)
-        self.layers = nnx.List([Layer(kind, features, steps, rngs) for _ in range(layers)])
+        positions = 0.02 * jax.random.normal(rngs.params(), (steps, 1, features))
+        self.positions = nnx.data(nnx.Param(positions) if name == "transformer" else None)
+        self.layers = nnx.List([Layer(name, features, rngs) for _ in range(layers)])
         self.norm = nnx.LayerNorm(features, rngs=rngs)
         self.readout = nnx.Linear(features, len(ALPHABET), rngs=rngs)
 
     def __call__(self, characters: Array) -> Array:
         x = self.embedding(characters)
+        if self.positions is not None:  # attention alone does not know the order
+            x = x + self.positions[: len(x)]
         for layer in self.layers:
             x = layer(x)
         return self.readout(self.norm(x))

@@ -324,9 +324,7 @@ def _stream_cell():
     return StreamCell(8, local_memory(8, 8, hidden_sizes=(8,)), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(
-    ("make_cell", "form"), [(_cell, "plain"), (_stream_cell, "plain"), (_stream_cell, "auto")]
-)
+@pytest.mark.parametrize(("make_cell", "form"), [(_cell, "plain"), (_stream_cell, "plain"), (_stream_cell, "auto")])
 def test_the_batch_on_several_devices_is_the_batch_on_one(make_cell, form):
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 8)), jnp.float32)
     value, grads = compile_step(make_cell(), form, inputs, jax.devices()).run()
