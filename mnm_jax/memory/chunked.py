@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from mnm_jax.memory.dense import MemoryState
 from mnm_jax.memory.network import Network, forward, pull_back
 from mnm_jax.memory.products import shared_times
+from mnm_jax.memory.triangular import solve_unit_lower
 from mnm_jax.memory.types import MemoryParams
 
 Array = jax.Array
@@ -165,7 +166,7 @@ def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture:
         scale = writes.scales[layer]
         known = _mixed(x, fast.now[layer], fast.surprise[layer], before) - writes.wanted[layer]
         coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (tokens.rate[..., None] * scale)[:, None, :, 0]
-        error = jax.lax.linalg.triangular_solve(coupling, known, left_side=True, lower=True, unit_diagonal=True)
+        error = solve_unit_lower(coupling, known)
         deltas.append(scale * error)
 
     weighted = mixture.of_writes * tokens.rate[:, None]

@@ -1,0 +1,52 @@
+"""Triangular systems by products of matrices: a library's solver takes the batch one by one, and waits for its threads.
+
+Shape letters: `B` systems, `C` unknowns, `O` right sides.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def solve_unit_lower(below: Array, right: Array) -> Array:
+    """(I + N)^-1 R, where N is what of `below [B, C, C]` is under the diagonal, and R is `[B, C, O]`.
+
+    By the inverse, which the derivatives need again: the implicit function's, of any order.
+    """
+    below = jnp.tril(below, -1)
+    inverse = _inverse(jax.lax.stop_gradient(below))
+    return jax.lax.custom_linear_solve(
+        lambda x: x + below @ x,
+        right,
+        lambda _, b: inverse @ b,
+        lambda _, b: jnp.swapaxes(inverse, 1, 2) @ b,
+    )
+
+
+def _inverse(below: Array) -> Array:
+    """(I + N)^-1 for strictly lower N `[B, C, C]`.
+
+    Inverses of diagonal blocks, twice as large every time:
+
+        [ P  0 ]^-1     [     P^-1         0   ]
+        [ Q  S ]     =  [ -S^-1 Q P^-1    S^-1 ]
+
+    which is forward substitution in another order, and as exact.
+    """
+    batch, size = below.shape[0], below.shape[1]
+    whole = 1 << (size - 1).bit_length()
+    padded = jnp.pad(below, ((0, 0), (0, whole - size), (0, whole - size)))
+    inverses = jnp.ones((batch, whole, 1, 1), below.dtype)
+    half = 1
+    while half < whole:
+        count = whole // (2 * half)
+        # The blocks Q: of the rows of the second half and the columns of the first, along the diagonal.
+        tiles = padded.reshape(batch, count, 2, half, count, 2, half)[:, :, 1, :, :, 0]
+        corner = jnp.moveaxis(jnp.diagonal(tiles, axis1=1, axis2=3), -1, 1)
+        upper, lower = inverses[:, 0::2], inverses[:, 1::2]
+        corner = -lower @ (corner @ upper)
+        top = jnp.concatenate([upper, jnp.zeros_like(upper)], -1)
+        inverses = jnp.concatenate([top, jnp.concatenate([corner, lower], -1)], -2)
+        half *= 2
+    return inverses[:, 0, :size, :size]

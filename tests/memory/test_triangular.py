@@ -1,0 +1,31 @@
+"""Triangular systems against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from mnm_jax.memory.triangular import solve_unit_lower
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 13, 64])
+def test_solves_what_numpy_solves_whatever_stands_above_the_diagonal(size, x64):
+    rng = np.random.default_rng(size)
+    below, right = rng.normal(size=(3, size, size)) / size**0.5, rng.normal(size=(3, size, 2))
+    expected = np.linalg.solve(np.eye(size) + np.tril(below, -1), right)
+    np.testing.assert_allclose(solve_unit_lower(jnp.asarray(below), jnp.asarray(right)), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_derivatives_of_both_kinds_and_orders(x64):
+    rng = np.random.default_rng(0)
+    given = jnp.asarray(rng.normal(size=(2, 5, 5))), jnp.asarray(rng.normal(size=(2, 5, 3)))
+    check_grads(solve_unit_lower, given, order=2, rtol=1e-5)
+
+
+def test_single_precision_is_as_exact_as_substitution():
+    """With couplings as large as those of one key written again and again, whose powers would overflow."""
+    below = jnp.full((1, 64, 64), 0.9)
+    right = jax.random.normal(jax.random.key(0), (1, 64, 4))
+    expected = np.linalg.solve(np.eye(64) + np.tril(np.asarray(below, np.float64), -1), np.asarray(right, np.float64))
+    np.testing.assert_allclose(solve_unit_lower(below, right), expected, rtol=1e-4, atol=1e-4)
