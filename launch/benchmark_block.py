@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 from launch.benchmark_measure import Candidate, Group, Program, compile_program, with_ratios
 from mnm_jax import NeuralMemoryBlock
 
+_SIZE = 64  # of keys, values and what is between
 MEMORIES: dict[str, Mapping[str, Any]] = {
     "delta rule": {"rule": "gradient", "step_size": "sum"},
-    "local, two layers": {"rule": "local", "hidden_sizes": (32,), "forget": True},
-    "titans": {"rule": "gradient", "hidden_sizes": (32,), "forget": True, "momentum": True},
+    "local, two layers": {"rule": "local", "hidden_sizes": (_SIZE,), "forget": True},
+    "titans": {"rule": "gradient", "hidden_sizes": (_SIZE,), "forget": True, "momentum": True},
 }
 _AXIS = "batch"
 
@@ -28,13 +29,13 @@ def block(
     passes: Sequence[str] = ("forward", "training"),
     steps: Sequence[int] = (512, 2048),
     batch: int = 4,
-    features: int = 128,
+    features: int = 256,
     heads: int = 4,
-    chunk: int = 64,
+    chunk: int = 32,
 ) -> Iterator[Group]:
     """The layer over a sequence: its outputs ("forward"), or value and gradient of their mean square ("training").
 
-    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. Heads have keys and values of 32. The
+    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. Heads have keys and values of 64. The
     batch is divided over the devices that divide it, the same for both.
     """
     for name in memories:
@@ -52,7 +53,13 @@ def _prepare(devices: Sequence[jax.Device], fields: Mapping[str, Any], chunk: in
     devices = devices[: max(n for n in range(1, len(devices) + 1) if fields["batch"] % n == 0)]
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     layer = NeuralMemoryBlock(
-        fields["width"], heads=fields["heads"], chunk=chunk, **MEMORIES[fields["memory"]], rngs=nnx.Rngs(0)
+        fields["width"],
+        heads=fields["heads"],
+        key_size=_SIZE,
+        value_size=_SIZE,
+        chunk=chunk,
+        **MEMORIES[fields["memory"]],
+        rngs=nnx.Rngs(0),
     )
     graphdef, params = nnx.split(layer)
     inputs = jax.random.normal(jax.random.key(0), (fields["steps"], fields["batch"], fields["width"]))

@@ -22,9 +22,8 @@ class Memory(nnx.Module):
 
     def __init__(self, features: int, rngs: nnx.Rngs):
         size = features // _HEADS
-        self.block = NeuralMemoryBlock(
-            features, heads=_HEADS, key_size=size, value_size=size, hidden_sizes=(size,), forget=True, rngs=rngs
-        )
+        sizes = {"key_size": size, "value_size": size, "hidden_sizes": (size,)}
+        self.block = NeuralMemoryBlock(features, heads=_HEADS, **sizes, chunk=32, forget=True, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return self.block(x)[1]

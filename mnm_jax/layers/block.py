@@ -4,6 +4,7 @@ Shape letters: `T` time steps, `B` examples, `D` features, `H` heads (a memory e
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -84,7 +85,7 @@ class NeuralMemoryBlock(nnx.Module):
                 raise ValueError(f"{name} must be >= 1, got {size}.")
         memory = _RULES[rule](key_size, value_size, hidden_sizes=hidden_sizes, epsilon=epsilon, dtype=dtype)
         network = Network((key_size, *hidden_sizes, value_size), jnp.tanh, False)
-        self.rule = chunked.Rule(network, rule == "local", step_size == "normalised", epsilon)
+        self.rule = chunked.Rule(network, rule == "local", step_size == "normalised", epsilon, momentum)
         self.features, self.heads, self.chunk = features, heads, chunk
         self.forget, self.momentum = forget, momentum
         self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
@@ -102,7 +103,8 @@ class NeuralMemoryBlock(nnx.Module):
             lambda w: jnp.broadcast_to(w[:, None], (self.heads, batch_size, *w.shape[1:])),
             self.memory_params.get_value().weights,
         )
-        return BlockCarry(chunked.Fast(start, start, jax.tree.map(jnp.zeros_like, start)), jnp.zeros((), jnp.int32))
+        surprise = jax.tree.map(jnp.zeros_like, start) if self.momentum else ()
+        return BlockCarry(chunked.Fast(start, start, surprise), jnp.zeros((), jnp.int32))
 
     def __call__(
         self, inputs: Array, carry: BlockCarry | None = None, *, mask: Array | None = None
@@ -123,17 +125,19 @@ class NeuralMemoryBlock(nnx.Module):
         whole = steps - steps % self.chunk
         answers = []
 
+        mix = partial(chunked.mix, self.rule)
+
         def run(fast: chunked.Fast, part: tuple) -> tuple[chunked.Fast, Array]:
             return jax.vmap(lambda p, f, t, m: chunked.chunk(self.rule, p, f, t, m))(params, fast, *part)
 
         if whole:
             chunks = jax.tree.map(lambda x: _split(x[:, :, :whole], self.chunk), tokens)
-            fast, read = jax.lax.scan(run, fast, (chunks, jax.vmap(jax.vmap(chunked.mix))(chunks)))
+            fast, read = jax.lax.scan(run, fast, (chunks, jax.vmap(jax.vmap(mix))(chunks)))
             answers.append(jnp.moveaxis(read, 0, 2).reshape(*read.shape[1:3], whole, -1))
         if steps > whole:
             rest = jax.tree.map(lambda x: x[:, :, whole:], tokens)
             begun = fast.start
-            fast, read = run(fast, (rest, jax.vmap(chunked.mix)(rest)))
+            fast, read = run(fast, (rest, jax.vmap(mix)(rest)))
             fast = fast._replace(start=begun)
             answers.append(read)
         read = jnp.concatenate(answers, axis=2)  # [H, B, T, V]

@@ -56,7 +56,8 @@ class Tokens(NamedTuple):
 
 
 class Fast(NamedTuple):
-    """A memory between two tokens. start: weights at the beginning of the chunk; now: the newest; surprise: S."""
+    """A memory between two tokens. start: weights at the beginning of the chunk; now: the newest; surprise: S, or
+    nothing where there is no momentum."""
 
     start: tuple[Array, ...]
     now: tuple[Array, ...]
@@ -64,21 +65,34 @@ class Fast(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """What of which is in W_t, G and P `[B, C]` and A `[B, C, C]`, and in S at the end, `[B]` and `[B, C]`."""
+    """What of which is in W_t, G and P `[B, C]` and A `[B, C, C]`, and in S at the end, `[B]` and `[B, C]`; P and the
+    last two are None without momentum."""
 
     of_weights: Array
-    of_surprise: Array
+    of_surprise: Array | None
     of_writes: Array
-    kept_surprise: Array
-    kept_writes: Array
+    kept_surprise: Array | None
+    kept_writes: Array | None
 
 
-def mix(tokens: Tokens) -> Mixture:
+def mix(rule: "Rule", tokens: Tokens) -> Mixture:
     """The numbers of a chunk from its gates `[B, C]`."""
     keep = tokens.keep
     batch, size = keep.shape
     zero, one = jnp.zeros((batch,), keep.dtype), jnp.ones((batch,), keep.dtype)
     none = jnp.zeros((batch, size), keep.dtype)
+    here = jnp.broadcast_to(jnp.eye(size, dtype=keep.dtype)[:, None], (size, batch, size))
+    if not rule.momentum:
+
+        def forget(carry, now):
+            weights, writes = carry
+            g, real, here = now
+            carry = g * weights, g[:, None] * writes + real[:, None] * here
+            return carry, carry
+
+        _, rows = jax.lax.scan(forget, (one, none), (keep.T, tokens.real.T, here))
+        weights, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
+        return Mixture(weights, None, writes, None, None)
 
     def step(carry, now):
         weights, surprise, writes, kept, kept_writes = carry
@@ -88,7 +102,6 @@ def mix(tokens: Tokens) -> Mixture:
         writes = g[:, None] * writes + real[:, None] * kept_writes
         return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
 
-    here = jnp.broadcast_to(jnp.eye(size, dtype=keep.dtype)[:, None], (size, batch, size))
     last, rows = jax.lax.scan(step, (one, zero, none, one, none), (keep.T, tokens.momentum.T, tokens.real.T, here))
     weights, surprise, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
     return Mixture(weights, surprise, writes, last[3], last[4])
@@ -101,6 +114,7 @@ class Rule(NamedTuple):
     local: bool
     normalised: bool
     epsilon: float
+    momentum: bool = True
 
     @property
     def solves(self) -> bool:
@@ -109,12 +123,14 @@ class Rule(NamedTuple):
 
 
 class _Writes(NamedTuple):
-    """Of each layer: inputs `[B, C, I]`, and what is subtracted from W's answer, `[B, C, O]`, or the whole delta.
+    """Of each layer: inputs `[B, C, I]` and the answers x W to them at the chunk's beginning, `[B, C, O]`.
 
-    scale: `[B, C, 1]` what an error is multiplied by. deltas: None where the errors are still to be solved for.
+    wanted: what is subtracted from W's answer, `[B, C, O]`; scales: `[B, C, 1]` what an error is multiplied by; or,
+    where nothing is solved for, deltas: what is written, `[B, C, O]`.
     """
 
     inputs: tuple[Array, ...]
+    answers: tuple[Array, ...]
     wanted: tuple[Array, ...] | None
     scales: tuple[Array, ...]
     deltas: tuple[Array, ...] | None
@@ -122,35 +138,43 @@ class _Writes(NamedTuple):
 
 def _prepare(rule: Rule, params: MemoryParams, start: tuple[Array, ...], keys: Array, values: Array) -> _Writes:
     """All that a write needs of the weights at the beginning of the chunk."""
+    if rule.solves:
+        return _prepare_errors(rule, params, start, keys, values)
     storage = MemoryState(start)
     passed = forward(rule.network, storage, keys)
-    square = [jnp.sum(x * x, -1, keepdims=True) for x in passed.inputs]
-    if rule.solves:
-        if rule.local:
-            targets = shared_times(values, params.targets.kernel) + params.targets.bias[None, None]
-            ends = [sum(rule.network.sizes[1 : layer + 2]) for layer in range(rule.network.depth - 1)]
-            # A hidden layer's error is that of its activation, whose derivative the local rule leaves out: the change
-            # of x W since the beginning of the chunk counts as that of the activation.
-            ahead = [x @ w - z for x, w, z in zip(passed.inputs, start, passed.outputs, strict=True)]
-            wanted = tuple(map(jnp.add, jnp.split(targets, ends, axis=-1), ahead))
-        else:
-            wanted = (values,)
-        ones = [jnp.ones_like(size) for size in square]
-        scales = [1 / (size + rule.epsilon) for size in square] if rule.normalised else ones
-        return _Writes(passed.inputs, wanted, tuple(scales), None)
     error = passed.outputs[-1] - values
     deltas = pull_back(rule.network, storage, passed, error)
     if rule.normalised:
+        square = [jnp.sum(x * x, -1, keepdims=True) for x in passed.inputs]
         tiny = float(jnp.finfo(error.dtype).tiny) ** 0.5
         size = jnp.sum(error * error, -1, keepdims=True) + tiny
         gains = [jnp.sum(delta * delta, -1, keepdims=True) / size for delta in deltas[:-1]]
         kernel = square[-1] + sum(gain * inner for gain, inner in zip(gains, square[:-1], strict=True))
         deltas = tuple(delta / (kernel + rule.epsilon) for delta in deltas)
-    return _Writes(passed.inputs, None, (), tuple(deltas))
+    return _Writes(passed.inputs, (), None, (), tuple(deltas))
+
+
+def _prepare_errors(rule: Rule, params: MemoryParams, start: tuple[Array, ...], keys: Array, values: Array) -> _Writes:
+    inputs, answers, ahead, z = [], [], [], keys
+    for layer, w in enumerate(start):
+        inputs.append(_with_bias(rule.network, z))
+        answers.append(inputs[-1] @ w)
+        z = rule.network.activation(answers[-1]) if layer < rule.network.depth - 1 else answers[-1]
+        # A hidden layer's error is that of its activation, whose derivative the local rule leaves out: the change of
+        # x W since the beginning of the chunk counts as that of the activation.
+        ahead.append(answers[-1] - z)
+    wanted: tuple[Array, ...] = (values,)
+    if rule.local:
+        targets = shared_times(values, params.targets.kernel) + params.targets.bias[None, None]
+        ends = [sum(rule.network.sizes[1 : layer + 2]) for layer in range(rule.network.depth - 1)]
+        wanted = tuple(map(jnp.add, jnp.split(targets, ends, axis=-1), ahead))
+    square = [jnp.sum(x * x, -1, keepdims=True) for x in inputs]
+    scales = [1 / (size + rule.epsilon) if rule.normalised else jnp.ones_like(size) for size in square]
+    return _Writes(tuple(inputs), tuple(answers), wanted, tuple(scales), None)
 
 
 def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture: Mixture) -> tuple[Fast, Array]:
-    """A whole chunk that begins where `fast` is; the answers `[B, C, V]`, each after its token's write.
+    """A whole chunk that begins where `fast` is, `start` being `now`; the answers `[B, C, V]`, each after its write.
 
     The `start` of what comes out is the end of the chunk, where the next one begins.
     """
@@ -164,30 +188,32 @@ def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture:
         # E = G' X W_0 + P' X S_0 - T - (A' r s (X X^T)) E, the primed ones of the token before: triangular, with
         # ones on the diagonal, which are not written down.
         scale = writes.scales[layer]
-        known = _mixed(x, fast.now[layer], fast.surprise[layer], before) - writes.wanted[layer]
+        known = before.of_weights[..., None] * writes.answers[layer] - writes.wanted[layer]
+        if rule.momentum:
+            known = known + before.of_surprise[..., None] * (x @ fast.surprise[layer])
         coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (tokens.rate[..., None] * scale)[:, None, :, 0]
-        error = solve_unit_lower(coupling, known)
-        deltas.append(scale * error)
+        deltas.append(scale * solve_unit_lower(coupling, known))
 
     weighted = mixture.of_writes * tokens.rate[:, None]
     z = tokens.queries
     for layer, (x, delta) in enumerate(zip(writes.inputs, deltas, strict=True)):
         y = _with_bias(rule.network, z)
-        attention = weighted * (y @ jnp.swapaxes(x, 1, 2))
-        z = _mixed(y, fast.now[layer], fast.surprise[layer], mixture) - attention @ delta
+        z = mixture.of_weights[..., None] * (y @ fast.now[layer]) - (weighted * (y @ jnp.swapaxes(x, 1, 2))) @ delta
+        if rule.momentum:
+            z = z + mixture.of_surprise[..., None] * (y @ fast.surprise[layer])
         if layer < rule.network.depth - 1:
             z = rule.network.activation(z)
 
     now, surprise = [], []
     for layer, (x, delta) in enumerate(zip(writes.inputs, deltas, strict=True)):
-        old, momentum = fast.now[layer], fast.surprise[layer]
-        written, gathered = (
-            jnp.swapaxes(x * (part * tokens.rate)[..., None], 1, 2) @ delta
-            for part in (mixture.of_writes[:, -1], mixture.kept_writes)
-        )
-        end = mixture.of_weights[:, -1, None, None] * old + mixture.of_surprise[:, -1, None, None] * momentum
-        now.append(end - written)
-        surprise.append(mixture.kept_surprise[:, None, None] * momentum - gathered)
+        written = jnp.swapaxes(x * (mixture.of_writes[:, -1] * tokens.rate)[..., None], 1, 2) @ delta
+        end = mixture.of_weights[:, -1, None, None] * fast.now[layer] - written
+        if rule.momentum:
+            momentum = fast.surprise[layer]
+            gathered = jnp.swapaxes(x * (mixture.kept_writes * tokens.rate)[..., None], 1, 2) @ delta
+            end = end + mixture.of_surprise[:, -1, None, None] * momentum
+            surprise.append(mixture.kept_surprise[:, None, None] * momentum - gathered)
+        now.append(end)
     return Fast(tuple(now), tuple(now), tuple(surprise)), z
 
 
@@ -201,23 +227,22 @@ def step(rule: Rule, params: MemoryParams, fast: Fast, token: Tokens) -> tuple[F
             delta = writes.scales[layer] * (x @ fast.now[layer] - writes.wanted[layer])
         else:
             delta = writes.deltas[layer]
-        write = token.rate[:, None, None] * (jnp.swapaxes(x, 1, 2) @ delta)
-        surprise.append(token.momentum[:, None, None] * fast.surprise[layer] - write)
-        now.append(token.keep[:, None, None] * fast.now[layer] + token.real[:, None, None] * surprise[-1])
+        added = -token.rate[:, None, None] * (jnp.swapaxes(x, 1, 2) @ delta)
+        if rule.momentum:
+            added = token.momentum[:, None, None] * fast.surprise[layer] + added
+            surprise.append(added)
+        now.append(token.keep[:, None, None] * fast.now[layer] + token.real[:, None, None] * added)
     answer = forward(rule.network, MemoryState(tuple(now)), one.queries).outputs[-1][:, 0]
     return Fast(fast.start, tuple(now), tuple(surprise)), answer
-
-
-def _mixed(x: Array, weights: Array, surprise: Array, mixture: Mixture) -> Array:
-    return mixture.of_weights[..., None] * (x @ weights) + mixture.of_surprise[..., None] * (x @ surprise)
 
 
 def _shift(mixture: Mixture) -> Mixture:
     """What the token before has: W_0 and nothing else for the first."""
     first = jnp.ones_like(mixture.of_weights[:, :1])
+    surprise = mixture.of_surprise
     return mixture._replace(
         of_weights=jnp.concatenate([first, mixture.of_weights[:, :-1]], 1),
-        of_surprise=jnp.concatenate([0 * first, mixture.of_surprise[:, :-1]], 1),
+        of_surprise=None if surprise is None else jnp.concatenate([0 * first, surprise[:, :-1]], 1),
         of_writes=jnp.concatenate([jnp.zeros_like(mixture.of_writes[:, :1]), mixture.of_writes[:, :-1]], 1),
     )
 
