@@ -10,7 +10,6 @@ from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = ("mnm_jax", "mnm_jax.training", "mnm_jax.analysis", "mnm_jax.export")
-_FROM_OUTSIDE = ("flax", "builtins", "typing", "collections")
 
 
 def undocumented() -> list[str]:

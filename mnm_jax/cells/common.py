@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mnm_jax.memory import Memory
+from mnm_jax.memory.options import FORGET_LITTLE
 
 Array = jax.Array
 
@@ -56,14 +57,11 @@ def output_features(cell: nnx.RNNCellBase) -> int:
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
 
 
-_FORGET_LITTLE = -4.0  # bias of the forgetting gate: 2% a step at first
-
-
 def make_gates(in_features: int, memory: Memory, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """The linear map to the write rate and the memory's other gates, before their sigmoid."""
     linear = nnx.Linear(in_features, 1 + len(memory.gates), param_dtype=dtype, rngs=rngs)
     if "forget" in memory.gates:
-        linear.bias[...] = linear.bias[...].at[1 + memory.gates.index("forget")].set(_FORGET_LITTLE)
+        linear.bias[...] = linear.bias[...].at[1 + memory.gates.index("forget")].set(FORGET_LITTLE)
     return linear
 
 

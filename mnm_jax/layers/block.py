@@ -13,12 +13,12 @@ from flax import nnx
 
 from mnm_jax.memory import chunked, gradient_memory, local_memory
 from mnm_jax.memory.network import Network
+from mnm_jax.memory.options import FORGET_LITTLE, normalise
 from mnm_jax.params import ParamTree
 
 Array = jax.Array
 _RULES = {"local": local_memory, "gradient": gradient_memory}
 _STEP_SIZES = ("normalised", "sum")
-_FORGET_LITTLE = -4.0  # bias of the forgetting gate: 2% a token at first
 
 
 class BlockCarry(NamedTuple):
@@ -93,7 +93,7 @@ class NeuralMemoryBlock(nnx.Module):
         self.to_vectors = nnx.Linear(features, vectors, use_bias=False, param_dtype=dtype, rngs=rngs)
         self.to_gates = nnx.Linear(features, heads * (1 + forget + momentum), param_dtype=dtype, rngs=rngs)
         if forget:
-            biases = self.to_gates.bias.get_value().reshape(heads, -1).at[:, 1].set(_FORGET_LITTLE)
+            biases = self.to_gates.bias.get_value().reshape(heads, -1).at[:, 1].set(FORGET_LITTLE)
             self.to_gates.bias.set_value(biases.reshape(-1))
         self.to_output = nnx.Linear(heads * value_size, features, use_bias=False, param_dtype=dtype, rngs=rngs)
 
@@ -163,7 +163,9 @@ class NeuralMemoryBlock(nnx.Module):
         real = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
         keep = 1 - gates[..., 1] if self.forget else jnp.ones_like(real)
         momentum = gates[..., -1] if self.momentum else jnp.zeros_like(real)
-        return chunked.Tokens(_unit(keys), values, _unit(queries), gates[..., 0], keep, momentum, real).masked()
+        return chunked.Tokens(
+            normalise(keys, "l2"), values, normalise(queries, "l2"), gates[..., 0], keep, momentum, real
+        ).masked()
 
     def _by_head(self, x: Array) -> Array:
         """`[T, B, H X]` to `[H, B, T, X]`."""
@@ -173,10 +175,3 @@ class NeuralMemoryBlock(nnx.Module):
 def _split(x: Array, size: int) -> Array:
     """`[H, B, T, ...]` to `[N, H, B, C, ...]`."""
     return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, *x.shape[3:]), 2, 0)
-
-
-def _unit(x: Array) -> Array:
-    """x / |x|, zero for zero."""
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    positive = square > 0
-    return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)

@@ -15,6 +15,7 @@ from mnm_jax.memory.types import ReadPath
 Array = jax.Array
 
 KEY_NORMS = (None, "l2", "layer")
+FORGET_LITTLE = -4.0  # bias of a forgetting gate, for what makes gates: 2% a write at first
 
 
 class WriteOptions(NamedTuple):
@@ -97,10 +98,8 @@ def normalise_path(path: ReadPath | None, write_keys: Array, how: str | None) ->
     return ReadPath(normalise(path.keys, how), back)
 
 
-def bound(norm: Array, max_norm: float | None) -> Array:
+def bound(norm: Array, max_norm: float) -> Array:
     """min(1, c / norm) `[B]`, by which a change of that norm is multiplied."""
-    if max_norm is None:
-        return jnp.ones_like(norm)
     return jnp.where(norm > max_norm, max_norm / jnp.maximum(norm, max_norm), 1)
 
 
