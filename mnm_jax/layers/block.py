@@ -119,59 +119,75 @@ class NeuralMemoryBlock(nnx.Module):
             raise ValueError(f"inputs must have shape [T, B, D] = [T, B, {self.features}], got {inputs.shape}.")
         steps, batch = inputs.shape[:2]
         carry = self.initialize_carry(batch) if carry is None else carry
-        tokens = self._tokens(inputs, jnp.ones((steps, batch), bool) if mask is None else mask)
         fast = carry.fast._replace(start=carry.fast.now)
         params = self.memory_params.get_value()
         whole = steps - steps % self.chunk
-        answers = []
+        vectors = self.to_vectors(inputs)
+        gates = self._gates(inputs, jnp.ones((steps, batch), bool) if mask is None else mask)
+        mix = jax.vmap(partial(chunked.mix, self.rule))
 
-        mix = partial(chunked.mix, self.rule)
-
+        # Of the forward pass only the memories between chunks are kept. To compute a chunk again, and its tokens from
+        # `vectors` as they lie in memory, is faster than to store and load what its derivative needs.
+        @jax.checkpoint
         def run(fast: chunked.Fast, part: tuple) -> tuple[chunked.Fast, Array]:
-            return jax.vmap(lambda p, f, t, m: chunked.chunk(self.rule, p, f, t, m))(params, fast, *part)
+            vectors, gates, mixture = part
+            work = jax.vmap(partial(chunked.chunk, self.rule))
+            fast, read = work(params, fast, self._tokens(vectors, gates), mixture)
+            return fast, _join(read)
 
+        answers = []
         if whole:
-            chunks = jax.tree.map(lambda x: _split(x[:, :, :whole], self.chunk), tokens)
-            fast, read = jax.lax.scan(run, fast, (chunks, jax.vmap(jax.vmap(mix))(chunks)))
-            answers.append(jnp.moveaxis(read, 0, 2).reshape(*read.shape[1:3], whole, -1))
+            chunks = vectors[:whole].reshape(-1, self.chunk, *vectors.shape[1:])
+            chunk_gates = jax.tree.map(lambda x: _split(x[:, :, :whole], self.chunk), gates)
+            fast, read = jax.lax.scan(run, fast, (chunks, chunk_gates, jax.vmap(mix)(chunk_gates)))
+            answers.append(read.reshape(whole, batch, -1))
         if steps > whole:
-            rest = jax.tree.map(lambda x: x[:, :, whole:], tokens)
+            rest = jax.tree.map(lambda x: x[:, :, whole:], gates)
             begun = fast.start
-            fast, read = run(fast, (rest, jax.vmap(mix)(rest)))
+            fast, read = run(fast, (vectors[whole:], rest, mix(rest)))
             fast = fast._replace(start=begun)
             answers.append(read)
-        read = jnp.concatenate(answers, axis=2)  # [H, B, T, V]
-        joined = jnp.moveaxis(read, (2, 1, 0), (0, 1, 2)).reshape(steps, batch, -1)
-        return BlockCarry(fast, jnp.asarray(steps % self.chunk, jnp.int32)), self.to_output(joined)
+        position = jnp.asarray(steps % self.chunk, jnp.int32)
+        return BlockCarry(fast, position), self.to_output(jnp.concatenate(answers))
 
     def step(self, carry: BlockCarry, inputs: Array) -> tuple[BlockCarry, Array]:
         """One token `[B, D]`, as generating text needs it."""
-        tokens = jax.tree.map(lambda x: x[:, :, 0], self._tokens(inputs[None], jnp.ones((1, inputs.shape[0]), bool)))
+        inputs = inputs[None]
+        gates = self._gates(inputs, jnp.ones(inputs.shape[:2], bool))
+        tokens = jax.tree.map(lambda x: x[:, :, 0], self._tokens(self.to_vectors(inputs), gates))
         begins = carry.position == 0
         start = jax.tree.map(lambda now, then: jnp.where(begins, now, then), carry.fast.now, carry.fast.start)
-        run = jax.vmap(lambda p, f, t: chunked.step(self.rule, p, f, t))
-        fast, read = run(self.memory_params.get_value(), carry.fast._replace(start=start), tokens)
-        joined = jnp.moveaxis(read, 0, 1).reshape(inputs.shape[0], -1)
-        return BlockCarry(fast, (carry.position + 1) % self.chunk), self.to_output(joined)
+        write = jax.vmap(partial(chunked.step, self.rule))
+        fast, read = write(self.memory_params.get_value(), carry.fast._replace(start=start), tokens)
+        output = self.to_output(_join(read[:, :, None]))[0]
+        return BlockCarry(fast, (carry.position + 1) % self.chunk), output
 
-    def _tokens(self, inputs: Array, mask: Array) -> chunked.Tokens:
-        """Keys, values, queries and gates of inputs `[T, B, D]`: leaves `[H, B, T, ...]`."""
-        sizes = self.rule.network.sizes
-        vectors = self._by_head(self.to_vectors(inputs))
-        keys, values, queries = jnp.split(vectors, [sizes[0], sizes[0] + sizes[-1]], axis=-1)
+    def _gates(self, inputs: Array, mask: Array) -> chunked.Gates:
+        """Of inputs `[T, B, D]`, leaves `[H, B, T]`."""
         gates = jax.nn.sigmoid(self._by_head(self.to_gates(inputs)))
         real = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
         keep = 1 - gates[..., 1] if self.forget else jnp.ones_like(real)
         momentum = gates[..., -1] if self.momentum else jnp.zeros_like(real)
-        return chunked.Tokens(
-            normalise(keys, "l2"), values, normalise(queries, "l2"), gates[..., 0], keep, momentum, real
-        ).masked()
+        return chunked.Gates(gates[..., 0], keep, momentum, real).masked()
+
+    def _tokens(self, vectors: Array, gates: chunked.Gates) -> chunked.Tokens:
+        """From `vectors [T, B, H (2K + V)]`, leaves `[H, B, T, ...]`."""
+        sizes = self.rule.network.sizes
+        ends = [sizes[0], sizes[0] + sizes[-1]]
+        keys, values, queries = jnp.split(self._by_head(vectors), ends, axis=-1)
+        return chunked.Tokens(normalise(keys, "l2"), values, normalise(queries, "l2"), gates)
 
     def _by_head(self, x: Array) -> Array:
         """`[T, B, H X]` to `[H, B, T, X]`."""
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, -1), (2, 1, 0), (0, 1, 2))
 
 
+def _join(x: Array) -> Array:
+    """`[H, B, T, V]` to `[T, B, H V]`."""
+    joined = jnp.moveaxis(x, (2, 1, 0), (0, 1, 2))
+    return joined.reshape(*joined.shape[:2], -1)
+
+
 def _split(x: Array, size: int) -> Array:
-    """`[H, B, T, ...]` to `[N, H, B, C, ...]`."""
-    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, *x.shape[3:]), 2, 0)
+    """`[H, B, T]` to `[N, H, B, C]`."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size), 2, 0)

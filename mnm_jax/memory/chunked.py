@@ -34,25 +34,31 @@ from mnm_jax.memory.types import MemoryParams
 Array = jax.Array
 
 
-class Tokens(NamedTuple):
-    """What tokens ask of a memory. keys, queries: `[..., K]`; values: `[..., V]`; rate, keep, momentum, real: `[...]`.
+class Gates(NamedTuple):
+    """How tokens are written, `[...]` each.
 
     keep: 1 - alpha, one forgets nothing. momentum: zero for none. real: 1, or 0 for padding, which changes nothing.
     """
 
-    keys: Array
-    values: Array
-    queries: Array
     rate: Array
     keep: Array
     momentum: Array
     real: Array
 
-    def masked(self) -> "Tokens":
-        """The same, gates of padding such that it leaves weights and surprise as they are."""
+    def masked(self) -> "Gates":
+        """The same, those of padding such that it leaves weights and surprise as they are."""
         real = self.real > 0
-        gates = (jnp.where(real, gate, none) for gate, none in ((self.rate, 0), (self.keep, 1), (self.momentum, 1)))
-        return self._replace(**dict(zip(("rate", "keep", "momentum"), gates, strict=True)))
+        rate, keep, momentum = (jnp.where(real, gate, none) for gate, none in zip(self[:3], (0, 1, 1), strict=True))
+        return Gates(rate, keep, momentum, self.real)
+
+
+class Tokens(NamedTuple):
+    """What tokens ask of a memory. keys, queries: `[..., K]`; values: `[..., V]`."""
+
+    keys: Array
+    values: Array
+    queries: Array
+    gates: Gates
 
 
 class Fast(NamedTuple):
@@ -75,9 +81,9 @@ class Mixture(NamedTuple):
     kept_writes: Array | None
 
 
-def mix(rule: "Rule", tokens: Tokens) -> Mixture:
+def mix(rule: "Rule", gates: Gates) -> Mixture:
     """The numbers of a chunk from its gates `[B, C]`."""
-    keep = tokens.keep
+    keep = gates.keep
     batch, size = keep.shape
     zero, one = jnp.zeros((batch,), keep.dtype), jnp.ones((batch,), keep.dtype)
     none = jnp.zeros((batch, size), keep.dtype)
@@ -90,7 +96,7 @@ def mix(rule: "Rule", tokens: Tokens) -> Mixture:
             carry = g * weights, g[:, None] * writes + real[:, None] * here
             return carry, carry
 
-        _, rows = jax.lax.scan(forget, (one, none), (keep.T, tokens.real.T, here))
+        _, rows = jax.lax.scan(forget, (one, none), (keep.T, gates.real.T, here))
         weights, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
         return Mixture(weights, None, writes, None, None)
 
@@ -102,7 +108,7 @@ def mix(rule: "Rule", tokens: Tokens) -> Mixture:
         writes = g[:, None] * writes + real[:, None] * kept_writes
         return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
 
-    last, rows = jax.lax.scan(step, (one, zero, none, one, none), (keep.T, tokens.momentum.T, tokens.real.T, here))
+    last, rows = jax.lax.scan(step, (one, zero, none, one, none), (keep.T, gates.momentum.T, gates.real.T, here))
     weights, surprise, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
     return Mixture(weights, surprise, writes, last[3], last[4])
 
@@ -178,6 +184,7 @@ def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture:
 
     The `start` of what comes out is the end of the chunk, where the next one begins.
     """
+    rate = tokens.gates.rate
     writes = _prepare(rule, params, fast.start, tokens.keys, tokens.values)
     before = _shift(mixture)
     deltas = []
@@ -191,10 +198,10 @@ def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture:
         known = before.of_weights[..., None] * writes.answers[layer] - writes.wanted[layer]
         if rule.momentum:
             known = known + before.of_surprise[..., None] * (x @ fast.surprise[layer])
-        coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (tokens.rate[..., None] * scale)[:, None, :, 0]
+        coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (rate[..., None] * scale)[:, None, :, 0]
         deltas.append(scale * solve_unit_lower(coupling, known))
 
-    weighted = mixture.of_writes * tokens.rate[:, None]
+    weighted = mixture.of_writes * rate[:, None]
     z = tokens.queries
     for layer, (x, delta) in enumerate(zip(writes.inputs, deltas, strict=True)):
         y = _with_bias(rule.network, z)
@@ -206,11 +213,11 @@ def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture:
 
     now, surprise = [], []
     for layer, (x, delta) in enumerate(zip(writes.inputs, deltas, strict=True)):
-        written = jnp.swapaxes(x * (mixture.of_writes[:, -1] * tokens.rate)[..., None], 1, 2) @ delta
+        written = jnp.swapaxes(x * (mixture.of_writes[:, -1] * rate)[..., None], 1, 2) @ delta
         end = mixture.of_weights[:, -1, None, None] * fast.now[layer] - written
         if rule.momentum:
             momentum = fast.surprise[layer]
-            gathered = jnp.swapaxes(x * (mixture.kept_writes * tokens.rate)[..., None], 1, 2) @ delta
+            gathered = jnp.swapaxes(x * (mixture.kept_writes * rate)[..., None], 1, 2) @ delta
             end = end + mixture.of_surprise[:, -1, None, None] * momentum
             surprise.append(mixture.kept_surprise[:, None, None] * momentum - gathered)
         now.append(end)
@@ -219,7 +226,8 @@ def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture:
 
 def step(rule: Rule, params: MemoryParams, fast: Fast, token: Tokens) -> tuple[Fast, Array]:
     """One token, fields `[B, ...]`, as `chunk` takes it, and its answer `[B, V]`; `fast.start` stays as it is."""
-    one = Tokens(*(field[:, None] for field in token))
+    gates = token.gates
+    one = jax.tree.map(lambda field: field[:, None], token)
     writes = _prepare(rule, params, fast.start, one.keys, one.values)
     now, surprise = [], []
     for layer, x in enumerate(writes.inputs):
@@ -227,11 +235,11 @@ def step(rule: Rule, params: MemoryParams, fast: Fast, token: Tokens) -> tuple[F
             delta = writes.scales[layer] * (x @ fast.now[layer] - writes.wanted[layer])
         else:
             delta = writes.deltas[layer]
-        added = -token.rate[:, None, None] * (jnp.swapaxes(x, 1, 2) @ delta)
+        added = -gates.rate[:, None, None] * (jnp.swapaxes(x, 1, 2) @ delta)
         if rule.momentum:
-            added = token.momentum[:, None, None] * fast.surprise[layer] + added
+            added = gates.momentum[:, None, None] * fast.surprise[layer] + added
             surprise.append(added)
-        now.append(token.keep[:, None, None] * fast.now[layer] + token.real[:, None, None] * added)
+        now.append(gates.keep[:, None, None] * fast.now[layer] + gates.real[:, None, None] * added)
     answer = forward(rule.network, MemoryState(tuple(now)), one.queries).outputs[-1][:, 0]
     return Fast(fast.start, tuple(now), tuple(surprise)), answer
 

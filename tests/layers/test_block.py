@@ -112,9 +112,10 @@ def test_a_chunk_of_one_token_is_the_memory_as_four_functions(make, x64):
 
     @jax.jit
     def write_both(state, fast, k, v, q, r):
-        tokens = chunked.Tokens(k[:, None], v[:, None], q[:, None], r[:, None], ones, 0 * ones, ones)
+        gates = chunked.Gates(r[:, None], ones, 0 * ones, ones)
+        tokens = chunked.Tokens(k[:, None], v[:, None], q[:, None], gates)
         state, _, expected = memory.write_read(params, state, k[:, None], v[:, None], r, q[:, None])
-        return state, expected, *chunked.chunk(rule, params, fast, tokens, chunked.mix(rule, tokens))
+        return state, expected, *chunked.chunk(rule, params, fast, tokens, chunked.mix(rule, gates))
 
     for token in zip(keys, values, queries, rates, strict=True):
         state, expected, fast, found = write_both(state, fast, *token)
