@@ -1,9 +1,9 @@
-"""A character-level language model of Python's documentation strings: a neural memory, an LSTM, or a transformer.
+"""A character-level language model of Python's documentation strings, with a neural memory, an LSTM, or attention.
 
     python -m examples.language_model --model=memory --workdir=runs/language/memory [--seed=0] [--steps=1500]
     python -m examples.language_model --smoke
 
-The three are the same but for one layer, and of the same size to within one per cent. The workdir gets `config.json`,
+The models are the same but for one layer, and of the same size to within one per cent. The workdir gets `config.json`,
 `metrics.jsonl` and `summary.json`, so that `python -m launch.report --workdir=runs` sets runs side by side. Bits per
 character are those of windows of T characters, each read from an empty memory.
 """

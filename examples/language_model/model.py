@@ -1,9 +1,10 @@
-"""Three language models that differ in one layer: a neural memory, an LSTM, or causal attention.
+"""Language models that differ in one layer: a neural memory (with a short convolution or not), an LSTM, or attention.
 
 Shape letters: `T` characters, `B` texts, `D` features.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +14,19 @@ from examples.language_model.text import ALPHABET
 from mnm_jax import LSTMCell, NeuralMemoryBlock, unroll
 
 Array = jax.Array
-MODELS = ("memory", "lstm", "transformer")
+MODELS = ("memory", "memory-convolution", "lstm", "transformer")
 _HEADS = 4
 
 
 class Memory(nnx.Module):
     """`NeuralMemoryBlock` with two-layer memories of the local rule and a forgetting gate."""
 
-    def __init__(self, features: int, rngs: nnx.Rngs):
+    def __init__(self, features: int, rngs: nnx.Rngs, convolution: int = 1):
         size = features // _HEADS
         sizes = {"key_size": size, "value_size": size, "hidden_sizes": (size,)}
-        self.block = NeuralMemoryBlock(features, heads=_HEADS, **sizes, chunk=32, forget=True, rngs=rngs)
+        self.block = NeuralMemoryBlock(
+            features, heads=_HEADS, **sizes, chunk=32, forget=True, convolution=convolution, rngs=rngs
+        )
 
     def __call__(self, x: Array) -> Array:
         return self.block(x)[1]
@@ -53,9 +56,14 @@ class Attention(nnx.Module):
         return self.to_output(mixed.swapaxes(0, 1).reshape(x.shape))
 
 
-_MIXERS: dict[str, Callable] = {"memory": Memory, "lstm": LSTM, "transformer": Attention}
-# Of the layers' feed-forward parts, such that the three have as many parameters to within one per cent.
-_WIDTHS = {"memory": 468, "lstm": 280, "transformer": 473}
+_MIXERS: dict[str, Callable] = {
+    "memory": Memory,
+    "memory-convolution": partial(Memory, convolution=4),
+    "lstm": LSTM,
+    "transformer": Attention,
+}
+# Of the layers' feed-forward parts, such that all have as many parameters to within one per cent.
+_WIDTHS = {"memory": 468, "memory-convolution": 462, "lstm": 280, "transformer": 473}
 
 
 class Layer(nnx.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax.layers.convolution import ShortConvolution
 from mnm_jax.memory import chunked, gradient_memory, local_memory
 from mnm_jax.memory.network import Network
 from mnm_jax.memory.options import FORGET_LITTLE, normalise
@@ -22,10 +23,15 @@ _STEP_SIZES = ("normalised", "sum")
 
 
 class BlockCarry(NamedTuple):
-    """The memories between two tokens, leaves `[H, B, ...]`, and how many tokens the present chunk has had."""
+    """What a layer knows between two tokens.
+
+    fast: the memories, leaves `[H, B, ...]`. position: how many tokens the present chunk has had. window: the vectors
+    of the last tokens, `[n - 1, B, H (2K + V)]`, where there is a convolution of n.
+    """
 
     fast: chunked.Fast
     position: Array
+    window: Array | None
 
 
 class NeuralMemoryBlock(nnx.Module):
@@ -36,6 +42,7 @@ class NeuralMemoryBlock(nnx.Module):
 
     Nothing that is read goes back into what is written, so a chunk of tokens is a few products of matrices
     (`memory/chunked.py`, with the equations). `__call__` runs over a sequence, `step` over one token; they are equal.
+    With a convolution, W_k x, W_v x and W_q x are those of the last tokens, weighed (`ShortConvolution`).
     With the gradient rule and step_size="sum" a memory of one layer is DeltaNet (Yang et al., 2024), with `forget`
     gated DeltaNet; several layers with `forget` and `momentum` are the memory of Titans (Behrouz et al., 2025).
 
@@ -52,6 +59,7 @@ class NeuralMemoryBlock(nnx.Module):
       step_size: "normalised" (rate 1 meets the target exactly) or "sum" (the plain error times the rate).
       forget: a gate alpha of its own, 2% a token at first.
       momentum: a gate m of its own.
+      convolution: tokens that keys, values and queries see, their own among them; 1 is none.
       epsilon: added to squared key norms by "normalised"; same unit.
       dtype: of parameters and memories.
 
@@ -72,6 +80,7 @@ class NeuralMemoryBlock(nnx.Module):
         step_size: str = "normalised",
         forget: bool = False,
         momentum: bool = False,
+        convolution: int = 1,
         epsilon: float = 1e-3,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -80,7 +89,7 @@ class NeuralMemoryBlock(nnx.Module):
             raise ValueError(f"rule must be one of {', '.join(_RULES)}, got {rule!r}.")
         if step_size not in _STEP_SIZES:
             raise ValueError(f"step_size must be one of {', '.join(_STEP_SIZES)}, got {step_size!r}.")
-        for name, size in (("features", features), ("heads", heads), ("chunk", chunk)):
+        for name, size in (("features", features), ("heads", heads), ("chunk", chunk), ("convolution", convolution)):
             if size < 1:
                 raise ValueError(f"{name} must be >= 1, got {size}.")
         memory = _RULES[rule](key_size, value_size, hidden_sizes=hidden_sizes, epsilon=epsilon, dtype=dtype)
@@ -91,6 +100,8 @@ class NeuralMemoryBlock(nnx.Module):
         self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
         vectors = heads * (2 * key_size + value_size)
         self.to_vectors = nnx.Linear(features, vectors, use_bias=False, param_dtype=dtype, rngs=rngs)
+        wide = convolution > 1
+        self.convolution = nnx.data(ShortConvolution(vectors, convolution, dtype=dtype, rngs=rngs) if wide else None)
         self.to_gates = nnx.Linear(features, heads * (1 + forget + momentum), param_dtype=dtype, rngs=rngs)
         if forget:
             biases = self.to_gates.bias.get_value().reshape(heads, -1).at[:, 1].set(FORGET_LITTLE)
@@ -104,7 +115,8 @@ class NeuralMemoryBlock(nnx.Module):
             self.memory_params.get_value().weights,
         )
         surprise = jax.tree.map(jnp.zeros_like, start) if self.momentum else ()
-        return BlockCarry(chunked.Fast(start, start, surprise), jnp.zeros((), jnp.int32))
+        window = None if self.convolution is None else self.convolution.initialize_carry(batch_size)
+        return BlockCarry(chunked.Fast(start, start, surprise), jnp.zeros((), jnp.int32), window)
 
     def __call__(
         self, inputs: Array, carry: BlockCarry | None = None, *, mask: Array | None = None
@@ -122,8 +134,8 @@ class NeuralMemoryBlock(nnx.Module):
         fast = carry.fast._replace(start=carry.fast.now)
         params = self.memory_params.get_value()
         whole = steps - steps % self.chunk
-        vectors = self.to_vectors(inputs)
-        gates = self._gates(inputs, jnp.ones((steps, batch), bool) if mask is None else mask)
+        window, vectors = self._vectors(carry.window, inputs, mask)
+        gates = self._gates(inputs, mask)
         mix = jax.vmap(partial(chunked.mix, self.rule))
 
         # Of the forward pass only the memories between chunks are kept. To compute a chunk again, and its tokens from
@@ -148,23 +160,29 @@ class NeuralMemoryBlock(nnx.Module):
             fast = fast._replace(start=begun)
             answers.append(read)
         position = jnp.asarray(steps % self.chunk, jnp.int32)
-        return BlockCarry(fast, position), self.to_output(jnp.concatenate(answers))
+        return BlockCarry(fast, position, window), self.to_output(jnp.concatenate(answers))
 
     def step(self, carry: BlockCarry, inputs: Array) -> tuple[BlockCarry, Array]:
         """One token `[B, D]`, as generating text needs it."""
         inputs = inputs[None]
-        gates = self._gates(inputs, jnp.ones(inputs.shape[:2], bool))
-        tokens = jax.tree.map(lambda x: x[:, :, 0], self._tokens(self.to_vectors(inputs), gates))
+        window, vectors = self._vectors(carry.window, inputs, None)
+        tokens = jax.tree.map(lambda x: x[:, :, 0], self._tokens(vectors, self._gates(inputs, None)))
         begins = carry.position == 0
         start = jax.tree.map(lambda now, then: jnp.where(begins, now, then), carry.fast.now, carry.fast.start)
         write = jax.vmap(partial(chunked.step, self.rule))
         fast, read = write(self.memory_params.get_value(), carry.fast._replace(start=start), tokens)
         output = self.to_output(_join(read[:, :, None]))[0]
-        return BlockCarry(fast, (carry.position + 1) % self.chunk), output
+        return BlockCarry(fast, (carry.position + 1) % self.chunk, window), output
 
-    def _gates(self, inputs: Array, mask: Array) -> chunked.Gates:
+    def _vectors(self, window: Array | None, inputs: Array, mask: Array | None) -> tuple[Array | None, Array]:
+        """Keys, values and queries of inputs `[T, B, D]` side by side, `[T, B, H (2K + V)]`, and the new window."""
+        vectors = self.to_vectors(inputs)
+        return (window, vectors) if self.convolution is None else self.convolution(window, vectors, mask)
+
+    def _gates(self, inputs: Array, mask: Array | None) -> chunked.Gates:
         """Of inputs `[T, B, D]`, leaves `[H, B, T]`."""
         gates = jax.nn.sigmoid(self._by_head(self.to_gates(inputs)))
+        mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
         real = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
         keep = 1 - gates[..., 1] if self.forget else jnp.ones_like(real)
         momentum = gates[..., -1] if self.momentum else jnp.zeros_like(real)

@@ -55,6 +55,7 @@ FORMS = [
         ("gradient", "sum", (6,), True, False, 1),
     ]
 ]
+FORMS.append(FORMS[1] | {"convolution": 3})
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
@@ -66,15 +67,16 @@ def test_chunks_give_what_single_tokens_give(form, x64):
     assert float(jnp.std(expected[1])) > 0.05
 
 
-@pytest.mark.parametrize("cut", [8, 6], ids=["between two chunks", "within a chunk"])
-def test_tokens_one_by_one_go_on_where_a_sequence_was_left(cut, x64):
-    block, inputs = make_block(jnp.float64, chunk=4, **FORMS[1]), make_inputs(11)
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[-1]], ids=str)
+@pytest.mark.parametrize("cut", [8, 6, 1], ids=["between two chunks", "within a chunk", "after one token"])
+def test_tokens_one_by_one_go_on_where_a_sequence_was_left(cut, form, x64):
+    block, inputs = make_block(jnp.float64, chunk=4, **form), make_inputs(11)
     carry, first = run_by_chunks(block, inputs[:cut])
     carry, second = run_by_steps(block, inputs[cut:], carry)
     assert_close((carry, jnp.concatenate([first, second])), run_by_chunks(block, inputs))
 
 
-@pytest.mark.parametrize("form", [FORMS[1], FORMS[4]], ids=str)
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[4], FORMS[-1]], ids=str)
 def test_gradients_through_chunks_are_those_through_single_tokens(form, x64):
     block = make_block(jnp.float64, chunk=3, **form)
     inputs = make_inputs(7)
@@ -207,6 +209,7 @@ def test_an_example_does_not_see_the_others(x64):
     [
         ({"rule": "hebb"}, "rule must be one of local, gradient, got 'hebb'"),
         ({"step_size": "paper"}, "step_size must be one of normalised, sum, got 'paper'"),
+        ({"convolution": 0}, "convolution must be >= 1, got 0"),
         ({"chunk": 0}, "chunk must be >= 1, got 0"),
         ({"heads": -1}, "heads must be >= 1, got -1"),
         ({"hidden_sizes": (0,)}, "memory sizes must be >= 1"),
