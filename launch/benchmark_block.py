@@ -19,6 +19,7 @@ MEMORIES: dict[str, Mapping[str, Any]] = {
     "local, two layers": {"rule": "local", "hidden_sizes": (_SIZE,), "forget": True},
     "titans": {"rule": "gradient", "hidden_sizes": (_SIZE,), "forget": True, "momentum": True},
 }
+_FORMS = ("steps", "chunks", "maps")
 _AXIS = "batch"
 
 
@@ -35,17 +36,16 @@ def block(
 ) -> Iterator[Group]:
     """The layer over a sequence: its outputs ("forward"), or value and gradient of their mean square ("training").
 
-    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. Heads have keys and values of 64. The
-    batch is divided over the devices that divide it, the same for both.
+    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. "maps": what both have to do besides
+    the memory, the maps to keys, values and queries and to the output. Heads have keys and values of 64. The batch is
+    divided over the devices that divide it, the same for all.
     """
     for name in memories:
         for run in passes:
             for t in steps:
                 fields = {"memory": name, "pass": run, "steps": t, "batch": batch, "width": features, "heads": heads}
                 prepare = partial(_prepare, devices, fields, chunk)
-                candidates = [
-                    Candidate(fields | {"form": form}, partial(prepare, form)) for form in ("steps", "chunks")
-                ]
+                candidates = [Candidate(fields | {"form": form}, partial(prepare, form)) for form in _FORMS]
                 yield Group(candidates, partial(with_ratios, field="form", reference="steps"))
 
 
@@ -68,6 +68,9 @@ def _prepare(devices: Sequence[jax.Device], fields: Mapping[str, Any], chunk: in
         layer = nnx.merge(graphdef, params)
         if form == "chunks":
             return layer(inputs)[1]
+        if form == "maps":
+            keys, values, queries = jnp.split(layer.to_vectors(inputs), 3, axis=-1)
+            return layer.to_output(keys * queries + values)
         return jax.lax.scan(layer.step, layer.initialize_carry(inputs.shape[1]), inputs)[1]
 
     def train(params: Any, inputs: jax.Array) -> Any:

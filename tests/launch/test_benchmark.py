@@ -355,7 +355,9 @@ def test_a_sequence_in_chunks_and_token_by_token_is_one_function():
     groups = list(block(jax.devices(), memories=("titans",), steps=(6,), batch=2, features=8, heads=2, chunk=4))
     assert [group.candidates[0].fields["pass"] for group in groups] == ["forward", "training"]
     for group in groups:
-        by_steps, by_chunks = (candidate.prepare().run() for candidate in group.candidates)
+        assert [candidate.fields["form"] for candidate in group.candidates] == ["steps", "chunks", "maps"]
+        by_steps, by_chunks, by_maps = (candidate.prepare().run() for candidate in group.candidates)
+        assert jax.tree.map(jnp.shape, by_maps) == jax.tree.map(jnp.shape, by_chunks)
         for a, b in zip(jax.tree.leaves(by_steps), jax.tree.leaves(by_chunks), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(by_chunks)) > 0.01
