@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class ShortConvolution(nnx.Module):
-    """Every feature on its own, causal, as layers of linear attention have it (Yang et al., 2024, section 4).
+    """Every feature on its own, causal, as layers of linear attention have it (Yang et al., 2024).
 
         y_t = silu(sum_{j < n} c_j * u_{t-j})
 
