@@ -31,7 +31,7 @@ test: venv
 	$(RUN) pytest -n 2
 
 lint: venv
-	.venv/bin/ruff check --config .ci/ruff.toml .
+	.venv/bin/ruff check .
 
 docs: venv
 	$(RUN) mkdocs build --quiet --config-file .ci/mkdocs.yml

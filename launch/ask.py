@@ -26,9 +26,9 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
-from launch.workdir import read_config
+from launch.runs.build import build_parts
+from launch.runs.workdir import read_config
 from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import CellOutput
 from mnm_jax.training import SequenceModel, load_params, split_model

@@ -2,7 +2,7 @@
 
     python -m launch.benchmark --suite=NAME --out=FILE.json
 
-training_step  the forms of `mnm_jax.unroll` against plain autodiff, over rules, heads and lengths
+training_step  the forms of `mnm_jax.recurrence` against plain autodiff, over rules, heads and lengths
 scaling        the form "auto" against the number of steps, the width and the number of heads
 limit          rates of the forms beside that of a large matrix product
 peers          the memory beside titans-pytorch, where that is installed
@@ -30,13 +30,14 @@ import jaxlib
 from absl import app, flags
 
 import mnm_jax
-from launch import benchmark_figures, benchmark_suites
-from launch.benchmark_block import block
-from launch.benchmark_maze import maze
-from launch.benchmark_measure import Group, Row, measure, rest
-from launch.benchmark_peers import peers
+from launch.bench import figures as benchmark_figures
+from launch.bench import suites as benchmark_suites
+from launch.bench.layer import block
+from launch.bench.maze import maze
+from launch.bench.measure import Group, Row, measure, rest
+from launch.bench.peers import peers
 from launch.errors import one_line_errors, parse_flags
-from launch.workdir import write_json
+from launch.runs.workdir import write_json
 
 
 class Suite(NamedTuple):

@@ -20,9 +20,9 @@ from absl import app, flags
 
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_runs
-from launch.suites import SUITES, Cell, make_cell
+from launch.runs.suites import SUITES, Cell, make_cell
+from launch.runs.workdir import SUMMARY, claim
 from launch.train import run
-from launch.workdir import SUMMARY, claim
 
 
 def choose(cells: Mapping[str, Cell], only: str, settings: list[str]) -> dict[str, Cell]:

@@ -13,11 +13,11 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from launch.build import build_parts, build_training
 from launch.errors import one_line_errors, parse_flags
-from launch.table import natural, summarise
-from launch.task_errors import end_table
-from launch.workdir import CONFIG, read_config
+from launch.reporting.table import natural, summarise
+from launch.reporting.task_errors import end_table
+from launch.runs.build import build_parts, build_training
+from launch.runs.workdir import CONFIG, read_config
 from mnm_jax.training import evaluate, load_params, split_model
 
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 
-from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
-from launch.size import input_shape
-from launch.workdir import read_config
+from launch.runs.build import build_parts
+from launch.runs.size import input_shape
+from launch.runs.workdir import read_config
 from mnm_jax.export import export_step, save_safetensors, to_arrays
 from mnm_jax.training import SequenceModel, load_params, split_model
 

@@ -25,15 +25,15 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from launch import figures
-from launch.benchmark_table import benchmark_parts
-from launch.build import build_parts
 from launch.errors import one_line_errors, parse_flags
-from launch.maze_figures import Episode, film_strip
-from launch.runs import Run, find_runs, join_seeds, read_run
-from launch.table import by_test_set, compare, format_columns, format_markdown, natural, sizes_of_test_sets
-from launch.task_errors import errors_by_task, run_rows
-from launch.workdir import CONFIG, SUMMARY, read_config
+from launch.reporting import figures
+from launch.reporting.benchmark_table import benchmark_parts
+from launch.reporting.maze_figures import Episode, film_strip
+from launch.reporting.table import by_test_set, compare, format_columns, format_markdown, natural, sizes_of_test_sets
+from launch.reporting.task_errors import errors_by_task, run_rows
+from launch.runs.build import build_parts
+from launch.runs.finished import Run, find_runs, join_seeds, read_run
+from launch.runs.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput, MemoryTrace
 from mnm_jax.training import Batch, load_params, played, split_model

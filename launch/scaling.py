@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch.build import build_make_model, build_task, build_training, count_parameters
 from launch.errors import one_line_errors, parse_flags
-from launch.table import format_columns
+from launch.reporting.table import format_columns
+from launch.runs.build import build_make_model, build_task, build_training, count_parameters
 
 _FLOAT = 4  # bytes
 _HOP = 1e-6  # seconds

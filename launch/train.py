@@ -25,15 +25,16 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 import mnm_jax
-from launch.build import build_parts, count_parameters
-from launch.connect import connect
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
-from launch.size import measure, report
-from launch.table import summarise
-from launch.task_errors import end_table
-from launch.workdir import CONFIG, SUMMARY, claim, write_json
-from mnm_jax.training import PARALLEL, hosts, load_params, save_params, train
+from launch.reporting.table import summarise
+from launch.reporting.task_errors import end_table
+from launch.runs.build import build_parts, count_parameters
+from launch.runs.connect import connect
+from launch.runs.size import measure, report
+from launch.runs.workdir import CONFIG, SUMMARY, claim, write_json
+from mnm_jax.training import PARALLEL, load_params, save_params, train
+from mnm_jax.training import _hosts as hosts
 
 
 def run(
@@ -45,7 +46,7 @@ def run(
     versions, parameters (of one seed), config, metrics `{name: {mean, std, per_seed}}` at the last step.
 
     Args:
-        config: sections task, model and training, see `launch.build`.
+        config: sections task, model and training, see `launch.runs.build`.
         workdir: folder of the run; one config only.
         parallel: "jit", "pmap" or "fsdp", see `mnm_jax.training.train`.
         command: for the summary; None: that of this process.

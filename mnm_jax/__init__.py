@@ -17,7 +17,7 @@ from mnm_jax.memory import (
     local_memory,
     matrix_memory,
 )
-from mnm_jax.unroll import choose_form, unroll
+from mnm_jax.recurrence import choose_form, unroll
 
 __version__ = "0.1.0"
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mnm_jax._params import leaf_names
 from mnm_jax.cells import split_output
-from mnm_jax.params import leaf_names
 
 Array = jax.Array
 

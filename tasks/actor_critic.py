@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax.training.task import Batch, Mean
+from mnm_jax.training._task import Batch, Mean
 from tasks.environment import Environment
 from tasks.sampling import draw_batches
 

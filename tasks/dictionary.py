@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training.task import Batch, Mean
+from mnm_jax.training._task import Batch, Mean
 from tasks.sampling import draw_batches
 from tasks.scoring import accuracy, cross_entropy
 

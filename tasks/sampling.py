@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 
-from mnm_jax.training.task import Batch, Task
+from mnm_jax.training._task import Batch, Task
 
 
 def draw_batches(task: Task, seed: int, count: int, batch_size: int) -> Iterable[Batch]:

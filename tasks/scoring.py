@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnm_jax.training.task import Batch, Mean
+from mnm_jax.training._task import Batch, Mean
 
 Array = jax.Array
 

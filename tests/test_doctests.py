@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 PACKAGES = ("mnm_jax", "tasks", "launch")
-KNOWN = {"mnm_jax.memory.build", "tasks.dictionary"}
+KNOWN = {"mnm_jax.memory._build", "tasks.dictionary"}
 
 
 def modules():

@@ -11,8 +11,8 @@ from flax import nnx
 from examples.language_model import __main__ as program
 from examples.language_model import text
 from examples.language_model.model import MODELS, LanguageModel
-from launch.runs import find_runs
-from launch.table import compare
+from launch.reporting.table import compare
+from launch.runs.finished import find_runs
 
 
 def parameters(name, features=128):

@@ -24,9 +24,9 @@ from flax import nnx
 from examples.language_model import text
 from examples.language_model.model import MODELS, LanguageModel
 from launch.errors import one_line_errors, parse_flags
-from launch.table import format_table, summarise
+from launch.reporting.table import format_table, summarise
+from launch.runs.workdir import SUMMARY, claim, write_json
 from launch.train import versions
-from launch.workdir import SUMMARY, claim, write_json
 from mnm_jax.training import MetricWriter
 
 Array = jax.Array

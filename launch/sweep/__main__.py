@@ -21,11 +21,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch.build import build_training
 from launch.errors import one_line_errors, parse_flags
+from launch.reporting.table import format_columns, format_markdown
+from launch.runs.build import build_training
+from launch.runs.workdir import write_json
 from launch.sweep.space import choose_trials, expand, plan
-from launch.table import format_columns, format_markdown
-from launch.workdir import write_json
 
 
 def read_space(path: str) -> Mapping[str, Any]:

@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from launch.runs.workdir import SUMMARY
 from launch.sweep.space import DEFAULT, TrialSpec
 from launch.sweep.trial import scores
-from launch.workdir import SUMMARY
 
 Row = dict[str, Any]
 _STATES = ("finished", "stopped early", "failed")

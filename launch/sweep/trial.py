@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ray import tune
 
+from launch.runs.workdir import SUMMARY, claim
 from launch.sweep.space import DEFAULT
-from launch.workdir import SUMMARY, claim
 from mnm_jax.analysis import has_metric, learning_curve
 from mnm_jax.training import read_metrics
 

@@ -1,6 +1,6 @@
 """What is looked at after training: memory maps and learning curves, as plain functions of numpy arrays."""
 
-from mnm_jax.analysis.curves import LearningCurve, has_metric, learning_curve, steps_to_reach
-from mnm_jax.analysis.similarity import MemoryMaps, memory_maps
+from mnm_jax.analysis._curves import LearningCurve, has_metric, learning_curve, steps_to_reach
+from mnm_jax.analysis._similarity import MemoryMaps, memory_maps
 
 __all__ = ["LearningCurve", "MemoryMaps", "has_metric", "learning_curve", "memory_maps", "steps_to_reach"]

@@ -1,14 +1,14 @@
 """Recurrent cells, one a file: each an `nnx.RNNCellBase`, `(carry, inputs [B, D]) -> (carry, outputs)`."""
 
-from mnm_jax.cells.chain import ChainCarry, ChainCell
-from mnm_jax.cells.common import CellOutput, MemoryTrace, output_features, split_output
-from mnm_jax.cells.dnc import DNCCarry, DNCCell
-from mnm_jax.cells.lstm import LSTMCell
-from mnm_jax.cells.mnm import MNMCarry, MNMCell
-from mnm_jax.cells.ntm import NTMCarry, NTMCell
-from mnm_jax.cells.plastic import PlasticCarry, PlasticCell
-from mnm_jax.cells.rnn import RNNCell
-from mnm_jax.cells.salu import SALUCarry, SALUCell
+from mnm_jax.cells._chain import ChainCarry, ChainCell
+from mnm_jax.cells._common import CellOutput, MemoryTrace, output_features, split_output
+from mnm_jax.cells._dnc import DNCCarry, DNCCell
+from mnm_jax.cells._lstm import LSTMCell
+from mnm_jax.cells._mnm import MNMCarry, MNMCell
+from mnm_jax.cells._ntm import NTMCarry, NTMCell
+from mnm_jax.cells._plastic import PlasticCarry, PlasticCell
+from mnm_jax.cells._rnn import RNNCell
+from mnm_jax.cells._salu import SALUCarry, SALUCell
 
 __all__ = [
     "CellOutput",

@@ -1,19 +1,19 @@
 """Training: optimiser step, loop, evaluation, checkpoints, metrics; knows the `Task` protocol and no task by name."""
 
-from mnm_jax.training.checkpoints import load_params
-from mnm_jax.training.config import TrainConfig
-from mnm_jax.training.evaluate import evaluate
-from mnm_jax.training.loop import TrainResult, train
-from mnm_jax.training.model import SequenceModel, SequenceOutput
-from mnm_jax.training.optimizer import make_optimizer
-from mnm_jax.training.parallel import PARALLEL
-from mnm_jax.training.progress import ProgressBar
-from mnm_jax.training.signals import Interrupted
-from mnm_jax.training.state import TrainState, init_state, split_model
-from mnm_jax.training.step import StepMetrics, TrainingFault
-from mnm_jax.training.task import Batch, Loader, Mean, Task, played
-from mnm_jax.training.weights import save_params
-from mnm_jax.training.writers import MetricWriter, read_metrics
+from mnm_jax.training._checkpoints import load_params
+from mnm_jax.training._config import TrainConfig
+from mnm_jax.training._evaluate import evaluate
+from mnm_jax.training._loop import TrainResult, train
+from mnm_jax.training._model import SequenceModel, SequenceOutput
+from mnm_jax.training._optimizer import make_optimizer
+from mnm_jax.training._parallel import PARALLEL
+from mnm_jax.training._progress import ProgressBar
+from mnm_jax.training._signals import Interrupted
+from mnm_jax.training._state import TrainState, init_state, split_model
+from mnm_jax.training._step import StepMetrics, TrainingFault
+from mnm_jax.training._task import Batch, Loader, Mean, Task, played
+from mnm_jax.training._weights import save_params
+from mnm_jax.training._writers import MetricWriter, read_metrics
 
 __all__ = [
     "PARALLEL",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from mnm_jax.training.task import Batch
+from mnm_jax.training._task import Batch
 from tasks.babi.cache import Split
 from tasks.babi.encode import NO_QUESTION, WORDS
 from tasks.babi.vocabulary import PADDING

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training.task import Batch, Loader, Mean
+from mnm_jax.training._task import Batch, Loader, Mean
 from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
 from tasks.babi.encode import WORDS, encode_rows

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnm_jax.training.task import Batch, Mean
+from mnm_jax.training._task import Batch, Mean
 from tasks.actor_critic import ActorCritic
 from tasks.maze.environment import Maze, MazeParams
 from tasks.maze.render import ARROWS, render_episode

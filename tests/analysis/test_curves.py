@@ -5,7 +5,8 @@ import doctest
 import numpy as np
 import pytest
 
-from mnm_jax.analysis import curves, has_metric, learning_curve, steps_to_reach
+from mnm_jax.analysis import _curves as curves
+from mnm_jax.analysis import has_metric, learning_curve, steps_to_reach
 
 LINES = [
     {"step": 10, "seconds": 1.0, "train/loss": [3.0, 1.0, 2.0]},

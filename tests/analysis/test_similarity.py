@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnm_jax.analysis import memory_maps, similarity
+from mnm_jax.analysis import _similarity as similarity
+from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import MemoryTrace
 
 T, H, K, V = 5, 3, 4, 2

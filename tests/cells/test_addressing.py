@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mnm_jax.cells import addressing
+from mnm_jax.cells import _addressing as addressing
 
 B, H, N, W = 2, 3, 5, 4
 close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)

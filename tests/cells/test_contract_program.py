@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from mnm_jax import unroll
 from mnm_jax.cells import split_output
-from mnm_jax.training import TrainState, checkpoints
+from mnm_jax.training import TrainState
+from mnm_jax.training import _checkpoints as checkpoints
 
 T, D = 3, 6
 

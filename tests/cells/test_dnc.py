@@ -12,7 +12,7 @@ from flax import nnx
 
 from mnm_jax import DNCCell, unroll
 from mnm_jax.analysis import memory_maps
-from mnm_jax.cells.dnc import DNCInterface, DNCMemory, access
+from mnm_jax.cells._dnc import DNCInterface, DNCMemory, access
 
 B, D, HIDDEN, N, W, R = 2, 3, 4, 4, 3, 2
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_dnc.json").read_text())

@@ -10,7 +10,7 @@ from flax import nnx
 
 from mnm_jax import NTMCell, unroll
 from mnm_jax.analysis import memory_maps
-from mnm_jax.cells.ntm import Focus, point
+from mnm_jax.cells._ntm import Focus, point
 
 B, D, HIDDEN, N, W, READ, WRITE, FURTHEST = 2, 3, 4, 5, 3, 1, 2, 2
 

@@ -14,12 +14,12 @@ import pytest
 from flax import nnx
 from matplotlib import image
 
+from launch.bench.layer import block
+from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
+from launch.bench.peers import StreamCell, peers
+from launch.bench.suites import compile_step, limit, scaling, seeds, step_flops, training_step
 from launch.benchmark import SUITES, Suite, run
-from launch.benchmark_block import block
-from launch.benchmark_measure import Candidate, Group, Program, measure, with_ratios
-from launch.benchmark_peers import StreamCell, peers
-from launch.benchmark_suites import compile_step, limit, scaling, seeds, step_flops, training_step
-from launch.benchmark_table import benchmark_parts
+from launch.reporting.benchmark_table import benchmark_parts
 from mnm_jax import MNMCell, local_memory
 
 ROOT = pathlib.Path(__file__).parents[2]

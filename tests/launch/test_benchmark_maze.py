@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.benchmark_maze import NumpyMaze, maze, play_in_python
-from launch.benchmark_measure import Candidate, Program, measure
+from launch.bench.maze import NumpyMaze, maze, play_in_python
+from launch.bench.measure import Candidate, Program, measure
 from tasks.maze import Maze, MazeParams, MazeTask
 from tasks.maze.oracle import best_actions
 

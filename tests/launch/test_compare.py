@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from launch import compare, suites
-from launch.build import build_training
-from launch.suites import SUITES, make_cell, parameters, width_for
-from launch.workdir import claim
+from launch import compare
+from launch.runs import suites
+from launch.runs.build import build_training
+from launch.runs.suites import SUITES, make_cell, parameters, width_for
+from launch.runs.workdir import claim
 from mnm_jax.training import Interrupted
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import pytest
 
-from launch.build import build_make_model, build_task
-from launch.connect import connect, meet
+from launch.runs.build import build_make_model, build_task
+from launch.runs.connect import connect, meet
 from mnm_jax.training import TrainConfig, read_metrics, train
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -5,9 +5,9 @@ import pytest
 from matplotlib import image
 from ml_collections import ConfigDict
 
-from launch import figures, maze_figures
-from launch.maze_figures import Episode, film_strip
 from launch.report import report_runs
+from launch.reporting import figures, maze_figures
+from launch.reporting.maze_figures import Episode, film_strip
 from launch.train import run
 from tasks.maze import Maze
 

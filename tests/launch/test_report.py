@@ -14,13 +14,15 @@ from flax import nnx
 from matplotlib import image
 from ml_collections import ConfigDict
 
-from launch import build, figures, table
 from launch.report import longest, report_run, report_runs, write_results
-from launch.runs import find_runs, join_seeds
-from launch.table import compare
+from launch.reporting import figures, table
+from launch.reporting.table import compare
+from launch.runs import build
+from launch.runs.finished import find_runs, join_seeds
 from launch.train import run
 from mnm_jax.cells import MemoryTrace
-from mnm_jax.training import Batch, TrainState, checkpoints, load_params, save_params, split_model
+from mnm_jax.training import Batch, TrainState, load_params, save_params, split_model
+from mnm_jax.training import _checkpoints as checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASK = {"name": "dictionary", "support": 2, "queries": 1, "evaluation_batches": 1, "wider": False}

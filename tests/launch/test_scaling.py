@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from launch.build import build_make_model
+from launch.runs.build import build_make_model
 from launch.scaling import Chip, Cost, rows, step_cost, step_time
 
 INPUTS, CLASSES = 64, 16

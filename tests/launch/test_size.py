@@ -2,10 +2,10 @@
 
 import pytest
 
-from launch.build import build_make_model, build_training
 from launch.configs import training_section
+from launch.runs.build import build_make_model, build_training
+from launch.runs.size import measure, report
 from launch.scaling import step_cost
-from launch.size import measure, report
 from tasks.dictionary import Dictionary
 from tasks.maze import MazeTask
 

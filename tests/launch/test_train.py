@@ -14,10 +14,10 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from launch import build
 from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, maze, pairs
 from launch.evaluate import evaluate_run, evaluation_table
-from launch.table import format_table, summarise
+from launch.reporting.table import format_table, summarise
+from launch.runs import build
 from launch.train import run
 from mnm_jax.training import read_metrics
 

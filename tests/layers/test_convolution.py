@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax.layers import NeuralMemoryBlock
-from mnm_jax.layers.convolution import ShortConvolution
+from mnm_jax.layers._convolution import ShortConvolution
 
 T, B, F = 7, 3, 4
 

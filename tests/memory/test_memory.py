@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mnm_jax.memory import gradient_memory, local_memory
-from mnm_jax.memory.step_size import solve
+from mnm_jax.memory._step_size import solve
 
 B, K, V = 3, 5, 4
 FACTORIES = {"mnm-g": gradient_memory, "mnm-p": local_memory}

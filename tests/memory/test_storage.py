@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from mnm_jax import MNMCell, local_memory, unroll
-from mnm_jax.memory.dense import MemoryState
-from mnm_jax.memory.factored import FactoredState, empty_pairs
-from mnm_jax.memory.products import minus_outer
-from mnm_jax.memory.transposed import Transposed
-from mnm_jax.memory.types import Pair
+from mnm_jax.memory._storage.dense import MemoryState
+from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
+from mnm_jax.memory._storage.products import minus_outer
+from mnm_jax.memory._storage.transposed import Transposed
+from mnm_jax.memory._types import Pair
 
 B, H, I, O, C = 3, 2, 5, 4, 4  # noqa: E741
 

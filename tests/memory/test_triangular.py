@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mnm_jax.memory.triangular import solve_unit_lower
+from mnm_jax.memory._chunks.triangular import solve_unit_lower
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 13, 64])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import launch.build
-from launch.build import TASKS, build_task
+import launch.runs.build
+from launch.runs.build import TASKS, build_task
 from mnm_jax.training import Batch
 
-BABI_DATA = Path(launch.build.__file__).resolve().parents[2] / "shared/data/babi"
+BABI_DATA = Path(launch.runs.build.__file__).resolve().parents[2] / "shared/data/babi"
 B = 4
 SETTINGS = {
     "dictionary": {"name": "dictionary", "evaluation_batches": 2},

@@ -11,8 +11,8 @@ from flax import nnx
 
 from mnm_jax import MNMCell, local_memory
 from mnm_jax.training import init_state, load_params, save_params
-from mnm_jax.training.checkpoints import restore, save
-from mnm_jax.training.parallel import make_placement
+from mnm_jax.training._checkpoints import restore, save
+from mnm_jax.training._parallel import make_placement
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_an_unfinished_checkpoint_is_named_and_not_used(tmp_path, states, caplog
 def test_a_crash_while_saving_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path, states, monkeypatch):
     save(tmp_path, 10, states[0], {})
     with monkeypatch.context() as patch:
-        patch.setattr("mnm_jax.training.checkpoints._digests", lambda path: 1 / 0)  # all arrays are written by then
+        patch.setattr("mnm_jax.training._checkpoints._digests", lambda path: 1 / 0)  # all arrays are written by then
         with pytest.raises(ZeroDivisionError):
             save(tmp_path, 20, states[1], {})
     assert restore(tmp_path, states[0]).step == 10

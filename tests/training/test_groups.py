@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax import LSTMCell, MNMCell, local_memory
-from mnm_jax.training.groups import choose_groups, value_and_grad_in_groups
+from mnm_jax.training._groups import choose_groups, value_and_grad_in_groups
 
 
 def test_groups_by_hand():

@@ -93,7 +93,7 @@ def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tiny, tm
 
 def test_a_crash_goes_on_from_the_last_checkpoint_and_times_add_up(tiny, tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("mnm_jax.training.loop.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("mnm_jax.training._loop.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     crashes = [7]
 
     def read(position, batch):

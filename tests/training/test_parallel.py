@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mnm_jax.training import init_state, make_optimizer, parallel, split_model
-from mnm_jax.training.parallel import make_parallel_step, make_placement, pad_batch, place_state
+from mnm_jax.training import _parallel as parallel
+from mnm_jax.training import init_state, make_optimizer, split_model
+from mnm_jax.training._parallel import make_parallel_step, make_placement, pad_batch, place_state
 
 
 def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
@@ -68,7 +69,7 @@ def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form
     """A loader chooses: the groups that a device works through are those of the batch at hand."""
     expected = run(tiny, tiny.draw_forks, "jit", 1)
     examples = []
-    monkeypatch.setattr("mnm_jax.training.step.choose_groups", lambda cell, each, platform: examples.append(each) or 2)
+    monkeypatch.setattr("mnm_jax.training._step.choose_groups", lambda cell, each, platform: examples.append(each) or 2)
     found = run(tiny, tiny.draw_forks, form, count, batch_size=40)
     assert set(examples) == {16 // count}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from mnm_jax.training.signals import stop_request
+from mnm_jax.training._signals import stop_request
 
 
 def test_the_first_signal_is_noted_and_the_second_acts():

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax.training import init_state, make_optimizer, split_model
-from mnm_jax.training.step import describe_fault, fault_names, make_step
+from mnm_jax.training._step import describe_fault, fault_names, make_step
 
 
 def compiled_step(tiny, task, make_model=None, optimizer=None, meta_weight=0.5):

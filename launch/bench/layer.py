@@ -1,0 +1,91 @@
+"""The block's benchmark: a sequence in chunks, beside the same function one token after the other."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.bench.measure import Candidate, Group, Program, compile_program, with_ratios
+from mnm_jax import NeuralMemoryBlock
+
+_SIZE = 64  # of keys, values and what is between
+MEMORIES: dict[str, Mapping[str, Any]] = {
+    "delta rule": {"rule": "gradient", "step_size": "sum"},
+    "local, two layers": {"rule": "local", "hidden_sizes": (_SIZE,), "forget": True},
+    "titans": {"rule": "gradient", "hidden_sizes": (_SIZE,), "forget": True, "momentum": True},
+}
+_FORMS = ("steps", "chunks", "maps")
+_AXIS = "batch"
+
+
+def block(
+    devices: Sequence[jax.Device],
+    *,
+    memories: Sequence[str] = tuple(MEMORIES),
+    passes: Sequence[str] = ("forward", "training"),
+    steps: Sequence[int] = (512, 2048),
+    batch: int = 4,
+    features: int = 256,
+    heads: int = 4,
+    chunk: int = 32,
+) -> Iterator[Group]:
+    """The layer over a sequence: its outputs ("forward"), or value and gradient of their mean square ("training").
+
+    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. "maps": what both have to do besides
+    the memory, the maps to keys, values and queries and to the output. Heads have keys and values of 64. The batch is
+    divided over the devices that divide it, the same for all.
+    """
+    for name in memories:
+        for run in passes:
+            for t in steps:
+                fields = {"memory": name, "pass": run, "steps": t, "batch": batch, "width": features, "heads": heads}
+                prepare = partial(_prepare, devices, fields, chunk)
+                candidates = [Candidate(fields | {"form": form}, partial(prepare, form)) for form in _FORMS]
+                yield Group(candidates, partial(with_ratios, field="form", reference="steps"))
+
+
+def _prepare(devices: Sequence[jax.Device], fields: Mapping[str, Any], chunk: int, form: str) -> Program:
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if fields["batch"] % n == 0)]
+    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    layer = NeuralMemoryBlock(
+        fields["width"],
+        heads=fields["heads"],
+        key_size=_SIZE,
+        value_size=_SIZE,
+        chunk=chunk,
+        **MEMORIES[fields["memory"]],
+        rngs=nnx.Rngs(0),
+    )
+    graphdef, params = nnx.split(layer)
+    inputs = jax.random.normal(jax.random.key(0), (fields["steps"], fields["batch"], fields["width"]))
+
+    def outputs(params: Any, inputs: jax.Array) -> jax.Array:
+        layer = nnx.merge(graphdef, params)
+        if form == "chunks":
+            return layer(inputs)[1]
+        if form == "maps":
+            keys, values, queries = jnp.split(layer.to_vectors(inputs), 3, axis=-1)
+            return layer.to_output(keys * queries + values)
+        return jax.lax.scan(layer.step, layer.initialize_carry(inputs.shape[1]), inputs)[1]
+
+    def train(params: Any, inputs: jax.Array) -> Any:
+        value = jax.value_and_grad(lambda params: jnp.mean(jnp.square(outputs(params, inputs))))
+        return jax.lax.pmean(value(params), _AXIS)
+
+    forward = fields["pass"] == "forward"
+    along = P(None, _AXIS)
+    function = jax.shard_map(
+        outputs if forward else train,
+        mesh=mesh,
+        in_specs=(P(), along),
+        out_specs=along if forward else P(),
+        check_vma=False,
+    )
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    inputs = jax.device_put(inputs, NamedSharding(mesh, along))
+    return compile_program(function, (params, inputs), len(devices))

@@ -1,0 +1,130 @@
+"""The memory beside other people's: each is given the same stream of inputs, and makes keys and values by linear maps.
+
+The rule is the gradient step on the mean of squares, one head, three layers, and the loss what is read and what the
+memory had wrong before each write. Not the same to the letter: `titans-pytorch` has another activation and a learned
+decay of the weights.
+"""
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from launch.bench.measure import Candidate, Group, Program, with_ratios
+from launch.bench.suites import compile_step
+from mnm_jax import gradient_memory
+from mnm_jax._params import ParamTree
+from mnm_jax.memory import Memory
+
+Array = jax.Array
+
+_LAYERS = 3
+
+
+def peers(
+    devices: Sequence[jax.Device], *, steps: Sequence[int] = (32, 128), batch: int = 64, width: int = 128
+) -> Iterator[Group]:
+    """Value and gradient of a whole sequence: our forms, and titans-pytorch where it is installed."""
+    titans = importlib.util.find_spec("titans_pytorch") is not None
+    if not titans:
+        print("titans-pytorch is left out: it is not installed; pip install titans-pytorch.", file=sys.stderr)
+    for t in steps:
+        shape = (t, batch, width)
+        makers = {form: partial(_ours, form, shape, devices) for form in ("plain", "auto")}
+        if titans:
+            makers["titans-pytorch"] = partial(_titans, shape, 1)
+            # Eight writes at once, all computed from the same weights: a cheaper rule.
+            makers["titans-pytorch, chunks of 8"] = partial(_titans, shape, 8)
+        sizes = {"steps": t, "batch": batch, "width": width}
+        candidates = [
+            Candidate({"peer": name} | sizes, prepare, {"packages": _packages(name)})
+            for name, prepare in makers.items()
+        ]
+        yield Group(candidates, partial(with_ratios, field="peer", reference="plain"))
+
+
+class StreamOutput(NamedTuple):
+    """features: `[B, V]` what is read; meta_loss: `[B]` of the write, before it."""
+
+    features: Array
+    meta_loss: Array
+
+
+class StreamCell(nnx.RNNCellBase):
+    """A memory without a controller: keys, values and the rate are linear in the input."""
+
+    heads = 1
+
+    def __init__(self, features: int, memory: Memory, *, rngs: nnx.Rngs):
+        self.memory = nnx.static(memory)
+        self.memory_params = ParamTree(memory.init(rngs.params()))
+        self.maps = nnx.Linear(features, 2 * memory.key_size + memory.value_size, use_bias=False, rngs=rngs)
+        self.rate = nnx.Linear(features, 1, rngs=rngs)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+    def linear_maps(self) -> list[nnx.Linear]:
+        return [self.maps, self.rate]
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        del rngs, carry_init
+        return self.memory.start(self.memory_params.get_value(), input_shape[0])
+
+    def __call__(self, carry, inputs: Array):
+        key_size, value_size = self.memory.key_size, self.memory.value_size
+        vectors = jnp.split(self.maps(inputs)[:, None], [key_size, key_size + value_size], axis=-1)
+        write_keys, write_values, read_keys = vectors
+        rate = jax.nn.sigmoid(self.rate(inputs))[:, 0]
+        params = self.memory_params.get_value()
+        carry, info, read = self.memory.write_read(params, carry, write_keys, write_values, rate, read_keys)
+        return carry, StreamOutput(read[:, 0], info.loss_before)
+
+
+def _packages(peer: str) -> dict[str, str]:
+    """Versions of what a peer needs besides the library."""
+    needed = ("titans-pytorch", "torch") if peer.startswith("titans") else ()
+    return {name: importlib.metadata.version(name) for name in needed}
+
+
+def _ours(form: str, shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Program:
+    width = shape[2]
+    memory = gradient_memory(width, width, hidden_sizes=(width,) * (_LAYERS - 1), step_size="paper")
+    cell = StreamCell(width, memory, rngs=nnx.Rngs(0))
+    return compile_step(cell, form, jax.random.normal(jax.random.key(0), shape), devices)
+
+
+def _titans(shape: tuple[int, int, int], chunk: int) -> Program:
+    """`chunk` tokens are written together; with one, every write sees the memory that the one before it left."""
+    import titans_pytorch
+    import torch
+
+    steps, batch, width = shape
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    torch.manual_seed(0)
+    memory = titans_pytorch.NeuralMemory(
+        dim=width,
+        chunk_size=chunk,
+        batch_size=chunk,
+        momentum=False,
+        pre_rmsnorm=False,
+        mem_model_norm_add_residual=False,
+        default_model_kwargs={"depth": _LAYERS, "expansion_factor": 1.0},
+    ).to(device)
+    stream = torch.randn(batch, steps, width, device=device)
+
+    def run() -> None:
+        memory.zero_grad()
+        read, _, (loss, _) = memory(stream, return_surprises=True)
+        (read.square().mean() + loss.mean()).backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return Program(run)

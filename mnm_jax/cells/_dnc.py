@@ -1,0 +1,187 @@
+"""The differentiable neural computer: an LSTM with a memory that allocates slots and remembers their order."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mnm_jax.cells import _addressing as addressing
+from mnm_jax.cells._common import CellOutput, MemoryTrace, check_inputs, check_sizes, interaction_init
+from mnm_jax.cells._lstm import LSTMCell
+
+Array = jax.Array
+
+
+class DNCMemory(NamedTuple):
+    """matrix: M `[B, N, W]`. usage: u `[B, N]`. link: L `[B, N, N]`. precedence: p `[B, N]`.
+
+    write_weights: w^w `[B, N]`. read_weights: w^r `[B, R, N]`.
+    """
+
+    matrix: Array
+    usage: Array
+    link: Array
+    precedence: Array
+    write_weights: Array
+    read_weights: Array
+
+
+class DNCInterface(NamedTuple):
+    """What the controller asks of the memory: the interface vector xi in parts, in the paper's order.
+
+    read_keys: k^r `[B, R, W]`. read_strengths: beta^r `[B, R]`, at least 1. write_key: k^w `[B, W]`.
+    write_strength: beta^w `[B]`, at least 1. erase: e `[B, W]` in [0, 1]. write_vector: v `[B, W]`.
+    free_gates: f `[B, R]`. allocation_gate: g^a `[B]`. write_gate: g^w `[B]`.
+    read_modes: pi `[B, R, 3]`: backward, content, forward.
+    """
+
+    read_keys: Array
+    read_strengths: Array
+    write_key: Array
+    write_strength: Array
+    erase: Array
+    write_vector: Array
+    free_gates: Array
+    allocation_gate: Array
+    write_gate: Array
+    read_modes: Array
+
+
+class DNCCarry(NamedTuple):
+    """controller: the LSTM's (c, h). reads: r `[B, R, W]`. memory: all that the memory keeps."""
+
+    controller: tuple[Array, Array]
+    reads: Array
+    memory: DNCMemory
+
+
+class DNCCell(nnx.RNNCellBase):
+    """An LSTM that writes into free or similar slots, and reads by content or along the order of the writes.
+
+        h_t, c_t = LSTM([x_t ; r^1_{t-1} ; ... ; r^R_{t-1}], h_{t-1}, c_{t-1}),      xi_t = A h_t + a
+        psi_t = prod_i (1 - f^i_t w^{r,i}_{t-1}),      u_t = (u_{t-1} + w^w_{t-1} - u_{t-1} o w^w_{t-1}) o psi_t
+        w^w_t = g^w_t (g^a_t a(u_t) + (1 - g^a_t) C(M_{t-1}, k^w_t, beta^w_t))
+        M_t = M_{t-1} o (1 - w^w_t (x) e_t) + w^w_t (x) v_t
+        L_t, p_t from L_{t-1}, p_{t-1}, w^w_t
+        w^{r,i}_t = pi^i[1] L_t^T w^{r,i}_{t-1} + pi^i[2] C(M_t, k^{r,i}_t, beta^{r,i}_t) + pi^i[3] L_t w^{r,i}_{t-1}
+        r^i_t = M_t^T w^{r,i}_t
+        y_t = [h_t ; r^1_t ; ... ; r^R_t]
+
+    One layer of the paper's controller. Its output W_y h_t + W_r r_t is left to what comes next. A sequence begins with
+    zeros everywhere. The time of a step and the memory of its backward pass grow with N^2.
+
+    Args:
+      in_features: `D`. hidden_features: of the controller. slots: `N`. slot_features: `W`. read_heads: `R`.
+      dtype: of parameters and carry.
+
+    Raises:
+      ValueError: for a size below 1, or inputs of another shape than `[B, D]`.
+
+    Source: Graves et al., Nature 2016, Methods.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        slots: int,
+        slot_features: int,
+        read_heads: int = 1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_sizes(
+            in_features=in_features,
+            hidden_features=hidden_features,
+            slots=slots,
+            slot_features=slot_features,
+            read_heads=read_heads,
+        )
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.slots = slots
+        self.slot_features = slot_features
+        self.read_heads = read_heads
+        self.dtype = dtype
+        reads = read_heads * slot_features
+        self.out_features = hidden_features + reads
+        self.controller = LSTMCell(in_features + reads, hidden_features, param_dtype=dtype, rngs=rngs)
+        self.interface = nnx.Linear(
+            hidden_features, sum(self._sizes()), kernel_init=interaction_init, param_dtype=dtype, rngs=rngs
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> DNCCarry:
+        """The carry at the start of sequences of inputs shaped `input_shape = (B, D)`: zeros."""
+        del rngs, carry_init
+        batch, n, w, r = input_shape[0], self.slots, self.slot_features, self.read_heads
+        shapes = DNCMemory((n, w), (n,), (n, n), (n,), (n,), (r, n))
+        memory = DNCMemory(*(jnp.zeros((batch, *shape), self.dtype) for shape in shapes))
+        reads = jnp.zeros((batch, r, w), self.dtype)
+        return DNCCarry(self.controller.initialize_carry(input_shape), reads, memory)
+
+    def __call__(self, carry: DNCCarry, inputs: Array) -> tuple[DNCCarry, CellOutput]:
+        """One step: inputs `[B, D]`; the features put out are `[B, hidden + R W]`."""
+        check_inputs(inputs, self.in_features)
+        last = carry.reads.reshape(inputs.shape[0], -1)
+        controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, last], -1))
+        interface = self._interact(hidden)
+        memory, reads = access(carry.memory, interface)
+
+        features = jnp.concatenate([hidden, reads.reshape(inputs.shape[0], -1)], -1)
+        # Every read head is compared with the one write.
+        to_heads = lambda x: jnp.broadcast_to(x[:, None], reads.shape)  # noqa: E731
+        trace = MemoryTrace(
+            to_heads(interface.write_key),
+            to_heads(interface.write_vector),
+            interface.read_keys,
+            reads,
+            interface.write_gate,
+        )
+        return DNCCarry(controller, reads, memory), CellOutput(features, None, None, trace)
+
+    def _sizes(self) -> tuple[int, ...]:
+        """Of the parts of the interface vector, in their order."""
+        w, r = self.slot_features, self.read_heads
+        return r * w, r, w, 1, w, w, r, 1, 1, 3 * r
+
+    def _interact(self, hidden: Array) -> DNCInterface:
+        """The interface from the controller's state `[B, hidden]`: xi_t, every part brought into its range."""
+        xi = DNCInterface(*jnp.split(self.interface(hidden), np.cumsum(self._sizes())[:-1].tolist(), axis=-1))
+        one_plus = lambda x: 1 + jax.nn.softplus(x)  # noqa: E731
+        return DNCInterface(
+            read_keys=xi.read_keys.reshape(-1, self.read_heads, self.slot_features),
+            read_strengths=one_plus(xi.read_strengths),
+            write_key=xi.write_key,
+            write_strength=one_plus(xi.write_strength[:, 0]),
+            erase=jax.nn.sigmoid(xi.erase),
+            write_vector=xi.write_vector,
+            free_gates=jax.nn.sigmoid(xi.free_gates),
+            allocation_gate=jax.nn.sigmoid(xi.allocation_gate[:, 0]),
+            write_gate=jax.nn.sigmoid(xi.write_gate[:, 0]),
+            read_modes=jax.nn.softmax(xi.read_modes.reshape(-1, self.read_heads, 3), axis=-1),
+        )
+
+
+def access(memory: DNCMemory, xi: DNCInterface) -> tuple[DNCMemory, Array]:
+    """One write, then one read: the new memory, and the read vectors `[B, R, W]`."""
+    retained = addressing.retention(xi.free_gates, memory.read_weights)
+    used = addressing.usage(memory.usage, memory.write_weights, retained)
+    content = addressing.content_weighting(memory.matrix, xi.write_key[:, None], xi.write_strength[:, None])[:, 0]
+    allocated = addressing.allocation(used)
+    write_weights = addressing.write_weighting(content, allocated, xi.allocation_gate, xi.write_gate)
+    matrix = addressing.write(memory.matrix, write_weights[:, None], xi.erase[:, None], xi.write_vector[:, None])
+
+    links = addressing.link(memory.link, write_weights, memory.precedence)
+    precedence = addressing.precedence(memory.precedence, write_weights)
+    forward, backward = addressing.follow(links, memory.read_weights)
+    content = addressing.content_weighting(matrix, xi.read_keys, xi.read_strengths)
+    read_weights = addressing.read_weighting(backward, content, forward, xi.read_modes)
+    reads = addressing.read(matrix, read_weights)
+    return DNCMemory(matrix, used, links, precedence, write_weights, read_weights), reads

@@ -1,0 +1,46 @@
+"""Dense storage: every example carries its own weight matrices. The simplest form, and the reference."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory._storage.products import minus_outer, shared_times, times, times_transposed
+from mnm_jax.memory._types import Pair
+
+Array = jax.Array
+
+
+class MemoryState(NamedTuple):
+    """Fast weights phi_t of every example, one `[B, I, O]` a layer. A `Storage`."""
+
+    weights: tuple[Array, ...]
+
+    @property
+    def batch_size(self) -> int:
+        return self.weights[0].shape[0]
+
+    def product(self, layer: int, x: Array) -> Array:
+        """See `Storage`."""
+        return times(x, self.weights[layer])
+
+    def pull_back(self, layer: int, c: Array) -> Array:
+        """See `Storage`."""
+        return times_transposed(c, self.weights[layer])
+
+    def subtract(self, pairs: tuple[Pair, ...]) -> "MemoryState":
+        """See `Storage`."""
+        return MemoryState(tuple(minus_outer(w, *pair) for w, pair in zip(self.weights, pairs, strict=True)))
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        """See `Storage`."""
+        return shared_times(x, kernel)
+
+    def turn(self) -> "MemoryState":
+        """W^T as the weights."""
+        return MemoryState(tuple(jnp.swapaxes(w, 1, 2) for w in self.weights))
+
+
+def start(weights: tuple[Array, ...], batch_size: int) -> MemoryState:
+    """phi_0 for each of `batch_size` examples."""
+    return MemoryState(tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights))

@@ -1,0 +1,67 @@
+"""The settings of a training run."""
+
+import dataclasses
+
+import optax
+
+from mnm_jax.training._optimizer import make_optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a run; checked when made, with a ValueError in one line.
+
+    steps: updates of the parameters.
+    batch_size: `B`, over all devices; a multiple of their number.
+    accumulate: parts of a device's share of the batch, worked through one after the other with the gradient added up:
+        for a batch that does not fit into its memory. The numbers are those of the whole batch.
+    learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay, epsilon: see `make_optimizer`.
+    meta_weight: weight of the meta loss in the objective.
+    seed: the first seed. seeds: how many run side by side: `seed, seed + 1, ...`.
+    log_every: steps between two lines of training metrics (those of that step).
+    eval_every: steps between two evaluations on "valid"; the last step has one in any case.
+    checkpoint_seconds: seconds between two checkpoints; the last step has one in any case.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    weight_decay: float = 0.0
+    epsilon: float = 1e-8
+    accumulate: int = 1
+    meta_weight: float = 1.0
+    seed: int = 0
+    seeds: int = 1
+    log_every: int = 100
+    eval_every: int = 1000
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "seeds", "log_every", "eval_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {name}={value!r}.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= 2**31 - 1 - self.seeds:
+            raise ValueError(f"seed must be a whole number from 0 to 2**31 - 1 - seeds, got seed={self.seed!r}.")
+        if not 0 <= self.meta_weight < float("inf"):
+            raise ValueError(f"meta_weight must be >= 0 and finite, got meta_weight={self.meta_weight!r}.")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds must be >= 0, got checkpoint_seconds={self.checkpoint_seconds!r}.")
+        self.make_optimizer()
+
+    def make_optimizer(self) -> optax.GradientTransformation:
+        """The optimiser of these settings; see `mnm_jax.training.make_optimizer`."""
+        return make_optimizer(
+            name=self.optimizer,
+            learning_rate=self.learning_rate,
+            steps=self.steps,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            weight_decay=self.weight_decay,
+            epsilon=self.epsilon,
+        )

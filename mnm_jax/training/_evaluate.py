@@ -1,0 +1,80 @@
+"""Metrics of trained parameters over a task's evaluation sets.
+
+Shape letters: `S` seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mnm_jax.training import _hosts as hosts
+from mnm_jax.training._parallel import make_placement, map_seeds, place_batch
+from mnm_jax.training._step import losses
+from mnm_jax.training._task import Batch, Mean, Task, played
+
+
+def evaluate(
+    graphdef: nnx.GraphDef,
+    params: Any,
+    task: Task,
+    split: str,
+    batch_size: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, np.ndarray]:
+    """Metrics of every evaluation set of a split, each over all its counted steps.
+
+    Args:
+        graphdef: from `split_model`.
+        params: leaves `[S, ...]`.
+        split: "valid" or "test".
+        devices: where to compute; all local devices if None.
+
+    Returns:
+        `[S]` float64 by name: "valid/accuracy", or "valid/support=32/accuracy" for the set "support=32". Beside the
+        task's own metrics there is "loss" (nats), and "meta_loss" for a cell with a memory.
+
+    Raises:
+        ValueError: a set yields no batch.
+    """
+    return make_evaluate(graphdef, task, devices or jax.local_devices())(params, split, batch_size)
+
+
+def make_evaluate(
+    graphdef: nnx.GraphDef, task: Task, devices: Sequence[jax.Device], *, placed: bool = False
+) -> Callable[[Any, str, int], dict[str, np.ndarray]]:
+    """`evaluate` as `(params, split, batch_size) -> metrics` that compiles once a batch shape, however often called.
+
+    placed: the parameters that it will be called with lie on the devices already.
+    """
+    placement = make_placement(devices)
+
+    def measure_seed(params: Any, batch: Batch) -> dict[str, Mean]:
+        model = nnx.merge(graphdef, params)
+        batch = played(model, task, batch)
+        task_loss, meta_loss, output = losses(model, task, batch)
+        own = {"loss": task_loss} if output.meta_loss is None else {"loss": task_loss, "meta_loss": meta_loss}
+        return own | dict(task.metrics(output.logits, batch))
+
+    measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=placement.replicated)
+
+    def run(params: Any, split: str, batch_size: int) -> dict[str, np.ndarray]:
+        params = params if placed else hosts.put(params, placement.replicated)
+        result = {}
+        for name, batches in task.evaluations(split, batch_size).items():
+            sums: dict[str, Mean] = {}
+            for batch in batches():
+                for metric, mean in jax.device_get(measure(params, place_batch(batch, placement))).items():
+                    # In float64 on the host: a sum over a large set outgrows float32.
+                    total, count = sums.get(metric, (0.0, 0.0))
+                    sums[metric] = Mean(total + np.float64(mean.total), count + np.float64(mean.count))
+            if not sums:
+                raise ValueError(f"the evaluation {name!r} of the split {split!r} yields no batch.")
+            for metric, (total, count) in sums.items():
+                result["/".join(filter(None, (split, name, metric)))] = total / np.maximum(count, 1)
+        return result
+
+    return run

@@ -1,0 +1,71 @@
+"""A cell between an encoder and a read-out: the model that the training program trains."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from mnm_jax.cells import output_features, split_output
+from mnm_jax.recurrence import unroll
+
+Array = jax.Array
+
+
+class SequenceOutput(NamedTuple):
+    """logits `[T, B, C]`; meta_loss `[T, B]`, or None for a cell without a memory; cell: all outputs of the cell."""
+
+    logits: Array
+    meta_loss: Array | None
+    cell: Any
+
+
+class SequenceModel(nnx.Module):
+    """logits = head(cell(encoder(inputs))), time first.
+
+        head(y) = A y + a       with hidden units:  A y + a + C relu(D y + d)
+
+    encoder: `[T, B, ...] -> [T, B, D]`; cell: any `nnx.RNNCellBase` of this library.
+    readout_features: hidden units of the head, which compare what was found with what was asked; 0: none.
+    """
+
+    def __init__(
+        self, encoder: Callable, cell: nnx.RNNCellBase, classes: int, readout_features: int = 0, *, rngs: nnx.Rngs
+    ):
+        if readout_features < 0:
+            raise ValueError(f"readout_features must be >= 0, got {readout_features}.")
+        features = output_features(cell)
+        self.encoder = encoder
+        self.cell = cell
+        self.head = nnx.Linear(features, classes, rngs=rngs)
+        into = nnx.Linear(features, readout_features, rngs=rngs) if readout_features else None
+        out = nnx.Linear(readout_features, classes, use_bias=False, rngs=rngs) if readout_features else None
+        self.into, self.out = nnx.data(into), nnx.data(out)
+
+    def __call__(
+        self,
+        inputs: Array,
+        mask: Array | None = None,
+        fork: Array | None = None,
+        *,
+        form: str = "auto",
+        checkpoint_every: int | None = None,
+    ) -> SequenceOutput:
+        features = self.encoder(inputs)
+        how = {"form": form, "checkpoint_every": checkpoint_every}
+        _, outputs = unroll(self.cell, None, features, mask=mask, fork=fork, **how)
+        hidden, meta_loss = split_output(outputs)
+        return SequenceOutput(self._read_out(hidden), meta_loss, outputs)
+
+    def start(self, batch_size: int) -> Any:
+        """The carry before the first step, for an agent that acts step by step."""
+        return self.cell.initialize_carry((batch_size, self.cell.in_features))
+
+    def step(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
+        """(carry, logits `[B, C]`) after one step of inputs `[B, ...]`."""
+        carry, outputs = self.cell(carry, self.encoder(inputs[None])[0])
+        return carry, self._read_out(split_output(outputs)[0])
+
+    def _read_out(self, hidden: Array) -> Array:
+        logits = self.head(hidden)
+        return logits if self.into is None else logits + self.out(jax.nn.relu(self.into(hidden)))

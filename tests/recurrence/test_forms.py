@@ -1,0 +1,171 @@
+"""All execution forms compute one function: values and gradients, for every rule, option and way to run a cell."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import ChainCell, LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
+from mnm_jax.recurrence._forms import choose_checkpoints
+
+T, B, D = 7, 3, 4
+SLOW = pytest.mark.slow  # one more case of what a quicker one covers
+RULES = {"local": local_memory, "gradient": gradient_memory}
+MASK = np.random.default_rng(0).random((T, B)) > 0.3
+RESET = np.random.default_rng(1).random((T, B)) > 0.6
+FORK = np.random.default_rng(2).random((T, B)) > 0.6
+
+
+def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=False, **options):
+    memory = RULES[rule](4, 3, hidden_sizes=(5,), step_size=step_size, use_bias=use_bias, dtype=dtype)
+    return MNMCell(D, 6, memory, heads=heads, dtype=dtype, rngs=nnx.Rngs(0), **options)
+
+
+def everything(cell, form, *, fresh=True, **options):
+    """Carry and outputs, and the gradients of all of it in cell, first carry and inputs."""
+    x = jax.random.normal(jax.random.key(0), (T, B, cell.in_features), cell.dtype)
+    carry = jax.jit(lambda: unroll(cell, None, x[:2], form="plain")[0])()
+
+    def loss(cell, carry, x):
+        result = unroll(cell, None if fresh else carry, x, form=form, **options)
+        return sum(jnp.sum(jnp.sin((i + 1) * leaf)) for i, leaf in enumerate(jax.tree.leaves(result))), result
+
+    (_, result), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(cell, carry, x)
+    return result, jax.tree.leaves(gradients)
+
+
+def assert_forms_agree(cell, forms=("factored", "reversible"), tolerance=1e-9, **options):
+    expected = everything(cell, "plain", **options)
+    largest = max(np.abs(g).max() for g in expected[1])
+    assert largest > 0.1
+    for form in forms:
+        result = everything(cell, form, **options)
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step_size", ["normalised", "sum", "paper"])
+def test_step_sizes(rule, step_size, x64):
+    assert_forms_agree(make(rule, step_size=step_size, use_bias=step_size == "sum"), mask=MASK)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "options",
+    [{"heads": 1}, {"meta_window": 3}, {"read_first": True}, {"out_features": 2}],
+    ids=str,
+)
+def test_options_of_the_cell(rule, options, x64):
+    assert_forms_agree(make(rule, **options))
+
+
+def test_total_derivative(x64):
+    assert_forms_agree(make("gradient", total_derivative=True, out_features=2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=SLOW), {"fork": FORK, "mask": MASK, "fresh": False}],
+    ids=lambda x: "-".join(x),
+)
+def test_the_chained_cell(rule, options, x64):
+    memory = RULES[rule](9, 3, hidden_sizes=(5,), dtype=jnp.float64)
+    cell = ChainCell(6, 6, memory, entities=2, heads=2, hops=3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    assert_forms_agree(cell, **options)
+
+
+# The rules take turns: how steps are masked, forked and cut into chunks does not depend on what they write.
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        pytest.param("gradient", {"reset": RESET}, marks=SLOW),
+        ("local", {"reset": RESET, "mask": MASK, "fresh": False}),
+        ("gradient", {"reset": RESET, "mask": MASK, "checkpoint_every": 3}),
+        ("local", {"fresh": False}),
+        pytest.param("local", {"mask": MASK, "checkpoint_every": 3}, marks=SLOW),
+        pytest.param("gradient", {"fresh": False, "checkpoint_every": 2}, marks=SLOW),
+        pytest.param("gradient", {"fork": FORK}, marks=SLOW),
+        ("local", {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False}),
+        ("gradient", {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False}),
+        ("local", {"fork": FORK, "mask": MASK, "checkpoint_every": 3}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_masks_resets_chunks_and_a_carry(rule, options, x64):
+    assert_forms_agree(make(rule), **options)
+
+
+@pytest.mark.parametrize(
+    ("form", "rule"),
+    [
+        ("plain", "local"),
+        pytest.param("plain", "gradient", marks=SLOW),
+        ("factored", "gradient"),
+        pytest.param("factored", "local", marks=SLOW),
+        ("reversible", "local"),
+        pytest.param("reversible", "gradient", marks=SLOW),
+    ],
+)
+def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, x64):
+    """Three stories told once with questions in between = each question after its story told anew; and nothing else."""
+    cell = make(rule)
+    x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
+    carry, outputs = unroll(cell, None, x, fork=jnp.asarray(FORK), form=form)
+    for b in range(B):
+        told = [t for t in range(T) if not FORK[t, b]]
+        alone = unroll(cell, None, x[np.array(told), b : b + 1], form=form)[0]
+        for a, expected in zip(jax.tree.leaves(carry), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[b], expected[0], rtol=1e-9, atol=1e-11)
+        for t in np.flatnonzero(FORK[:, b]):
+            anew = np.array([s for s in told if s < t] + [t])
+            _, answers = unroll(cell, None, x[anew, b : b + 1], form=form)
+            for a, expected in zip(jax.tree.leaves(outputs), jax.tree.leaves(answers), strict=True):
+                np.testing.assert_allclose(a[t, b], expected[-1, 0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("rule", "interaction"), [pytest.param("local", "tanh", marks=SLOW), ("gradient", "layer_norm")]
+)
+def test_single_precision(rule, interaction):
+    assert_forms_agree(make(rule, dtype=jnp.float32, interaction=interaction), tolerance=1e-4, mask=MASK)
+
+
+def test_seeds_may_be_mapped(x64):
+    """`vmap` over cells gives each what it gets alone."""
+    cells = [make("local"), jax.tree.map(lambda p: 0.9 * p, make("local"))]
+    x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
+    leaves, tree = zip(*map(jax.tree.flatten, cells), strict=True)
+
+    def gradient(leaves):
+        def loss(leaves):
+            _, outputs = unroll(jax.tree.unflatten(tree[0], leaves), None, x, form="reversible")
+            return jnp.sum(outputs.features**2)
+
+        return jax.grad(loss)(leaves)
+
+    together = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *leaf: jnp.stack(leaf), *leaves))
+    for i, alone in enumerate(leaves):
+        for a, b in zip(together, jax.jit(gradient)(alone), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-9, atol=1e-11)
+
+
+def test_auto_chooses_by_length_resets_and_cell():
+    cell = make("local", dtype=jnp.float32)  # widest layer 5, two heads
+    wide = MNMCell(D, 6, local_memory(64, 64, hidden_sizes=()), heads=2, rngs=nnx.Rngs(0))
+    assert choose_form(cell, 100) == "reversible"
+    assert [choose_form(wide, steps) for steps in (2, 3)] == ["factored", "reversible"]
+    assert choose_form(cell, 100, reset=True) == choose_form(cell, 100, form="reversible", reset=True) == "factored"
+    assert choose_form(cell, 100, form="plain", reset=True) == "plain"
+    assert choose_form(LSTMCell(3, 4, rngs=nnx.Rngs(0)), 100) == "plain"
+    assert [choose_checkpoints(steps) for steps in (1023, 1024)] == [None, 256]
+
+
+def test_errors_name_the_form():
+    cell, x = LSTMCell(D, 4, rngs=nnx.Rngs(0)), jnp.zeros((T, B, D))
+    with pytest.raises(ValueError, match="form='fast'"):
+        unroll(cell, None, x, form="fast")
+    with pytest.raises(ValueError, match="LSTMCell has no memory to run in form='factored': use form='plain'"):
+        unroll(cell, None, x, form="factored")
