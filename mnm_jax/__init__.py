@@ -1,23 +1,28 @@
 """Metalearned neural memory in JAX and Flax.
 
-Everything named here is public; modules and names that start with `_` are not.
+Everything named in `__all__` is public; modules and names that start with `_` are not. Names are imported at their
+first use, so that `import mnm_jax.memory` needs jax alone.
 """
 
-from mnm_jax.cells import CellOutput, ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
-from mnm_jax.layers import NeuralMemoryBlock
-from mnm_jax.memory import (
-    GatedState,
-    Memory,
-    MemoryParams,
-    MemoryState,
-    WriteInfo,
-    WriteOptions,
-    custom_memory,
-    gradient_memory,
-    local_memory,
-    matrix_memory,
-)
-from mnm_jax.recurrence import choose_form, unroll
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnm_jax.cells import CellOutput, ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
+    from mnm_jax.layers import NeuralMemoryBlock
+    from mnm_jax.memory import (
+        GatedState,
+        Memory,
+        MemoryParams,
+        MemoryState,
+        WriteInfo,
+        WriteOptions,
+        custom_memory,
+        gradient_memory,
+        local_memory,
+        matrix_memory,
+    )
+    from mnm_jax.recurrence import choose_form, unroll
 
 __version__ = "0.1.0"
 
@@ -45,3 +50,25 @@ __all__ = [
     "matrix_memory",
     "unroll",
 ]
+
+# The packages that define these names, each after the packages that it imports.
+_PACKAGES = ("memory", "recurrence", "cells", "layers")
+_MODULES = (*_PACKAGES, "analysis", "export", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a public name or a module of this package; imports it first (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for package in _PACKAGES:
+            module = importlib.import_module(f"{__name__}.{package}")
+            if name in module.__all__:
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Returns the public names and the modules, also those that are not imported yet."""
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,0 +1,67 @@
+"""The package as it is imported: public names, what an import loads, and no name that hides a module."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+import types
+
+import pytest
+
+import mnm_jax
+
+
+def loaded_after(program):
+    """Returns the top-level modules that a fresh interpreter has loaded at the end of a program."""
+    program += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return set(result.stdout.split())
+
+
+def test_the_memory_needs_jax_alone():
+    loaded = loaded_after("import mnm_jax.memory; mnm_jax.memory.gradient_memory(2, 2, hidden_sizes=(3,))")
+    assert "jax" in loaded and not loaded & {"flax", "optax", "chex", "orbax", "absl"}
+
+
+def test_importing_the_package_imports_nothing_else():
+    assert not loaded_after("import mnm_jax; dir(mnm_jax)") & {"jax", "flax", "optax", "numpy"}
+
+
+def test_every_public_name_is_that_of_its_package_and_is_found_again():
+    packages = [importlib.import_module(f"mnm_jax.{name}") for name in ("memory", "recurrence", "cells", "layers")]
+    for name in mnm_jax.__all__:
+        (first, *_) = [package for package in packages if name in package.__all__]
+        assert getattr(mnm_jax, name) is getattr(first, name)
+        assert vars(mnm_jax)[name] is getattr(first, name)  # without __getattr__ from now on
+    assert set(mnm_jax.__all__) <= set(dir(mnm_jax))
+    star = {}
+    exec("from mnm_jax import *", star)
+    assert set(mnm_jax.__all__) <= set(star)
+
+
+def test_modules_are_attributes_of_the_package_without_an_import():
+    program = "import mnm_jax; assert mnm_jax.cells.MNMCell is mnm_jax.MNMCell; mnm_jax.training.train"
+    assert "flax" in loaded_after(program)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'mnm_jax' has no attribute 'Memmory'"):
+        mnm_jax.Memmory  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Memmory'"):
+        exec("from mnm_jax import Memmory")
+
+
+def modules():
+    return [info.name for info in pkgutil.walk_packages(mnm_jax.__path__, "mnm_jax.")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_no_name_hides_a_module(name):
+    """`import a.b.c` binds `a`, and `a.b.c` has to be the module, not a function that a package gives the same name."""
+    module = importlib.import_module(name)
+    for package in ("cells", "layers", "memory", "recurrence", "training"):  # every package has set its attributes
+        importlib.import_module(f"mnm_jax.{package}")
+    found = mnm_jax
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    assert isinstance(found, types.ModuleType) and found is module
