@@ -1,6 +1,6 @@
 """The recurrent cell with a metalearned neural memory."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mnm_jax.cells._common import (
     split_gates,
 )
 from mnm_jax.cells._lstm import LSTMCell
-from mnm_jax.memory import Memory, MemoryState, ReadPath
+from mnm_jax.memory import Memory, MemoryState
 
 Array = jax.Array
 
@@ -35,24 +35,16 @@ class RecentWrites(NamedTuple):
     valid: Array
 
 
-class LastRead(NamedTuple):
-    """keys: `[B, H, K]` the read keys of the step before. valid: `[B]`, 0 at the first step of a sequence, else 1."""
-
-    keys: Array
-    valid: Array
-
-
 class MNMCarry(NamedTuple):
     """controller: the LSTM's (c, h). read: v^r `[B, V]`. memory: phi.
 
-    recent: writes kept for a meta objective over several; last_read: kept for a total derivative. Else None.
+    recent: the writes kept for a meta objective over several writes, else None.
     """
 
     controller: tuple[Array, Array]
     read: Array
     memory: MemoryState
     recent: RecentWrites | None
-    last_read: LastRead | None
 
 
 class MNMCell(nnx.RNNCellBase):
@@ -78,9 +70,6 @@ class MNMCell(nnx.RNNCellBase):
       meta_window: tau, the number of writes that the meta objective asks for: 1 (default), the current one.
       interaction: "tanh" (the paper) or "layer_norm", for keys and values.
       read_first: read before the write of the same step; the default, and the paper, reads after it.
-      total_derivative: for the gradient rule, differentiate the write loss also through k^w_t and v^w_t, which depend
-        on phi_{t-1} by way of v^r_{t-1}; the default takes them as given. Programs that keep one autograd graph
-        through all steps, as PyTorch does, compute the total derivative.
       dtype: of parameters and carry but the memory's. Give the memory the same, or a higher one: its weights are then
         kept in float32, say, while all products are in bfloat16.
 
@@ -101,21 +90,17 @@ class MNMCell(nnx.RNNCellBase):
         meta_window: int = 1,
         interaction: str = "tanh",
         read_first: bool = False,
-        total_derivative: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_sizes(in_features=in_features, hidden_features=hidden_features, heads=heads, meta_window=meta_window)
         if interaction not in INTERACTIONS:
             raise ValueError(f"interaction must be one of {INTERACTIONS}, got {interaction=}.")
-        if read_first and total_derivative:
-            raise ValueError("total_derivative needs reads after the write: leave read_first=False.")
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.heads = heads
         self.meta_window = meta_window
         self.read_first = read_first
-        self.total_derivative = total_derivative
         self.dtype = dtype
         self.memory = nnx.static(memory)
         self.memory_params = ParamTree(memory.init(rngs.params()))
@@ -141,8 +126,6 @@ class MNMCell(nnx.RNNCellBase):
 
     def linear_maps(self) -> list[nnx.Linear]:
         """The maps that every step multiplies by, each outside of any derivative taken in the step itself."""
-        if self.total_derivative:
-            return [] if self.readout is None else [self.readout]
         maps = [self.controller.dense_i, self.controller.dense_h, self.interaction, self.rate]
         return maps if self.readout is None else [*maps, self.readout]
 
@@ -159,45 +142,26 @@ class MNMCell(nnx.RNNCellBase):
                 jnp.zeros((*past, self.heads, memory.value_size), self.dtype),
                 jnp.zeros(past, self.dtype),
             )
-        last_read = None
-        if self.total_derivative:
-            keys = jnp.zeros((batch, self.heads, memory.key_size), self.dtype)
-            last_read = LastRead(keys, jnp.zeros(batch, self.dtype))
         return MNMCarry(
-            self.controller.initialize_carry(input_shape),
-            jnp.zeros((batch, memory.value_size), self.dtype),
-            memory.start(self.memory_params.get_value(), batch),
-            recent,
-            last_read,
+            controller=self.controller.initialize_carry(input_shape),
+            read=jnp.zeros((batch, memory.value_size), self.dtype),
+            memory=memory.start(self.memory_params.get_value(), batch),
+            recent=recent,
         )
 
     def __call__(self, carry: MNMCarry, inputs: Array) -> tuple[MNMCarry, CellOutput]:
         """One step: inputs `[B, D]`; the features put out are `[B, out_features]`."""
         check_inputs(inputs, self.in_features)
         params = self.memory_params.get_value()
-
-        def control(read: Array) -> tuple:
-            controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, read], -1))
-            write_keys, write_values, read_keys, rate, gates = self._interact(hidden)
-            return (write_keys, write_values), (controller, hidden, read_keys, rate, gates)
-
-        path = None
-        last_read = None
-        if self.total_derivative:
-            (write_keys, write_values), pull_back, others = jax.vjp(control, carry.read, has_aux=True)
-            path = self._read_path(carry.last_read, pull_back)
-        else:
-            (write_keys, write_values), others = control(carry.read)
-        controller, hidden, read_keys, rate, gates = others
-        if self.total_derivative:
-            last_read = LastRead(read_keys, jnp.ones_like(rate))
+        controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, carry.read], -1))
+        write_keys, write_values, read_keys, rate, gates = self._interact(hidden)
 
         if self.read_first:
             read_values = self.memory.read(params, carry.memory, read_keys)
-            state, info = self.memory.write(params, carry.memory, write_keys, write_values, rate, path, **gates)
+            state, info = self.memory.write(params, carry.memory, write_keys, write_values, rate, **gates)
         else:
             state, info, read_values = self.memory.write_read(
-                params, carry.memory, write_keys, write_values, rate, read_keys, path, **gates
+                params, carry.memory, write_keys, write_values, rate, read_keys, **gates
             )
         read = jnp.mean(read_values, axis=1)
 
@@ -206,18 +170,8 @@ class MNMCell(nnx.RNNCellBase):
             features = self.readout(features)
         recent, meta_loss = self._meta_loss(carry.recent, state, write_keys, write_values, info.loss_after)
         trace = MemoryTrace(write_keys, write_values, read_keys, read_values, rate)
-        new_carry = MNMCarry(controller, read, state, recent, last_read)
+        new_carry = MNMCarry(controller=controller, read=read, memory=state, recent=recent)
         return new_carry, CellOutput(features, meta_loss, info, trace)
-
-    def _read_path(self, last: LastRead, pull_back: Any) -> ReadPath:
-        """Derivatives of k^w and v^w handed back to each head of the read v^r = mean over heads of f(k^r)."""
-
-        def to_heads(key_cotangent: Array, value_cotangent: Array) -> Array:
-            (read,) = pull_back((key_cotangent, value_cotangent))
-            each = (last.valid[:, None] * read / self.heads)[:, None]
-            return jnp.broadcast_to(each, (each.shape[0], self.heads, each.shape[2]))
-
-        return ReadPath(last.keys, to_heads)
 
     def _interact(self, hidden: Array) -> tuple[Array, Array, Array, Array, dict[str, Array]]:
         """k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]`, and the memory's other gates."""

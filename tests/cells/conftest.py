@@ -80,7 +80,6 @@ def slots(cell, **options):
 CELLS = {
     "mnm-p": mnm(local_memory, heads=2),
     "mnm-g": mnm(gradient_memory, heads=2),
-    "mnm-g-total": mnm(gradient_memory, total_derivative=True),
     "mnm-p-window": mnm(local_memory, meta_window=3),
     "mnm-p-gated": gated,
     "chain-p": chain(local_memory),
@@ -113,7 +112,7 @@ def compare_trees(compare, a, b):
 
 
 # One more option or rule of a cell that is here anyway; its own tests and those of the forms cover the difference.
-VARIANTS = ("mnm-g-total", "mnm-p-window", "mnm-p-gated", "chain-g")
+VARIANTS = ("mnm-p-window", "mnm-p-gated", "chain-g")
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CELLS]
 
 

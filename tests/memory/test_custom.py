@@ -138,10 +138,3 @@ def test_an_error_of_the_users_own_comes_as_it_is():
 
     with pytest.raises(KeyError, match="my own mistake"):
         custom_memory(K, V, init=init_mlp, apply=broken)
-
-
-def test_a_total_derivative_is_refused():
-    memory = custom_memory(K, V, init=init_mlp, apply=mlp)
-    cell = MNMCell(4, 6, memory, total_derivative=True, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="takes no total derivative"):
-        cell(cell.initialize_carry((B, 4)), jnp.zeros((B, 4)))

@@ -61,10 +61,6 @@ def test_options_of_the_cell(rule, options, x64):
     assert_forms_agree(make(rule, **options))
 
 
-def test_total_derivative(x64):
-    assert_forms_agree(make("gradient", total_derivative=True, out_features=2))
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "options",
