@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         local_memory,
         matrix_memory,
     )
-    from mnm_jax.recurrence import choose_form, unroll
+    from mnm_jax.recurrence import MemoryCell, choose_form, unroll
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "LSTMCell",
     "MNMCell",
     "Memory",
+    "MemoryCell",
     "MemoryParams",
     "MemoryState",
     "NTMCell",

@@ -79,5 +79,5 @@ def key_cotangent(network: Network, weights: Storage, deltas: tuple[Array, ...])
 
 
 def _to_inputs(network: Network, weights: Storage, layer: int, delta: Array) -> Array:
-    back = weights.pull_back(layer, delta)
+    back = weights.product_transposed(layer, delta)
     return back[..., :-1] if network.use_bias else back

@@ -1,7 +1,7 @@
 """Write rules. A rule decides the factors of a write, `Pair(x_l, delta_l)` a layer, and nothing else.
 
 How the pairs are applied and kept is the storage's affair: a rule sees the weights only through `product` and
-`pull_back`, and goes through `slow_product` for a map of its own.
+`product_transposed`, and goes through `slow_product` for a map of its own.
 """
 
 import itertools

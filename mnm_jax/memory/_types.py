@@ -48,7 +48,7 @@ class Storage(Protocol):
     def product(self, layer: int, x: Array) -> Array:
         """x W_l: `[B, H, I] -> [B, H, O]`."""
 
-    def pull_back(self, layer: int, c: Array) -> Array:
+    def product_transposed(self, layer: int, c: Array) -> Array:
         """c W_l^T: `[B, H, O] -> [B, H, I]`."""
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Storage":

@@ -1,6 +1,7 @@
 """Time: how a cell is run over a sequence; the execution forms."""
 
 from mnm_jax.recurrence._forms import FORMS, choose_form
+from mnm_jax.recurrence._protocol import MemoryCell
 from mnm_jax.recurrence._unroll import unroll
 
-__all__ = ["FORMS", "choose_form", "unroll"]
+__all__ = ["FORMS", "MemoryCell", "choose_form", "unroll"]

@@ -3,6 +3,8 @@
 import jax
 from flax import nnx
 
+from mnm_jax.recurrence._protocol import MemoryCell
+
 FORMS = ("auto", "plain", "factored", "reversible")
 
 # Rows written, steps times H, up to which factors are cheaper than dense weights of d x d, as a part of d.
@@ -39,7 +41,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
 
 def has_forms(cell: nnx.RNNCellBase) -> bool:
     """Whether a cell has a neural memory whose writes the hand-written backward passes can follow."""
-    return hasattr(cell, "linear_maps") and cell.memory.pairs_only
+    return isinstance(cell, MemoryCell) and cell.memory.pairs_only
 
 
 def choose_checkpoints(steps: int) -> int | None:

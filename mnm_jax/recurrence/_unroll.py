@@ -11,6 +11,7 @@ from mnm_jax.recurrence._fast.adjoint import Inputs
 from mnm_jax.recurrence._fast.program import unroll_by_hand
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
 from mnm_jax.recurrence._masking import select, who_stays
+from mnm_jax.recurrence._protocol import MemoryCell
 
 Array = jax.Array
 
@@ -78,7 +79,7 @@ def unroll(
             return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset, fork), form, checkpoint_every)
     elif form not in ("auto", "plain"):
         lacks = "has no memory"
-        if hasattr(cell, "linear_maps"):
+        if isinstance(cell, MemoryCell):
             lacks = "has a memory that is not written in pairs alone, so not"
         raise ValueError(f"{type(cell).__name__} {lacks} to run in {form=}: use form='plain'.")
     if carry is None:

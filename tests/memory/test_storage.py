@@ -39,7 +39,7 @@ def assert_is(storage, weights, fold=True):
     """The storage answers as dense weights `[B, I, O]` do."""
     x, c = normal(1, B, 6, I), normal(2, B, 6, O)
     np.testing.assert_allclose(storage.product(0, x), np.einsum("bhi,bio->bho", x, weights), atol=1e-12)
-    np.testing.assert_allclose(storage.pull_back(0, c), np.einsum("bho,bio->bhi", c, weights), atol=1e-12)
+    np.testing.assert_allclose(storage.product_transposed(0, c), np.einsum("bho,bio->bhi", c, weights), atol=1e-12)
     if fold:
         np.testing.assert_allclose(storage.fold()[0], weights, atol=1e-12)
 

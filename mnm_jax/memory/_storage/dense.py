@@ -24,7 +24,7 @@ class MemoryState(NamedTuple):
         """See `Storage`."""
         return times(x, self.weights[layer])
 
-    def pull_back(self, layer: int, c: Array) -> Array:
+    def product_transposed(self, layer: int, c: Array) -> Array:
         """See `Storage`."""
         return times_transposed(c, self.weights[layer])
 
@@ -36,7 +36,7 @@ class MemoryState(NamedTuple):
         """See `Storage`."""
         return shared_times(x, kernel)
 
-    def turn(self) -> "MemoryState":
+    def transpose(self) -> "MemoryState":
         """W^T as the weights."""
         return MemoryState(tuple(jnp.swapaxes(w, 1, 2) for w in self.weights))
 

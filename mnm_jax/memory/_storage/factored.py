@@ -43,7 +43,7 @@ class FactoredState(NamedTuple):
         inputs, delta = self.pairs[layer]
         return self._apply(layer, x, inputs, delta, transposed=False)
 
-    def pull_back(self, layer: int, c: Array) -> Array:
+    def product_transposed(self, layer: int, c: Array) -> Array:
         inputs, delta = self.pairs[layer]
         return self._apply(layer, c, delta, inputs, transposed=True)
 
@@ -76,7 +76,7 @@ class FactoredState(NamedTuple):
         """As it was at a step whose `first` and `fresh` these were."""
         return self._replace(first=first, fresh=fresh)
 
-    def turn(self) -> "FactoredState":
+    def transpose(self) -> "FactoredState":
         """W^T as the weights."""
         return self._replace(
             shared=None if self.shared is None else tuple(w.T for w in self.shared),

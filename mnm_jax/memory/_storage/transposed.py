@@ -19,16 +19,16 @@ class Transposed(NamedTuple):
 
     @classmethod
     def of(cls, storage: MemoryState | FactoredState) -> "Transposed":
-        return cls(storage.turn())
+        return cls(storage.transpose())
 
     @property
     def batch_size(self) -> int:
         return self.turned.batch_size
 
     def product(self, layer: int, x: Array) -> Array:
-        return self.turned.pull_back(layer, x)
+        return self.turned.product_transposed(layer, x)
 
-    def pull_back(self, layer: int, c: Array) -> Array:
+    def product_transposed(self, layer: int, c: Array) -> Array:
         return self.turned.product(layer, c)
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Transposed":

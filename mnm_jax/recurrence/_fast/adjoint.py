@@ -172,7 +172,7 @@ def _run_backward(program: Program, residuals, cotangents):
             (_, _, pairs), _ = replayed(weights, theta, saved.small, x.inputs, probes)
             weights = weights.subtract(tuple(Pair(p.inputs, -p.delta) for p in pairs))
         of_pairs = tuple(
-            Pair(-of_weights.pull_back(layer, p.delta), -of_weights.product(layer, p.inputs))
+            Pair(-of_weights.product_transposed(layer, p.delta), -of_weights.product(layer, p.inputs))
             for layer, p in enumerate(pairs)
         )
 

@@ -100,8 +100,8 @@ class Recorder(NamedTuple):
             answer = answer - _through(x, *self.passing[layer])
         return self.log.add_answer(Question(layer, False), x, answer)
 
-    def pull_back(self, layer: int, c: Array) -> Array:
-        answer = self.storage.pull_back(layer, c)
+    def product_transposed(self, layer: int, c: Array) -> Array:
+        answer = self.storage.product_transposed(layer, c)
         if self.passing is not None:
             answer = answer - _through(c, *self.passing[layer][::-1])
         return self.log.add_answer(Question(layer, True), c, answer)
@@ -155,7 +155,7 @@ class Replay(NamedTuple):
     def product(self, layer: int, x: Array) -> Array:
         return self._answer(Question(layer, False), x)
 
-    def pull_back(self, layer: int, c: Array) -> Array:
+    def product_transposed(self, layer: int, c: Array) -> Array:
         return self._answer(Question(layer, True), c)
 
     def dot_general(self, index: int) -> Callable[..., Array]:
@@ -218,7 +218,7 @@ def _replay_forward(question, storage, asked, written, answer):
 
 def _replay_backward(question: Question, saved: Any, cotangent: Array):
     storage, asked, written = saved
-    backwards = storage.product if question.transposed else storage.pull_back
+    backwards = storage.product if question.transposed else storage.product_transposed
     of_asked = backwards(question.layer, cotangent)
     if written is None:
         return None, of_asked, None, None

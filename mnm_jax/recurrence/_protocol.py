@@ -1,0 +1,56 @@
+"""The interface that a cell offers to the fast execution forms."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+
+from mnm_jax._params import ParamTree
+from mnm_jax.memory import Memory
+
+
+@runtime_checkable
+class MemoryCell(Protocol):
+    """A recurrent cell with a neural memory that `unroll` can run in every execution form.
+
+    A cell that lacks one of these members runs in the form "plain" alone. Besides the members, the fast forms rely on
+    four properties of the cell:
+
+    * One node of its carry is the memory's state, a `MemoryState`; all other leaves are floating-point arrays
+      `[B, ...]` that are small compared with the fast weights.
+    * It touches the fast weights through `memory.read`, `memory.write` and `memory.write_read` alone.
+    * It calls every map of `linear_maps()` outside of derivatives that are taken within a step.
+    * `initialize_carry` needs no random key and is the same for every example.
+
+    Attributes:
+      memory: the memory, from `gradient_memory`, `local_memory` or another factory.
+      memory_params: the memory's slow parameters; `memory_params.get_value()` returns its `MemoryParams`.
+      heads: `H`, the number of keys and values that the cell writes per step.
+
+    Examples:
+      >>> from mnm_jax import LSTMCell, MNMCell, local_memory
+      >>> isinstance(MNMCell(3, 4, local_memory(2, 2, hidden_sizes=()), rngs=nnx.Rngs(0)), MemoryCell)
+      True
+      >>> isinstance(LSTMCell(3, 4, rngs=nnx.Rngs(0)), MemoryCell)
+      False
+    """
+
+    memory: Memory
+    memory_params: ParamTree
+    heads: int
+
+    def linear_maps(self) -> list[nnx.Linear]:
+        """Returns the slow linear maps that the cell applies in every step.
+
+        Their gradients are taken once per sequence, as one large product over all steps, instead of once per step. A
+        map may be left out of the list: it is then differentiated step by step.
+        """
+        ...
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: nnx.Rngs | None = None) -> Any:
+        """Returns the carry at the start of sequences whose inputs have the shape `input_shape = (B, D)`."""
+        ...
+
+    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, Any]:
+        """Returns the carry and the outputs after one step with inputs `[B, D]`."""
+        ...
