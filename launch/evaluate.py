@@ -14,9 +14,9 @@ import numpy as np
 from absl import app, flags
 
 from launch.errors import one_line_errors, parse_flags
-from launch.reporting.table import natural, summarise
 from launch.reporting.task_errors import end_table
 from launch.runs.build import build_parts, build_training
+from launch.runs.metrics import natural, summarise
 from launch.runs.workdir import CONFIG, read_config
 from mnm_jax.training import evaluate, load_params, split_model
 

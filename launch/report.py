@@ -29,10 +29,11 @@ from launch.errors import one_line_errors, parse_flags
 from launch.reporting import figures
 from launch.reporting.benchmark_table import benchmark_parts
 from launch.reporting.maze_figures import Episode, film_strip
-from launch.reporting.table import by_test_set, compare, format_columns, format_markdown, natural, sizes_of_test_sets
+from launch.reporting.table import by_test_set, compare, format_columns, format_markdown, sizes_of_test_sets
 from launch.reporting.task_errors import errors_by_task, run_rows
 from launch.runs.build import build_parts
 from launch.runs.finished import Run, find_runs, join_seeds, read_run
+from launch.runs.metrics import natural
 from launch.runs.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput, MemoryTrace

@@ -27,10 +27,10 @@ from ml_collections import ConfigDict, config_flags
 import mnm_jax
 from launch.errors import one_line_errors, parse_flags
 from launch.report import report_run
-from launch.reporting.table import summarise
 from launch.reporting.task_errors import end_table
 from launch.runs.build import build_parts, count_parameters
 from launch.runs.connect import connect
+from launch.runs.metrics import summarise
 from launch.runs.size import measure, report
 from launch.runs.workdir import CONFIG, SUMMARY, claim, write_json
 from mnm_jax.training import PARALLEL, load_params, save_params, train

@@ -1,23 +1,28 @@
-"""Recipes, one a file."""
+"""Recipes, one per file, each with its expected result and time in its docstring."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from launch.runs.registry import MODELS
 from mnm_jax.training import TrainConfig
 
 
 def choose_model(models: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """The section "model" of a recipe: `name`, and the settings that the recipe has for it.
+    """Returns the section "model" of a recipe.
+
+    Args:
+      models: settings of the models that the recipe has chosen, by name.
+      name: the model; one that the recipe does not have gets the settings of the registry.
 
     Raises:
-        ValueError: the recipe has no such model.
+      ValueError: If neither the recipe nor the registry has the model.
     """
-    if name not in models:
-        raise ValueError(f"the recipe has the models {', '.join(models)}, got {name!r}.")
-    return {"name": name, **models[name]}
+    if name not in MODELS:
+        raise ValueError(f"the model must be one of {', '.join(MODELS)}, got {name!r}.")
+    return {"name": name, **models.get(name, MODELS[name].settings)}
 
 
 def training_section(**settings: Any) -> dict[str, Any]:
-    """The section "training" of a recipe: its `settings`, and the defaults of `TrainConfig` for all others."""
+    """Returns the section "training" of a recipe: `settings`, and the defaults of `TrainConfig` for all others."""
     return dataclasses.asdict(TrainConfig(**settings))

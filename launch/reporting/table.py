@@ -6,23 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from launch.runs.metrics import natural
 from mnm_jax.analysis import has_metric, steps_to_reach
 
 _LEVEL = 0.9
 _ABSENT = "-"
-
-
-def summarise(metrics: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """`{name: {mean, std, per_seed}}` of metrics `[S]`: the sample standard deviation (ddof=1), 0.0 of one seed.
-
-    What is not finite becomes None.
-    """
-    summary = {}
-    for name, values in sorted(metrics.items()):
-        std = values.std(ddof=1) if len(values) > 1 else 0.0
-        per_seed = [_finite(value) for value in values]
-        summary[name] = {"mean": _finite(values.mean()), "std": _finite(std), "per_seed": per_seed}
-    return summary
 
 
 def format_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
@@ -92,15 +80,6 @@ def sizes_of_test_sets(summary: Mapping[str, Any]) -> dict[str, dict[int, list[f
     return found
 
 
-def natural(text: str) -> list[Any]:
-    """Sorting key by which "support=8" comes before "support=16".
-
-    >>> sorted(["n=16", "n=8", "m"], key=natural)
-    ['m', 'n=8', 'n=16']
-    """
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
-
-
 def format_columns(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows as aligned text, one line each under a line of column names; what a row lacks is "-"."""
     lines = _lines(rows)
@@ -142,10 +121,6 @@ def _updates(lines: Sequence[Mapping[str, Any]]) -> str:
         return _ABSENT
     some = "" if reached.size == steps.size else f" ({reached.size} of {steps.size} seeds)"
     return f"{reached.mean():,.0f}{some}"
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _show(value: float | None) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from launch.reporting.table import format_columns, format_table, natural
+from launch.reporting.table import format_columns, format_table
+from launch.runs.metrics import natural
 
 FAILED_ABOVE = 5.0  # % error; the line that bAbI papers draw
 
 
 def errors_by_task(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Test error in % by task, `[S]` each, from metrics as `table.summarise` gives them; a NaN is a NaN.
+    """Test error in % by task, `[S]` each, from metrics as `launch.runs.metrics.summarise` gives them; a NaN is a NaN.
 
     {"1": [0.0, 0.1], "2": ...} from "test/task=1/error", "test/task=2/error", ...; empty for any other task.
     """

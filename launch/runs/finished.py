@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.reporting.table import natural, summarise
+from launch.runs.metrics import natural, summarise
 from launch.runs.workdir import CONFIG, SUMMARY
 from mnm_jax.training import read_metrics
 

@@ -19,10 +19,12 @@ from launch.reporting import figures, table
 from launch.reporting.table import compare
 from launch.runs import build
 from launch.runs.finished import find_runs, join_seeds
+from launch.runs.registry import MODELS
 from launch.train import run
 from mnm_jax.cells import MemoryTrace
 from mnm_jax.training import Batch, TrainState, load_params, save_params, split_model
 from mnm_jax.training import _checkpoints as checkpoints
+from tasks.dictionary import Dictionary
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASK = {"name": "dictionary", "support": 2, "queries": 1, "evaluation_batches": 1, "wider": False}
@@ -158,7 +160,7 @@ def test_runs_without_groups(tmp_path):
 
 
 def test_every_model_has_a_colour_of_its_own_and_runs_of_one_model_a_line_of_their_own():
-    assert set(build.MODELS) <= set(figures.COLOURS)
+    assert set(MODELS) <= set(figures.COLOURS)
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
     styles = figures._styles(
         [figures.Curve(name, model, []) for name, model in [("a", "lstm"), ("b", "lstm"), ("c", "x")]]
@@ -263,10 +265,10 @@ def test_a_task_may_name_what_is_pictured_and_shipped_parameters_are_enough(tmp_
     params, step = load_params(tmp_path / "run", build.build_make_model(MEMORY, build.build_task(TASK)))
     save_params(tmp_path / "run", params, step)
     shutil.rmtree(tmp_path / "run/checkpoints")
-    monkeypatch.setattr(build.TASKS["dictionary"], "pictured", ("other", "absent"), raising=False)
-    sets = build.TASKS["dictionary"].evaluations
+    monkeypatch.setattr(Dictionary, "pictured", ("other", "absent"), raising=False)
+    sets = Dictionary.evaluations
     monkeypatch.setattr(
-        build.TASKS["dictionary"], "evaluations", lambda *args: {"other": sets(*args)[""], "": lambda: iter(())}
+        Dictionary, "evaluations", lambda *args: {"other": sets(*args)[""], "": lambda: iter(())}
     )
     drawn = []
     monkeypatch.setattr(figures, "memory_maps", lambda *args: drawn.append(args))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from launch.reporting.table import summarise
 from launch.reporting.task_errors import end_table, errors_by_task, run_rows, seed_rows
+from launch.runs.metrics import summarise
 
 # Two seeds, in parts: task 2 is failed by the first, task 10 by none (5% is not more than 5%).
 METRICS = {
