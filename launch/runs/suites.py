@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch.runs.build import build_make_model, build_task, count_parameters
 from launch.configs import algorithmic, maze, pairs
+from launch.runs.build import build_make_model, build_task, count_parameters
 
 _RECIPES = {"algorithmic.py": algorithmic, "maze.py": maze, "pairs.py": pairs}
 _EQUAL_PARAMETERS = 100_000

@@ -1,0 +1,212 @@
+"""The models and tasks that a config may name: the only place that lists them.
+
+A new model is an entry of `MODELS`, a new task an entry of `TASKS`. Tables and figures take names, colours and formulas
+from here; `launch/runs/build.py` makes the objects.
+"""
+
+import importlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
+from mnm_jax.memory import Memory, WriteOptions, gradient_memory, local_memory
+from mnm_jax.training import Task
+
+
+class TaskEntry(NamedTuple):
+    """A task that a config may name.
+
+    Attributes:
+      name: the value of `task.name` in a config.
+      place: MODULE:CLASS; the module is imported when a config names the task, not before.
+    """
+
+    name: str
+    place: str
+
+    def load(self) -> type[Task]:
+        """Returns the class of the task, a frozen dataclass whose fields are the settings of the config."""
+        module, _, attribute = self.place.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+class ModelEntry(NamedTuple):
+    """A model that a config may name.
+
+    Attributes:
+      name: the value of `model.name` in a config.
+      make: `(*, features, ..., rngs) -> cell`; its other arguments are the settings of the config. An argument
+        `entities` or `entity_features` is given by the task.
+      settings: sizes for a recipe that has none of its own for this model.
+      colour: colour in all figures, distinguishable for the colour-blind.
+      formula: what one step writes, or how the hidden state follows, as one line of text.
+    """
+
+    name: str
+    make: Callable[..., nnx.RNNCellBase]
+    settings: Mapping[str, Any]
+    colour: str
+    formula: str
+
+
+def _index(entries: Iterable[Any]) -> dict[str, Any]:
+    return {entry.name: entry for entry in entries}
+
+
+TASKS: dict[str, TaskEntry] = _index(
+    [
+        TaskEntry("dictionary", "tasks.dictionary:Dictionary"),
+        TaskEntry("babi", "tasks.babi:Babi"),
+        TaskEntry("copy", "tasks.algorithmic:Copy"),
+        TaskEntry("repeat_copy", "tasks.algorithmic:RepeatCopy"),
+        TaskEntry("double_copy", "tasks.algorithmic:DoubleCopy"),
+        TaskEntry("associative_recall", "tasks.algorithmic:AssociativeRecall"),
+        TaskEntry("priority_sort", "tasks.algorithmic:PrioritySort"),
+        TaskEntry("pairs", "tasks.algorithmic:Pairs"),
+        TaskEntry("maze", "tasks.maze:MazeTask"),
+    ]
+)
+
+
+def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBase]:
+    def make(*, features: int, hidden_features: int, rngs: nnx.Rngs) -> nnx.RNNCellBase:
+        if hidden_features < 1:
+            raise ValueError(f"hidden_features must be >= 1, got {hidden_features}.")
+        return cell(features, hidden_features, rngs=rngs)
+
+    return make
+
+
+def _salu(*, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs) -> SALUCell:
+    sizes = {"key_size": memory_features, "value_size": memory_features, "slots": slots}
+    return SALUCell(features, hidden_features, **sizes, rngs=rngs)
+
+
+def _ntm(
+    *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
+) -> NTMCell:
+    sizes = {"slots": slots, "slot_features": memory_features, "read_heads": heads, "write_heads": heads}
+    return NTMCell(features, hidden_features, **sizes, rngs=rngs)
+
+
+def _dnc(
+    *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
+) -> DNCCell:
+    sizes = {"slots": slots, "slot_features": memory_features, "read_heads": heads}
+    return DNCCell(features, hidden_features, **sizes, rngs=rngs)
+
+
+def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
+    def make(
+        *,
+        features: int,
+        hidden_features: int,
+        memory_features: int,
+        rngs: nnx.Rngs,
+        heads: int = 1,
+        memory_layers: int = 3,
+        step_size: str = "normalised",
+        key_norm: str | None = None,
+        max_norm: float | None = None,
+        inner_steps: int = 1,
+        momentum: bool = False,
+        forget: bool = False,
+    ) -> MNMCell:
+        if memory_layers < 1:
+            raise ValueError(f"memory_layers must be >= 1, got {memory_layers}.")
+        options = WriteOptions(
+            key_norm=key_norm, max_norm=max_norm, inner_steps=inner_steps, momentum=momentum, forget=forget
+        )
+        memory = make_memory(
+            memory_features,
+            memory_features,
+            hidden_sizes=(memory_features,) * (memory_layers - 1),
+            step_size=step_size,
+            options=options,
+        )
+        return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs)
+
+    return make
+
+
+def _chain(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
+    def make(
+        *,
+        features: int,
+        entities: int,
+        entity_features: int,
+        hidden_features: int,
+        rngs: nnx.Rngs,
+        heads: int = 2,
+        hops: int = 3,
+        relation_features: int = 8,
+        step_size: str = "normalised",
+    ) -> ChainCell:
+        key_size = entity_features * relation_features
+        memory = make_memory(key_size, entity_features, hidden_sizes=(), step_size=step_size)
+        return ChainCell(features, hidden_features, memory, entities=entities, heads=heads, hops=hops, rngs=rngs)
+
+    return make
+
+
+_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "normalised"}
+_SLOTS = {"hidden_features": 100, "slots": 64, "memory_features": 32}
+_HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, "step_size": "normalised"}
+
+# Colours are those of Okabe and Ito, and Tol's for the last ones.
+MODELS: dict[str, ModelEntry] = _index(
+    [
+        ModelEntry("mnm-p", _mnm(local_memory), _MEMORY, "#0072B2", "W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)"),
+        ModelEntry("mnm-g", _mnm(gradient_memory), _MEMORY, "#D55E00", "W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²"),
+        ModelEntry("chain-p", _chain(local_memory), _HOPS, "#56B4E9", "r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p"),
+        ModelEntry("chain-g", _chain(gradient_memory), _HOPS, "#E69F00", "r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g"),
+        ModelEntry("lstm", _plain(LSTMCell), {"hidden_features": 128}, "#000000", "c ← f ∘ c + i ∘ g, h = o ∘ tanh(c)"),
+        ModelEntry("lstm-salu", _salu, _SLOTS, "#009E73", "slot t mod N ← (k, v),  read softmax(q · k_n / √K) v_n"),
+        ModelEntry("ntm", _ntm, _SLOTS, "#CC79A7", "M ← M ∘ (1 − w ⊗ e) + w ⊗ a,  w by content and by shift"),
+        ModelEntry("dnc", _dnc, _SLOTS, "#661100", "M ← M ∘ (1 − w ⊗ e) + w ⊗ v,  w by content and by free slots"),
+        ModelEntry("rnn", _plain(RNNCell), {"hidden_features": 128}, "#888888", "h ← tanh(A x + W h)"),
+        ModelEntry(
+            "plastic",
+            _plain(PlasticCell),
+            {"hidden_features": 100},
+            "#DDCC77",
+            "h' = tanh(A x + (W + α ∘ E) h),  E ← (1 − η) E + η h ⊗ h'",
+        ),
+        ModelEntry(
+            "neuromodulated",
+            _plain(partial(PlasticCell, modulated=True)),
+            {"hidden_features": 100},
+            "#AA4499",
+            "h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
+        ),
+    ]
+)
+_FOREIGN_COLOURS = ("#332288", "#F0E442", "#44AA99", "#882255", "#999933", "#BBBBBB")
+
+
+def model_colours(names: Iterable[str]) -> dict[str, str]:
+    """Returns a colour for every model.
+
+    A model of the registry has its own colour. Another one gets a colour by its name, the same in every figure as long
+    as no other model of the figure has it.
+
+    Args:
+      names: names of models, such as those of one figure.
+
+    Examples:
+      >>> model_colours(["lstm", "transformer", "mnm-g"])
+      {'lstm': '#000000', 'mnm-g': '#D55E00', 'transformer': '#F0E442'}
+    """
+    colours: dict[str, str] = {}
+    for name in sorted(set(names)):
+        if name in MODELS:
+            colours[name] = MODELS[name].colour
+            continue
+        start = zlib.crc32(name.encode()) % len(_FOREIGN_COLOURS)
+        order = _FOREIGN_COLOURS[start:] + _FOREIGN_COLOURS[:start]
+        colours[name] = next((colour for colour in order if colour not in colours.values()), order[0])
+    return colours
