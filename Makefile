@@ -1,4 +1,4 @@
-# make train: train and compare MNM-p, MNM-g and an LSTM.   make test: the test suite.   make lint: ruff.
+# make train: train and compare MNM-p, MNM-g and an LSTM.   make test: the test suite.   make lint: ruff and mypy.
 # make docs: the documentation, into build/docs.   make venv: the environment alone.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")')
@@ -17,7 +17,7 @@ venv: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,data,sweep,docs,export]'
+	.venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[all]'
 	touch $@
 
 train: venv $(MODELS:%=runs/quick/%/summary.json)
@@ -32,6 +32,7 @@ test: venv
 
 lint: venv
 	.venv/bin/ruff check .
+	$(RUN) mypy
 
 docs: venv
 	$(RUN) mkdocs build --quiet --config-file .ci/mkdocs.yml

@@ -13,7 +13,8 @@ class ParamTree(nnx.Module):
     """
 
     def __init__(self, tree: Any):
-        leaves, self.structure = jax.tree.flatten(tree)
+        leaves, structure = jax.tree.flatten(tree)
+        self.structure: Any = structure
         self.names = tuple(leaf_names(tree))
         for name, leaf in zip(self.names, leaves, strict=True):
             setattr(self, name, nnx.Param(leaf))

@@ -55,14 +55,14 @@ def export_step(
     >>> features.shape
     (7, 4)
     """
-    step = _cell_step if step is None else step
+    take_step: Callable[[Any, Any, Array], tuple[Any, Any]] = _cell_step if step is None else step
     graphdef, weights = nnx.split(model)
     weights_tree, carry_tree = jax.tree.structure(weights), jax.tree.structure(carry)
     names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))
 
     def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Array) -> tuple[dict[str, Array], Any]:
         made = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]))
-        carry, outputs = step(made, jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names]), inputs)
+        carry, outputs = take_step(made, jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names]), inputs)
         return dict(zip(carry_names, jax.tree.leaves(carry), strict=True)), outputs
 
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((carry, inputs))}

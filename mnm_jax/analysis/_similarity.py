@@ -6,6 +6,7 @@ Shape letters: `T` time steps, `H` heads, `K` key features, `V` value features.
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from mnm_jax.cells import MemoryTrace
 
@@ -58,7 +59,7 @@ def memory_maps(trace: MemoryTrace) -> MemoryMaps:
     return MemoryMaps(keys, values)
 
 
-def _similarity(name: str, read: np.ndarray, written: np.ndarray) -> np.ndarray:
+def _similarity(name: str, read: ArrayLike, written: ArrayLike) -> np.ndarray:
     """Cosine similarity `[T, T]` of `[T, H, F]` with `[T, H, F]`, mean over heads, NaN above the diagonal."""
     if np.ndim(read) != 3 or np.shape(read) != np.shape(written):
         raise ValueError(
@@ -70,7 +71,8 @@ def _similarity(name: str, read: np.ndarray, written: np.ndarray) -> np.ndarray:
     return np.where(later, np.nan, np.clip(similarity, -1, 1))
 
 
-def _directions(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float64)
+def _directions(array: ArrayLike) -> np.ndarray:
+    """Returns unit vectors of float64; NaN where a vector is zero."""
+    vectors = np.asarray(array, np.float64)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, norms, out=np.full_like(vectors, np.nan), where=norms > 0)

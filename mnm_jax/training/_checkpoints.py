@@ -200,8 +200,6 @@ def _to_host(leaf: Any) -> np.ndarray:
 
 def _fill(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
     """The tree `like` with its leaves taken from `arrays` by name."""
-    # At first a memory's parameters were one nnx.Param, whose inside was named.
-    arrays = {name.replace(".memory_params.value.", ".memory_params."): array for name, array in arrays.items()}
     names, (leaves, tree) = leaf_names(like), jax.tree.flatten(like)
     for name in sorted(set(names) ^ set(arrays)):
         where = "has" if name in arrays else "lacks"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+
+from mnm_jax._extras import extra
 
 _FILE = "metrics.jsonl"
 
@@ -28,6 +29,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, step: int = 0):
+        with extra("train"):
+            from tensorboardX import SummaryWriter
+
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / _FILE

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from mnm_jax import MNMCell, local_memory
 from mnm_jax.training import init_state, load_params, save_params
 from mnm_jax.training._checkpoints import restore, save
 from mnm_jax.training._parallel import make_placement
@@ -190,24 +188,6 @@ def test_a_damaged_file_of_parameters_is_refused_in_one_line(tmp_path, states, d
     with pytest.raises(ValueError, match=r"params\.npz is damaged") as caught:
         load_params(tmp_path, make_model())
     assert "\n" not in str(caught.value)
-
-
-def test_parameters_of_the_time_when_a_memory_was_one_parameter_are_read(tmp_path):
-    make_cell = lambda rngs: MNMCell(3, 4, local_memory(2, 2, hidden_sizes=()), rngs=rngs)  # noqa: E731
-    params = init_state(make_cell, optax.sgd(0.1), 0, 1).params
-    path = save_params(tmp_path, {"cell": params}, 7)
-    with np.load(path) as saved:
-        old = {name.replace(".memory_params.", ".memory_params.value."): array for name, array in saved.items()}
-    assert "params.cell.memory_params.value.weights[0]" in old
-    np.savez(path, **old)
-
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.cell = make_cell(rngs)
-
-    found, step = load_params(tmp_path, Model)
-    assert step == 7
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(found), jax.tree.leaves(params))
 
 
 def test_every_changed_byte_of_the_numbers_is_noticed(tmp_path, states):

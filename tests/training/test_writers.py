@@ -1,6 +1,7 @@
 """The record of a run: what is written, what a restart keeps."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -88,3 +89,10 @@ def test_tensorboard_has_the_mean_and_each_of_several_seeds(tmp_path):
     writer.write(2, 0.0, {"test/support=32/loss": np.array([0.5])})
     writer.close()
     assert board(tmp_path / "one") == {("test/support_32/loss", 2): 0.5}
+
+
+def test_a_package_of_the_extra_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"tensorboardX.*: run pip install 'mnm_jax\[train\]'\."):
+        MetricWriter(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
