@@ -28,7 +28,6 @@ from flax import nnx
 from launch.errors import one_line_errors, parse_flags
 from launch.reporting import figures
 from launch.reporting.benchmark_table import benchmark_parts
-from launch.reporting.maze_figures import Episode, film_strip
 from launch.reporting.table import by_test_set, compare, format_columns, format_markdown, sizes_of_test_sets
 from launch.reporting.task_errors import errors_by_task, run_rows
 from launch.runs.build import build_parts
@@ -36,10 +35,8 @@ from launch.runs.finished import Run, find_runs, join_seeds, read_run
 from launch.runs.metrics import natural
 from launch.runs.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax.analysis import has_metric
-from mnm_jax.cells import CellOutput, MemoryTrace
+from mnm_jax.cells import CellOutput
 from mnm_jax.training import Batch, load_params, played, split_model
-from tasks.actor_critic import Played
-from tasks.maze import MazeTask
 
 # What a learning curve shows: the first of these that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/reward", "valid/bits", "valid/loss", "train/loss")
@@ -170,7 +167,7 @@ def _draw_memory_maps(folder: pathlib.Path, title: str) -> None:
     """Draws the memory of the first seed over a test example; nothing for a model without a memory.
 
     Of a task that names what to picture (`pictured`, evaluation sets), one of each, of no more than twenty steps if
-    there is one; else a longest example. Of the maze, also the episode as a film strip, for every model.
+    there is one; else a longest example. A task with `draw_episode` also draws that example itself, for every model.
     """
     task, make_model, training = build_parts(read_config(folder))
     params, _ = load_params(folder, make_model)
@@ -186,22 +183,13 @@ def _draw_memory_maps(folder: pathlib.Path, title: str) -> None:
         trace = None
         if isinstance(cell, CellOutput):
             trace = jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real, 0], cell.trace)
-        if isinstance(task, MazeTask):
-            _draw_film_strip(task, batch.targets, index, trace, folder, title)
+        if hasattr(task, "draw_episode"):
+            task.draw_episode(batch, index, trace, folder / "figures/episode.png", f"{title}: a test episode")
         if trace is None:
             return
         where = f"{name}, a test sequence" if name else "the memory over a test sequence"
         path = folder / "figures" / (f"memory_map_{name}.png" if name else "memory_map.png")
         figures.memory_maps(trace, task.tokens(batch, index), path, f"{title}: {where} (seed {training.seed})")
-
-
-def _draw_film_strip(
-    task: MazeTask, did: Played, index: int, trace: MemoryTrace | None, folder: pathlib.Path, title: str
-) -> None:
-    cells, rewards = (np.asarray(leaf[:, index]) for leaf in (did.states.cell, did.rewards))
-    rate = None if trace is None else trace.rate
-    episode = Episode(task.environment, cells, rewards, int(did.states.reward_cell[0, index]), rate)
-    film_strip(episode, folder / "figures/episode.png", f"{title}: a test episode")
 
 
 def longest(batches: Iterable[Batch], most: int | None = None) -> tuple[Batch, int]:

@@ -1,30 +1,45 @@
 """Reinforcement learning as a task: an agent plays the batch that it then learns from (advantage actor-critic).
 
-Shape letters: `T` time steps, `B` episodes, `D` numbers in an observation, `A` actions.
+Shape letters: `T` time steps, `B` episodes, `D` numbers of an observation, `A` actions.
 """
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax.training._task import Batch, Mean
+from mnm_jax.training import Batch, Mean
+from tasks.checks import check_sizes
 from tasks.environment import Environment
-from tasks.sampling import draw_batches
+from tasks.sampling import evaluation_set
 
 Array = jax.Array
 
 
-class Played(NamedTuple):
-    """What an agent did in a batch of episodes, and what came of it.
+class Agent(Protocol):
+    """A model that can be run step by step, such as `mnm_jax.training.SequenceModel`."""
 
-    actions: `[T, B]`. rewards: r `[T, B]`. returns: R `[T, B]`. baseline: V `[T, B]`, as a number, what returns are
-    compared with. states: of the environment before each action, leaves `[T, B, ...]`.
+    def start(self, batch_size: int) -> Any:
+        """Returns the carry at the start of an episode."""
+
+    def step(self, carry: Any, observations: Array) -> tuple[Any, Array]:
+        """Returns (carry, logits `[B, A + 1]`) for observations `[B, D]`; the last output is the value V."""
+
+
+class Played(NamedTuple):
+    """The course of a batch of episodes: the targets of a played batch.
+
+    actions: action of each step, `[T, B]` integers.
+    rewards: reward r_t of each step, `[T, B]`.
+    returns: return R_t from each step on, `[T, B]`.
+    baseline: value V_t that returns are compared with, `[T, B]`; a constant for the gradient.
+    states: state of the environment before each action, leaves `[T, B, ...]`.
     """
 
     actions: Array
@@ -36,26 +51,33 @@ class Played(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorCritic(abc.ABC):
-    """A task whose batches are played by the model that learns from them: one update a batch of whole episodes.
+    """A task whose batches are played by the model that learns from them: one update per batch of whole episodes.
 
         R_t = r_t + discount R_{t+1},  R_T = 0
         loss = mean over steps and episodes of  -log pi(a_t) (R_t - V_t)  +  value_weight (R_t - V_t)^2
                +  concentration_weight sum_a pi(a)^2
 
-    R_t - V_t counts as a number in the first term. The model puts out `A` logits of pi and then V. `sample` draws the
-    chance in a batch of episodes, as random keys; `play` lets a model act on it and returns observations, actions and
-    returns: a batch like any other, so that the gradient goes back through whole episodes in any execution form.
+    The advantage R_t - V_t is a constant in the first term. The model's outputs are `A` logits of the policy pi and
+    then V. `sample` draws the random keys of a batch of episodes; `play` runs a model on them and returns observations,
+    actions and returns. From there it is a batch like any other, so the gradient passes through whole episodes in any
+    execution form.
+
+    A subclass defines `name`, `environment`, `tokens` and `render`; see `tasks.maze.MazeTask`.
 
     Args:
-      discount: gamma. value_weight, concentration_weight: of the loss; the last keeps the policy from settling early.
-      first_baseline: compare the returns of all episodes with V of the first one of the batch, as a published program
-        does; for comparison only.
-      evaluation_batches: batches in each evaluation set.
+      discount: gamma, in [0, 1].
+      value_weight: weight of the value's error in the loss.
+      concentration_weight: weight that keeps the policy from settling early.
+      first_baseline: compares the returns of all episodes with V of the first episode of the batch, as a published
+        program does; for comparison only.
+      evaluation_batches: batches of each evaluation set.
 
     Raises:
-      ValueError: a discount outside of [0, 1], a negative weight, evaluation_batches < 1.
+      ValueError: discount outside [0, 1], a negative weight, or evaluation_batches < 1.
 
-    Source: Mnih et al., 2016 (A3C), with the coefficients of Miconi et al., 2019 (Backpropamine).
+    References:
+      Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, ICML 2016 (A3C); coefficients of Miconi et al.,
+      Backpropamine, ICLR 2019.
     """
 
     discount: float = 0.9
@@ -66,51 +88,61 @@ class ActorCritic(abc.ABC):
 
     loader = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must be from 0 to 1, got {self.discount}.")
         for name in ("value_weight", "concentration_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}.")
-        if self.evaluation_batches < 1:
-            raise ValueError(f"evaluation_batches must be >= 1, got {self.evaluation_batches}.")
+        check_sizes(evaluation_batches=self.evaluation_batches)
 
     @property
     @abc.abstractmethod
-    def environment(self) -> Environment: ...
+    def environment(self) -> Environment:
+        """The environment."""
 
     @property
     def params(self) -> Any:
-        """Of the environment; `max_steps_in_episode` is a plain number."""
+        """Numbers of the environment; `max_steps_in_episode`, which is `T`, must be a Python integer."""
         return self.environment.default_params
 
     @property
     def input_features(self) -> int:
+        """`D`."""
         return self.environment.observation_features
 
     @property
     def output_features(self) -> int:
+        """`A + 1`: logits of the policy, and the value."""
         return self.environment.num_actions + 1
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
-        """Observations as they are."""
+        """Returns the identity."""
         del rngs
         return lambda inputs: inputs
 
     def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
-        """A batch yet to be played: inputs are the random keys of every step, `[T, B, 2]`; pure."""
+        """Returns a batch to be played: its inputs are the random keys of every step, `[T, B, 2]`."""
         del step
         shape = (self.params.max_steps_in_episode, batch_size)
         keys = jax.random.key_data(jax.random.split(key, shape))
-        return Batch(keys, jnp.zeros(shape, jnp.int32), jnp.ones(shape), jnp.ones(shape, bool))
+        return Batch(
+            inputs=keys,
+            targets=jnp.zeros(shape, jnp.int32),
+            loss_mask=jnp.ones(shape),
+            mask=jnp.ones(shape, bool),
+        )
 
-    def play(self, model: Any, batch: Batch) -> Batch:
-        """The batch that a model makes of the chance drawn by `sample`: it acts by its own policy.
-
-        inputs: observations `[T, B, D]`; targets: `Played`. What follows the end of an episode is padding.
+    def play(self, model: Agent, batch: Batch) -> Batch:
+        """Lets a model act by its own policy on the random keys of a batch of `sample`.
 
         Args:
-          model: has `start(B) -> carry` and `step(carry, observations [B, D]) -> (carry, logits [B, A + 1])`.
+          model: the agent.
+          batch: a batch of `sample`.
+
+        Returns:
+          The played batch: inputs are observations `[T, B, D]`, targets are `Played`. Steps after the end of an episode
+          are padding.
         """
         act = jax.vmap(self.environment.step_env, (0, 0, 0, None))
         action_keys, step_keys, reset_keys = _split_each(jax.random.wrap_key_data(batch.inputs), 3)
@@ -131,18 +163,21 @@ class ActorCritic(abc.ABC):
         _, done = jax.lax.scan(step, start, (noise, step_keys))
         observations, states, actions, rewards, values, going = jax.lax.stop_gradient(done)
         rewards = jnp.where(going, rewards, 0)
-        returns = discounted_returns(rewards, self.discount)
-        baseline = jnp.broadcast_to(values[:, :1], values.shape) if self.first_baseline else values
-        played = Played(actions, rewards, returns, baseline, states)
-        return Batch(observations, played, going.astype(observations.dtype), going)
+        played = Played(
+            actions=actions,
+            rewards=rewards,
+            returns=discounted_returns(rewards, self.discount),
+            baseline=jnp.broadcast_to(values[:, :1], values.shape) if self.first_baseline else values,
+            states=states,
+        )
+        return Batch(inputs=observations, targets=played, loss_mask=going.astype(observations.dtype), mask=going)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """Episodes of chance that training does not meet, yet to be played."""
-        seed = {"valid": 1, "test": 2}[split]
-        return {"": partial(draw_batches, self, seed, self.evaluation_batches, batch_size)}
+        """Returns one set, "", of batches to be played, with keys that training does not use."""
+        return {"": evaluation_set(self, split, self.evaluation_batches, batch_size)}
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
-        """The actor-critic loss of a played batch, summed over its steps; logits `[T, B, A + 1]`."""
+        """Returns the actor-critic loss of a played batch; logits `[T, B, A + 1]`."""
         played, values = batch.targets, logits[..., -1]
         log_policy = jax.nn.log_softmax(logits[..., :-1])
         chosen = jnp.take_along_axis(log_policy, played.actions[..., None], -1)[..., 0]
@@ -150,28 +185,28 @@ class ActorCritic(abc.ABC):
         value_part = self.value_weight * jnp.square(played.returns - values)
         concentration = self.concentration_weight * jnp.sum(jnp.exp(2 * log_policy), -1)
         terms = policy_part + value_part + concentration
-        return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, terms, 0)), jnp.sum(batch.loss_mask))
+        return Mean(total=jnp.sum(jnp.where(batch.loss_mask > 0, terms, 0)), count=jnp.sum(batch.loss_mask))
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
-        """reward: summed over an episode, mean over episodes."""
+        """Returns reward: summed over an episode, mean over episodes."""
         del logits
-        episodes = jnp.sum(batch.loss_mask[0])
-        return {"reward": Mean(jnp.sum(batch.targets.rewards), episodes)}
+        return {"reward": Mean(total=jnp.sum(batch.targets.rewards), count=jnp.sum(batch.loss_mask[0]))}
 
     @abc.abstractmethod
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """What was done at each step of episode `index` of a played batch, as short text."""
+        """Returns a short text per step for episode `index` of a played batch, such as the action."""
 
     @abc.abstractmethod
     def render(self, batch: Batch, index: int) -> str:
-        """Episode `index` of a played batch as text."""
+        """Returns episode `index` of a played batch as text."""
 
 
 def discounted_returns(rewards: Array, discount: float) -> Array:
-    """R_t = r_t + discount R_{t+1}, with R_T = 0; rewards and returns `[T, ...]`.
+    """Returns R_t = r_t + discount R_{t+1} with R_T = 0; rewards and returns are `[T, ...]`.
 
-    >>> discounted_returns(jnp.array([1.0, 0.0, 2.0]), 0.5)
-    Array([1.5, 1. , 2. ], dtype=float32)
+    Examples:
+      >>> discounted_returns(jnp.array([1.0, 0.0, 2.0]), 0.5)
+      Array([1.5, 1. , 2. ], dtype=float32)
     """
 
     def add(later: Array, reward: Array) -> tuple[Array, Array]:
@@ -182,6 +217,6 @@ def discounted_returns(rewards: Array, discount: float) -> Array:
 
 
 def _split_each(keys: Array, count: int) -> tuple[Array, ...]:
-    """Every key of an array of keys split: `count` arrays of its shape."""
+    """Splits every key of an array into `count` keys; returns `count` arrays of the same shape."""
     each = jax.vmap(partial(jax.random.split, num=count))(keys.reshape(-1))
     return tuple(each[:, index].reshape(keys.shape) for index in range(count))

@@ -1,17 +1,22 @@
-"""Dictionary inference: translate strings with a dictionary that is new in every sequence."""
+"""Dictionary inference: translate strings with a dictionary that is new in every sequence.
+
+Shape letters: `T` time steps, `B` examples, `D` input features.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training._task import Batch, Mean
-from tasks.sampling import draw_batches
+from mnm_jax.training import Batch, Mean
+from tasks.checks import check_sizes
+from tasks.sampling import evaluation_set
 from tasks.scoring import accuracy, cross_entropy
+from tasks.timeline import time_line
 
 Array = jax.Array
 
@@ -23,36 +28,49 @@ TARGET = "NOPQRSTUVWXYZ"
 
 @dataclasses.dataclass(frozen=True)
 class Dictionary:
-    """One-shot translation: S example pairs, then queries, under a fresh bijection of 13 letters onto 13.
+    """One-shot translation: example pairs of strings, then queries, under a new bijection of 13 letters onto 13.
 
-    Each sequence draws a bijection. Support: `support` pairs, a source string of `length` letters and then its
-    translation, one letter a step, letters uniform with replacement. Then `queries` strings made of letters seen in
-    the support; after each the input asks `length` times and the model answers letter by letter. Loss (nats) and
-    accuracy count those steps only. Chance is one over the number of distinct target letters seen.
+    Sequence: `support` pairs, each a source string of `length` letters and its translation, one letter per step. Then
+    `queries` source strings, each followed by `length` steps that ask ("?") for its translation letter by letter. Only
+    these steps count. `T = 2 length (support + queries)`; inputs are one-hot over 13 source letters, 13 target letters
+    and "?", scaled by sqrt(D) in `encoder`: D = 27. Outputs are 13 target letters.
 
-    Meta-training: the outer loss is minimised over sequences drawn afresh for every update, each with a dictionary of
-    its own; nothing about a dictionary survives its sequence, so what is learned is how to bind, not what.
+    Meta-training: every sequence draws a new bijection, uniform over all; support letters are uniform with replacement,
+    query letters uniform over those seen in the support. One update minimises the cross entropy (nats) of the answers
+    over a batch of such sequences. A dictionary does not outlive its sequence and the memory starts each one empty, so
+    the slow parameters learn how to bind pairs, not which pairs.
 
-    The time-line for length 2, one support pair and one query:
-
-        input   h d Z R h h ? ?
-        answer              Z Z
-
-    `T = 2 length (support + queries)`; inputs are one-hot over 13 source letters, 13 target letters and "?": D = 27.
+    Metric: accuracy, the fraction of right letters. Chance: one over the number of distinct target letters seen,
+    reported as `chance`. Oracle: a look-up table of the support; it answers every letter. Evaluation sequences use keys
+    that training does not use.
 
     Args:
-      length: n, letters a string.
+      length: n, letters per string.
       support: S, pairs shown.
-      queries: strings asked for in a sequence.
-      evaluation_batches: batches in each evaluation set.
-      mixed: train on easier sequences of the same T as well: each draws its length from 1..n, and gives its support
-        the usual number of letters and up to half of those of the queries. Evaluations are as without.
-      wider: also evaluate (split "test") with longer strings and larger supports than trained on.
+      queries: strings asked for per sequence.
+      evaluation_batches: batches of each evaluation set.
+      wider: also evaluates (split "test") with longer strings and larger supports than trained on.
+      mixed: also trains on easier sequences of the same `T`: each sequence draws its length from 1..n, and gives its
+        support the usual number of letters and up to half of those of the queries. Evaluation sets are not mixed.
 
     Raises:
-      ValueError: for a number below 1.
+      ValueError: a number below 1.
 
-    Source: Munkhdalai et al., NeurIPS 2019, section 4.1; sizes the paper leaves open are ours.
+    Examples:
+      A bijection with d -> R and h -> Z; the query "hh" is answered "ZZ". The answer row shows the target of every
+      step that counts (`loss_mask` 1):
+
+      >>> task = Dictionary(length=2, support=1, queries=1)
+      >>> batch = task.sample(jax.random.key(0), 4)
+      >>> batch.inputs.shape, batch.targets.shape
+      ((8, 4, 27), (8, 4))
+      >>> print(task.render(batch, 0))
+      input   h d Z R h h ? ?
+      answer              Z Z
+
+    References:
+      Munkhdalai et al., Metalearned Neural Memory, NeurIPS 2019, section 4.1. The paper leaves open how letters
+      are drawn and how many queries a sequence has; both are ours.
     """
 
     length: int = 1
@@ -62,104 +80,88 @@ class Dictionary:
     wider: bool = True
     mixed: bool = False
 
-    def __post_init__(self):
-        for name in ("length", "support", "queries", "evaluation_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
+    name: ClassVar[str] = "dictionary"
+    input_features: ClassVar[int] = 2 * LETTERS + 1
+    output_features: ClassVar[int] = LETTERS
+    loader: ClassVar[None] = None
 
-    @property
-    def name(self) -> str:
-        return "dictionary"
-
-    @property
-    def input_features(self) -> int:
-        return 2 * LETTERS + 1
-
-    @property
-    def output_features(self) -> int:
-        return LETTERS
-
-    loader = None
+    def __post_init__(self) -> None:
+        names = ("length", "support", "queries", "evaluation_batches")
+        check_sizes(**{name: getattr(self, name) for name in names})
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
-        """sqrt(D) times the one-hot input: features of mean square one, which initialisers of weights assume."""
+        """Returns a map that scales one-hot inputs by sqrt(D): mean square one, which weight initialisers assume."""
         del rngs
         return lambda inputs: inputs * self.input_features**0.5
 
     def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
-        """A fresh batch, each example with a dictionary of its own, whatever the step; pure, runs on the device."""
+        """Returns a new batch, each example with a dictionary of its own; the same distribution at every step."""
         del step
-        tokens, targets, asked, real = jax.vmap(self._sequence)(jax.random.split(key, batch_size))
+        tokens, targets, asked, mask = jax.vmap(self._sequence)(jax.random.split(key, batch_size))
         inputs = jax.nn.one_hot(tokens.T, self.input_features)
-        return Batch(inputs, targets.T, asked.T.astype(inputs.dtype), real.T)
+        return Batch(inputs=inputs, targets=targets.T, loss_mask=asked.T.astype(inputs.dtype), mask=mask.T)
 
     def _sequence(self, key: Array) -> tuple[Array, Array, Array, Array]:
-        """(tokens, targets, asked, real), `[T]` each, of one sequence; what is left over at the end is not real."""
+        """Returns (tokens, targets, asked, mask) of one sequence, `[T]` each."""
         dictionary_key, support_key, query_key = jax.random.split(key, 3)
         dictionary = jax.random.permutation(dictionary_key, LETTERS)
-        room, more = self.length * self.support, self.length * self.queries  # letters of all strings
+        # Letters of the support and of the queries; a line is a string and its translation.
+        support_letters, query_letters = self.length * self.support, self.length * self.queries
         length = self.length
         if self.mixed:
             length = jax.random.randint(jax.random.fold_in(key, 0), (), 1, self.length + 1)
-        pairs, lines = room // length, room // length + more // length
+        pairs = support_letters // length
+        lines = pairs + query_letters // length
         if self.mixed:
-            most = lines - jnp.maximum(more // 2 // length, 1)
+            most = lines - jnp.maximum(query_letters // 2 // length, 1)
             pairs = jax.random.randint(jax.random.fold_in(key, 1), (), pairs, most + 1)
 
-        shown = jax.random.randint(support_key, (room + more,), 0, LETTERS)
-        seen = jnp.zeros(LETTERS, bool).at[shown].max(jnp.arange(room + more) < pairs * length)
-        query = jax.random.categorical(query_key, jnp.where(seen, 0.0, -jnp.inf), shape=(more,))
+        letters = support_letters + query_letters
+        shown = jax.random.randint(support_key, (letters,), 0, LETTERS)
+        seen = jnp.zeros(LETTERS, bool).at[shown].max(jnp.arange(letters) < pairs * length)
+        query = jax.random.categorical(query_key, jnp.where(seen, 0.0, -jnp.inf), shape=(query_letters,))
 
-        line, place = jnp.divmod(jnp.arange(2 * (room + more)), 2 * length)
-        is_query, second, real = line >= pairs, place >= length, line < lines
-        at = line * length + place % length
-        letter = jnp.where(is_query, query[at - pairs * length], shown[at])
+        line, place = jnp.divmod(jnp.arange(2 * letters), 2 * length)
+        is_query, is_translation, mask = line >= pairs, place >= length, line < lines
+        position = line * length + place % length
+        letter = jnp.where(is_query, query[position - pairs * length], shown[position])
         translation = dictionary[letter]
-        asked = is_query & second & real
-        tokens = jnp.where(second, jnp.where(is_query, ASK, LETTERS + translation), letter)
-        return tokens, jnp.where(asked, translation, 0), asked, real
+        asked = is_query & is_translation & mask
+        tokens = jnp.where(is_translation, jnp.where(is_query, ASK, LETTERS + translation), letter)
+        return tokens, jnp.where(asked, translation, 0), asked, mask
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """The trained setting, and for "test" also two and four times the support and longer strings."""
+        """Returns the trained setting (""); for "test" also two and four times the support, and longer strings."""
         plain = dataclasses.replace(self, mixed=False)
-        if split == "valid":
-            return {"": partial(plain._batches, 1, batch_size)}
         sets = {"": plain}
-        if self.wider:
-            sets |= {
-                f"support={s}": dataclasses.replace(plain, support=s) for s in (2 * self.support, 4 * self.support)
-            }
-            sets |= {f"length={n}": dataclasses.replace(plain, length=n) for n in (self.length + 1, self.length + 2)}
-        return {name: partial(task._batches, 2, batch_size) for name, task in sets.items()}
-
-    def _batches(self, seed: int, batch_size: int) -> Iterable[Batch]:
-        return draw_batches(self, seed, self.evaluation_batches, batch_size)
+        if split == "test" and self.wider:
+            for support in (2 * self.support, 4 * self.support):
+                sets[f"support={support}"] = dataclasses.replace(plain, support=support)
+            for length in (self.length + 1, self.length + 2):
+                sets[f"length={length}"] = dataclasses.replace(plain, length=length)
+        return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
+        """Returns the cross entropy in nats per letter asked for; logits `[T, B, 13]`."""
         return cross_entropy(logits, batch)
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
-        """accuracy of the answers, and chance: one over the distinct target letters seen."""
+        """Returns "accuracy", and "chance": one over the number of distinct target letters seen."""
         distinct = jnp.sum(jnp.max(batch.inputs[:, :, LETTERS:ASK], 0), -1)
         chance = batch.loss_mask / jnp.maximum(distinct, 1)[None]
-        return {"accuracy": accuracy(logits, batch), "chance": Mean(jnp.sum(chance), jnp.sum(batch.loss_mask))}
+        return {
+            "accuracy": accuracy(logits, batch),
+            "chance": Mean(total=jnp.sum(chance), count=jnp.sum(batch.loss_mask)),
+        }
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """What stands on the time axis: a letter of either alphabet, or "?"."""
-        real = np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]
-        return [(SOURCE + TARGET + "?")[t] for t in np.argmax(real, -1)]
+        """Returns the input of each step of example `index`: a letter of either alphabet, or "?"."""
+        inputs = np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]
+        return [(SOURCE + TARGET + "?")[token] for token in np.argmax(inputs, -1)]
 
     def render(self, batch: Batch, index: int) -> str:
-        """Example `index` as a time-line: what goes in, and what is to come out.
-
-        >>> task = Dictionary(length=2, support=1, queries=1)
-        >>> print(task.render(task.sample(jax.random.key(0), 1), 0))
-        input   h d Z R h h ? ?
-        answer              Z Z
-        """
-        answers = [
-            TARGET[t] if m else " "
-            for t, m in zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
-        ]
-        lines = ["input   " + " ".join(self.tokens(batch, index)), "answer  " + " ".join(answers)]
-        return "\n".join(line.rstrip() for line in lines)
+        """Returns example `index` as a time-line of inputs and answers."""
+        tokens = self.tokens(batch, index)
+        steps = zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
+        answers = [TARGET[target] if counts else "" for target, counts in steps]
+        return time_line(tokens, answers[: len(tokens)])

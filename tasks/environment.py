@@ -1,6 +1,6 @@
-"""What an environment of reinforcement learning is: pure functions of explicit state, after the contract of gymnax 1.0.
+"""The interface of an environment of reinforcement learning: pure functions of explicit state, as in gymnax 1.0.
 
-Shape letter: `D` numbers in an observation.
+Shape letter: `D` numbers of an observation.
 """
 
 import abc
@@ -10,17 +10,20 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Transition = tuple[Array, Any, Array, Array, dict[str, Any]]  # observation, state, reward, terminated, info
 
 
 class Environment(abc.ABC):
-    """An environment with `num_actions` discrete actions and observations `[D]`; of one episode: batch it by `vmap`.
+    """An environment of one episode, with discrete actions and observations `[D]`; use `jax.vmap` for a batch.
 
-    observation_features: `D`. num_actions: actions are 0, ..., num_actions - 1.
-    default_params: numbers that may be traced, `max_steps_in_episode` among them.
+    A subclass defines `reset_env` and `step_env`. Its state has a field `time`, the steps taken in the episode.
 
-    A subclass writes `reset_env` and `step_env`; its state needs a field `time`, steps taken in the episode.
+    Attributes:
+      observation_features: `D`.
+      num_actions: number of actions; an action is one of 0, ..., num_actions - 1.
 
-    Source: the interface of gymnax 1.0 (six values a step, terminated and truncated apart, resets by itself).
+    References:
+      Lange, gymnax 1.0: `step` returns six values, "terminated" apart from "truncated", and resets by itself.
     """
 
     observation_features: ClassVar[int]
@@ -28,35 +31,39 @@ class Environment(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def default_params(self) -> Any: ...
+    def default_params(self) -> Any:
+        """Numbers that may be traced; `max_steps_in_episode` is one of them."""
 
     @abc.abstractmethod
     def reset_env(self, key: Array, params: Any) -> tuple[Array, Any]:
-        """(observation, state) at the start of an episode."""
+        """Returns (observation, state) at the start of an episode."""
 
     @abc.abstractmethod
-    def step_env(
-        self, key: Array, state: Any, action: Array, params: Any
-    ) -> tuple[Array, Any, Array, Array, dict[str, Any]]:
-        """(observation, state, reward, terminated, info) after an action; the limit of steps is not looked at."""
+    def step_env(self, key: Array, state: Any, action: Array, params: Any) -> Transition:
+        """Returns (observation, state, reward, terminated, info) after an action; ignores the limit of steps."""
 
     def reset(self, key: Array, params: Any = None) -> tuple[Array, Any]:
-        """(observation, state) at the start of an episode; the key is used up."""
+        """Returns (observation, state) at the start of an episode. Consumes the key."""
         return self.reset_env(key, self.default_params if params is None else params)
 
     def step(
         self, key: Array, state: Any, action: Array, params: Any = None
     ) -> tuple[Array, Any, Array, Array, Array, dict[str, Any]]:
-        """(observation, state, reward, terminated, truncated, info) after an action; the key is used up.
+        """Takes one step, and starts the next episode if this one ends. Consumes the key.
 
-        When the episode ends, by itself (terminated) or at its limit of steps (truncated), observation and state are
-        those of the next one, and `info["final_observation"]` is the last one of the old.
+        Returns:
+          (observation, state, reward, terminated, truncated, info). An episode ends by itself (terminated) or at its
+          limit of steps (truncated); observation and state then belong to the next episode, and
+          `info["final_observation"]` is the last observation of the old one.
         """
         params = self.default_params if params is None else params
         step_key, reset_key = jax.random.split(key)
         seen, after, reward, terminated, info = self.step_env(step_key, state, action, params)
         truncated = after.time >= params.max_steps_in_episode
-        first, fresh = self.reset_env(reset_key, params)
-        choose = lambda new, old: jnp.where(terminated | truncated, new, old)  # noqa: E731
+        first, initial = self.reset_env(reset_key, params)
+
+        def choose(new: Array, old: Array) -> Array:
+            return jnp.where(terminated | truncated, new, old)
+
         info = {**info, "terminated": terminated, "truncated": truncated, "final_observation": seen}
-        return choose(first, seen), jax.tree.map(choose, fresh, after), reward, terminated, truncated, info
+        return choose(first, seen), jax.tree.map(choose, initial, after), reward, terminated, truncated, info

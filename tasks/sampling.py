@@ -1,20 +1,41 @@
 """Evaluation sets of tasks that draw their sequences."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 
-from mnm_jax.training._task import Batch, Task
+from mnm_jax.training import Batch
+from tasks.checks import check_choice
+
+_SEEDS = {"valid": 1, "test": 2}
 
 
-def draw_batches(task: Task, seed: int, count: int, batch_size: int) -> Iterable[Batch]:
-    """The same `count` batches on every call, with keys far from those of training, whose seeds are small numbers."""
+def evaluation_set(task: Any, split: str, count: int, batch_size: int) -> Callable[[], Iterator[Batch]]:
+    """Returns a source of `count` batches of a task, the same ones on every call.
+
+    The keys are folded from a seed of their own, so that no run with a small seed trains on these sequences.
+
+    Args:
+      task: a task with `sample`; hashable.
+      split: "valid" or "test"; the two share no sequence.
+      count: number of batches.
+      batch_size: examples of each batch, `B`.
+
+    Raises:
+      ValueError: another split.
+    """
+    check_choice("split", split, _SEEDS)
+    return partial(_draw_all, task, _SEEDS[split], count, batch_size)
+
+
+def _draw_all(task: Any, seed: int, count: int, batch_size: int) -> Iterator[Batch]:
     key = jax.random.fold_in(jax.random.key(2**31 - 1), seed)
     for index in range(count):
         yield _draw(task, jax.random.fold_in(key, index), batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _draw(task: Task, key: jax.Array, batch_size: int) -> Batch:
+def _draw(task: Any, key: jax.Array, batch_size: int) -> Batch:
     return task.sample(key, batch_size)

@@ -1,4 +1,9 @@
-"""Loss and metrics of tasks that ask at some steps: for one class, or for a vector of bits."""
+"""Loss and metrics of tasks that ask for one class, or for a vector of bits, at some steps.
+
+A step counts where `batch.loss_mask` is 1; logits of other steps never reach a number, not even infinite ones.
+
+Shape letters: `T` time steps, `B` examples, `C` classes or bits.
+"""
 
 from collections.abc import Mapping
 
@@ -6,53 +11,54 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnm_jax.training._task import Batch, Mean
+from mnm_jax.training import Batch, Mean
 
 Array = jax.Array
 
 
 def cross_entropy(logits: Array, batch: Batch) -> Mean:
-    """-log softmax(logits)[target] in nats, summed over counted steps; logits `[T, B, C]`, in float32 at least."""
-    if jnp.finfo(logits.dtype).bits < 32:
-        logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    # Not a product: where a step does not count, not even an infinite logit may reach the sum.
-    return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, losses, 0)), jnp.sum(batch.loss_mask))
+    """Returns -log softmax(logits)[target] in nats per counted step, in float32 or wider; logits `[T, B, C]`."""
+    return _mean(optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), batch.targets), batch)
 
 
 def accuracy(logits: Array, batch: Batch) -> Mean:
-    """Fraction of counted steps whose largest logit is the target's."""
-    right = jnp.argmax(logits, -1) == batch.targets
-    return Mean(jnp.sum(jnp.where(right, batch.loss_mask, 0)), jnp.sum(batch.loss_mask))
+    """Returns the fraction of counted steps at which the target has the largest logit; logits `[T, B, C]`."""
+    return _mean((jnp.argmax(logits, -1) == batch.targets).astype(batch.loss_mask.dtype), batch)
 
 
-def error(logits: Array, batch: Batch) -> Mapping[str, Mean]:
-    """{"accuracy", "error"}: error = 1 - accuracy."""
+def accuracy_and_error(logits: Array, batch: Batch) -> Mapping[str, Mean]:
+    """Returns "accuracy" and "error" = 1 - accuracy; logits `[T, B, C]`."""
     right = accuracy(logits, batch)
-    return {"accuracy": right, "error": Mean(right.count - right.total, right.count)}
+    return {"accuracy": right, "error": Mean(total=right.count - right.total, count=right.count)}
 
 
 def bit_cross_entropy(logits: Array, batch: Batch) -> Mean:
-    """Sigmoid cross entropy in nats a bit, summed over counted steps; logits and targets `[T, B, C]`."""
-    if jnp.finfo(logits.dtype).bits < 32:
-        logits = logits.astype(jnp.float32)
-    losses = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch.targets), -1)
-    return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, losses, 0)), jnp.sum(batch.loss_mask))
+    """Returns the sigmoid cross entropy in nats per bit of counted steps; logits and targets `[T, B, C]`."""
+    return _mean(jnp.mean(optax.sigmoid_binary_cross_entropy(_at_least_float32(logits), batch.targets), -1), batch)
 
 
 def bit_accuracy(logits: Array, batch: Batch) -> Mean:
-    """Fraction of bits on whose side the logit is, over counted steps; logits and targets `[T, B, C]`."""
-    right = jnp.mean(_right_bits(logits, batch), -1, dtype=batch.loss_mask.dtype)
-    return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, right, 0)), jnp.sum(batch.loss_mask))
+    """Returns the fraction of right bits at counted steps; logits and targets `[T, B, C]`."""
+    return _mean(jnp.mean(_right_bits(logits, batch), -1, dtype=batch.loss_mask.dtype), batch)
 
 
 def whole_sequences(logits: Array, batch: Batch) -> Mean:
-    """Fraction of sequences, of those with a counted step, that have every bit right."""
+    """Returns the fraction of sequences without a wrong bit, among those with a counted step."""
     counted = jnp.asarray(batch.loss_mask > 0)
     wrong = jnp.any(counted & ~jnp.all(_right_bits(logits, batch), -1), axis=0)
     asked = jnp.any(counted, axis=0)
     dtype = batch.loss_mask.dtype
-    return Mean(jnp.sum(asked & ~wrong, dtype=dtype), jnp.sum(asked, dtype=dtype))
+    return Mean(total=jnp.sum(asked & ~wrong, dtype=dtype), count=jnp.sum(asked, dtype=dtype))
+
+
+def _mean(values: Array, batch: Batch) -> Mean:
+    """Returns the mean of values `[T, B]` over counted steps."""
+    # jnp.where, not a product: 0 times an infinite or undefined value is undefined.
+    return Mean(total=jnp.sum(jnp.where(batch.loss_mask > 0, values, 0)), count=jnp.sum(batch.loss_mask))
+
+
+def _at_least_float32(logits: Array) -> Array:
+    return logits.astype(jnp.float32) if jnp.finfo(logits.dtype).bits < 32 else logits
 
 
 def _right_bits(logits: Array, batch: Batch) -> Array:

@@ -1,4 +1,4 @@
-"""The tasks of the Neural Turing Machine and their kin: bits in, bits out, one task a file."""
+"""Algorithmic tasks after the Neural Turing Machine: vectors of bits in, vectors of bits out, one task per file."""
 
 from tasks.algorithmic.associative_recall import AssociativeRecall
 from tasks.algorithmic.copy import Copy

@@ -1,12 +1,11 @@
-"""What the tasks on bits share: sampling, curriculum, evaluation sets, score and pictures.
+"""Common parts of the tasks on bits: sampling, curriculum, evaluation sets, score and pictures.
 
-Shape letters: `T` time steps, `B` examples, `D` input features, `C` bits put out.
+Shape letters: `T` time steps, `B` examples, `D` input features, `C` bits of an answer.
 """
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -14,46 +13,58 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training._task import Batch, Mean
-from tasks.sampling import draw_batches
+from mnm_jax.training import Batch, Mean
+from tasks.checks import check_not_negative, check_sizes
+from tasks.sampling import evaluation_set
 from tasks.scoring import bit_accuracy, bit_cross_entropy, whole_sequences
+from tasks.timeline import time_line
 
 Array = jax.Array
 
 
-class Sequence(NamedTuple):
-    """One sequence, padding last. inputs `[T, D]`; answers `[T, C]` of +-1; counted, real: `[T]` bool."""
+class BitSequence(NamedTuple):
+    """One sequence, padding last.
+
+    inputs: `[T, D]`.
+    answers: bits as +1 and -1, `[T, C]`; ignored where `loss_mask` is False.
+    loss_mask: `[T]` bool, True where the answer counts.
+    mask: `[T]` bool, False = padding.
+    """
 
     inputs: Array
     answers: Array
-    counted: Array
-    real: Array
+    loss_mask: Array
+    mask: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitTask(abc.ABC):
     """A task whose inputs and answers are vectors of random bits.
 
-    A bit goes in as +1 or -1, and as 0 where nothing is shown; flags have channels of their own behind the bits.
-    An answer is C bits at once: logits `[T, B, C]`, sigmoid cross entropy in nats a bit, accuracy the share of right
-    bits (chance 0.5), and `whole`, the share of sequences with every bit right.
+    Inputs: a bit is +1 or -1, and 0 where nothing is shown; flags have channels of their own after the bits. An answer
+    is C bits at one step.
 
-    Each sequence draws its length, uniform from `shortest` to `length`. With a curriculum the longest of them grows
-    with the updates, linearly from `shortest` to `length` over the first `curriculum` updates.
+    Meta-training: every sequence draws new bits and a length, uniform from `shortest` to `length`; its memory starts
+    empty. One update minimises the sigmoid cross entropy (nats per bit) of the answers over a batch of such sequences.
+    With a curriculum (Zaremba and Sutskever, 2014) the upper limit of the length grows linearly with the updates, from
+    `shortest` to `length` over the first `curriculum` updates, so that short sequences are always among them.
+
+    Metrics: accuracy, the fraction of right bits, and whole, the fraction of sequences with every bit right. Chance:
+    0.5 of the bits, and no whole sequence. Oracle: the answers follow from the inputs; tests/tasks/test_algorithmic.py
+    reads them off. Evaluation sequences use keys that training does not use.
+
+    A subclass defines `name` and `draw`; see `tasks.algorithmic.Copy`.
 
     Args:
-      length: longest sequence trained on; what it counts is the task's affair.
-      shortest: shortest sequence.
-      bits: in a vector.
-      curriculum: updates until the longest sequences are trained on; 0: from the first update on.
-      lengths: evaluated at the end (split "test"), beside the longest trained on.
-      evaluation_batches: batches in each evaluation set.
+      length: largest length trained on; each task says what its length counts.
+      shortest: smallest length.
+      bits: bits per vector.
+      curriculum: updates until the largest length is trained on; 0: from the first update on.
+      lengths: lengths evaluated at the end (split "test"), besides the largest trained on.
+      evaluation_batches: batches of each evaluation set.
 
     Raises:
-      ValueError: for a number below 1 (a curriculum below 0), or shortest > length.
-
-    Source: the curriculum is the one of growing difficulty of Zaremba and Sutskever, 2014, with shorter sequences
-    always mixed in.
+      ValueError: a number below 1 (below 0 for the curriculum), or shortest > length.
     """
 
     length: int
@@ -65,135 +76,125 @@ class BitTask(abc.ABC):
 
     name: ClassVar[str]
     flags: ClassVar[tuple[str, ...]] = ("|",)
-    loader = None
+    loader: ClassVar[None] = None
 
-    def __post_init__(self):
-        object.__setattr__(self, "lengths", tuple(self.lengths))  # a list, where it comes from a file
-        check_at_least(
-            1,
-            length=self.length,
-            shortest=self.shortest,
-            bits=self.bits,
-            evaluation_batches=self.evaluation_batches,
-            **{"every one of lengths": min(self.lengths, default=1)},
-        )
-        check_at_least(0, curriculum=self.curriculum)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", tuple(self.lengths))  # a config read from JSON has a list
+        names = ("length", "shortest", "bits", "evaluation_batches")
+        check_sizes(**{name: getattr(self, name) for name in names})
+        check_sizes(**{"every one of lengths": min(self.lengths, default=1)})
+        check_not_negative(curriculum=self.curriculum)
         if self.shortest > self.length:
             raise ValueError(f"shortest must be <= length = {self.length}, got {self.shortest}.")
 
     @property
     def input_features(self) -> int:
+        """`D`."""
         return self.bits + len(self.flags)
 
     @property
     def output_features(self) -> int:
+        """`C`."""
         return self.bits
 
+    @abc.abstractmethod
+    def draw(self, key: Array, growth: Array) -> BitSequence:
+        """Returns a new sequence. `growth`: progress of the curriculum, from 0 to 1."""
+
+    def draw_length(self, key: Array, growth: Array) -> Array:
+        """Returns the length of a new sequence."""
+        return draw_up_to(key, self.shortest, self.length, growth)
+
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
-        """The inputs as they are."""
+        """Returns the identity."""
         del rngs
         return lambda inputs: inputs
 
     def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
-        """A fresh batch, as trained on after `step` updates (None: when the curriculum is over); pure."""
+        """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
         growth = jnp.float32(1)
         if self.curriculum and step is not None:
             growth = jnp.minimum(jnp.float32(1), (step + 1).astype(jnp.float32) / self.curriculum)
-        drawn = jax.vmap(self._sequence, (0, None))(jax.random.split(key, batch_size), growth)
-        inputs, answers, counted, real = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
-        targets = jnp.where(counted[..., None], (answers + 1) / 2, 0)
-        return Batch(inputs, targets, counted.astype(inputs.dtype), real)
-
-    @abc.abstractmethod
-    def _sequence(self, key: Array, growth: Array) -> Sequence:
-        """One sequence; growth: how far the curriculum is, from 0 to 1."""
-
-    def _draw_length(self, key: Array, growth: Array) -> Array:
-        return draw_up_to(key, self.shortest, self.length, growth)
+        drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
+        inputs, answers, loss_mask, mask = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
+        targets = jnp.where(loss_mask[..., None], (answers + 1) / 2, 0)
+        return Batch(inputs=inputs, targets=targets, loss_mask=loss_mask.astype(inputs.dtype), mask=mask)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """The trained lengths mixed; for "test" also the longest of them alone, and each of `lengths`."""
-        if split == "valid":
-            return {"": partial(self._batches, 1, batch_size)}
-        return {name: partial(task._batches, 2, batch_size) for name, task in ({"": self} | self._wider()).items()}
+        """Returns all trained lengths mixed (""); for "test" also the largest alone, and each of `lengths`."""
+        sets = {"": self} | (self.wider() if split == "test" else {})
+        return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 
-    def _wider(self) -> dict[str, "BitTask"]:
-        return {f"length={n}": self._with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
+    def wider(self) -> dict[str, "BitTask"]:
+        """Returns the settings that are evaluated at the end besides the trained one, by name."""
+        return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
 
-    def _with_length(self, length: int) -> "BitTask":
+    def with_length(self, length: int) -> "BitTask":
+        """Returns this task with sequences of one length."""
         return dataclasses.replace(self, length=length, shortest=length)
 
-    def _batches(self, seed: int, batch_size: int) -> Iterable[Batch]:
-        return draw_batches(self, seed, self.evaluation_batches, batch_size)
-
     def loss(self, logits: Array, batch: Batch) -> Mean:
+        """Returns the sigmoid cross entropy in nats per bit; logits `[T, B, C]`."""
         return bit_cross_entropy(logits, batch)
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
-        """accuracy: share of right bits; whole: share of sequences without a wrong bit; chance: 0.5, of a bit."""
+        """Returns "accuracy" of the bits, "whole" sequences, and "chance", which is 0.5."""
         right = bit_accuracy(logits, batch)
         return {
             "accuracy": right,
             "whole": whole_sequences(logits, batch),
-            "chance": Mean(right.count / 2, right.count),
+            "chance": Mean(total=right.count / 2, count=right.count),
         }
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """What goes in: bits as a hexadecimal number, a flag by its sign, "." where nothing is shown."""
-        real = np.asarray(batch.mask[:, index])
-        return [self._token(row) for row in np.asarray(batch.inputs[:, index])[real]]
+        """Returns the input of each step: bits as a hexadecimal number, a flag by its sign, "." for nothing."""
+        return [self.token(row) for row in np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]]
 
-    def _token(self, row: np.ndarray) -> str:
+    def token(self, row: np.ndarray) -> str:
+        """Returns the input of one step `[D]` as text."""
         flags = [flag for flag, value in zip(self.flags, row[self.bits :], strict=True) if value]
         return "".join((as_hex(row[: self.bits]) if row[: self.bits].any() else "", *flags)) or "."
 
-    def render(self, batch: Batch, index: int) -> str:
-        """Example `index` as a time-line: what goes in, and what is to come out."""
-        tokens = self.tokens(batch, index)
-        steps = zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
-        answers = [self._answer(bits) if counted else "" for bits, counted in steps]
-        columns = [(token, answer) for token, answer in zip(tokens, answers[: len(tokens)], strict=True)]
-        rows = [" ".join(column[row].ljust(max(map(len, column))) for column in columns) for row in (0, 1)]
-        return f"input   {rows[0].rstrip()}\nanswer  {rows[1].rstrip()}"
-
-    def _answer(self, bits: np.ndarray) -> str:
+    def answer(self, bits: np.ndarray) -> str:
+        """Returns the answer of one step, C bits as 0 and 1, as text."""
         return as_hex(2 * bits - 1)
 
-
-def check_at_least(least: int, **numbers: int) -> None:
-    """Raises ValueError unless every named number is at least `least`."""
-    for name, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{name} must be >= {least}, got {number}.")
+    def render(self, batch: Batch, index: int) -> str:
+        """Returns example `index` as a time-line of inputs and answers."""
+        tokens = self.tokens(batch, index)
+        steps = zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
+        answers = [self.answer(bits) if counts else "" for bits, counts in steps]
+        return time_line(tokens, answers[: len(tokens)])
 
 
 def signs(key: Array, shape: tuple[int, ...]) -> Array:
-    """Random bits as +1 and -1."""
+    """Returns random bits as +1 and -1."""
     return jax.random.rademacher(key, shape, jnp.float32)
 
 
 def rows(values: Array, index: Array, chosen: Array) -> Array:
-    """`[T, ...]`: values[index_t] where chosen_t, else 0; an index out of range is never chosen."""
+    """Returns `[T, ...]`: values[index_t] where chosen_t, else 0. An index out of range must not be chosen."""
     taken = jnp.take(values, index, axis=0, mode="clip")
     return jnp.where(chosen.reshape(chosen.shape + (1,) * (taken.ndim - chosen.ndim)), taken, 0)
 
 
 def with_flags(vectors: Array, *flags: Array) -> Array:
-    """`[T, D]`: vectors `[T, bits]` with channels `[T]` behind them."""
+    """Returns `[T, D]`: vectors `[T, bits]` followed by a channel `[T]` per flag."""
     return jnp.concatenate([vectors, *(flag[:, None].astype(vectors.dtype) for flag in flags)], axis=1)
 
 
 def draw_up_to(key: Array, low: int, high: int, growth: Array) -> Array:
-    """A whole number, uniform from `low` to `low + growth (high - low)`, rounded up."""
+    """Returns an integer, uniform from `low` to `low + growth (high - low)`, rounded up."""
     most = low + jnp.ceil((high - low) * growth).astype(jnp.int32)
     return jax.random.randint(key, (), low, most + 1)
 
 
-def as_hex(values: np.ndarray) -> str:
-    """Bits (set where positive), the first one highest, as a hexadecimal number.
+def as_hex(values: Sequence[float] | np.ndarray) -> str:
+    """Returns bits (1 where positive), the first one highest, as a hexadecimal number.
 
-    >>> as_hex(np.array([1, -1, 1, -1, -1, -1, 1, 1]))
-    'a3'
+    Examples:
+      >>> as_hex([1, -1, 1, -1, -1, -1, 1, 1])
+      'a3'
     """
     number = int("".join("1" if value > 0 else "0" for value in values), 2)
     return f"{number:0{-(-len(values) // 4)}x}"

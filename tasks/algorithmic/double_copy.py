@@ -1,38 +1,39 @@
-"""Double copy: put out twice what was put in."""
+"""Double copy: repeat a sequence of vectors twice."""
 
 import dataclasses
 from typing import ClassVar
 
 import jax
 
-from tasks.algorithmic.bits import BitTask, Sequence
-from tasks.algorithmic.copy import copies
+from tasks.algorithmic.bits import BitSequence, BitTask
+from tasks.algorithmic.copy import draw_copies
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DoubleCopy(BitTask):
-    """Vectors of bits, a flag, and then the same vectors twice, with nothing shown and no mark in between.
+    """Vectors of bits and a flag; then, with nothing shown, the same vectors twice are the answers.
 
-    The time-line of two vectors:
+    The length counts vectors. `T = 3 length + 1`; inputs are 8 bits and the flag, D = 9; answers are 8 bits, C = 8. No
+    input marks the start of the second copy. Meta-training, metrics, chance level and arguments: see `BitTask`. Oracle:
+    a list that is read twice.
 
-        input   e9 b4 | .  .  .  .
-        answer          e9 b4 e9 b4
+    Examples:
+      >>> task = DoubleCopy(length=2, shortest=2)
+      >>> batch = task.sample(jax.random.key(0), 2)
+      >>> print(task.render(batch, 0))
+      input   e9 b4 | .  .  .  .
+      answer          e9 b4 e9 b4
 
-    `T = 3 length + 1`; inputs are 8 bits and the flag: D = 9. The length counts vectors.
-
-    Source: Le et al., ICLR 2019 (arXiv 1901.01347), section 4.2 ("double"); bits and lengths as in `Copy`.
-
-    >>> task = DoubleCopy(length=2, shortest=2)
-    >>> print(task.render(task.sample(jax.random.key(0), 1), 0))
-    input   e9 b4 | .  .  .  .
-    answer          e9 b4 e9 b4
+    References:
+      Le et al., Learning to Remember More with Less Memorization, ICLR 2019 (arXiv 1901.01347), section 4.2 ("double");
+      bits and lengths as in `Copy`.
     """
 
     length: int = 20
     lengths: tuple[int, ...] = (30, 50)
     name: ClassVar[str] = "double_copy"
 
-    def _sequence(self, key: Array, growth: Array) -> Sequence:
-        return copies(self, key, growth, 2)
+    def draw(self, key: Array, growth: Array) -> BitSequence:
+        return draw_copies(self, key, growth, 2)

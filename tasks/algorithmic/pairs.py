@@ -1,4 +1,4 @@
-"""Pairs: how many random pairs a memory recalls after one pass, and whether it forgets what was overwritten."""
+"""Pairs: how many random pairs a memory recalls after one pass, and whether a new value replaces the old one."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,42 +7,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.algorithmic.bits import BitTask, Sequence, as_hex, check_at_least, rows, signs
+from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, rows, signs
+from tasks.checks import check_sizes
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs(BitTask):
-    """Pairs of a random key and a random value, one a step; then the keys in another order, asked for their values.
+    """Pairs of a random key and a random value, one write per step; then every key in another order asks for its value.
 
-    The time-line of three pairs, and of two whose values are then overwritten:
+    Most sequences write each of `length` keys once. A share `overwriting` of them has half as many keys (rounded up);
+    the other writes give keys that are already written, in another order, a new value. The answer is the value written
+    last under the key asked for. The length counts writes. `T = 2 length` (3/2 length if all sequences overwrite);
+    inputs are 8 bits of value, 0 where one is asked for, and 16 of key, D = 24; answers are 8 bits, C = 8.
 
-        input   b0a2=26 ba85=b2 fac7=44 b0a2 fac7 ba85
-        answer                          26   44   b2
-
-        input   b0a2=26 ba85=b2 ba85=44 b0a2=b7 b0a2 ba85
-        answer                                  b7   44
-
-    A sequence of `length` writes has as many keys, each written once; a share `overwriting` of the sequences has half
-    of them (rounded up), of which the other writes write some or all again, in another order, with another value.
-    The answer is what was written last under the very key asked for. `T = 2 length` (or 3/2); inputs are 8 bits of
-    value (0 where one is asked for) and 16 of key: D = 24. The length counts writes.
-
-    Test sets: "length=N" are N keys written once, "overwriting=N" are N keys written twice.
+    Meta-training, metrics and chance level: see `BitTask`. Test sets: "length=N" has N keys written once,
+    "overwriting=N" has N keys written twice. Oracle: a hash table.
 
     Args:
-      key_bits: in a key; `bits` are those in a value.
-      overwriting: from 0 to 1.
-      Others: see `BitTask`.
+      key_bits: bits per key; `bits` are those of a value.
+      overwriting: share of the sequences that write keys again, from 0 to 1. Other arguments: see `BitTask`.
 
     Raises:
-      ValueError: see `BitTask`; or overwriting outside of 0..1.
+      ValueError: see `BitTask`; or key_bits < 1, or overwriting outside [0, 1].
 
-    >>> task = Pairs(length=3, shortest=3, overwriting=0)
-    >>> print(task.render(task.sample(jax.random.key(0), 1), 0))
-    input   b0a2=26 ba85=b2 fac7=44 b0a2 fac7 ba85
-    answer                          26   44   b2
+    Examples:
+      >>> task = Pairs(length=3, shortest=3, overwriting=0)
+      >>> batch = task.sample(jax.random.key(0), 2)
+      >>> print(task.render(batch, 0))
+      input   b0a2=26 ba85=b2 fac7=44 b0a2 fac7 ba85
+      answer                          26   44   b2
+
+      Two keys, each written twice; the second value counts:
+
+      >>> task = Pairs(length=4, shortest=4, overwriting=1)
+      >>> print(task.render(task.sample(jax.random.key(0), 2), 0))
+      input   b0a2=26 ba85=b2 ba85=44 b0a2=b7 b0a2 ba85
+      answer                                  b7   44
+
+    References:
+      The task is ours: a probe of a memory's capacity.
     """
 
     length: int = 16
@@ -51,9 +56,9 @@ class Pairs(BitTask):
     lengths: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32)
     name: ClassVar[str] = "pairs"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, key_bits=self.key_bits)
+        check_sizes(key_bits=self.key_bits)
         if not 0 <= self.overwriting <= 1:
             raise ValueError(f"overwriting must be from 0 to 1, got {self.overwriting}.")
 
@@ -61,40 +66,45 @@ class Pairs(BitTask):
     def input_features(self) -> int:
         return self.bits + self.key_bits
 
-    def _sequence(self, key: Array, growth: Array) -> Sequence:
+    def draw(self, key: Array, growth: Array) -> BitSequence:
         length_key, kind_key, key_key, value_key, again_key, order_key = jax.random.split(key, 6)
-        length = self._draw_length(length_key, growth)
-        known = jnp.where(jax.random.bernoulli(kind_key, float(self.overwriting)), (length + 1) // 2, length)
+        length = self.draw_length(length_key, growth)
+        distinct = jnp.where(jax.random.bernoulli(kind_key, float(self.overwriting)), (length + 1) // 2, length)
         keys = signs(key_key, (self.length, self.key_bits))
         values = signs(value_key, (self.length, self.bits))
 
         write = jnp.arange(self.length)
-        again = jnp.take(_shuffle(again_key, self.length, known), write - known, mode="clip")
-        written = keys[jnp.where(write < known, write, again)]
-        asked = keys[_shuffle(order_key, self.length, known)]
-        # By content, not by number: should two keys be equal, the one written last counts.
+        again = jnp.take(_shuffle(again_key, self.length, distinct), write - distinct, mode="clip")
+        written = keys[jnp.where(write < distinct, write, again)]
+        asked = keys[_shuffle(order_key, self.length, distinct)]
+        # By content, not by number: if two random keys are equal, the value written last counts.
         match = (asked @ written.T == self.key_bits) & (write < length)[None]
         recalled = values[jnp.max(jnp.where(match, write[None], 0), axis=1)]
 
         t = jnp.arange(self.length + (self.length if self.overwriting < 1 else (self.length + 1) // 2))
-        shown, counted = t < length, (t >= length) & (t < length + known)
-        key_vectors = rows(written, t, shown) + rows(asked, t - length, counted)
-        inputs = jnp.concatenate([rows(values, t, shown), key_vectors], axis=1)
-        return Sequence(inputs, rows(recalled, t - length, counted), counted, t < length + known)
+        mask = t < length + distinct
+        shown, answered = t < length, (t >= length) & mask
+        key_vectors = rows(written, t, shown) + rows(asked, t - length, answered)
+        return BitSequence(
+            inputs=jnp.concatenate([rows(values, t, shown), key_vectors], axis=1),
+            answers=rows(recalled, t - length, answered),
+            loss_mask=answered,
+            mask=mask,
+        )
 
-    def _wider(self) -> dict[str, BitTask]:
-        once = super()._wider()
-        twice = {f"overwriting={task.length}": task._with_length(2 * task.length) for task in once.values()}
+    def wider(self) -> dict[str, BitTask]:
+        once = super().wider()
+        twice = {f"overwriting={task.length}": task.with_length(2 * task.length) for task in once.values()}
         return once | {name: dataclasses.replace(task, overwriting=1) for name, task in twice.items()}
 
-    def _with_length(self, length: int) -> BitTask:
+    def with_length(self, length: int) -> BitTask:
         return dataclasses.replace(self, length=length, shortest=length, overwriting=0)
 
-    def _token(self, row: np.ndarray) -> str:
+    def token(self, row: np.ndarray) -> str:
         value, key = row[: self.bits], row[self.bits :]
         return as_hex(key) + (f"={as_hex(value)}" if value.any() else "")
 
 
 def _shuffle(key: Array, size: int, count: Array) -> Array:
-    """`[size]`: the numbers below `count` in random order, then the others."""
+    """Returns `[size]`: the integers below `count` in random order, then the others."""
     return jnp.argsort(jnp.where(jnp.arange(size) < count, jax.random.uniform(key, (size,)), 2))

@@ -1,4 +1,4 @@
-"""Priority sort: put out the vectors with the highest priorities, highest first."""
+"""Priority sort: answer with the vectors of the highest priorities, highest first."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,30 +7,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.algorithmic.bits import BitTask, Sequence, as_hex, rows, signs, with_flags
+from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, rows, signs, with_flags
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrioritySort(BitTask):
-    """Vectors of bits, each with a priority, a flag, and then four in five of them by falling priority.
+    """Vectors of bits, each with a priority, and a flag; the answers are four in five of them by falling priority.
 
-    The time-line of three vectors, of which two come out:
+    Priorities are uniform in [-1, 1). The length counts vectors. `T = length + 1 + answers` with
+    `answers = max(1, 4 length // 5)`; inputs are 8 bits, the flag and the priority, D = 10; answers are 8 bits, C = 8.
+    Meta-training, metrics, chance level and arguments: see `BitTask`. Oracle: sort.
 
-        input   e9-0.54 b4+0.48 96-0.98 | .  .
-        answer                            b4 e9
+    Examples:
+      Three vectors, of which two are the answers:
 
-    `T = length + 1 + answers`, answers = max(1, 4 length // 5); inputs are 8 bits, the flag and the priority, uniform
-    in [-1, 1): D = 10. The length counts vectors put in.
+      >>> task = PrioritySort(length=3, shortest=3)
+      >>> batch = task.sample(jax.random.key(0), 2)
+      >>> print(task.render(batch, 0))
+      input   e9-0.54 b4+0.48 96-0.98 | .  .
+      answer                            b4 e9
 
-    Source: Graves et al., 2014 (Neural Turing Machines), section 4.5: 20 vectors in, the 16 first out. Shorter ones are
-    trained on too (`shortest=20` for the paper's setting); the test set "length=20" is the paper's.
-
-    >>> task = PrioritySort(length=3, shortest=3)
-    >>> print(task.render(task.sample(jax.random.key(0), 1), 0))
-    input   e9-0.54 b4+0.48 96-0.98 | .  .
-    answer                            b4 e9
+    References:
+      Graves et al., Neural Turing Machines, 2014, section 4.5: 20 vectors, the answers are the first 16. Here shorter
+      sequences are trained on too (`shortest=20` gives the paper's setting); the test set "length=20" is the paper's.
     """
 
     length: int = 20
@@ -38,24 +39,23 @@ class PrioritySort(BitTask):
     name: ClassVar[str] = "priority_sort"
     flags: ClassVar[tuple[str, ...]] = ("|", "priority")
 
-    def _sequence(self, key: Array, growth: Array) -> Sequence:
+    def draw(self, key: Array, growth: Array) -> BitSequence:
         length_key, vector_key, priority_key = jax.random.split(key, 3)
-        length = self._draw_length(length_key, growth)
+        length = self.draw_length(length_key, growth)
         vectors = signs(vector_key, (self.length, self.bits))
         priorities = jax.random.uniform(priority_key, (self.length,), jnp.float32, -1, 1)
         order = jnp.argsort(jnp.where(jnp.arange(self.length) < length, priorities, -jnp.inf), descending=True)
 
-        t = jnp.arange(self.length + 1 + answers(self.length))
-        answered = (t > length) & (t <= length + answers(length))
-        inputs = with_flags(rows(vectors, t, t < length), t == length, rows(priorities, t, t < length))
-        sorted_vectors = rows(vectors[order], t - length - 1, answered)
-        return Sequence(inputs, sorted_vectors, answered, t <= length + answers(length))
+        t = jnp.arange(self.length + 1 + max(1, 4 * self.length // 5))
+        mask = t <= length + jnp.maximum(1, 4 * length // 5)
+        answered = (t > length) & mask
+        return BitSequence(
+            inputs=with_flags(rows(vectors, t, t < length), t == length, rows(priorities, t, t < length)),
+            answers=rows(vectors[order], t - length - 1, answered),
+            loss_mask=answered,
+            mask=mask,
+        )
 
-    def _token(self, row: np.ndarray) -> str:
+    def token(self, row: np.ndarray) -> str:
         *bits, flag, priority = row
-        return f"{as_hex(np.array(bits))}{priority:+.2f}" if any(bits) else "|" if flag else "."
-
-
-def answers(length):
-    """How many of `length` vectors come out."""
-    return jnp.maximum(1, 4 * length // 5) if isinstance(length, jax.Array) else max(1, 4 * length // 5)
+        return f"{as_hex(bits)}{priority:+.2f}" if any(bits) else "|" if flag else "."

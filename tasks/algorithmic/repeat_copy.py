@@ -1,4 +1,4 @@
-"""Repeat copy: put out what was put in, as often as told."""
+"""Repeat copy: repeat a sequence of vectors a given number of times."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,41 +7,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.algorithmic.bits import BitTask, Sequence, as_hex, check_at_least, draw_up_to, rows, signs, with_flags
+from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, draw_up_to, rows, signs, with_flags
+from tasks.checks import check_sizes
 
 Array = jax.Array
 
-_MEAN, _DEVIATION = 5.5, 8.25**0.5  # of a number of repeats drawn from 1..10
+_MEAN, _DEVIATION = 5.5, 8.25**0.5  # of the paper's number of repeats, uniform from 1 to 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepeatCopy(BitTask):
-    """Vectors of bits, a number of repeats, then the vectors so many times and an end mark.
+    """Vectors of bits and a number of repeats; the answers are the vectors that many times, and an end mark.
 
-    The time-line of two vectors, three repeats:
-
-        input   b0 a2 |x3 .  .  .  .  .  .  .
-        answer            b0 a2 b0 a2 b0 a2 end
-
-    `T = length + length repeats + 2`; inputs are 8 bits, a flag, and the number of repeats, normalised as the paper's
-    1 to 10 are to mean 0 and variance 1: D = 10. Answers are 8 bits and the end mark: C = 9. The length counts vectors.
-    A curriculum makes the longest length grow in its first half and the most repeats in its second.
+    Repeats are uniform from `fewest` to `repeats`. The length counts vectors. `T = length + length repeats + 2`; inputs
+    are 8 bits, a flag, and with it the number of repeats, normalised so that the paper's 1 to 10 have mean 0 and
+    variance 1: D = 10. Answers are 8 bits and the end mark: C = 9. A curriculum raises the largest length in its first
+    half and the most repeats in its second. Meta-training, metrics and chance level: see `BitTask`. Oracle: a list and
+    a counter.
 
     Args:
-      repeats: most repeats trained on. fewest: fewest.
-      more_repeats: evaluated at the end, with the longest length trained on.
-      Others: see `BitTask`.
+      repeats: most repeats trained on.
+      fewest: fewest repeats trained on.
+      more_repeats: numbers of repeats evaluated at the end, at the largest length trained on. Other arguments: see
+        `BitTask`.
 
     Raises:
-      ValueError: see `BitTask`; or fewest > repeats.
+      ValueError: see `BitTask`; or a number of repeats below 1, or fewest > repeats.
 
-    Source: Graves et al., 2014 (Neural Turing Machines), section 4.2: length and repeats from 1 to 10, tested with
-    length 20 and with 20 repeats.
+    Examples:
+      Two vectors, three repeats:
 
-    >>> task = RepeatCopy(length=2, shortest=2, repeats=3, fewest=3)
-    >>> print(task.render(task.sample(jax.random.key(0), 1), 0))
-    input   b0 a2 |x3 .  .  .  .  .  .  .
-    answer            b0 a2 b0 a2 b0 a2 end
+      >>> task = RepeatCopy(length=2, shortest=2, repeats=3, fewest=3)
+      >>> batch = task.sample(jax.random.key(0), 2)
+      >>> print(task.render(batch, 0))
+      input   b0 a2 |x3 .  .  .  .  .  .  .
+      answer            b0 a2 b0 a2 b0 a2 end
+
+    References:
+      Graves et al., Neural Turing Machines, 2014, section 4.2: length and repeats from 1 to 10, tested with length 20
+      and with 20 repeats.
     """
 
     length: int = 10
@@ -52,11 +56,11 @@ class RepeatCopy(BitTask):
     name: ClassVar[str] = "repeat_copy"
     flags: ClassVar[tuple[str, ...]] = ("|", "x")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "more_repeats", tuple(self.more_repeats))
-        most = {"every one of more_repeats": min(self.more_repeats, default=1)}
-        check_at_least(1, repeats=self.repeats, fewest=self.fewest, **most)
+        check_sizes(repeats=self.repeats, fewest=self.fewest)
+        check_sizes(**{"every one of more_repeats": min(self.more_repeats, default=1)})
         if self.fewest > self.repeats:
             raise ValueError(f"fewest must be <= repeats = {self.repeats}, got {self.fewest}.")
 
@@ -64,33 +68,37 @@ class RepeatCopy(BitTask):
     def output_features(self) -> int:
         return self.bits + 1
 
-    def _sequence(self, key: Array, growth: Array) -> Sequence:
+    def draw(self, key: Array, growth: Array) -> BitSequence:
         length_key, repeats_key, vector_key = jax.random.split(key, 3)
-        # First longer, then more often: the places in a sequence are learned sooner where it is put out once.
-        length = self._draw_length(length_key, jnp.minimum(2 * growth, 1))
+        # Lengths grow before repeats: a position in the list is learned sooner from sequences that repeat it once.
+        length = self.draw_length(length_key, jnp.minimum(2 * growth, 1))
         repeats = draw_up_to(repeats_key, self.fewest, self.repeats, jnp.maximum(2 * growth - 1, 0))
         vectors = signs(vector_key, (self.length, self.bits))
 
         t = jnp.arange(self.length + self.length * self.repeats + 2)
         end = length + length * repeats + 1
-        counted, is_end = (t > length) & (t <= end), t == end
+        is_flag, is_end, answered = t == length, t == end, (t > length) & (t <= end)
         number = (repeats.astype(jnp.float32) - _MEAN) / _DEVIATION
-        inputs = with_flags(rows(vectors, t, t < length), t == length, jnp.where(t == length, number, 0))
-        copied = rows(vectors, (t - length - 1) % length, counted & ~is_end)
-        answers = jnp.where(is_end[:, None], -1, copied)  # at the end no bit but the mark
-        return Sequence(inputs, with_flags(answers, jnp.where(is_end, 1, -1)), counted, t <= end)
+        copied = rows(vectors, (t - length - 1) % length, answered & ~is_end)
+        answers = jnp.where(is_end[:, None], -1, copied)  # the end mark comes without bits
+        return BitSequence(
+            inputs=with_flags(rows(vectors, t, t < length), is_flag, jnp.where(is_flag, number, 0)),
+            answers=with_flags(answers, jnp.where(is_end, 1, -1)),
+            loss_mask=answered,
+            mask=t <= end,
+        )
 
-    def _wider(self) -> dict[str, BitTask]:
-        full = self._with_length(self.length)
+    def wider(self) -> dict[str, BitTask]:
+        full = self.with_length(self.length)
         more = {f"repeats={r}": dataclasses.replace(full, repeats=r, fewest=r) for r in self.more_repeats}
-        return super()._wider() | more
+        return super().wider() | more
 
-    def _with_length(self, length: int) -> BitTask:
+    def with_length(self, length: int) -> BitTask:
         return dataclasses.replace(self, length=length, shortest=length, fewest=self.repeats)
 
-    def _token(self, row: np.ndarray) -> str:
+    def token(self, row: np.ndarray) -> str:
         *bits, flag, number = row
-        return f"|x{round(number * _DEVIATION + _MEAN)}" if flag else as_hex(np.array(bits)) if any(bits) else "."
+        return f"|x{round(number * _DEVIATION + _MEAN)}" if flag else as_hex(bits) if any(bits) else "."
 
-    def _answer(self, bits: np.ndarray) -> str:
-        return "end" if bits[-1] else super()._answer(bits[:-1])
+    def answer(self, bits: np.ndarray) -> str:
+        return "end" if bits[-1] else super().answer(bits[:-1])

@@ -17,7 +17,7 @@ from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.symmetry import Renaming
 from tasks.babi.vocabulary import PADDING
-from tasks.scoring import cross_entropy, error
+from tasks.scoring import accuracy_and_error, cross_entropy
 
 Array = jax.Array
 
@@ -174,7 +174,7 @@ class Babi:
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
         """The parts of the questions whose most probable answer is right ("accuracy") and wrong ("error")."""
-        return error(logits, batch)
+        return accuracy_and_error(logits, batch)
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
         """What stands on the time axis: the sentences and, as "? where is mary", the questions."""

@@ -1,4 +1,4 @@
-"""A maze with a hidden reward that is found once and then gone back to."""
+"""A maze with a hidden reward: an agent finds it once by searching and then returns to it from memory."""
 
 from tasks.maze.environment import Maze, MazeParams, MazeState
 from tasks.maze.task import MazeTask

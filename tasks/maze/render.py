@@ -1,4 +1,7 @@
-"""An episode in the maze as text."""
+"""An episode in the maze as text.
+
+Shape letter: `T` steps of the episode.
+"""
 
 from collections.abc import Sequence
 
@@ -6,14 +9,21 @@ import numpy as np
 
 from tasks.maze.environment import Maze
 
-ARROWS = "^v<>"  # of the actions
+ARROWS = "^v<>"  # the actions up, down, left, right
 
 
 def trips(rewards: np.ndarray) -> list[slice]:
-    """The steps of each way to the reward, and at last those of the way that was not finished, if there are any.
+    """Splits an episode into trips to the reward.
 
-    >>> trips(np.array([0, 10, 0, 0, 10, 0]))
-    [slice(0, 2, None), slice(2, 5, None), slice(5, 6, None)]
+    Args:
+      rewards: reward of each step, `[T]`.
+
+    Returns:
+      The steps of each trip; the last one may be incomplete.
+
+    Examples:
+      >>> trips(np.array([0, 10, 0, 0, 10, 0]))
+      [slice(0, 2, None), slice(2, 5, None), slice(5, 6, None)]
     """
     ends = [int(step) + 1 for step in np.flatnonzero(np.asarray(rewards) > 0)]
     edges = [0, *ends, *([len(rewards)] if ends[-1:] != [len(rewards)] else [])]
@@ -21,19 +31,34 @@ def trips(rewards: np.ndarray) -> list[slice]:
 
 
 def render_episode(
-    maze: Maze, cells: Sequence[int], reward_cell: int, rewards: np.ndarray, tokens: Sequence[str]
+    maze: Maze, cells: np.ndarray, reward_cell: int, rewards: np.ndarray, tokens: Sequence[str]
 ) -> str:
-    """The maze with the first way to the reward, then the moves of each way in a line of its own, with its length.
+    """Returns the maze with the first trip to the reward, and below it the length and moves of every trip.
 
-        # walls   R the reward   S where a way starts   . cells that were entered on it
+    `#` wall, `R` reward, `S` start, `.` cells entered on the first trip.
 
-    cells: where the agent was before each step `[T]`. rewards, tokens: of each step.
+    Args:
+      maze: the maze.
+      cells: cell of the agent before each step, `[T]`.
+      reward_cell: number of the reward's cell.
+      rewards: reward of each step, `[T]`.
+      tokens: move of each step, `[T]`.
+
+    Examples:
+      >>> print(render_episode(Maze(size=5), np.array([4, 3, 4]), 0, np.array([0, 10, 0]), ["<", "^*", ">"]))
+      #####
+      #R  #
+      #.S #
+      #   #
+      #####
+         2 <^*
+         1 >
     """
-    ways = trips(rewards)
+    found = trips(rewards)
     grid = np.where(maze.walls, "#", " ")
-    grid[tuple(maze.cells[np.asarray(cells)[ways[0]]].T)] = "."
+    grid[tuple(maze.cells[np.asarray(cells)[found[0]]].T)] = "."
     grid[tuple(maze.cells[cells[0]])] = "S"
     grid[tuple(maze.cells[reward_cell])] = "R"
     picture = ["".join(row) for row in grid]
-    lines = [f"{way.stop - way.start:4d} {''.join(tokens[way])}" for way in ways]
+    lines = [f"{trip.stop - trip.start:4d} {''.join(tokens[trip])}" for trip in found]
     return "\n".join([*picture, *lines])

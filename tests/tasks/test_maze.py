@@ -1,16 +1,18 @@
 """Every rule of the maze, what an oracle earns there, and an episode as text."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib import image
 
 from mnm_jax.training import Batch
 from tasks.actor_critic import Played
-from tasks.maze import Maze, MazeParams, MazeState, MazeTask
-from tasks.maze.oracle import best_actions, distances, oracle_score
+from tasks.maze import Maze, MazeParams, MazeState, MazeTask, film
+from tasks.maze.oracle import best_actions, distances, oracle_score, random_score
 from tasks.maze.render import render_episode, trips
 
 NINE = """\
@@ -143,6 +145,22 @@ def test_shortest_ways_and_the_score_of_who_knows_the_reward():
     assert oracle_score(maze, MazeParams(max_steps_in_episode=2)) == pytest.approx(expected)
 
 
+def test_the_score_of_random_actions_by_hand():
+    maze = Maze(5)
+    # One step: a quarter of the time to the reward, if it is next to the centre.
+    assert random_score(maze, MazeParams(max_steps_in_episode=1)) == pytest.approx(10 * 4 / 8 / 4)
+    # Two: a corner is reached by 2 of 16 paths. Next to the centre, either a teleport to one of 8 cells, of which two
+    # corners and the centre are next to the reward; or one of three other neighbours, none of which is.
+    beside, corner = 1 / 4 + 1 / 4 * 3 / 8 / 4, 2 / 16
+    assert random_score(maze, MazeParams(max_steps_in_episode=2)) == pytest.approx(10 * (beside + corner) / 2)
+    # The first step never meets a wall here; the second does a quarter of the time, unless a teleport led to the
+    # centre (1 in 8, never a wall) or to a corner (4 in 8, a wall half of the time).
+    never, teleported = 1 / 4, (0 * 1 + 1 / 2 * 4 + 1 / 4 * 3) / 8
+    bumps = (never + (3 / 4 * never + 1 / 4 * teleported)) / 2
+    params = MazeParams(reward=0.0, penalty=1.0, max_steps_in_episode=2)
+    assert random_score(maze, params) == pytest.approx(-bumps)
+
+
 def test_an_agent_that_knows_the_reward_earns_the_score_of_the_oracle():
     maze, params = Maze(9), MazeParams(max_steps_in_episode=60)
     knows = jnp.asarray(best_actions(maze))
@@ -171,7 +189,7 @@ def test_an_episode_as_text_shows_walls_path_and_reward():
     assert trips(rewards) == [slice(0, 3), slice(3, 5)] and trips(rewards[:3]) == [slice(0, 3)]
 
 
-def test_what_is_counted_and_shown_of_a_played_batch():
+def hand_made():
     """Two episodes of four steps: one finds the reward at its second step and again at its last, the other never."""
     task = MazeTask(size=5, episode_steps=4)
     maze, shape = task.environment, (4, 2)
@@ -183,12 +201,45 @@ def test_what_is_counted_and_shown_of_a_played_batch():
     states = MazeState(cells, reward_cells, None, None, None)
     actions = np.array([[2, 3], [0, 3], [1, 3], [2, 3]])
     played = Played(actions, rewards, rewards, rewards, states)
-    batch = Batch(np.zeros((*shape, 17)), played, np.ones(shape, np.float32), np.ones(shape, bool))
+    return task, Batch(np.zeros((*shape, 17)), played, np.ones(shape, np.float32), np.ones(shape, bool))
+
+
+def test_what_is_counted_and_shown_of_a_played_batch():
+    task, batch = hand_made()
     found = {name: (float(mean.total), float(mean.count)) for name, mean in task.metrics(None, batch).items()}
     assert found == {"reward": (20, 2), "found": (1, 2), "again": (1, 1)}
     assert task.tokens(batch, 0) == ["<", "^*", "v", "<*"] and task.tokens(batch, 1) == [">"] * 4
     assert task.render(batch, 0) == "#####\n#R  #\n#.S #\n#   #\n#####\n   2 <^*\n   2 v<*"
     assert task.render(batch, 1).endswith("   4 >>>>")
+
+
+@pytest.mark.parametrize("rate", [None, np.linspace(0.2, 0.8, 12)])
+def test_a_film_strip_shows_each_trip_and_the_rate(tmp_path, monkeypatch, rate):
+    axes = []
+    draw = film._draw_trip
+    monkeypatch.setattr(film, "_draw_trip", lambda axis, e, trip: axes.append(axis) or draw(axis, e, trip))
+    maze = Maze(5)
+    cells, rewards = np.full(12, maze.centre), np.zeros(12)
+    rewards[[4, 6]] = 10
+    film.draw_film(film.Episode(maze, cells, rewards, 0, rate), tmp_path / "figures/strip.png", "an episode")
+    assert [axis.get_title() for axis in axes] == ["5 steps", "2 steps", "5 steps, not reached"]
+    # The reward is in the first corner: from the centre, where the agent stayed, one line ends there.
+    assert axes[0].collections[0].get_segments()[-1].tolist() == [[2, 2], [1, 1]]
+    height, width, _ = image.imread(tmp_path / "figures/strip.png").shape
+    assert (height / width > 0.4) == (rate is not None)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["strip.png"]
+
+
+def test_the_task_draws_the_episode_that_it_is_given(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(film, "draw_film", lambda episode, *rest: drawn.append(episode))
+    task, batch = hand_made()
+    task.draw_episode(batch, 1, None, tmp_path / "episode.png", "")
+    task.draw_episode(batch, 0, SimpleNamespace(rate=np.arange(4.0)), tmp_path / "episode.png", "")
+    assert drawn[0].rate is None and not drawn[0].rewards.any()
+    assert drawn[1].rewards.tolist() == [0, 10, 0, 10] and drawn[1].rate.tolist() == [0, 1, 2, 3]
+    assert drawn[1].reward_cell == number(task.environment, 1, 1)
+    assert [tuple(task.environment.cells[cell]) for cell in drawn[1].cells] == [(2, 2), (2, 1), (2, 2), (1, 2)]
 
 
 @pytest.mark.parametrize(
