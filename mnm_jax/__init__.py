@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         gradient_memory,
         local_memory,
         matrix_memory,
+        rule_memory,
     )
     from mnm_jax.recurrence import MemoryCell, choose_form, unroll
 
@@ -49,6 +50,7 @@ __all__ = [
     "gradient_memory",
     "local_memory",
     "matrix_memory",
+    "rule_memory",
     "unroll",
 ]
 

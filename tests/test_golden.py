@@ -27,7 +27,7 @@ def build(golden, rule: str) -> MNMCell:
     """The public cell, holding the file's parameters (torch keeps [out, in], we keep [in, out])."""
     size = golden["x"].shape[-1]
     factory = {"p": local_memory, "g": gradient_memory}[rule]
-    memory = factory(size, size, hidden_sizes=(size, size), step_size="paper", dtype=jnp.float64)
+    memory = factory(size, size, hidden_sizes=(size, size), step_size="paper", param_dtype=jnp.float64)
     cell = MNMCell(
         size,
         size,

@@ -93,7 +93,7 @@ class NeuralMemoryBlock(nnx.Module):
         for name, size in (("features", features), ("heads", heads), ("chunk", chunk), ("convolution", convolution)):
             if size < 1:
                 raise ValueError(f"{name} must be >= 1, got {size}.")
-        memory = _RULES[rule](key_size, value_size, hidden_sizes=hidden_sizes, epsilon=epsilon, dtype=dtype)
+        memory = _RULES[rule](key_size, value_size, hidden_sizes=hidden_sizes, epsilon=epsilon, param_dtype=dtype)
         network = Network((key_size, *hidden_sizes, value_size), jnp.tanh, False)
         self.rule = chunked.Rule(network, rule == "local", step_size == "normalised", epsilon, momentum)
         self.features, self.heads, self.chunk = features, heads, chunk

@@ -1,20 +1,101 @@
-"""Builds a `Memory` from a rule, a network and a storage."""
+"""The factories: a network, a rule and options make a `Memory`."""
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from mnm_jax.memory import _network as network
-from mnm_jax.memory import _rules as rules
-from mnm_jax.memory._bundle import memory_of_pairs
+from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax.memory._memory import Memory
 from mnm_jax.memory._network import Network
-from mnm_jax.memory._options import PAPER, WriteOptions
+from mnm_jax.memory._options import PAPER, WriteOptions, check_options
+from mnm_jax.memory._pair_memory import PairMemory
+from mnm_jax.memory._rules import DeltaRule, FunctionRule, GradientRule, HebbianRule, LocalRule, Pairs, Rule
 from mnm_jax.memory._step_size import STEP_SIZES
-from mnm_jax.memory._types import Memory, MemoryParams, TargetMaps
+from mnm_jax.memory._storage.dense import MemoryState
+from mnm_jax.memory._types import Pair, Storage
 
 Array = jax.Array
-_MATRIX_RULES = {"delta": rules.delta_pairs, "hebbian": rules.hebbian_pairs}
+_MATRIX_RULES = {"delta": DeltaRule(), "hebbian": HebbianRule()}
+
+
+def rule_memory(
+    key_size: int,
+    value_size: int,
+    rule: Rule | Callable[[Network, Storage, Array, Array], tuple[Pairs, Array]],
+    *,
+    hidden_sizes: Sequence[int] = (),
+    activation: Callable[[Array], Array] = jnp.tanh,
+    use_bias: bool = False,
+    learn_initial: bool = True,
+    initial_gain: float = 1.0,
+    options: WriteOptions = PAPER,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Memory:
+    """Returns a memory with a write rule of your own.
+
+        W_l <- W_l - beta sum_h x_{l,h} (x) delta_{l,h}
+
+    A rule decides the pairs (x, delta) of a write at rate one. It accesses the weights through `weights.product` and
+    `weights.product_transposed` alone (`forward` and `backward` do so too), so it runs in every execution form.
+
+    Args:
+      key_size: number of key features `K`.
+      value_size: number of value features `V`.
+      rule: `(network, weights, keys [B, H, K], values [B, H, V]) -> (pairs, answers)`, with one `Pair` per layer and
+        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than there are heads. A `Rule` object
+        is accepted too.
+      hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a matrix.
+      activation: of the hidden layers, elementwise.
+      use_bias: whether the layers have biases; `forward` then appends the constant one to the inputs.
+      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
+      initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
+      options: forgetting, momentum, inner steps and more; see `WriteOptions`.
+      param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
+
+    Raises:
+      ValueError: for sizes below 1, options out of range, or a rule whose pairs do not fit the layers.
+
+    Examples:
+      Oja's rule with the value as the output, W <- W + beta (k - v W^T) (x) v: a Hebbian write that cannot grow
+      without end, since a value that is stored well subtracts its own key.
+
+      >>> def oja(network, weights, keys, values):
+      ...     found = weights.product_transposed(0, values)
+      ...     return (Pair(keys - found, -values),), weights.product(0, keys)
+      >>> memory = rule_memory(2, 1, oja, initial_gain=0.0)
+      >>> params = memory.init(jax.random.key(0))
+      >>> state = memory.start(params, 1)
+      >>> key, value = jnp.array([[[0.6, 0.8]]]), jnp.array([[[1.0]]])
+      >>> for _ in range(3):
+      ...     state, _ = memory.write(params, state, key, value, rate=jnp.full(1, 0.5))
+      ...     print(f"{memory.read(params, state, key)[0, 0, 0]:.3f}")
+      0.500
+      0.750
+      0.875
+
+    References:
+      Oja, Journal of Mathematical Biology, 1982.
+    """
+    hidden_sizes = tuple(hidden_sizes)
+    hidden = {f"hidden_sizes[{place}]": size for place, size in enumerate(hidden_sizes)}
+    check_sizes(key_size=key_size, value_size=value_size, **hidden)
+    check_not_negative(initial_gain=initial_gain)
+    check_options(options)
+    network = Network((key_size, *hidden_sizes, value_size), activation, use_bias)
+    dtype = jnp.dtype(param_dtype)
+    if not isinstance(rule, Rule):
+        _probe(network, rule, dtype)
+        rule = FunctionRule(rule)
+    return PairMemory(
+        network=network,
+        rule=rule,
+        options=options,
+        learn_initial=learn_initial,
+        initial_gain=initial_gain,
+        param_dtype=dtype,
+    )
 
 
 def gradient_memory(
@@ -29,52 +110,60 @@ def gradient_memory(
     initial_gain: float = 1.0,
     epsilon: float = 1e-3,
     options: WriteOptions = PAPER,
-    dtype: jnp.dtype = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> Memory:
-    """MNM-g: a memory written by one gradient step on its own reconstruction error.
+    """Returns MNM-g: a memory written by one gradient step on its own reconstruction error.
 
         phi_t = phi_{t-1} - beta_t c grad_phi sum_h |f(k^w_h; phi_{t-1}) - v^w_h|^2
 
-    with c by `step_size`; see `mnm_jax.memory._rules.gradient_pairs` for the three of them. The step is part of the
-    forward pass and is differentiated through (second order).
+    with c from `step_size`; `GradientRule` has the equations of all three. The step is part of the forward pass and is
+    differentiated through (second order).
 
     Args:
-      key_size: `K`.
-      value_size: `V`.
+      key_size: number of key features `K`.
+      value_size: number of value features `V`.
       hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a linear memory.
-      step_size: "normalised" (an exact one-shot write for a linear memory at rate 1), "sum" or "paper".
-      activation: of the hidden layers. The paper: tanh.
-      use_bias: biases in the memory. The paper: none.
-      learn_initial: phi_0 is learned; otherwise it stays the random draw of `init`.
-      initial_gain: W_l starts as N(0, gain^2 / fan_in).
-      epsilon: added to squared key norms by "normalised"; same unit.
+      step_size: "normalised" (an exact one-shot write for a linear memory at rate 1), "sum" (c = 1: the derivative of
+        the sum of squares) or "paper" (the derivative of the mean over heads and features, c = 1 / (H V)).
+      activation: of the hidden layers, elementwise. The paper: tanh.
+      use_bias: whether the layers have biases. The paper: none.
+      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
+      initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
+      epsilon: added to squared key norms by "normalised".
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
-      dtype: of parameters and fast weights.
+      param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
 
     Raises:
       ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
 
-    Source: Munkhdalai et al., NeurIPS 2019, section 3.2.
+    Examples:
+      >>> memory = gradient_memory(2, 1, hidden_sizes=())
+      >>> params = memory.init(jax.random.key(0))
+      >>> state = memory.start(params, 1)
+      >>> key, value = jnp.array([[[3.0, 4.0]]]), jnp.array([[[7.0]]])
+      >>> state, info = memory.write(params, state, key, value, jnp.ones(1))
+      >>> print(f"{memory.read(params, state, key)[0, 0, 0]:.2f}")
+      7.00
 
-    >>> memory = gradient_memory(2, 1, hidden_sizes=())
-    >>> params = memory.init(jax.random.key(0))
-    >>> state = memory.start(params, 1)
-    >>> key, value = jnp.array([[[3.0, 4.0]]]), jnp.array([[[7.0]]])
-    >>> state, info = memory.write(params, state, key, value, jnp.ones(1))
-    >>> print(f"{memory.read(params, state, key)[0, 0, 0]:.2f}")
-    7.00
+    References:
+      Munkhdalai et al., NeurIPS 2019, section 3.2.
     """
-    shape = _network(key_size, value_size, hidden_sizes, activation, use_bias)
     _check_step(step_size, epsilon)
-
-    def init(key: Array) -> MemoryParams:
-        return MemoryParams(network.init(shape, key, initial_gain, dtype), None)
-
-    def pairs(params, weights, keys, values, path):
-        del params  # the rule itself has none to learn
-        return rules.gradient_pairs(shape, weights, keys, values, path, step_size=step_size, epsilon=epsilon)
-
-    return memory_of_pairs(shape, init, pairs, learn_initial, options)
+    hidden_sizes = tuple(hidden_sizes)
+    # The gradient of a single layer is the delta rule, which NeuralMemoryLayer follows exactly.
+    rule = GradientRule(step_size, epsilon) if hidden_sizes else DeltaRule(step_size, epsilon)
+    return rule_memory(
+        key_size,
+        value_size,
+        rule,
+        hidden_sizes=hidden_sizes,
+        activation=activation,
+        use_bias=use_bias,
+        learn_initial=learn_initial,
+        initial_gain=initial_gain,
+        options=options,
+        param_dtype=param_dtype,
+    )
 
 
 def local_memory(
@@ -90,61 +179,61 @@ def local_memory(
     initial_gain: float = 1.0,
     epsilon: float = 1e-3,
     options: WriteOptions = PAPER,
-    dtype: jnp.dtype = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> Memory:
-    """MNM-p: a memory written by a learned local rule, layer by layer.
+    """Returns MNM-p: a memory written by a learned local rule, layer by layer.
 
         t_l = g_l(v^w)   (learned),      W_l <- W_l - beta c sum_h x_{l,h} (x) (z_{l,h} - t_{l,h})
 
-    with c by `step_size`; see `mnm_jax.memory._rules.local_pairs`. No gradient is taken inside the step.
-
-    Args as in `gradient_memory`, and:
-      condition_on_key: the targets see the write key too, t_l = g_l(v^w, k^w), as synthetic gradients do
-        (Jaderberg et al., ICML 2017).
+    with c from `step_size`; `LocalRule` has the equations of all three. No gradient is taken inside the step.
 
     The last layer's target map starts as the identity, t_L = v^w, so that the first write already stores the value;
     the others start as N(0, 1 / fan_in).
 
+    Args:
+      key_size: number of key features `K`.
+      value_size: number of value features `V`.
+      hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a linear memory.
+      step_size: "normalised" (an exact one-shot write for a linear memory at rate 1), "sum" (c = 2, as in the
+        derivative of a sum of squares) or "paper" (c = 2 / (H O_l), as in the derivative of a mean).
+      condition_on_key: whether the targets depend on the write key too, t_l = g_l(v^w, k^w), as in synthetic gradients.
+      activation: of the hidden layers, elementwise. The paper: tanh.
+      use_bias: whether the layers have biases. The paper: none.
+      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
+      initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
+      epsilon: added to squared key norms by "normalised".
+      options: forgetting, momentum, inner steps and more; see `WriteOptions`.
+      param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
+
     Raises:
       ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
 
-    Source: Munkhdalai et al., NeurIPS 2019, section 3.3.
+    Examples:
+      >>> memory = local_memory(2, 1, hidden_sizes=())
+      >>> params = memory.init(jax.random.key(0))
+      >>> state = memory.start(params, 1)
+      >>> keys = jnp.array([[[1.0, 0.0], [1.0, 1.0]]])     # two heads with overlapping keys
+      >>> values = jnp.array([[[2.0], [5.0]]])
+      >>> state, info = memory.write(params, state, keys, values, jnp.ones(1))
+      >>> print(jnp.round(memory.read(params, state, keys)[0, :, 0], 1))
+      [2. 5.]
 
-    >>> memory = local_memory(2, 1, hidden_sizes=())
-    >>> params = memory.init(jax.random.key(0))
-    >>> state = memory.start(params, 1)
-    >>> keys = jnp.array([[[1.0, 0.0], [1.0, 1.0]]])     # two heads with overlapping keys
-    >>> values = jnp.array([[[2.0], [5.0]]])
-    >>> state, info = memory.write(params, state, keys, values, jnp.ones(1))
-    >>> print(jnp.round(memory.read(params, state, keys)[0, :, 0], 1))
-    [2. 5.]
+    References:
+      Munkhdalai et al., NeurIPS 2019, section 3.3. condition_on_key: Jaderberg et al., ICML 2017.
     """
-    shape = _network(key_size, value_size, hidden_sizes, activation, use_bias)
     _check_step(step_size, epsilon)
-
-    def init(key: Array) -> MemoryParams:
-        weights_key, targets_key = jax.random.split(key)
-        context = value_size + key_size * condition_on_key
-        kernel = jax.nn.initializers.lecun_normal()(targets_key, (context, sum(shape.sizes[1:])), dtype)
-        kernel = kernel.at[:, -value_size:].set(jnp.eye(context, value_size, dtype=dtype))
-        targets = TargetMaps(kernel, jnp.zeros(kernel.shape[1], dtype))
-        return MemoryParams(network.init(shape, weights_key, initial_gain, dtype), targets)
-
-    def pairs(params, weights, keys, values, path):
-        if path is not None:
-            raise ValueError("the local rule takes no gradient: call write without a path, or use gradient_memory.")
-        return rules.local_pairs(
-            shape,
-            weights,
-            params.targets,
-            keys,
-            values,
-            step_size=step_size,
-            epsilon=epsilon,
-            condition_on_key=condition_on_key,
-        )
-
-    return memory_of_pairs(shape, init, pairs, learn_initial, options)
+    return rule_memory(
+        key_size,
+        value_size,
+        LocalRule(step_size, epsilon, condition_on_key),
+        hidden_sizes=hidden_sizes,
+        activation=activation,
+        use_bias=use_bias,
+        learn_initial=learn_initial,
+        initial_gain=initial_gain,
+        options=options,
+        param_dtype=param_dtype,
+    )
 
 
 def matrix_memory(
@@ -154,66 +243,79 @@ def matrix_memory(
     *,
     learn_initial: bool = False,
     options: WriteOptions = PAPER,
-    dtype: jnp.dtype = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> Memory:
-    """A matrix written by the delta rule or the Hebbian rule: the linear special cases.
+    """Returns a matrix written by the delta rule or the Hebbian rule: the linear special cases.
 
         delta:    W_t = W_{t-1} - beta_t sum_h k_h (x) (k_h W_{t-1} - v_h)
         hebbian:  W_t = W_{t-1} + beta_t sum_h k_h (x) v_h
 
     with W_0 = 0. Neither looks at the length of the keys: with the delta rule keys longer than sqrt(2 / beta) make it
-    grow without end, so that `WriteOptions(key_norm="l2")` goes with it. `forget` gives the decay of fast weights.
+    grow without end, so it goes with `WriteOptions(key_norm="l2")`. `forget` gives the decay of fast weights.
 
     Args:
-      key_size: `K`.
-      value_size: `V`.
+      key_size: number of key features `K`.
+      value_size: number of value features `V`.
       rule: "delta" or "hebbian".
-      learn_initial: W_0 is learned; it starts at zero all the same.
+      learn_initial: whether W_0 is learned; it starts at zero all the same.
       options: see `WriteOptions`.
-      dtype: of parameters and fast weights.
+      param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
 
     Raises:
       ValueError: for sizes below 1, an unknown rule, or options out of range.
 
-    Source: delta: Schlag et al., ICML 2021, and DeltaNet, Yang et al., NeurIPS 2024; hebbian: Ba et al., NeurIPS 2016,
-    equation 1; both, before networks had them: Widrow and Hoff, 1960, and Hebb, 1949.
+    Examples:
+      >>> memory = matrix_memory(2, 1, "hebbian")
+      >>> params = memory.init(jax.random.key(0))
+      >>> state = memory.start(params, 1)
+      >>> key, value = jnp.array([[[1.0, 1.0]]]), jnp.array([[[3.0]]])
+      >>> for _ in range(2):
+      ...     state, _ = memory.write(params, state, key, value, jnp.full(1, 0.5))
+      >>> print(memory.read(params, state, key)[0, 0, 0])
+      6.0
 
-    >>> memory = matrix_memory(2, 1, "hebbian")
-    >>> params = memory.init(jax.random.key(0))
-    >>> state = memory.start(params, 1)
-    >>> key, value = jnp.array([[[1.0, 1.0]]]), jnp.array([[[3.0]]])
-    >>> for _ in range(2):
-    ...     state, _ = memory.write(params, state, key, value, jnp.full(1, 0.5))
-    >>> print(memory.read(params, state, key)[0, 0, 0])
-    6.0
+    References:
+      delta: Schlag et al., ICML 2021, and DeltaNet, Yang et al., NeurIPS 2024. hebbian: Ba et al., NeurIPS 2016,
+      equation 1. Before networks had them: Widrow and Hoff, 1960, and Hebb, 1949.
     """
-    if rule not in _MATRIX_RULES:
-        raise ValueError(f"rule must be one of {', '.join(_MATRIX_RULES)}, got {rule!r}.")
-    shape = _network(key_size, value_size, (), jnp.tanh, False)
-
-    def init(key: Array) -> MemoryParams:
-        del key  # nothing is drawn
-        return MemoryParams((jnp.zeros((key_size, value_size), dtype),), None)
-
-    def pairs(params, weights, keys, values, path):
-        del params
-        if path is not None:
-            raise ValueError("a matrix memory takes no total derivative: use gradient_memory(hidden_sizes=()).")
-        return _MATRIX_RULES[rule](shape, weights, keys, values)
-
-    return memory_of_pairs(shape, init, pairs, learn_initial, options)
-
-
-def _network(key_size, value_size, hidden_sizes, activation, use_bias) -> Network:
-    hidden_sizes = tuple(hidden_sizes)
-    sizes = (key_size, *hidden_sizes, value_size)
-    if min(sizes) < 1:
-        raise ValueError(f"memory sizes must be >= 1, got {key_size=}, {value_size=}, {hidden_sizes=}.")
-    return Network(sizes, activation, use_bias)
+    check_choice("rule", rule, _MATRIX_RULES)
+    return rule_memory(
+        key_size,
+        value_size,
+        _MATRIX_RULES[rule],
+        learn_initial=learn_initial,
+        initial_gain=0.0,
+        options=options,
+        param_dtype=param_dtype,
+    )
 
 
 def _check_step(step_size: str, epsilon: float) -> None:
-    if step_size not in STEP_SIZES:
-        raise ValueError(f"step_size must be one of {STEP_SIZES}, got {step_size=}.")
-    if epsilon < 0:
-        raise ValueError(f"epsilon must be >= 0, got {epsilon=}.")
+    check_choice("step_size", step_size, STEP_SIZES)
+    check_not_negative(epsilon=epsilon)
+
+
+def _probe(network: Network, rule: Callable, dtype: jnp.dtype) -> None:
+    """Runs a user's rule on shapes alone, for two examples with three heads, and checks the shapes of its pairs."""
+    batch, heads = 2, 3
+    like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
+    pairs, answers = jax.eval_shape(
+        lambda weights, keys, values: rule(network, MemoryState(weights), keys, values),
+        tuple(like(*shape) for shape in network.shapes),
+        like(heads, network.sizes[0]),
+        like(heads, network.sizes[-1]),
+    )
+    if len(pairs) != network.depth or not all(isinstance(pair, Pair) for pair in pairs):
+        raise ValueError(f"rule must return one Pair per layer, {network.depth} in all, got {pairs}.")
+    for layer, (pair, (fan_in, fan_out)) in enumerate(zip(pairs, network.shapes, strict=True)):
+        rows = pair.inputs.shape[1:2]
+        if (pair.inputs.shape, pair.delta.shape) != ((batch, *rows, fan_in), (batch, *rows, fan_out)):
+            raise ValueError(
+                f"rule must return pairs of inputs [B, R, {fan_in}] and delta [B, R, {fan_out}] for layer {layer}, "
+                f"got {pair.inputs.shape} and {pair.delta.shape} for B = {batch} and H = {heads}."
+            )
+    if answers.shape != (batch, heads, network.sizes[-1]):
+        raise ValueError(
+            f"rule must return answers [B, H, {network.sizes[-1]}], "
+            f"got {answers.shape} for B = {batch} and H = {heads}."
+        )

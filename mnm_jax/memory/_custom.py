@@ -1,32 +1,27 @@
 """A memory whose network and inner loss are the user's own."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._bundle import check_shape, check_write, mean_square
-from mnm_jax.memory._options import (
-    PAPER,
-    GatedState,
-    WriteOptions,
-    begin,
-    check_options,
-    descend,
-    distance,
-    limit,
-    normalise,
-)
-from mnm_jax.memory._types import Memory, MemoryParams, WriteInfo
+from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax.memory._gated import GatedState, begin, descend, distance, limit
+from mnm_jax.memory._memory import Memory, check_shape, check_write, mean_square
+from mnm_jax.memory._options import PAPER, WriteOptions, check_options, normalise
+from mnm_jax.memory._step_size import STEP_SIZES
+from mnm_jax.memory._types import MemoryParams, WriteInfo
 
 Array = jax.Array
 
-STEP_SIZES = ("normalised", "gradient")
+# "paper" averages over heads and features, which a loss of the user's own does by itself if it is to be done.
+_STEP_SIZES = tuple(step_size for step_size in STEP_SIZES if step_size != "paper")
 
 
 def squared_error(predicted: Array, values: Array) -> Array:
-    """sum_h |f(k_h) - v_h|^2 of answers and values `[H, V]`: the inner loss of the paper, but for a factor."""
+    """Returns sum_h |f(k_h) - v_h|^2 of answers and values `[H, V]`: the paper's inner loss, up to a factor."""
     return jnp.sum(jnp.square(predicted - values))
 
 
@@ -42,100 +37,153 @@ def custom_memory(
     epsilon: float = 1e-3,
     options: WriteOptions = PAPER,
 ) -> Memory:
-    """A memory with a network and an inner loss of one's own, written by a gradient step.
+    """Returns a memory with a network and an inner loss of your own, written by a gradient step.
 
         L = loss(f(k^w; phi_{t-1}), v^w),   phi_t = phi_{t-1} - beta_t c grad_phi L
 
-    with c = 1 ("gradient") or c = 2 L / (|grad_phi L|^2 + epsilon) ("normalised", for losses that are zero where the
-    value is met: the step of Polyak, which for one head and a linear network meets a squared error exactly).
+    with c = 1 ("sum": the gradient of the loss as it is) or c = 2 L / (|grad_phi L|^2 + epsilon) ("normalised", for
+    losses that are zero where the value is met: the step of Polyak, which for one head and a linear network meets a
+    squared error exactly).
 
-    Anything can be differentiated, so weights are kept as they are, of every step: cells run in the form "plain".
+    Writes need not be pairs, so the weights of every step are kept: cells run in the execution form "plain".
 
     Args:
-      key_size: `K`.
-      value_size: `V`.
-      init: `(key) -> phi_0`, any pytree of floating-point arrays; of an `nnx` or Linen module its parameters.
-      apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key.
+      key_size: number of key features `K`.
+      value_size: number of value features `V`.
+      init: `(key) -> phi_0`, any pytree of floating-point arrays, such as the parameters of an `nnx` or Linen module.
+      apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key. It is called with weights in the dtype of the key.
       loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.
-      step_size: "normalised" or "gradient"; with an optimiser of `options` most want "gradient".
-      learn_initial: phi_0 is learned.
-      epsilon: of "normalised"; same unit as squared gradients.
+      step_size: "normalised" or "sum"; most optimisers of `options` need "sum".
+      learn_initial: whether phi_0 is learned.
+      epsilon: added to the squared norm of the gradient by "normalised".
       options: see `WriteOptions`.
 
     Raises:
-      ValueError: when made, for a network that does not map `[K]` to `[V]`, weights that are not floating-point
-        arrays, a loss that is no scalar, or an option out of range. What the functions raise comes as it is.
+      ValueError: if the network does not map `[K]` to `[V]`, the weights are not floating-point arrays, the loss is not
+        a scalar, or an option is out of range. Errors of the functions themselves pass unchanged.
 
-    Source: the network and loss of Titans (Behrouz et al., 2025, equation 12) and of Test-Time Training (Sun et al.,
-    2024) are cases of it; step size: Polyak, 1987.
+    Examples:
+      A residual network:
 
-    >>> def apply(w, k): return k + jnp.tanh(k @ w["up"]) @ w["down"]      # a residual network
-    >>> def init(key):
-    ...     up, down = jax.random.split(key)
-    ...     return {"up": jax.random.normal(up, (4, 8)) / 2, "down": jax.random.normal(down, (8, 4)) / 3}
-    >>> memory = custom_memory(4, 4, init=init, apply=apply)
-    >>> params = memory.init(jax.random.key(0))
-    >>> key, value = jnp.ones((1, 1, 4)), jnp.zeros((1, 1, 4))
-    >>> state, info = memory.write(params, memory.start(params, 1), key, value, jnp.ones(1))
-    >>> bool(info.loss_after[0] < 0.5 * info.loss_before[0])
-    True
+      >>> def apply(w, k): return k + jnp.tanh(k @ w["up"]) @ w["down"]
+      >>> def init(key):
+      ...     up, down = jax.random.split(key)
+      ...     return {"up": jax.random.normal(up, (4, 8)) / 2, "down": jax.random.normal(down, (8, 4)) / 3}
+      >>> memory = custom_memory(4, 4, init=init, apply=apply)
+      >>> params = memory.init(jax.random.key(0))
+      >>> key, value = jnp.ones((1, 1, 4)), jnp.zeros((1, 1, 4))
+      >>> state, info = memory.write(params, memory.start(params, 1), key, value, jnp.ones(1))
+      >>> bool(info.loss_after[0] < 0.5 * info.loss_before[0])
+      True
+
+    References:
+      The networks and losses of Titans (Behrouz et al., 2025, equation 12) and of Test-Time Training (Sun et al., 2024)
+      are special cases. Step size: Polyak, 1987.
     """
-    if step_size not in STEP_SIZES:
-        raise ValueError(f"step_size must be one of {STEP_SIZES}, got {step_size=}.")
-    if epsilon < 0:
-        raise ValueError(f"epsilon must be >= 0, got {epsilon=}.")
+    check_choice("step_size", step_size, _STEP_SIZES)
+    check_not_negative(epsilon=epsilon)
     check_options(options)
+    check_sizes(key_size=key_size, value_size=value_size)
     _probe(key_size, value_size, init, apply, loss)
+    return CustomMemory(
+        sizes=(key_size, value_size),
+        initializer=init,
+        apply=apply,
+        loss=loss,
+        step_size=step_size,
+        learn_initial=learn_initial,
+        epsilon=epsilon,
+        options=options,
+    )
 
-    def start(params: MemoryParams, batch_size: int) -> GatedState:
-        weights = params.weights if learn_initial else jax.lax.stop_gradient(params.weights)
-        return begin(jax.tree.map(lambda w: jnp.broadcast_to(w, (batch_size, *w.shape)), weights), options)
 
-    def answer(weights: Any, keys: Array) -> Array:
-        return jax.vmap(jax.vmap(apply, (None, 0)))(weights, keys)
+@dataclasses.dataclass(frozen=True)
+class CustomMemory(Memory):
+    """A memory made by `custom_memory`, which describes the settings. `sizes` are `(K, V)`."""
 
-    def change(weights: Any, keys: Array, values: Array) -> Any:
-        """c grad L of one example."""
-        inner = lambda w: loss(jax.vmap(apply, (None, 0))(w, keys), values)  # noqa: E731
-        size, gradient = jax.value_and_grad(inner)(weights)
-        if step_size == "gradient":
+    sizes: tuple[int, int]
+    initializer: Callable[[Array], Any]
+    apply: Callable[[Any, Array], Array]
+    loss: Callable[[Array, Array], Array]
+    step_size: str
+    learn_initial: bool
+    epsilon: float
+    options: WriteOptions
+
+    @property
+    def key_size(self) -> int:
+        """See `Memory`."""
+        return self.sizes[0]
+
+    @property
+    def value_size(self) -> int:
+        """See `Memory`."""
+        return self.sizes[1]
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """See `Memory`."""
+        return self.options.gates
+
+    @property
+    def pairs_only(self) -> bool:
+        """See `Memory`."""
+        return False
+
+    def init(self, key: Array) -> MemoryParams:
+        """See `Memory`."""
+        return MemoryParams(self.initializer(key), None)
+
+    def start(self, params: MemoryParams, batch_size: int) -> GatedState:
+        """See `Memory`."""
+        weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
+        return begin(jax.tree.map(lambda w: jnp.broadcast_to(w, (batch_size, *w.shape)), weights), self.options)
+
+    def read(self, params: MemoryParams, state: GatedState, keys: Array) -> Array:
+        """See `Memory`."""
+        del params  # the state holds the fast weights
+        check_shape("keys", keys, state.batch_size, self.key_size)
+        return jax.vmap(self._answers)(state.weights, normalise(keys, self.options.key_norm))
+
+    def write_read(
+        self,
+        params: MemoryParams,
+        state: GatedState,
+        keys: Array,
+        values: Array,
+        rate: Array,
+        read_keys: Array,
+        **gates: Array,
+    ) -> tuple[GatedState, WriteInfo, Array]:
+        """See `Memory`."""
+        check_write(self, state.batch_size, keys, values, rate, read_keys, gates)
+        options, old = self.options, state
+        given = normalise(keys, options.key_norm)
+        predicted = jax.vmap(self._answers)(state.weights, given)
+        for inner in range(options.inner_steps):
+            changes = limit(jax.vmap(self._change)(state.weights, given, values), options.max_norm)
+            state = descend(state, changes, rate, options, gates, first=inner == 0)
+        kept = jax.vmap(self._answers)(state.weights, given)
+        info = WriteInfo(mean_square(predicted - values), mean_square(kept - values), distance(state, old))
+        return state, info, self.read(params, state, read_keys)
+
+    def _answers(self, weights: Any, keys: Array) -> Array:
+        """Returns f(k; phi) of one example, `[H, K] -> [H, V]`, computed in the dtype of the keys."""
+        weights = jax.tree.map(lambda w: w.astype(keys.dtype), weights)
+        return jax.vmap(self.apply, (None, 0))(weights, keys)
+
+    def _change(self, weights: Any, keys: Array, values: Array) -> Any:
+        """Returns c grad L of one example."""
+        size, gradient = jax.value_and_grad(lambda w: self.loss(self._answers(w, keys), values))(weights)
+        if self.step_size == "sum":
             return gradient
         square = sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient))
-        return jax.tree.map(lambda g: (2 * size / (square + epsilon)).astype(g.dtype) * g, gradient)
-
-    def read(params: MemoryParams, state: GatedState, keys: Array) -> Array:
-        del params
-        check_shape("keys", keys, state, key_size)
-        return answer(state.weights, normalise(keys, options.key_norm))
-
-    def write(params, state, keys, values, rate, path=None, **gates) -> tuple[GatedState, WriteInfo]:
-        del params
-        check_write(key_size, value_size, options, state, keys, values, rate, keys, path, gates)
-        if path is not None:
-            raise ValueError("custom_memory takes no total derivative: leave out the path, or use gradient_memory.")
-        keys = normalise(keys, options.key_norm)
-        predicted, old = answer(state.weights, keys), state
-        for inner in range(options.inner_steps):
-            changes = limit(jax.vmap(change)(state.weights, keys, values), options.max_norm)
-            state = descend(state, changes, rate, options, gates, first=inner == 0)
-        kept = answer(state.weights, keys)
-        info = WriteInfo(mean_square(predicted - values), mean_square(kept - values), distance(state, old))
-        return state, info
-
-    def write_read(params, state, keys, values, rate, read_keys, path=None, **gates):
-        state, info = write(params, state, keys, values, rate, path, **gates)
-        return state, info, read(params, state, read_keys)
-
-    def make(key: Array) -> MemoryParams:
-        return MemoryParams(init(key), None)
-
-    return Memory(make, start, read, write, write_read, key_size, value_size, options.gates, False)
+        scale = 2 * size.astype(square.dtype) / (square + self.epsilon)
+        return jax.tree.map(lambda g: scale.astype(g.dtype) * g, gradient)
 
 
 def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss: Callable) -> None:
-    """Runs the user's functions on shapes alone, so that what does not fit is said before anything is compiled."""
-    if min(key_size, value_size) < 1:
-        raise ValueError(f"memory sizes must be >= 1, got {key_size=}, {value_size=}.")
+    """Runs the user's functions on shapes alone, so that what does not fit is an error before anything is compiled."""
     weights = jax.eval_shape(init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     if not leaves:

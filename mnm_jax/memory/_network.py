@@ -1,7 +1,12 @@
-"""The network that is the memory: f(k; phi), a small MLP with an identity output."""
+"""The network that is the memory: `f(k; phi)`, a multilayer perceptron with an identity output.
 
+Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I`/`O` inputs and outputs of a layer.
+"""
+
+import dataclasses
+import importlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +16,63 @@ from mnm_jax.memory._types import Storage
 Array = jax.Array
 
 
-class Network(NamedTuple):
-    """sizes: `(K, hidden..., V)`; activation of the hidden layers; use_bias: a constant one is fed to every layer."""
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The architecture of a memory.
+
+        x_l = z_{l-1}, or [z_{l-1}; 1] with a bias,    z_l = act(x_l W_l),    z_0 = k,    f(k; phi) = z_L = x_L W_L
+
+    Attributes:
+      sizes: `(K, hidden sizes..., V)`.
+      activation: of the hidden layers, elementwise.
+      use_bias: whether every layer has a bias, kept as the last row of its weights.
+    """
 
     sizes: tuple[int, ...]
     activation: Callable[[Array], Array]
-    use_bias: bool
+    use_bias: bool = False
 
     @property
     def depth(self) -> int:
+        """The number of layers `L`."""
         return len(self.sizes) - 1
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes `(I, O)` of the weights."""
+        inputs = (size + self.use_bias for size in self.sizes[:-1])
+        return tuple(zip(inputs, self.sizes[1:], strict=True))
+
+    def layer_inputs(self, z: Array) -> Array:
+        """Returns the inputs x of a layer from the outputs z of the layer before: a constant one is added to a bias."""
+        return jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1) if self.use_bias else z
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the activation by name: `jnp.tanh` and its like are compiled functions, which pickle refuses."""
+        return _restore, (self.sizes, _name(self.activation), self.use_bias)
+
+
+def _name(function: Callable[[Array], Array]) -> Any:
+    """Returns the module and name of a function that is found under them, and any other function as it is."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module is None or name is None or getattr(importlib.import_module(module), name, None) is not function:
+        return function
+    return module, name
+
+
+def _restore(sizes: tuple[int, ...], activation: Any, use_bias: bool) -> Network:
+    if isinstance(activation, tuple):
+        activation = getattr(importlib.import_module(activation[0]), activation[1])
+    return Network(sizes, activation, use_bias)
 
 
 class Activations(NamedTuple):
-    """What a forward pass leaves behind, layer by layer.
+    """Results of a forward pass, one entry per layer.
 
-    inputs: x_l `[B, H, I]` (with the constant one, if any); outputs: z_l `[B, H, O]`; slopes: of each hidden layer,
-    `d z_l -> d (x_l W_l)`.
+    Attributes:
+      inputs: x_l, `[B, H, I]` (with the constant one, if there are biases).
+      outputs: z_l, `[B, H, O]`; the last one is the answer f(k; phi), `[B, H, V]`.
+      slopes: of each hidden layer, its vjp: the cotangent of z_l to that of x_l W_l.
     """
 
     inputs: tuple[Array, ...]
@@ -35,8 +80,10 @@ class Activations(NamedTuple):
     slopes: tuple[Callable[[Array], tuple[Array]], ...]
 
 
-def init(network: Network, key: Array, gain: float, dtype: jnp.dtype) -> tuple[Array, ...]:
-    """W_l ~ N(0, gain^2 / fan_in), biases zero; one `[I (+ 1), O]` a layer."""
+def init(network: Network, key: Array, gain: float, dtype: Any) -> tuple[Array, ...]:
+    """Returns weights `W_l ~ N(0, gain^2 / fan_in)`, one `[I, O]` per layer; biases, and all with gain 0, are zero."""
+    if gain == 0:
+        return tuple(jnp.zeros(shape, dtype) for shape in network.shapes)
     initializer = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
     keys = jax.random.split(key, network.depth)
     weights = []
@@ -47,37 +94,42 @@ def init(network: Network, key: Array, gain: float, dtype: jnp.dtype) -> tuple[A
 
 
 def forward(network: Network, weights: Storage, keys: Array) -> Activations:
-    """z_0 = k;  z_l = act(x_l W_l), x_l = z_{l-1} or [z_{l-1}; 1];  the last layer has no activation."""
+    """Runs the memory's network on keys.
+
+    Args:
+      network: the architecture.
+      weights: the fast weights.
+      keys: `[B, H, K]`.
+
+    Returns:
+      Inputs, outputs and slopes of every layer; `outputs[-1]` is f(k; phi), `[B, H, V]`.
+    """
     inputs, outputs, slopes = [], [], []
     z = keys
     for layer in range(network.depth):
-        x = jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1) if network.use_bias else z
-        z = weights.product(layer, x)
+        inputs.append(network.layer_inputs(z))
+        z = weights.product(layer, inputs[-1])
         if layer < network.depth - 1:
             z, slope = jax.vjp(network.activation, z)
             slopes.append(slope)
-        inputs.append(x)
         outputs.append(z)
     return Activations(tuple(inputs), tuple(outputs), tuple(slopes))
 
 
-def pull_back(network: Network, weights: Storage, passed: Activations, cotangent: Array) -> tuple[Array, ...]:
-    """delta_l = (d f / d (x_l W_l))^T c `[B, H, O]` of each layer, for c `[B, H, V]`.
+def backward(network: Network, weights: Storage, activations: Activations, cotangent: Array) -> tuple[Array, ...]:
+    """Returns the cotangent of x_l W_l, `[B, H, O]`, of every layer: the delta_l of a gradient step.
 
-    The gradient of W_l is x_l (x) delta_l, whatever way the weights are stored.
+    The gradient of W_l is `sum_h x_{l,h} (x) delta_{l,h}`, whatever the storage of the weights.
+
+    Args:
+      network: the architecture.
+      weights: the fast weights.
+      activations: from `forward` with the same weights.
+      cotangent: of the answer f(k; phi), `[B, H, V]`.
     """
     deltas = [cotangent]
     for layer in range(network.depth - 1, 0, -1):
-        (delta,) = passed.slopes[layer - 1](_to_inputs(network, weights, layer, deltas[0]))
-        deltas.insert(0, delta)
+        of_inputs = weights.product_transposed(layer, deltas[0])
+        of_outputs = of_inputs[..., :-1] if network.use_bias else of_inputs
+        deltas.insert(0, *activations.slopes[layer - 1](of_outputs))
     return tuple(deltas)
-
-
-def key_cotangent(network: Network, weights: Storage, deltas: tuple[Array, ...]) -> Array:
-    """(d f / d k)^T c `[B, H, K]` from what `pull_back` made of c."""
-    return _to_inputs(network, weights, 0, deltas[0])
-
-
-def _to_inputs(network: Network, weights: Storage, layer: int, delta: Array) -> Array:
-    back = weights.product_transposed(layer, delta)
-    return back[..., :-1] if network.use_bias else back

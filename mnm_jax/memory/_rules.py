@@ -1,139 +1,293 @@
-"""Write rules. A rule decides the factors of a write, `Pair(x_l, delta_l)` a layer, and nothing else.
+"""Write rules. A rule decides the pairs of a write, `Pair(x_l, delta_l)` per layer, and nothing else.
 
-How the pairs are applied and kept is the storage's affair: a rule sees the weights only through `product` and
-`product_transposed`, and goes through `slow_product` for a map of its own.
+How pairs are applied and kept is decided by the storage: a rule accesses the weights through `product` and
+`product_transposed` alone, and multiplies by target maps of its own through `slow_product`.
+
+Shape letters: `B` examples, `H` heads, `C` tokens of a chunk, `K` key features, `V` value features, `I`/`O` inputs and
+outputs of a layer.
 """
 
+import abc
+import dataclasses
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._network import Network, forward, key_cotangent, pull_back
-from mnm_jax.memory._step_size import gram, solve
-from mnm_jax.memory._types import Pair, ReadPath, Storage, TargetMaps
+from mnm_jax.memory._network import Activations, Network, backward, forward
+from mnm_jax.memory._step_size import gram, solve, step, step_scale
+from mnm_jax.memory._types import Pair, Storage, TargetMaps
 
 Array = jax.Array
+Pairs = tuple[Pair, ...]
 
 
-def local_pairs(
-    network: Network,
-    weights: Storage,
-    targets: TargetMaps,
-    keys: Array,
-    values: Array,
-    *,
-    step_size: str,
-    epsilon: float,
-    condition_on_key: bool,
-) -> tuple[tuple[Pair, ...], Array]:
+class Rule(abc.ABC):
+    """A write rule: the pairs at rate one, from the weights before the write."""
+
+    def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps | None:
+        """Returns the target maps that the rule learns; None for a rule without."""
+        del network, key, dtype
+        return None
+
+    @abc.abstractmethod
+    def pairs(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Pairs, Array]:
+        """Returns one pair per layer, and the answer f(k^w) before the write.
+
+        Args:
+          network: the architecture.
+          targets: the rule's target maps.
+          weights: the fast weights before the write.
+          keys: write keys, `[B, H, K]`.
+          values: write values, `[B, H, V]`.
+        """
+
+
+class ErrorRule(Rule):
+    """A rule whose delta is a multiple of an error: of the layer's answer minus the layer's target.
+
+        delta_l = step(z_l - t_l; x_l)
+
+    `NeuralMemoryLayer` takes the answers of a token from the weights that the token before left.
+    """
+
+    @abc.abstractmethod
+    def layer_targets(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Array, ...]:
+        """Returns the target t_l of every layer, `[B, H, O]`."""
+
+    @abc.abstractmethod
+    def step(self, inputs: Array, error: Array) -> Array:
+        """Returns the delta of one layer, `[B, H, O]`, of heads that are written together.
+
+        Args:
+          inputs: x_l, `[B, H, I]`.
+          error: z_l - t_l, `[B, H, O]`.
+        """
+
+    @abc.abstractmethod
+    def step_scale(self, inputs: Array, features: int) -> Array:
+        """Returns what `step` multiplies an error by, `[B, C, 1]`, if every row is a write of its own.
+
+        Args:
+          inputs: x_l, `[B, C, I]`.
+          features: the size of the error, `O`.
+        """
+
+    def pairs(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Pairs, Array]:
+        """See `Rule`."""
+        inputs, outputs, _ = forward(network, weights, keys)
+        wanted = self.layer_targets(network, targets, weights, keys, values)
+        layers = zip(inputs, outputs, wanted, strict=True)
+        return tuple(Pair(x, self.step(x, z - t)) for x, z, t in layers), outputs[-1]
+
+
+class SnapshotRule(Rule):
+    """A rule whose pairs, within a chunk of `NeuralMemoryLayer`, are those of the weights at the chunk's beginning."""
+
+    @abc.abstractmethod
+    def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
+        """Returns pairs as `pairs` does, if every row is a write of its own.
+
+        Args:
+          network: the architecture.
+          weights: the fast weights.
+          keys: `[B, C, K]`.
+          values: `[B, C, V]`.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalRule(ErrorRule):
     """The perceptron rule of MNM-p (section 3.3): delta_l = z_l - t_l at rate one, t_l = g_l(v^w) learned.
 
     paper: 2 / (H O_l) (z_l - t_l); sum: 2 (z_l - t_l); normalised: (X_l X_l^T + epsilon I)^-1 (Z_l - T_l), which is
-    (z_l - t_l) / (|x_l|^2 + epsilon) for one head. Activations are those before the write and the derivative of the
-    activation is left out: the rule is local. Heads enter only through sums over heads, so their order is immaterial.
+    (z_l - t_l) / (|x_l|^2 + epsilon) for one head. Activations are those before the write, and the derivative of the
+    activation is left out: the rule is local. Heads enter through sums over heads only, so their order does not matter.
 
-    Returns the pairs and the memory's answer f(k^w) `[B, H, V]` before the write.
+    Attributes:
+      step_size: one of `STEP_SIZES`.
+      epsilon: added to squared key norms by "normalised".
+      condition_on_key: whether the targets depend on the write key too, t_l = g_l(v^w, k^w).
     """
-    inputs, outputs, _ = forward(network, weights, keys)
-    context = jnp.concatenate([values, keys], -1) if condition_on_key else values
-    wanted = weights.slow_product(context, targets.kernel) + targets.bias.astype(context.dtype)[None, None]
-    ends = list(itertools.accumulate(z.shape[-1] for z in outputs))
-    pairs = []
-    for x, z, t in zip(inputs, outputs, jnp.split(wanted, ends[:-1], axis=-1), strict=True):
-        error = z - t
-        match step_size:
-            case "paper":
-                delta = error * (2 / (z.shape[-2] * z.shape[-1]))
-            case "sum":
-                delta = 2 * error
-            case "normalised":
-                delta = solve(gram(x), error, epsilon)
-        pairs.append(Pair(x, delta))
-    return tuple(pairs), outputs[-1]
+
+    step_size: str
+    epsilon: float
+    condition_on_key: bool
+
+    def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps:
+        """Returns maps whose last layer is the identity of the value, so that a first write already stores it."""
+        key_size, value_size = network.sizes[0], network.sizes[-1]
+        context = value_size + key_size * self.condition_on_key
+        kernel = jax.nn.initializers.lecun_normal()(key, (context, sum(network.sizes[1:])), dtype)
+        kernel = kernel.at[:, -value_size:].set(jnp.eye(context, value_size, dtype=dtype))
+        return TargetMaps(kernel, jnp.zeros(kernel.shape[1], dtype))
+
+    def layer_targets(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Array, ...]:
+        """See `ErrorRule`."""
+        assert targets is not None  # from `init`
+        context = jnp.concatenate([values, keys], -1) if self.condition_on_key else values
+        wanted = weights.slow_product(context, targets.kernel) + targets.bias.astype(context.dtype)[None, None]
+        ends = list(itertools.accumulate(network.sizes[1:]))
+        return tuple(jnp.split(wanted, ends[:-1], axis=-1))
+
+    def step(self, inputs: Array, error: Array) -> Array:
+        """See `ErrorRule`."""
+        return step(self.step_size, error, gram(inputs), self.epsilon)
+
+    def step_scale(self, inputs: Array, features: int) -> Array:
+        """See `ErrorRule`."""
+        return step_scale(self.step_size, square_norm(inputs), features, self.epsilon)
 
 
-def gradient_pairs(
-    network: Network,
-    weights: Storage,
-    keys: Array,
-    values: Array,
-    path: ReadPath | None,
-    *,
-    step_size: str,
-    epsilon: float,
-) -> tuple[tuple[Pair, ...], Array]:
+@dataclasses.dataclass(frozen=True)
+class GradientRule(SnapshotRule):
     """The gradient step of MNM-g (section 3.2) at rate one, taken inside the scan and differentiated through.
 
-    With the error e_h = f(k_h) - v_h and its pull-back delta_l = (d f / d (x_l W_l))^T c, the gradient of any loss
-    whose derivative at the output is c is x_l (x) delta_l in layer l. The step sizes differ in c alone:
+    With the error e_h = f(k_h) - v_h and delta_l = (d f / d (x_l W_l))^T c, the gradient of any loss whose derivative
+    at the answer is c is x_l (x) delta_l in layer l. The step sizes differ in c alone:
 
-        paper:       c = 2 e / (H V)         the gradient of the mean of squares
-        sum:         c = 2 e                 the gradient of the sum of squares
+        paper:       c = 2 e / (H V)         the derivative of the mean of squares
+        sum:         c = 2 e                 the derivative of the sum of squares
         normalised:  c = (N + epsilon I)^-1 e,   N = sum_l s_l X_l X_l^T,   s_l = |delta_l(e)|^2 / |e|^2
 
-    Normalised: a step with c moves the answers by - J J^T c to first order, J the Jacobian of f with respect to all
-    weights; c = (J J^T)^-1 e would meet every target. N is J J^T with the backward maps of layer l replaced by their
-    mean square gain s_l (one for the last layer). It is exact for a linear memory, N = X X^T, with any number of
-    heads (see `step_size`), and for one head in any network it is the Polyak step 2 L / |grad L|^2, L = |e|^2.
+    Normalised: a step with c moves the answers by - J J^T c to first order, with J the Jacobian of f with respect to
+    all weights; c = (J J^T)^-1 e would meet every target. N is J J^T with the backward maps of layer l replaced by
+    their mean square gain s_l (one for the last layer). It is exact for a linear memory, N = X X^T, with any number of
+    heads (see `_step_size`), and for one head in any network it is the Polyak step 2 L / |grad L|^2, L = |e|^2.
 
-    With a `path` the derivative is total: the write key and value came from a controller that had read this same
-    memory, and what they hand back to that read adds H pairs of its own.
-
-    Returns the pairs and the memory's answer f(k^w) `[B, H, V]` before the write.
+    Attributes:
+      step_size: one of `STEP_SIZES`.
+      epsilon: added to squared key norms by "normalised".
     """
+
+    step_size: str
+    epsilon: float
+
+    def pairs(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Pairs, Array]:
+        """See `Rule`."""
+        del targets
+        passed, error = _errors(network, weights, keys, values)
+        if self.step_size != "normalised":
+            cotangent = step(self.step_size, error, error, self.epsilon)
+            deltas = backward(network, weights, passed, cotangent)
+        elif error.shape[1] == 1:
+            # One head: c is a multiple of e, and so are its deltas.
+            of_error = backward(network, weights, passed, error)
+            kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
+            scale = solve(kernel, jnp.ones_like(kernel), self.epsilon)
+            deltas = tuple(scale * delta for delta in of_error)
+        else:
+            of_error = backward(network, weights, passed, error)
+            kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
+            deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon))
+        return tuple(map(Pair, passed.inputs, deltas)), passed.outputs[-1]
+
+    def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
+        """See `SnapshotRule`."""
+        passed, error = _errors(network, weights, keys, values)
+        of_error = backward(network, weights, passed, error)
+        kernel = _scalar_kernel(tuple(map(square_norm, passed.inputs)), of_error, axes=(-1,))
+        scale = step_scale(self.step_size, kernel, error.shape[-1], self.epsilon)
+        return tuple(Pair(x, scale * delta) for x, delta in zip(passed.inputs, of_error, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaRule(ErrorRule):
+    """The delta rule of a single layer: delta = k W - v at rate one, or the step towards it of a step size.
+
+    With a step size it is the gradient rule of a memory without hidden layers.
+
+    Attributes:
+      step_size: one of `STEP_SIZES`; None for the plain error.
+      epsilon: added to squared key norms by "normalised".
+    """
+
+    step_size: str | None = None
+    epsilon: float = 0.0
+
+    def layer_targets(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Array, ...]:
+        """See `ErrorRule`."""
+        del network, targets, weights, keys
+        return (values,)
+
+    def step(self, inputs: Array, error: Array) -> Array:
+        """See `ErrorRule`."""
+        return error if self.step_size is None else step(self.step_size, error, gram(inputs), self.epsilon)
+
+    def step_scale(self, inputs: Array, features: int) -> Array:
+        """See `ErrorRule`."""
+        if self.step_size is None:
+            return jnp.ones_like(inputs[..., :1])
+        return step_scale(self.step_size, square_norm(inputs), features, self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class HebbianRule(SnapshotRule):
+    """The Hebbian rule of a single layer: delta = -v at rate one."""
+
+    def pairs(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Pairs, Array]:
+        """See `Rule`."""
+        del targets
+        (x,), (answer,), _ = forward(network, weights, keys)
+        return (Pair(x, -values),), answer
+
+    def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
+        """See `SnapshotRule`."""
+        del weights
+        return (Pair(network.layer_inputs(keys), -values),)
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionRule(Rule):
+    """A rule that a user gives as a function, `(network, weights, keys, values) -> (pairs, answers)`."""
+
+    function: Callable[[Network, Storage, Array, Array], tuple[Pairs, Array]]
+
+    def pairs(
+        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+    ) -> tuple[Pairs, Array]:
+        """See `Rule`."""
+        del targets
+        return self.function(network, weights, keys, values)
+
+
+def square_norm(x: Array) -> Array:
+    """Returns |x|^2 of every row, `[B, C, I] -> [B, C, 1]`."""
+    return jnp.sum(x * x, axis=-1, keepdims=True)
+
+
+def _errors(network: Network, weights: Storage, keys: Array, values: Array) -> tuple[Activations, Array]:
     passed = forward(network, weights, keys)
-    predicted = passed.outputs[-1]
-    error = predicted - values
-    match step_size:
-        case "paper":
-            cotangent = error * (2 / (error.shape[-2] * error.shape[-1]))
-        case "sum":
-            cotangent = 2 * error
-        case "normalised":
-            of_error = pull_back(network, weights, passed, error)
-            kernel = _scalar_kernel(passed.inputs, of_error)
-            cotangent = solve(kernel, error, epsilon)
-    if step_size == "normalised" and error.shape[1] == 1:
-        # One head: c is a multiple of e, and so is its pull-back.
-        scale = solve(kernel, jnp.ones_like(kernel), epsilon)
-        deltas = tuple(scale * delta for delta in of_error)
-    else:
-        deltas = pull_back(network, weights, passed, cotangent)
-    pairs = tuple(map(Pair, passed.inputs, deltas))
-    if path is None:
-        return pairs, predicted
-    read = forward(network, weights, path.keys)
-    handed_back = path.pull_back(key_cotangent(network, weights, deltas), -cotangent)
-    read_pairs = map(Pair, read.inputs, pull_back(network, weights, read, handed_back))
-    return tuple(map(_join_heads, pairs, read_pairs)), predicted
+    return passed, passed.outputs[-1] - values
 
 
-def delta_pairs(network: Network, weights: Storage, keys: Array, values: Array) -> tuple[tuple[Pair, ...], Array]:
-    """The delta rule of a matrix, delta = k W - v at rate one, for keys of any length; and k W `[B, H, V]`."""
-    (x,), (answer,), _ = forward(network, weights, keys)
-    return (Pair(x, answer - values),), answer
+def _scalar_kernel(grams: tuple[Array, ...], deltas: tuple[Array, ...], axes: tuple[int, ...]) -> Array:
+    """Returns N = sum_l s_l X_l X_l^T of one write of H heads, or of C writes of one head.
 
-
-def hebbian_pairs(network: Network, weights: Storage, keys: Array, values: Array) -> tuple[tuple[Pair, ...], Array]:
-    """The Hebbian rule of a matrix, delta = -v at rate one; and k W `[B, H, V]`."""
-    (x,), (answer,), _ = forward(network, weights, keys)
-    return (Pair(x, -values),), answer
-
-
-def _join_heads(a: Pair, b: Pair) -> Pair:
-    return Pair(jnp.concatenate([a.inputs, b.inputs], 1), jnp.concatenate([a.delta, b.delta], 1))
-
-
-def _scalar_kernel(inputs: tuple[Array, ...], deltas: tuple[Array, ...]) -> Array:
-    """N = sum_l s_l X_l X_l^T `[B, H, H]`; deltas are the pull-backs of the error, the last one being the error."""
-    size = _square_norm(deltas[-1])
-    kernel = gram(inputs[-1])
-    for x, delta in zip(inputs[:-1], deltas[:-1], strict=True):
-        gain = _square_norm(delta) / (size + float(jnp.finfo(size.dtype).tiny) ** 0.5)
-        kernel = kernel + gain * gram(x)
+    Args:
+      grams: X_l X_l^T of every layer, `[B, H, H]`; or |x_l|^2, `[B, C, 1]`.
+      deltas: cotangents of the error, one per layer, the last one being the error.
+      axes: the axes of a delta that belong to one write: heads and features, or features alone.
+    """
+    squares = [jnp.sum(delta * delta, axis=axes, keepdims=True) for delta in deltas]
+    kernel = grams[-1]
+    size = squares[-1] + float(jnp.finfo(kernel.dtype).tiny) ** 0.5
+    for inner, square in zip(grams[:-1], squares[:-1], strict=True):
+        kernel = kernel + square / size * inner
     return kernel
-
-
-def _square_norm(x: Array) -> Array:
-    return jnp.sum(x * x, axis=(-2, -1), keepdims=True)

@@ -1,14 +1,16 @@
-"""How far a write goes. `paper` and `sum` follow a loss; `normalised` solves for the step that meets the target.
+"""The step size of a write: how far along its direction it goes.
 
-Why `normalised` is exact, for one head and for several. Stack the heads: X `[H, K]` the inputs of a linear memory,
+"paper" and "sum" follow the derivative of a loss; "normalised" solves for the step that meets the target.
+
+Why "normalised" is exact, for one head and for several. Stack the heads: X `[H, K]` the inputs of a linear memory,
 E = X W - T `[H, V]` its errors. A write W' = W - X^T D moves the read-outs to
 
     X W' - T = E - X X^T D,
 
 which is zero for D = G^-1 E with the Gram matrix G = X X^T `[H, H]`: every head reads back its own target in one
 shot, however much the keys overlap, and of all such W' this one is nearest to W (it moves in the span of the keys
-only). One head gives D = E / |x|^2, the delta rule. We solve (G + epsilon I) D = E: epsilon bounds the step when a key
-vanishes, and when two heads share one key it writes the mean of their targets.
+only). One head gives D = E / |x|^2, the delta rule. The code solves (G + epsilon I) D = E: epsilon bounds the step when
+a key vanishes, and when two heads share one key it writes the mean of their targets.
 
 The write rate multiplies D, so a rate beta in (0, 1) closes that fraction of the error of every head.
 """
@@ -18,27 +20,63 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+# How delta follows from an error e: the solve above; 2 e, the derivative of the sum of squares over heads and features;
+# 2 e / (H V), the derivative of their mean.
 STEP_SIZES = ("normalised", "sum", "paper")
+
+
+def step(step_size: str, error: Array, kernel: Array, epsilon: float) -> Array:
+    """Returns the deltas `[B, H, O]` of heads that are written together.
+
+    Args:
+      step_size: one of `STEP_SIZES`.
+      error: `[B, H, O]`.
+      kernel: by how much a delta of one head moves the answer of another, `[B, H, H]`; see the module's text.
+      epsilon: added to the kernel's diagonal.
+    """
+    match step_size:
+        case "paper":
+            return error * (2 / (error.shape[-2] * error.shape[-1]))
+        case "sum":
+            return 2 * error
+    return solve(kernel, error, epsilon)
+
+
+def step_scale(step_size: str, kernel: Array, features: int, epsilon: float) -> Array:
+    """Returns what `step` multiplies an error by if every row is a write of its own, with one head.
+
+    Args:
+      step_size: one of `STEP_SIZES`.
+      kernel: `[B, C, 1]`, the only element of each row's kernel.
+      features: the size of the error, `O`.
+      epsilon: added to the kernel.
+    """
+    match step_size:
+        case "paper":
+            return jnp.full_like(kernel, 2 / features)
+        case "sum":
+            return jnp.full_like(kernel, 2)
+    return 1 / (kernel + epsilon)
 
 
 @jax.custom_jvp
 def gram(x: Array) -> Array:
-    """G = X X^T: `[B, H, I] -> [B, H, H]`."""
+    """Returns G = X X^T: `[B, H, I] -> [B, H, H]`."""
     return jnp.einsum("bhi,bgi->bhg", x, x)
 
 
 @gram.defjvp
-def _gram_jvp(primals, tangents):
+def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # Written with one product, so that its transpose is one: (C + C^T) X.
     half = jnp.einsum("bhi,bgi->bhg", *tangents, *primals)
     return gram(*primals), half + jnp.swapaxes(half, 1, 2)
 
 
 def solve(matrix: Array, right: Array, epsilon: float) -> Array:
-    """(A + epsilon I)^-1 R for symmetric positive semi-definite A `[B, H, H]` and R `[B, H, O]`.
+    """Returns (A + epsilon I)^-1 R for symmetric positive semi-definite A `[B, H, H]` and R `[B, H, O]`.
 
-    By the inverse, which derivatives, of all orders and by the implicit function, need again. Low precision is raised
-    to float32 for the solve.
+    It multiplies by the inverse, which derivatives of all orders (by the implicit function theorem) need again. Dtypes
+    below float32 are raised to float32 for the solve.
     """
     dtype = right.dtype if jnp.finfo(right.dtype).bits >= 32 else jnp.float32
     regular = matrix.astype(dtype) + epsilon * jnp.eye(matrix.shape[-1], dtype=dtype)[None]
@@ -53,7 +91,7 @@ def solve(matrix: Array, right: Array, epsilon: float) -> Array:
 
 
 def _inverse(matrix: Array) -> Array:
-    """A^-1 of positive definite A `[B, H, H]`.
+    """Returns A^-1 of positive definite A `[B, H, H]`.
 
     Gauss-Jordan elimination, which needs no pivoting here, unrolled over the few heads: it stays inside fused loops of
     elementwise operations, where a batched library call would go through the matrices one by one.

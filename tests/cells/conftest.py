@@ -30,20 +30,20 @@ T, B, D, H = 6, 3, 6, 5
 
 def mnm(factory, **options):
     def make(dtype, in_features=D, hidden=H, seed=0):
-        memory = factory(4, 4, hidden_sizes=(4,), dtype=dtype)
+        memory = factory(4, 4, hidden_sizes=(4,), param_dtype=dtype)
         return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed), **options)
 
     return make
 
 
 def gated(dtype, in_features=D, hidden=H, seed=0):
-    memory = local_memory(4, 4, hidden_sizes=(4,), options=WriteOptions(forget=True, momentum=True), dtype=dtype)
+    memory = local_memory(4, 4, hidden_sizes=(4,), options=WriteOptions(forget=True, momentum=True), param_dtype=dtype)
     return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed))
 
 
 def chain(factory):
     def make(dtype, in_features=D, hidden=H, seed=0):
-        memory = factory(12, 3, hidden_sizes=(), dtype=dtype)
+        memory = factory(12, 3, hidden_sizes=(), param_dtype=dtype)
         return ChainCell(in_features, hidden, memory, entities=2, heads=2, hops=2, dtype=dtype, rngs=nnx.Rngs(seed))
 
     return make

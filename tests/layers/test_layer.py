@@ -103,7 +103,7 @@ def test_a_memory_of_one_layer_is_the_same_for_any_chunk(x64):
 
 @pytest.mark.parametrize("make", [local_memory, gradient_memory])
 def test_a_chunk_of_one_token_is_the_memory_as_four_functions(make, x64):
-    memory = make(K, V, hidden_sizes=(6,), dtype=jnp.float64)
+    memory = make(K, V, hidden_sizes=(6,), param_dtype=jnp.float64)
     params = memory.init(jax.random.key(0))
     rule = chunked.Rule(Network((K, 6, V), jnp.tanh, False), make is local_memory, True, 1e-3)
     keys, queries = jax.random.normal(jax.random.key(1), (2, 5, B, K))
@@ -212,7 +212,7 @@ def test_an_example_does_not_see_the_others(x64):
         ({"convolution": 0}, "convolution must be >= 1, got 0"),
         ({"chunk": 0}, "chunk must be >= 1, got 0"),
         ({"heads": -1}, "heads must be >= 1, got -1"),
-        ({"hidden_sizes": (0,)}, "memory sizes must be >= 1"),
+        ({"hidden_sizes": (0,)}, "hidden_sizes\\[0\\] must be >= 1, got 0"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

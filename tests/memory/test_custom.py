@@ -26,11 +26,11 @@ def init_mlp(key):
     return {"up": jax.random.normal(up, (K, 6)) / 2, "down": jax.random.normal(down, (6, V)) / 2}
 
 
-@pytest.mark.parametrize(("step", "theirs", "heads"), [("gradient", "sum", 3), ("normalised", "normalised", 1)])
+@pytest.mark.parametrize(("step", "theirs", "heads"), [("sum", "sum", 3), ("normalised", "normalised", 1)])
 def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
     """For one head the step of Polyak is the normalised one: both sums of squares, but for what epsilon is added to."""
     own = custom_memory(K, V, init=init_mlp, apply=mlp, step_size=step, epsilon=0.0)
-    ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.0, dtype=jnp.float64)
+    ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.0, param_dtype=jnp.float64)
     params = own.init(jax.random.key(0))
     weights = (params.weights["up"], params.weights["down"])
     state, expected = own.start(params, B), ours.start(params._replace(weights=weights), B)
@@ -52,7 +52,7 @@ def test_a_loss_of_ones_own_is_what_a_write_descends(x64):
         init=lambda key: jax.random.normal(key, (K, V)),
         apply=lambda w, k: k @ w,
         loss=lambda predicted, values: -jnp.sum(predicted * values),
-        step_size="gradient",
+        step_size="sum",
     )
     params = memory.init(jax.random.key(0))
     state, keys, values = memory.start(params, B), normal(1, B, 2, K), normal(2, B, 2, V)
@@ -63,7 +63,7 @@ def test_a_loss_of_ones_own_is_what_a_write_descends(x64):
 
 
 def test_max_norm_bounds_all_of_a_trees_leaves_together(x64):
-    memory = custom_memory(K, V, init=init_mlp, apply=mlp, step_size="gradient", options=WriteOptions(max_norm=0.01))
+    memory = custom_memory(K, V, init=init_mlp, apply=mlp, step_size="sum", options=WriteOptions(max_norm=0.01))
     params = memory.init(jax.random.key(0))
     _, info = memory.write(params, memory.start(params, B), normal(1, B, 1, K), normal(2, B, 1, V), RATE)
     np.testing.assert_allclose(info.update_norm, 0.01 * RATE, rtol=1e-9)
@@ -120,9 +120,9 @@ GOOD = {"init": init_mlp, "apply": mlp}
         ({"init": lambda key: {}}, "at least one array"),
         ({"init": lambda key: init_mlp(key) | {"n": jnp.arange(3)}}, r"floating-point arrays.* got int32 at \['n'\]"),
         ({"loss": lambda a, b: jnp.sum((a - b) ** 2, -1)}, r"to a scalar, got \(2,\)"),
-        ({"step_size": "paper"}, "step_size must be one of .* got step_size='paper'"),
+        ({"step_size": "paper"}, "step_size must be one of 'normalised', 'sum', got 'paper'"),
         ({"epsilon": -1.0}, "epsilon must be >= 0"),
-        ({"key_size": 0}, "memory sizes must be >= 1, got key_size=0"),
+        ({"key_size": 0}, "key_size must be >= 1, got 0"),
         ({"options": WriteOptions(inner_steps=-1)}, "inner_steps must be >= 1"),
     ],
     ids=lambda case: "-".join(case) if isinstance(case, dict) else "",

@@ -19,7 +19,7 @@ def normal(seed, *shape):
 
 
 def build(rule, heads=2, hidden=(6, 7), **options):
-    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, dtype=jnp.float64, **options)
+    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, param_dtype=jnp.float64, **options)
     params = memory.init(jax.random.key(0))
     return memory, params, memory.start(params, B), normal(1, B, heads, K), normal(2, B, heads, V)
 
@@ -178,11 +178,11 @@ def test_solve_equals_numpy(x64):
 
 @pytest.mark.parametrize("factory", FACTORIES.values())
 def test_errors_name_the_value(factory):
-    with pytest.raises(ValueError, match="key_size=0"):
+    with pytest.raises(ValueError, match="key_size must be >= 1, got 0"):
         factory(0, 4, hidden_sizes=())
-    with pytest.raises(ValueError, match="step_size='huge'"):
+    with pytest.raises(ValueError, match="step_size must be one of 'normalised', 'sum', 'paper', got 'huge'"):
         factory(4, 4, hidden_sizes=(), step_size="huge")
-    with pytest.raises(ValueError, match="epsilon=-1"):
+    with pytest.raises(ValueError, match="epsilon must be >= 0, got -1"):
         factory(4, 4, hidden_sizes=(), epsilon=-1)
     memory = factory(4, 4, hidden_sizes=())
     params = memory.init(jax.random.key(0))

@@ -20,7 +20,7 @@ def normal(seed, *shape):
 
 
 def make(rule, options, hidden=(6, 7), **more):
-    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, dtype=jnp.float64, options=options, **more)
+    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, param_dtype=jnp.float64, options=options, **more)
     params = memory.init(jax.random.key(0))
     return memory, params, memory.start(params, B)
 
@@ -173,7 +173,7 @@ def test_gradients_through_every_option_are_those_of_finite_differences(x64):
 
 
 def test_the_delta_rule_is_deltanet(x64):
-    memory = matrix_memory(K, V, options=WriteOptions(key_norm="l2"), dtype=jnp.float64)
+    memory = matrix_memory(K, V, options=WriteOptions(key_norm="l2"), param_dtype=jnp.float64)
     params = memory.init(jax.random.key(0))
     state, expected = memory.start(params, B), np.zeros((B, V, K))
     for keys, values in pairs(6, heads=1):
@@ -187,7 +187,7 @@ def test_the_delta_rule_is_deltanet(x64):
 
 
 def test_the_hebbian_rule_with_forgetting_is_that_of_fast_weights(x64):
-    memory = matrix_memory(K, V, "hebbian", options=WriteOptions(forget=True), dtype=jnp.float64)
+    memory = matrix_memory(K, V, "hebbian", options=WriteOptions(forget=True), param_dtype=jnp.float64)
     params = memory.init(jax.random.key(0))
     state, expected = memory.start(params, B), np.zeros((B, K, V))
     for keys, values in pairs(6):
@@ -201,9 +201,9 @@ def test_the_hebbian_rule_with_forgetting_is_that_of_fast_weights(x64):
 def test_the_delta_rule_with_unit_keys_is_the_normalised_gradient_of_a_matrix(x64):
     """And a Hebbian write is the part of it that does not depend on the weights."""
     unit = WriteOptions(key_norm="l2")
-    delta = matrix_memory(K, V, options=unit, dtype=jnp.float64)
-    gradient = gradient_memory(K, V, hidden_sizes=(), epsilon=0.0, options=unit, dtype=jnp.float64)
-    hebbian = matrix_memory(K, V, "hebbian", options=unit, dtype=jnp.float64)
+    delta = matrix_memory(K, V, options=unit, param_dtype=jnp.float64)
+    gradient = gradient_memory(K, V, hidden_sizes=(), epsilon=0.0, options=unit, param_dtype=jnp.float64)
+    hebbian = matrix_memory(K, V, "hebbian", options=unit, param_dtype=jnp.float64)
     params = delta.init(jax.random.key(0))
     states = [delta.start(params, B)] * 2
     for keys, values in pairs(3, heads=1):
@@ -221,7 +221,7 @@ CELL_OPTIONS = {
 
 
 def make_cell(options, factory=gradient_memory):
-    memory = factory(4, 3, hidden_sizes=(5,), options=options, dtype=jnp.float64)
+    memory = factory(4, 3, hidden_sizes=(5,), options=options, param_dtype=jnp.float64)
     return MNMCell(4, 6, memory, heads=2, dtype=jnp.float64, rngs=nnx.Rngs(0))
 
 
@@ -288,5 +288,5 @@ def test_a_write_names_the_gates_it_lacks(x64):
         memory.write(params, state, keys, values, RATE, momentum=RATE)
     with pytest.raises(ValueError, match=r"forget must have shape \[B\] = \(3,\), got \(\)"):
         memory.write(params, state, keys, values, RATE, forget=jnp.array(0.5))
-    with pytest.raises(ValueError, match="rule must be one of delta, hebbian, got 'oja'"):
+    with pytest.raises(ValueError, match="rule must be one of 'delta', 'hebbian', got 'oja'"):
         matrix_memory(K, V, "oja")

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax.memory._chunks.triangular import solve_unit_lower
-from mnm_jax.memory._network import Network, forward, pull_back
+from mnm_jax.memory._network import Network, backward, forward
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.products import shared_times
 from mnm_jax.memory._types import MemoryParams
@@ -149,7 +149,7 @@ def _prepare(rule: Rule, params: MemoryParams, start: tuple[Array, ...], keys: A
     storage = MemoryState(start)
     passed = forward(rule.network, storage, keys)
     error = passed.outputs[-1] - values
-    deltas = pull_back(rule.network, storage, passed, error)
+    deltas = backward(rule.network, storage, passed, error)
     if rule.normalised:
         square = [jnp.sum(x * x, -1, keepdims=True) for x in passed.inputs]
         tiny = float(jnp.finfo(error.dtype).tiny) ** 0.5

@@ -1,0 +1,116 @@
+"""Weights that forget, or are moved by momentum or an optimiser.
+
+Shape letter: `B` examples.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory._options import WriteOptions
+from mnm_jax.memory._storage.dense import MemoryState
+
+Array = jax.Array
+
+
+class GatedState(NamedTuple):
+    """Fast weights, and what the next write needs of earlier ones.
+
+    Attributes:
+      weights: phi_t, leaves `[B, ...]`.
+      surprise: the running write S_t, leaves `[B, ...]`; None without momentum.
+      optimizer: the state of the optimiser, leaves `[B, ...]`; None without one.
+    """
+
+    weights: Any
+    surprise: Any
+    optimizer: Any
+
+    @property
+    def batch_size(self) -> int:
+        """The number of examples `B`."""
+        return jax.tree.leaves(self.weights)[0].shape[0]
+
+    @property
+    def storage(self) -> MemoryState:
+        """The weights as rules access them."""
+        return MemoryState(self.weights)
+
+
+def begin(weights: Any, options: WriteOptions) -> GatedState:
+    """Returns the state at the start of sequences, from phi_0 with leaves `[B, ...]`."""
+    surprise = jax.tree.map(jnp.zeros_like, weights) if options.momentum else None
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integers with floats
+        optimizer = None if options.optimizer is None else jax.vmap(options.optimizer.init)(weights)
+    return GatedState(weights, surprise, optimizer)
+
+
+def descend(
+    state: GatedState,
+    changes: Any,
+    rate: Array,
+    options: WriteOptions,
+    gates: Mapping[str, Array],
+    *,
+    first: bool,
+) -> GatedState:
+    """Returns the state after one inner step.
+
+    Args:
+      state: before it.
+      changes: G, bounded already, leaves `[B, ...]`.
+      rate: `[B]`.
+      options: of the memory.
+      gates: by name, `[B]` each.
+      first: whether it is the first inner step of a write, which alone forgets.
+    """
+    optimizer = state.optimizer
+    if options.optimizer is None:
+        updates = jax.tree.map(jnp.negative, changes)
+    else:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer = jax.vmap(options.optimizer.update)(changes, optimizer, state.weights)
+    added = jax.tree.map(lambda u, w: _times(rate, u).astype(w.dtype), updates, state.weights)
+    if options.momentum:
+        added = jax.tree.map(lambda s, a: _times(gates["momentum"], s) + a, state.surprise, added)
+    weights = state.weights
+    if options.forget and first:
+        weights = jax.tree.map(lambda w: _times(1 - gates["forget"], w), weights)
+    weights = jax.tree.map(jnp.add, weights, added)
+    return GatedState(weights, added if options.momentum else None, optimizer)
+
+
+def limit(changes: Any, max_norm: float | None) -> Any:
+    """Returns changes `[B, ...]` with the norm of all leaves together bounded by `WriteOptions.max_norm`."""
+    if max_norm is None:
+        return changes
+    factor = bound(norm(changes), max_norm)
+    return jax.tree.map(lambda x: _times(factor, x), changes)
+
+
+def bound(norm: Array, max_norm: float) -> Array:
+    """Returns min(1, c / norm) `[B]`, the factor for a change of that norm."""
+    return jnp.where(norm > max_norm, max_norm / jnp.maximum(norm, max_norm), 1)
+
+
+def norm(tree: Any) -> Array:
+    """Returns the norm `[B]` of all leaves `[B, ...]` together."""
+    return safe_root(sum(jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)))
+
+
+def distance(a: GatedState, b: GatedState) -> Array:
+    """Returns |phi_a - phi_b| `[B]`."""
+    return norm(jax.tree.map(jnp.subtract, a.weights, b.weights))
+
+
+def safe_root(square: Array) -> Array:
+    """Returns the root, with derivative zero at zero: an infinite one, times a masked zero, would be NaN."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def _times(gate: Array, leaf: Array) -> Array:
+    """Returns a gate `[B]` times a leaf `[B, ...]`, in the dtype of the leaf."""
+    return gate.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype) * leaf

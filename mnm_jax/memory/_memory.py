@@ -1,0 +1,138 @@
+"""The interface of a memory, and the checks on the arrays that it is given.
+
+Shape letters: `B` examples, `H` heads written, `R` keys read, `K` key features, `V` value features.
+"""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory._types import MemoryParams, WriteInfo
+
+Array = jax.Array
+
+
+class Memory(abc.ABC):
+    """A neural memory as pure functions of its parameters and its state.
+
+        phi_t = write(phi_{t-1}; k^w_t, v^w_t, beta_t),      v^r_t = f(k^r_t; phi_t)
+
+    A memory object holds settings only. The memories of this library are frozen dataclasses: memories with equal
+    settings are equal, have the same hash and can be pickled, so that a second equal memory does not recompile a
+    function that depends on it. (A function among the settings counts as equal if it is the same object, and is
+    pickled by its name.)
+
+    Subclasses implement the abstract methods and override nothing else.
+    """
+
+    @property
+    @abc.abstractmethod
+    def key_size(self) -> int:
+        """The number of key features `K`."""
+
+    @property
+    @abc.abstractmethod
+    def value_size(self) -> int:
+        """The number of value features `V`."""
+
+    @property
+    @abc.abstractmethod
+    def gates(self) -> tuple[str, ...]:
+        """The names of the gates that a write takes by keyword besides the rate; see `WriteOptions`."""
+
+    @property
+    @abc.abstractmethod
+    def pairs_only(self) -> bool:
+        """Whether a write changes the weights by subtracting pairs alone, which all execution forms can follow."""
+
+    @abc.abstractmethod
+    def init(self, key: Array) -> MemoryParams:
+        """Returns new slow parameters: the initial weights phi_0, and the target maps of the local rule.
+
+        Args:
+          key: random key; it is consumed.
+        """
+
+    @abc.abstractmethod
+    def start(self, params: MemoryParams, batch_size: int) -> Any:
+        """Returns the state at the start of a sequence: phi_0 for each of `batch_size` examples."""
+
+    @abc.abstractmethod
+    def read(self, params: MemoryParams, state: Any, keys: Array) -> Array:
+        """Returns the values `f(k; phi)`, `[B, R, V]`, of keys `[B, R, K]`."""
+
+    @abc.abstractmethod
+    def write_read(
+        self,
+        params: MemoryParams,
+        state: Any,
+        keys: Array,
+        values: Array,
+        rate: Array,
+        read_keys: Array,
+        **gates: Array,
+    ) -> tuple[Any, WriteInfo, Array]:
+        """Writes and then reads, in one forward pass less than `write` followed by `read`.
+
+        Args:
+          params: from `init`.
+          state: from `start` or an earlier write.
+          keys: write keys k^w, `[B, H, K]`.
+          values: write values v^w, `[B, H, V]`.
+          rate: write rate beta, `[B]`; with 0 the weights stay bit-equal.
+          read_keys: read keys k^r, `[B, R, K]`.
+          **gates: `[B]` each, one for every name in `gates`.
+
+        Returns:
+          The new state, measures of the write, and the values read `[B, R, V]` from the new state.
+
+        Raises:
+          ValueError: for shapes that do not agree, or gates other than those of `gates`.
+        """
+
+    def write(
+        self, params: MemoryParams, state: Any, keys: Array, values: Array, rate: Array, **gates: Array
+    ) -> tuple[Any, WriteInfo]:
+        """Writes: `write_read` without read keys. Returns the new state and measures of the write."""
+        return self.write_read(params, state, keys, values, rate, keys[:, :0], **gates)[:2]
+
+
+def check_shape(name: str, array: Array, batch_size: int, features: int) -> None:
+    """Raises ValueError unless an array has the shape `[batch_size, H, features]`."""
+    if array.ndim != 3 or array.shape[0] != batch_size or array.shape[2] != features:
+        raise ValueError(f"{name} must have shape [B, H, features] = [{batch_size}, H, {features}], got {array.shape}.")
+
+
+def check_write(
+    memory: Memory,
+    batch_size: int,
+    keys: Array,
+    values: Array,
+    rate: Array,
+    read_keys: Array,
+    gates: dict[str, Array],
+) -> None:
+    """Raises ValueError unless the arguments of a write fit the memory and each other."""
+    check_shape("keys", keys, batch_size, memory.key_size)
+    check_shape("values", values, batch_size, memory.value_size)
+    check_shape("read_keys", read_keys, batch_size, memory.key_size)
+    if keys.shape[1] != values.shape[1] or rate.shape != keys.shape[:1]:
+        raise ValueError(
+            "a write needs keys [B, H, K], values [B, H, V] and rate [B], "
+            f"got {keys.shape=}, {values.shape=}, {rate.shape=}."
+        )
+    if set(gates) != set(memory.gates):
+        raise ValueError(
+            f"this memory's write takes the gates ({', '.join(memory.gates)}), got ({', '.join(gates)}): pass by "
+            "keyword the gates that its WriteOptions switch on, and no others."
+        )
+    for name, gate in gates.items():
+        if gate.shape != rate.shape:
+            raise ValueError(f"{name} must have shape [B] = {rate.shape}, got {gate.shape}.")
+
+
+def mean_square(x: Array) -> Array:
+    """Returns the mean of squares over heads and features, `[B, H, V] -> [B]`."""
+    return jnp.mean(x * x, axis=(1, 2))

@@ -1,0 +1,146 @@
+"""The memory that a network, a rule and options make.
+
+Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I`/`O` inputs and outputs of a layer.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory import _network as networks
+from mnm_jax.memory._gated import GatedState, begin, bound, descend, distance, safe_root
+from mnm_jax.memory._memory import Memory, check_shape, check_write, mean_square
+from mnm_jax.memory._network import Network
+from mnm_jax.memory._options import WriteOptions, normalise
+from mnm_jax.memory._rules import Pairs, Rule
+from mnm_jax.memory._step_size import gram
+from mnm_jax.memory._storage import dense
+from mnm_jax.memory._types import MemoryParams, Pair, Storage, WriteInfo
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMemory(Memory):
+    """A memory that is written in pairs: `W_l -= beta sum_h x_{l,h} (x) delta_{l,h}`.
+
+    Without forgetting, momentum and an optimiser its functions take any storage. `start` makes dense weights.
+
+    Attributes:
+      network: the architecture.
+      rule: what a write adds.
+      options: everything else about a write; see `WriteOptions`.
+      learn_initial: whether phi_0 gets a gradient.
+      initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first.
+      param_dtype: of parameters and fast weights.
+    """
+
+    network: Network
+    rule: Rule
+    options: WriteOptions
+    learn_initial: bool
+    initial_gain: float
+    param_dtype: Any
+
+    @property
+    def key_size(self) -> int:
+        """See `Memory`."""
+        return self.network.sizes[0]
+
+    @property
+    def value_size(self) -> int:
+        """See `Memory`."""
+        return self.network.sizes[-1]
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """See `Memory`."""
+        return self.options.gates
+
+    @property
+    def pairs_only(self) -> bool:
+        """See `Memory`."""
+        return self.options.pairs_only
+
+    def init(self, key: Array) -> MemoryParams:
+        """See `Memory`."""
+        weights_key, targets_key = jax.random.split(key)
+        targets = self.rule.init(self.network, targets_key, self.param_dtype)
+        if targets is None:
+            weights_key = key  # as it is, since nothing else is drawn
+        return MemoryParams(networks.init(self.network, weights_key, self.initial_gain, self.param_dtype), targets)
+
+    def start(self, params: MemoryParams, batch_size: int) -> Any:
+        """See `Memory`."""
+        weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
+        state = dense.start(weights, batch_size)
+        return state if self.pairs_only else begin(state.weights, self.options)
+
+    def read(self, params: MemoryParams, state: Any, keys: Array) -> Array:
+        """See `Memory`."""
+        del params  # the state holds the fast weights
+        check_shape("keys", keys, state.batch_size, self.key_size)
+        return self._answers(state, normalise(keys, self.options.key_norm))
+
+    def write_read(
+        self,
+        params: MemoryParams,
+        state: Any,
+        keys: Array,
+        values: Array,
+        rate: Array,
+        read_keys: Array,
+        **gates: Array,
+    ) -> tuple[Any, WriteInfo, Array]:
+        """See `Memory`."""
+        check_write(self, state.batch_size, keys, values, rate, read_keys, gates)
+        how = self.options
+        keys, read_keys = normalise(keys, how.key_norm), normalise(read_keys, how.key_norm)
+        old, predicted, written = state, None, []
+        for inner in range(how.inner_steps):
+            full, answer = self.rule.pairs(self.network, params.targets, _storage(state), keys, values)
+            predicted = answer if predicted is None else predicted
+            if how.max_norm is not None:
+                full = _scale(full, bound(_norm(full), how.max_norm))
+            if self.pairs_only:
+                written.append(_scale(full, rate))
+                state = state.subtract(written[-1])
+            else:
+                changes = tuple(_dense(pair, w) for pair, w in zip(full, state.weights, strict=True))
+                state = descend(state, changes, rate, how, gates, first=inner == 0)
+        answers = self._answers(state, jnp.concatenate([keys, read_keys], 1))
+        kept, read = jnp.split(answers, [keys.shape[1]], axis=1)
+        size = _norm(_join(written)) if self.pairs_only else distance(state, old)
+        return state, WriteInfo(mean_square(predicted - values), mean_square(kept - values), size), read
+
+    def _answers(self, state: Any, keys: Array) -> Array:
+        """Returns f(k; phi) of keys that are normalised already."""
+        return networks.forward(self.network, _storage(state), keys).outputs[-1]
+
+
+def _storage(state: Any) -> Storage:
+    return state.storage if isinstance(state, GatedState) else state
+
+
+def _scale(pairs: Pairs, factor: Array) -> Pairs:
+    return tuple(Pair(p.inputs, factor[:, None, None] * p.delta) for p in pairs)
+
+
+def _dense(pair: Pair, like: Array) -> Array:
+    """Returns X^T D `[B, I, O]`."""
+    return jnp.einsum("bhi,bho->bio", pair.inputs.astype(like.dtype), pair.delta.astype(like.dtype))
+
+
+def _join(written: list[Pairs]) -> Pairs:
+    """Returns the pairs of all inner steps, one per layer."""
+    if len(written) == 1:
+        return written[0]
+    layers = zip(*written, strict=True)
+    return tuple(Pair(*(jnp.concatenate(rows, 1) for rows in zip(*layer, strict=True))) for layer in layers)
+
+
+def _norm(pairs: Pairs) -> Array:
+    """Returns |X^T D|_F over all layers, `[B]`, by the Gram matrices: |X^T D|^2 = sum (X X^T) * (D D^T)."""
+    return safe_root(sum(jnp.sum(gram(p.inputs) * gram(p.delta), axis=(1, 2)) for p in pairs))

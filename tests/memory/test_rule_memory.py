@@ -1,0 +1,95 @@
+"""A write rule of one's own: Oja's rule against numpy and in every execution form, the library's rules as functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import MNMCell, unroll
+from mnm_jax.memory import Pair, WriteOptions, backward, forward, gradient_memory, rule_memory
+
+B, H, K, V = 3, 2, 5, 4
+RATE = np.array([0.2, 0.5, 0.9])
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def oja(network, weights, keys, values):
+    """W <- W + beta sum_h (k_h - v_h W^T) (x) v_h."""
+    del network
+    return (Pair(keys - weights.product_transposed(0, values), -values),), weights.product(0, keys)
+
+
+def descent(network, weights, keys, values):
+    """The gradient of the sum of squares."""
+    activations = forward(network, weights, keys)
+    answers = activations.outputs[-1]
+    deltas = backward(network, weights, activations, 2 * (answers - values))
+    return tuple(map(Pair, activations.inputs, deltas)), answers
+
+
+def test_ojas_rule_is_numpys(x64):
+    memory = rule_memory(K, V, oja, param_dtype=jnp.float64)
+    params = memory.init(jax.random.key(0))
+    state, expected = memory.start(params, B), np.array([params.weights[0]] * B)
+    for step in range(3):
+        keys, values = normal(step, B, H, K), normal(9 + step, B, H, V)
+        state, info = memory.write(params, state, keys, values, RATE)
+        old = expected.copy()
+        for b in range(B):
+            change = sum(np.outer(k - old[b] @ v, v) for k, v in zip(keys[b], values[b], strict=True))
+            expected[b] = old[b] + RATE[b] * change
+        np.testing.assert_allclose(state.weights[0], expected, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(info.update_norm, np.linalg.norm(expected - old, axis=(1, 2)), rtol=1e-10)
+    np.testing.assert_allclose(memory.read(params, state, keys), np.einsum("bhk,bkv->bhv", keys, expected), rtol=1e-10)
+
+
+@pytest.mark.parametrize("options", [WriteOptions(), WriteOptions("layer", 0.5, 2)], ids=["plain", "pairs"])
+def test_ojas_rule_runs_in_every_form(options, x64):
+    memory = rule_memory(K, V, oja, options=options, param_dtype=jnp.float64)
+    cell = MNMCell(4, 6, memory, heads=H, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x, mask = normal(1, 6, B, 4), np.random.default_rng(0).random((6, B)) > 0.3
+
+    def loss(cell, x, form):
+        leaves = jax.tree.leaves(unroll(cell, None, x, form=form, mask=mask))
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves)
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
+    expected = run(cell, x, "plain")
+    assert all(np.any(g != 0) for g in jax.tree.leaves(expected[1][0].memory_params.get_value()))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)  # noqa: E731
+    for form in ("reversible", "factored"):
+        jax.tree.map(close, run(cell, x, form), expected)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_the_gradient_as_a_rule_of_ones_own_is_the_gradient_memory(use_bias, x64):
+    sizes = {"hidden_sizes": (6, 7), "use_bias": use_bias, "activation": jnp.sin, "param_dtype": jnp.float64}
+    own, ours = rule_memory(K, V, descent, **sizes), gradient_memory(K, V, step_size="sum", **sizes)
+    params = own.init(jax.random.key(0))
+    states = [own.start(params, B)] * 2
+    for step in range(2):
+        given = normal(step, B, H, K), normal(9 + step, B, H, V), RATE
+        states = [memory.write(params, state, *given)[0] for memory, state in zip((own, ours), states, strict=True)]
+    for a, b in zip(states[0].weights, states[1].weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        (oja, {"hidden_sizes": (3,)}, "does not match previous terms"),
+        (lambda n, w, k, v: ((), w.product(0, k)), {}, r"one Pair per layer, 1 in all, got \(\)"),
+        (lambda n, w, k, v: ((Pair(k, k),), w.product(0, k)), {}, r"delta \[B, R, 4\] for layer 0, got .*\(2, 3, 5\)"),
+        (lambda n, w, k, v: ((Pair(k, v),), k), {}, r"answers \[B, H, 4\], got \(2, 3, 5\) for B = 2 and H = 3"),
+        (oja, {"hidden_sizes": (3, 0)}, r"hidden_sizes\[1\] must be >= 1, got 0"),
+        (oja, {"initial_gain": -1.0}, "initial_gain must be >= 0, got -1.0"),
+        (oja, {"options": WriteOptions(key_norm="rms")}, "key_norm must be one of None, 'l2', 'layer', got 'rms'"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_when_the_memory_is_made(rule, settings, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        rule_memory(K, V, rule, **settings)
