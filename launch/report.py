@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from launch.errors import one_line_errors, parse_flags
+from launch.command import one_line_errors, parse_flags
 from launch.reporting import figures
 from launch.reporting.benchmark_table import benchmark_parts
 from launch.reporting.table import by_test_set, compare, format_columns, format_markdown, sizes_of_test_sets

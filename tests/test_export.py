@@ -11,8 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch.configs import training_section
-from launch.export import export_run
 from launch.runs.build import build_parts
+from launch.runs.export import export_run
 from launch.train import run
 from mnm_jax import LSTMCell, MNMCell, gradient_memory, local_memory
 from mnm_jax.export import export_step, load_safetensors, save_safetensors, to_arrays

@@ -23,11 +23,11 @@ from flax import nnx
 
 from examples.language_model import text
 from examples.language_model.model import MODELS, LanguageModel
-from launch.errors import one_line_errors, parse_flags
+from launch.command import one_line_errors, parse_flags
 from launch.reporting.table import format_table
 from launch.runs.metrics import summarise
+from launch.runs.train import versions
 from launch.runs.workdir import SUMMARY, claim, write_json
-from launch.train import versions
 from mnm_jax.training import MetricWriter
 
 Array = jax.Array

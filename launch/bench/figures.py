@@ -1,4 +1,4 @@
-"""The figure of each benchmark, as a PNG file."""
+"""The figures of the benchmarks, as PNG files."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, distinguishable for the colour-blind.
 _COLOURS = {"plain": "#000000", "factored": "#0072B2", "reversible": "#D55E00", "auto": "#009E73"}
 _OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 _DPI = 150
@@ -19,7 +19,7 @@ _MIB = 2**20
 
 
 def draw_training_step(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """How many times faster and smaller than plain each form is, over the number of steps; a column a memory."""
+    """Draws speed and memory saving of each form against "plain", over the number of steps; one column per memory."""
     columns = _distinct(rows, "rule", "heads")
     figure = _figure(title, 1 + 2.9 * len(columns), 6.4)
     axes = figure.subplots(2, len(columns), squeeze=False, sharey="row")
@@ -46,7 +46,7 @@ def draw_training_step(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 
 def draw_scaling(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Time of a step and temporary memory against the number of steps, the width and the number of heads."""
+    """Draws time per step and temporary memory against the number of steps, the width and the number of heads."""
     against = {"steps": "steps", "width": "width", "heads": "heads"}
     drawn = [name for name in against if any(row["against"] == name for row in rows)]
     figure = _figure(title, 1 + 3.6 * max(1, len(drawn)), 6.4)
@@ -62,7 +62,7 @@ def draw_scaling(rows: Rows, path: str | os.PathLike, title: str) -> None:
             label = f"{form}, {_heads(heads[0])}" if heads else form
             _curve(column[0], curve, name, lambda row: row["microseconds_per_step"], label=label, **style)
             _curve(column[1], curve, name, lambda row: row["temp_bytes"] and row["temp_bytes"] / _MIB, **style)
-        labels = {"time": "microseconds a step", "memory": "temporary memory (MiB)"}
+        labels = {"time": "microseconds per step", "memory": "temporary memory (MiB)"}
         for axis, (what, label) in zip(column, labels.items(), strict=True):
             places = sorted({row[name] for row in own})
             axis.set_title(f"{what} {title}", fontsize=8)
@@ -76,7 +76,7 @@ def draw_scaling(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 
 def draw_limit(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Rates of the forms beside that of a large product."""
+    """Draws the rates of the forms and of the large product."""
     figure = _figure(title, 5.5, 4)
     axis = figure.subplots()
     known = [row for row in rows if row["gflop_per_second"] is not None]
@@ -91,7 +91,7 @@ def draw_limit(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 
 def draw_peers(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Time of a training step of each peer."""
+    """Draws the time of a training step of each library."""
     figure = _figure(title, 7, 4.2)
     axis = figure.subplots()
     _bars(axis, rows, "steps", "peer", "milliseconds")
@@ -103,30 +103,30 @@ def draw_peers(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 
 def draw_seeds(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Time of a training step of all seeds, side by side and one after the other."""
+    """Draws the time of an update of all seeds, mapped by `vmap` and by `lax.map`."""
     figure = _figure(title, 5, 4)
     axis = figure.subplots()
     _bars(axis, rows, "seeds", "mapping", "milliseconds")
-    axis.set_title("training step of the dictionary recipe, one device")
+    axis.set_title("update of the dictionary recipe, one device")
     axis.set(xlabel="seeds", ylabel="milliseconds")
     _legend(figure, [axis])
     _save(figure, path)
 
 
 def draw_maze(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Steps of the environment a second of each agent, in a loop and in one program."""
+    """Draws the steps of the environment per second for each agent."""
     figure = _figure(title, 9, 4.2)
     axis = figure.subplots()
     _bars(axis, rows, "agent", "driver", "kilosteps_per_second")
-    axis.set_title("python, loop: NumPy mazes, the agent compiled or not; play: one program; train: with the update")
-    axis.set(xlabel="agent", ylabel="thousand steps a second")
+    axis.set_title("play: mazes and agent in one program; train: with the update")
+    axis.set(xlabel="agent", ylabel="thousand steps per second")
     _log_axis(axis)
     _legend(figure, [axis])
     _save(figure, path)
 
 
 def draw_block(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Time of each memory's layer, in chunks and one token after the other, forward and in training."""
+    """Draws the time of each memory's layer, in chunks and token by token, forward and in training."""
     passes = [run for (run,) in _distinct(rows, "pass")]
     figure = _figure(title, 4.5 * len(passes) + 1, 4.2)
     axes = figure.subplots(1, len(passes), squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""How a benchmark measures: what is compared is compiled, warmed once, and then run turn by turn."""
+"""The clock of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns."""
 
 import math
 import re
@@ -14,16 +14,17 @@ Row = dict[str, Any]
 _REPEATS, _REPEATS_OF_LONG = 5, 3
 _MOST_REPEATS = 20
 _LONG = 10.0  # seconds
-_ENOUGH = 10.0  # seconds of the slowest one, after which more repeats than the fewest are not worth the wait
-# What a machine has besides a step's temporary memory: arguments, results, and the programs themselves.
-_SHARE = 0.7
+_ENOUGH = 10.0  # seconds of the slowest candidate; a faster one is repeated more often, up to _MOST_REPEATS
+_SHARE = 0.7  # of the machine's memory, for temporaries; the rest holds arguments, results and programs
 
 
 class Program(NamedTuple):
-    """A step ready to run.
+    """A compiled program.
 
-    run: one step, which is over when it returns. temp_bytes: of temporary memory, on all devices together.
-    compile_seconds: with tracing. Both are None where they are not known.
+    Attributes:
+      run: Runs it once and returns when it has finished.
+      temp_bytes: Temporary memory on all devices together; None if unknown.
+      compile_seconds: Time of tracing and compiling; None if unknown.
     """
 
     run: Callable[[], Any]
@@ -32,7 +33,13 @@ class Program(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One of those compared. fields: what tells its row from all others. about: said in the row besides."""
+    """One candidate of a comparison.
+
+    Attributes:
+      fields: Names and values that identify its row in a file.
+      prepare: Compiles it.
+      about: Further fields of its row.
+    """
 
     fields: Mapping[str, Any]
     prepare: Callable[[], Program]
@@ -40,27 +47,33 @@ class Candidate(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What is measured turn by turn, and what is then worked out from its rows."""
+    """Candidates that are timed in turns.
+
+    Attributes:
+      candidates: The candidates.
+      finish: Adds ratios and rates to their rows.
+    """
 
     candidates: Sequence[Candidate]
     finish: Callable[[list[Row]], list[Row]]
 
 
 def compile_program(function: Callable, args: Sequence[Any], devices: int) -> Program:
-    """The program of a pure function whose arguments already lie on its devices."""
+    """Compiles a pure function for arguments that already lie on its devices."""
     begin = time.perf_counter()
     compiled = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - begin
     analysis = compiled.memory_analysis()
-    # The compiler tells the bytes of one device, and each of them needs as many.
+    # The compiler reports the bytes of one device, and every device needs them.
     temp_bytes = None if analysis is None else analysis.temp_size_in_bytes * devices
     return Program(lambda: jax.block_until_ready(compiled(*args)), temp_bytes, seconds)
 
 
 def rest() -> None:
-    """Waits until the system has taken back the pages that the step before has given up.
+    """Waits until the system has taken back the pages that the program before has freed.
 
-    It does so while the next one runs already: a quarter of the time of the reversible form would be plain's.
+    Without the wait the system does so during the next program: a quarter of the time measured for the form
+    "reversible" was caused by "plain".
     """
     time.sleep(0.25)
 
@@ -72,19 +85,22 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     pause: Callable[[], None] = rest,
 ) -> list[Row]:
-    """The rows of candidates, in their order.
+    """Returns the rows of candidates, in their order.
 
-    A row: the fields, `about`, milliseconds (median), spread ((max - min) / median), repeats, temp_bytes,
-    compile_seconds, note. What does not fit into memory has None for milliseconds and spread, and a note.
+    A row holds the fields, `about`, milliseconds (median), spread ((max - min) / median), repeats, temp_bytes,
+    compile_seconds and note. A candidate that does not fit into memory has no milliseconds and spread, but a note.
 
     Args:
-        memory_bytes: of the machine; a step that needs more than 70% of it is not run. None: not known.
-        clock: seconds.
-        pause: called before each run that is timed.
+      candidates: The candidates to time in turns.
+      memory_bytes: Memory of the machine; a program that needs more than 70% of it is not run. None: unknown.
+      clock: Returns seconds.
+      pause: Called before each timed run.
     """
-    rows, runs, warm = [], {}, []
+    rows: list[Row] = []
+    runs: dict[int, Callable[[], Any]] = {}
+    warm: list[float] = []
     for place, candidate in enumerate(candidates):
-        row = {**candidate.fields, **candidate.about, "milliseconds": None, "spread": None, "repeats": 0}
+        row: Row = {**candidate.fields, **candidate.about, "milliseconds": None, "spread": None, "repeats": 0}
         row |= {"temp_bytes": None, "compile_seconds": None, "note": None}
         rows.append(row)
         try:
@@ -100,7 +116,7 @@ def measure(
             if not _out_of_memory(error):
                 raise
             row["note"] = "out of memory"
-    seconds = {place: [] for place in runs}
+    seconds: dict[int, list[float]] = {place: [] for place in runs}
     for _ in range(_repeats(max(warm, default=0.0))):
         for place, run in runs.items():
             pause()
@@ -113,8 +129,11 @@ def measure(
 
 
 def with_ratios(rows: list[Row], field: str, reference: str) -> list[Row]:
-    """Rows with ratio_to_REFERENCE, how many times faster than the row whose `field` is the reference, and
-    memory_ratio_to_REFERENCE, how many times less temporary memory; None where one of the two is not known."""
+    """Returns the rows with two ratios to the row whose `field` is the reference.
+
+    `ratio_to_REFERENCE` is the speed, `memory_ratio_to_REFERENCE` the saving of temporary memory, both in multiples of
+    the reference; None where one of the two numbers is unknown.
+    """
     base = next((row for row in rows if row[field] == reference), {})
 
     def ratio(row: Row, name: str) -> float | None:
@@ -138,5 +157,5 @@ def _seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
 
 def _out_of_memory(error: Exception) -> bool:
     # XLA and PyTorch report it as a RuntimeError like any other.
-    told = re.search("RESOURCE_EXHAUSTED|out of memory|can't allocate memory", str(error), re.IGNORECASE)
-    return isinstance(error, MemoryError) or told is not None
+    found = re.search("RESOURCE_EXHAUSTED|out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or found is not None

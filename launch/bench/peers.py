@@ -1,8 +1,8 @@
-"""The memory beside other people's: each is given the same stream of inputs, and makes keys and values by linear maps.
+"""The benchmark beside another library: both get the same stream of inputs and make keys and values by linear maps.
 
-The rule is the gradient step on the mean of squares, one head, three layers, and the loss what is read and what the
-memory had wrong before each write. Not the same to the letter: `titans-pytorch` has another activation and a learned
-decay of the weights.
+The rule is the gradient step on the mean of squares, with one head and three layers. The loss is the mean square of the
+values read plus the memory's loss before each write. `titans-pytorch` differs in its activation and in a learned decay
+of the weights.
 """
 
 import importlib.metadata
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from launch.bench.forms import compile_step
 from launch.bench.measure import Candidate, Group, Program, with_ratios
-from launch.bench.suites import compile_step
 from mnm_jax import gradient_memory
 from mnm_jax._params import ParamTree
 from mnm_jax.memory import Memory
@@ -30,7 +30,7 @@ _LAYERS = 3
 def peers(
     devices: Sequence[jax.Device], *, steps: Sequence[int] = (32, 128), batch: int = 64, width: int = 128
 ) -> Iterator[Group]:
-    """Value and gradient of a whole sequence: our forms, and titans-pytorch where it is installed."""
+    """Yields value and gradient of a whole sequence by two of our forms, and by titans-pytorch if it is installed."""
     titans = importlib.util.find_spec("titans_pytorch") is not None
     if not titans:
         print("titans-pytorch is left out: it is not installed; pip install titans-pytorch.", file=sys.stderr)
@@ -39,7 +39,7 @@ def peers(
         makers = {form: partial(_ours, form, shape, devices) for form in ("plain", "auto")}
         if titans:
             makers["titans-pytorch"] = partial(_titans, shape, 1)
-            # Eight writes at once, all computed from the same weights: a cheaper rule.
+            # Eight writes computed from the same weights are a cheaper rule.
             makers["titans-pytorch, chunks of 8"] = partial(_titans, shape, 8)
         sizes = {"steps": t, "batch": batch, "width": width}
         candidates = [
@@ -50,14 +50,19 @@ def peers(
 
 
 class StreamOutput(NamedTuple):
-    """features: `[B, V]` what is read; meta_loss: `[B]` of the write, before it."""
+    """Output of a step.
+
+    Attributes:
+      features: The value read, `[B, V]`.
+      meta_loss: The loss of the memory before the write, `[B]`.
+    """
 
     features: Array
     meta_loss: Array
 
 
 class StreamCell(nnx.RNNCellBase):
-    """A memory without a controller: keys, values and the rate are linear in the input."""
+    """A memory without a controller: keys, values and the write rate are linear in the input."""
 
     heads = 1
 
@@ -89,7 +94,7 @@ class StreamCell(nnx.RNNCellBase):
 
 
 def _packages(peer: str) -> dict[str, str]:
-    """Versions of what a peer needs besides the library."""
+    """Returns the versions of the packages that a peer needs besides this library."""
     needed = ("titans-pytorch", "torch") if peer.startswith("titans") else ()
     return {name: importlib.metadata.version(name) for name in needed}
 
@@ -102,7 +107,7 @@ def _ours(form: str, shape: tuple[int, int, int], devices: Sequence[jax.Device])
 
 
 def _titans(shape: tuple[int, int, int], chunk: int) -> Program:
-    """`chunk` tokens are written together; with one, every write sees the memory that the one before it left."""
+    """Returns the program of titans-pytorch; writes of `chunk` tokens are computed from the same weights."""
     import titans_pytorch
     import torch
 

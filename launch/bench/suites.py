@@ -1,207 +1,36 @@
-"""What each benchmark compares, and at which sizes. Shape letters: `T` steps, `B` batch, `d` width, `H` heads.
+"""The registry of benchmark suites: what each one measures, and its figure."""
 
-A suite takes the devices and yields groups of candidates; its sizes are arguments, so that others can be tried.
-"""
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-from launch.bench.measure import Candidate, Group, Program, Row, compile_program, with_ratios
-from launch.configs import dictionary
-from launch.runs.build import build_parts
-from mnm_jax import MNMCell, choose_form, gradient_memory, local_memory, unroll
-from mnm_jax.training import init_state, split_model
-from mnm_jax.training._groups import choose_groups, value_and_grad_in_groups
-from mnm_jax.training._step import make_step
-
-FORMS = ("plain", "factored", "reversible", "auto")
-_MEMORIES = {"local": local_memory, "gradient": gradient_memory}
-_LAYERS = 3
-_AXIS = "batch"
-_BATCH = P(None, _AXIS)  # [T, B, ...]
-
-Devices = Sequence[jax.Device]
+from launch.bench import figures
+from launch.bench.forms import limit, scaling, training_step
+from launch.bench.layer import block
+from launch.bench.maze import maze
+from launch.bench.measure import Group, Row
+from launch.bench.peers import peers
+from launch.bench.seeds import seeds
 
 
-def training_step(
-    devices: Devices,
-    *,
-    rules: Sequence[str] = ("local", "gradient"),
-    forms: Sequence[str] = FORMS,
-    heads: Sequence[int] = (1, 4),
-    steps: Sequence[int] = (16, 32, 128, 512),
-    batch: int = 64,
-    width: int = 128,
-) -> Iterator[Group]:
-    """Value and gradient of a whole sequence, for each rule, number of heads and length: the forms side by side."""
-    for rule in rules:
-        for h in heads:
-            for t in steps:
-                sizes = {"heads": h, "steps": t, "batch": batch, "width": width}
-                candidates = [_candidate(devices, {"rule": rule, "form": form} | sizes) for form in forms]
-                yield Group(candidates, partial(with_ratios, field="form", reference="plain"))
+class Suite(NamedTuple):
+    """A benchmark suite.
 
-
-def scaling(
-    devices: Devices,
-    *,
-    steps: Sequence[int] = (64, 256, 1024, 2048, 4096, 8192),
-    widths: Sequence[int] = (64, 128, 256, 512),
-    heads: Sequence[int] = (1, 2, 4, 8, 16),
-    plain_steps: int = 256,
-) -> Iterator[Group]:
-    """The form "auto" of the local rule against `T`, `d` and `H` in turn, beside plain up to `plain_steps` steps and
-    beside "reversible" without checkpoints in longer sequences."""
-    shapes = [("steps", {"heads": h, "steps": t, "batch": 8, "width": 128}) for h in (1, 4) for t in steps]
-    shapes += [("width", {"heads": 1, "steps": 64, "batch": 16, "width": d}) for d in widths]
-    shapes += [("heads", {"heads": h, "steps": 32, "batch": 16, "width": 128}) for h in heads]
-    for against, sizes in shapes:
-        forms = ("plain", "auto") if sizes["steps"] <= plain_steps else ("reversible", "auto")
-        fields = {"against": against, "rule": "local"}
-        yield Group([_candidate(devices, fields | {"form": form} | sizes) for form in forms], _with_time_of_a_step)
-
-
-def limit(
-    devices: Devices, *, heads: int = 4, steps: int = 32, batch: int = 64, width: int = 128, product: int = 2048
-) -> Iterator[Group]:
-    """How near the forms come to what the cores can do: GFLOP/s beside those of one large product on every device."""
-    sizes = {"heads": heads, "steps": steps, "batch": batch, "width": width}
-    forms = ("factored", "reversible", "auto")
-    candidates = [_candidate(devices, {"rule": "local", "form": form} | sizes) for form in forms]
-    fields = {"rule": None, "form": "product", "heads": None, "steps": None, "batch": len(devices), "width": product}
-    candidates.append(Candidate(fields, partial(_product, devices, product)))
-    flops = steps * batch * step_flops(heads=heads, width=width, layers=_LAYERS)
-    yield Group(candidates, partial(_with_rates, flops=flops, product_flops=len(devices) * 2 * product**3))
-
-
-def seeds(devices: Devices, *, config: Mapping[str, Any] | None = None) -> Iterator[Group]:
-    """The dictionary recipe's training step for all its seeds: side by side (vmap), or one after the other (map).
-
-    On one device, as seeds are mapped within each.
+    Attributes:
+      groups: `(devices, **sizes) -> groups` of candidates.
+      draw: `(rows, path, title)`, draws the figure.
     """
-    parts = build_parts(config or dictionary.get_config().to_dict())
-    training = parts.training
-    optimizer = training.make_optimizer()
-    step = make_step(
-        split_model(parts.make_model),
-        parts.task,
-        optimizer,
-        meta_weight=training.meta_weight,
-        batch_size=training.batch_size,
-    )
-    mappings: dict[str, Callable] = {
-        "map": lambda state: jax.lax.map(lambda one: step(one, None), state),
-        "vmap": jax.vmap(lambda one: step(one, None)),
-    }
 
-    def prepare(mapping: Callable) -> Program:
-        state = init_state(parts.make_model, optimizer, training.seed, training.seeds)
-        return compile_program(mapping, (jax.device_put(state, devices[0]),), 1)
-
-    sizes = {"seeds": training.seeds, "batch": training.batch_size}
-    candidates = [Candidate({"mapping": name} | sizes, partial(prepare, mappings[name])) for name in mappings]
-    yield Group(candidates, partial(with_ratios, field="mapping", reference="map"))
+    groups: Callable[..., Iterator[Group]]
+    draw: Callable[[Sequence[Row], pathlib.Path, str], None]
 
 
-def step_flops(*, heads: int, width: int, layers: int) -> int:
-    """Floating point operations of one step of one example, forward and backward, with the local rule.
-
-    All sizes are `width` = d: inputs, controller, keys, values, and the `layers` = L layers of the memory. Counted are
-    the products, a multiply and an add as two; the dense algorithm's, whatever form is measured.
-
-        memory, in rows of L d^2 multiply-adds
-            forward    3 H answers (the write; then the current write again and the read), H rows of update
-            backward   3 H products with the transposed weights, 3 H outer products for the weights' cotangent,
-                       2 H products of the pairs with that cotangent, H rows of taking the write back
-        controller and maps, once forward and twice backward
-            LSTM       2 d -> 4 d and d -> 4 d        interaction  d -> d + 3 H d        targets  H rows d -> L d
-    """
-    memory = (3 + 1) * heads + (3 + 3 + 2 + 1) * heads
-    maps = (2 + 1) * 4 + (1 + 3 * heads) + heads * layers
-    return 2 * width**2 * (memory * layers + 3 * maps)
-
-
-def compile_step(cell: nnx.Module, form: str, inputs: jax.Array, devices: Devices) -> Program:
-    """Value and gradient of mean(features^2) + mean(meta loss) with respect to all of a cell; inputs `[T, B, D]`.
-
-    XLA runs the small operations of one CPU device on one core. So the batch is divided over the devices, the same for
-    every form: over as many of them as divide it. The form "plain" is one derivative of the whole part of a
-    device; the others run as in the training program, where a device works through its part in groups of examples.
-    """
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if inputs.shape[1] % n == 0)]
-    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    graphdef, params = nnx.split(cell)
-    groups = _groups(form, cell, inputs.shape[1] // len(devices), devices)
-
-    def objective(params, inputs):
-        _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, form=form)
-        # The mean of the means of equal parts is the mean of the batch.
-        return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / groups, ()
-
-    def step(params, inputs):
-        (value, _), gradients = value_and_grad_in_groups(objective, groups)(params, inputs)
-        return jax.lax.pmean((value, gradients), _AXIS)
-
-    divided = jax.shard_map(step, mesh=mesh, in_specs=(P(), _BATCH), out_specs=P(), check_vma=False)
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    inputs = jax.device_put(inputs, NamedSharding(mesh, _BATCH))
-    return compile_program(divided, (params, inputs), len(devices))
-
-
-def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
-    def make() -> MNMCell:
-        d = fields["width"]
-        memory = _MEMORIES[fields["rule"]](d, d, hidden_sizes=(d,) * (_LAYERS - 1))
-        return MNMCell(d, d, memory, heads=fields["heads"], rngs=nnx.Rngs(0))
-
-    def prepare() -> Program:
-        shape = fields["steps"], fields["batch"], fields["width"]
-        return compile_step(make(), fields["form"], jax.random.normal(jax.random.key(0), shape), devices)
-
-    cell = nnx.eval_shape(make)  # a form is chosen by sizes alone
-    return Candidate(fields, prepare, {"chosen": choose_form(cell, fields["steps"], form=fields["form"])})
-
-
-def _groups(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:
-    return choose_groups(cell, examples, devices[0].platform) if form != "plain" else 1
-
-
-def _product(devices: Devices, size: int) -> Program:
-    """One product of two float32 matrices on every device."""
-    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    multiply = jax.shard_map(lambda a, b: (a[0] @ b[0])[None], mesh=mesh, in_specs=P(_AXIS), out_specs=P(_AXIS))
-    keys = jax.random.split(jax.random.key(0))
-    matrices = [jax.random.normal(key, (len(devices), size, size), jnp.float32) for key in keys]
-    return compile_program(multiply, jax.device_put(matrices, NamedSharding(mesh, P(_AXIS))), len(devices))
-
-
-def _with_time_of_a_step(rows: list[Row]) -> list[Row]:
-    def microseconds(row: Row) -> float | None:
-        return None if row["milliseconds"] is None else 1e3 * row["milliseconds"] / row["steps"]
-
-    rows = with_ratios(rows, "form", "plain")
-    return [row | {"microseconds_per_step": microseconds(row)} for row in rows]
-
-
-def _with_rates(rows: list[Row], *, flops: int, product_flops: int) -> list[Row]:
-    """gflop, gflop_per_second, and the fraction of the product's rate."""
-
-    def rated(row: Row) -> Row:
-        gflop = (product_flops if row["form"] == "product" else flops) / 1e9
-        rate = None if row["milliseconds"] is None else 1e3 * gflop / row["milliseconds"]
-        return row | {"gflop": gflop, "gflop_per_second": rate}
-
-    rows = [rated(row) for row in rows]
-    (most,) = (row["gflop_per_second"] for row in rows if row["form"] == "product")
-
-    def fraction(row: Row) -> float | None:
-        return row["gflop_per_second"] / most if row["gflop_per_second"] and most else None
-
-    return [row | {"fraction_of_product": fraction(row)} for row in rows]
+SUITES = {
+    "training_step": Suite(training_step, figures.draw_training_step),
+    "scaling": Suite(scaling, figures.draw_scaling),
+    "limit": Suite(limit, figures.draw_limit),
+    "peers": Suite(peers, figures.draw_peers),
+    "seeds": Suite(seeds, figures.draw_seeds),
+    "maze": Suite(maze, figures.draw_maze),
+    "block": Suite(block, figures.draw_block),
+}

@@ -13,17 +13,18 @@ TIMEOUT = 300.0  # seconds
 def connect(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float = TIMEOUT
 ) -> None:
-    """Makes this process one of a run's; returns when all have come. Nothing to do without a coordinator.
+    """Joins this process to a run and returns when all processes are there; does nothing without a coordinator.
 
     Args:
-        coordinator: HOST:PORT, where process 0 listens; "auto": all three are found in the environment (a TPU pod,
-            SLURM, Open MPI, Kubernetes).
-        num_processes, process_id: how many there are, and which of them this is, counted from 0.
-        timeout: seconds to wait for the others.
+      coordinator: HOST:PORT, where process 0 listens; "auto": all three arguments are found in the environment (a TPU
+        pod, SLURM, Open MPI, Kubernetes), and a missing process surfaces as JAX's own time-out error.
+      num_processes: Number of processes.
+      process_id: Number of this process, from 0.
+      timeout: Seconds to wait for the others.
 
     Raises:
-        ValueError: numbers that do not fit together.
-        TimeoutError: not all came in time; says how many did, and which are missing.
+      ValueError: If the arguments do not fit together.
+      TimeoutError: If a process does not come in time; process 0 names the missing ones.
     """
     if coordinator is None:
         if num_processes is not None or process_id is not None:
@@ -40,60 +41,61 @@ def connect(
             "a coordinator needs num_processes, and process_id from 0 to num_processes - 1, "
             f"got {num_processes=}, {process_id=}."
         )
-    meet((host, int(port)), num_processes, process_id, timeout)
+    meet(host, int(port), num_processes, process_id, timeout)
     jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(timeout))
 
 
-def meet(address: tuple[str, int], num_processes: int, process_id: int, timeout: float) -> None:
-    """Returns in all processes when all have come to the address.
+def meet(host: str, port: int, num_processes: int, process_id: int, timeout: float) -> None:
+    """Returns in every process once all have connected to process 0.
 
-    JAX itself ends a process that waits in vain with a stack trace, and does not tell for whom it waited.
+    JAX (0.10) alone aborts a process that waits in vain with a stack trace of C++ that names no missing process.
 
     Raises:
-        TimeoutError: not all came in time.
+      TimeoutError: If a process does not come in time.
     """
     deadline = time.monotonic() + timeout
     if process_id == 0:
-        _receive(address, num_processes, deadline, timeout)
-    else:
-        _announce(address, process_id, deadline, timeout)
+        missing = _receive(port, set(range(1, num_processes)), deadline)
+        if missing:
+            raise TimeoutError(
+                f"{num_processes - len(missing)} of {num_processes} processes came within {timeout:.0f} s; missing: "
+                f"{', '.join(map(str, sorted(missing)))}. Start them with the same --coordinator, and look for their "
+                "errors."
+            )
+    elif not _announce(host, port, process_id, deadline):
+        raise TimeoutError(
+            f"process {process_id} waited {timeout:.0f} s for process 0 at {host}:{port}, or for the processes that "
+            "process 0 waits for; start them, or check --coordinator and the firewall."
+        )
 
 
-def _receive(address: tuple[str, int], num_processes: int, deadline: float, timeout: float) -> None:
-    """Waits for all others, then tells each of them."""
-    missing, guests = set(range(1, num_processes)), []
+def _receive(port: int, missing: set[int], deadline: float) -> set[int]:
+    """Waits for the other processes and answers them when all are there; returns the missing ones."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(socket.create_server(("", address[1]), backlog=num_processes))
+        server = stack.enter_context(socket.create_server(("", port)))
+        guests = []
         while missing:
-            server.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
-            try:
+            server.settimeout(max(1e-3, deadline - time.monotonic()))
+            # A time-out, or the ValueError or TypeError of a stranger that connects to the port.
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 guest = stack.enter_context(server.accept()[0])
                 guest.settimeout(5.0)
                 missing.discard(json.loads(guest.recv(64)))
                 guests.append(guest)
-            except (OSError, ValueError, TypeError) as error:  # the latter two: somebody else knocked
-                if time.monotonic() >= deadline:
-                    came = num_processes - len(missing)
-                    names = ", ".join(map(str, sorted(missing)))
-                    raise TimeoutError(
-                        f"{came} of {num_processes} processes came within {timeout:.0f} s; missing: {names}. "
-                        "Start them with the same --coordinator, and look for their errors."
-                    ) from error
+            if missing and time.monotonic() >= deadline:
+                return missing
         for guest in guests:
             guest.sendall(b"go")
+    return missing
 
 
-def _announce(address: tuple[str, int], process_id: int, deadline: float, timeout: float) -> None:
-    """Tells process 0 that this one is here, as often as it takes to find it, and waits for its answer."""
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=5.0) as connection:
+def _announce(host: str, port: int, process_id: int, deadline: float) -> bool:
+    """Reports to process 0 until it listens, and returns whether it has answered in time."""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5.0) as connection:
             connection.sendall(json.dumps(process_id).encode())
             connection.settimeout(max(1e-3, deadline - time.monotonic()))
             if connection.recv(2) == b"go":
-                return
-        if time.monotonic() >= deadline:
-            raise TimeoutError(
-                f"process {process_id} waited {timeout:.0f} s for process 0 at {address[0]}:{address[1]}, or for those "
-                "whom it waits for; start it, or check --coordinator and the firewall."
-            )
+                return True
         time.sleep(0.2)
+    return False

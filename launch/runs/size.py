@@ -1,4 +1,4 @@
-"""How big a model is, and what a step of it computes: by XLA's own count, without compiling or running anything."""
+"""The size of a model and the operations of a step, by XLA's own count, without compiling or running anything."""
 
 import math
 from collections.abc import Callable
@@ -7,14 +7,20 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from launch.reporting.table import format_columns
 from mnm_jax.training import SequenceModel, Task, TrainConfig, played
 
 
 class Size(NamedTuple):
-    """Of one seed. parameters: numbers that are learned, and bytes of them. carry, memory: bytes that one example keeps
-    from step to step, and those of fast weights among them. flops: of one example in one step, forward. steps: `T` of
-    the first test sequences."""
+    """Sizes of one seed's model.
+
+    Attributes:
+      parameters: Number of learned values.
+      parameter_bytes: Their bytes.
+      carry: Bytes that one example keeps from step to step.
+      memory: Bytes of fast weights among them.
+      flops: Floating point operations of one example in one step, forward.
+      steps: `T` of the first test sequences.
+    """
 
     parameters: int
     parameter_bytes: int
@@ -24,42 +30,43 @@ class Size(NamedTuple):
     steps: int
 
 
-def input_shape(task: Task, model: Any) -> jax.ShapeDtypeStruct:
-    """Of the inputs `[T, 1, ...]` of a first test sequence, played if the task is played."""
+def input_shape(task: Task, model: SequenceModel) -> jax.ShapeDtypeStruct:
+    """Returns the shape `[T, 1, ...]` and dtype of the inputs of a first test sequence, played if the task is."""
     batch = next(iter(task.evaluations("test", 1)[""]()))
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     return jax.eval_shape(lambda model, batch: played(model, task, batch).inputs[:, :1], model, given)
 
 
 def measure(make_model: Callable[[nnx.Rngs], SequenceModel], task: Task) -> Size:
-    """The size of a model for a task."""
+    """Returns the size of a model for a task."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     inputs = input_shape(task, model)
     carry = jax.eval_shape(lambda model: model.start(1), model)
     step = jax.jit(SequenceModel.step).lower(model, carry, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
-    memory = getattr(carry, "memory", ())
     counted = step.cost_analysis() or {}
     return Size(
-        sum(leaf.size for leaf in params),
-        *map(_bytes, (params, carry, memory)),
-        counted.get("flops", math.nan),
-        inputs.shape[0],
+        parameters=sum(leaf.size for leaf in params),
+        parameter_bytes=_bytes(params),
+        carry=_bytes(carry),
+        memory=_bytes(getattr(carry, "memory", ())),
+        flops=counted.get("flops", math.nan),
+        steps=inputs.shape[0],
     )
 
 
-def report(size: Size, training: TrainConfig) -> str:
-    """A table of one line, for the start of a run; an update counts its backward pass as two forward passes."""
+def describe(size: Size, training: TrainConfig) -> str:
+    """Returns one line for the start of a run.
+
+    An update counts its backward pass as two forward passes.
+    """
     update = 3 * size.flops * size.steps * training.batch_size * training.seeds
-    passed = f"an update (T {size.steps}, B {training.batch_size}, seeds {training.seeds})"
-    row = {
-        "parameters": f"{size.parameters:,} ({_readable(size.parameter_bytes)})",
-        "carry of an example": _readable(size.carry),
-        "of it fast weights": _readable(size.memory),
-        "a step": f"{size.flops / 1e6:,.3f} MFLOP",
-        passed: f"{update / 1e9:,.2f} GFLOP",
-    }
-    return format_columns([row])
+    return (
+        f"{size.parameters:,} parameters ({_readable(size.parameter_bytes)}), "
+        f"carry {_readable(size.carry)} per example, {_readable(size.memory)} of it fast weights; "
+        f"{size.flops / 1e6:,.3f} MFLOP per step, {update / 1e9:,.2f} GFLOP per update "
+        f"(T {size.steps}, B {training.batch_size}, seeds {training.seeds})"
+    )
 
 
 def _bytes(tree: Any) -> int:

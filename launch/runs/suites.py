@@ -1,8 +1,8 @@
-"""The suites of `launch.compare`: which runs make up a comparison, as data."""
+"""The suites of `launch.compare`: the runs of a comparison, as data."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -14,16 +14,29 @@ _EQUAL_PARAMETERS = 100_000
 _WIDEST = 4096
 
 
-class Cell(NamedTuple):
-    """One run of a suite. recipe: `FILE:MODEL` of `launch/configs`; changes: settings other than the recipe's."""
+class SuiteRun(NamedTuple):
+    """One run of a suite.
+
+    Attributes:
+      recipe: FILE:MODEL of `launch/configs`.
+      config: Its config.
+      changes: Settings that differ from the recipe.
+    """
 
     recipe: str
     config: ConfigDict
-    changes: dict[str, object]
+    changes: dict[str, Any]
 
 
-def make_cell(recipe: str, changes: dict[str, object] | None = None) -> Cell:
-    """The run of a recipe, some of its settings changed (`{"model.heads": 2}`)."""
+Suite = dict[str, SuiteRun]
+
+
+def make_run(recipe: str, changes: Mapping[str, Any] | None = None) -> SuiteRun:
+    """Returns the run of a recipe with some settings changed, such as `{"model.heads": 2}`.
+
+    Raises:
+      ValueError: If the recipe has no such setting.
+    """
     file, _, model = recipe.partition(":")
     config = _RECIPES[file].get_config(model)
     for name, value in (changes or {}).items():
@@ -31,36 +44,36 @@ def make_cell(recipe: str, changes: dict[str, object] | None = None) -> Cell:
         if section not in config or key not in config[section]:
             raise ValueError(f"{recipe} has no setting {name!r}.")
         config[section][key] = value
-    return Cell(recipe, config, changes or {})
+    return SuiteRun(recipe, config, dict(changes or {}))
 
 
-def algorithmic_suite() -> dict[str, Cell]:
-    """Five tasks, six models each: labels TASK/MODEL."""
+def algorithmic_suite() -> Suite:
+    """Returns five tasks with six models each: labels TASK/MODEL."""
     labels = [f"{task}/{model}" for task in algorithmic.TASKS for model in algorithmic.MODELS]
-    return {label: make_cell(f"algorithmic.py:{label}") for label in labels}
+    return {label: make_run(f"algorithmic.py:{label}") for label in labels}
 
 
-def capacity_suite() -> dict[str, Cell]:
-    """Random pairs: six models at equal state and at equal parameters, then each size of the two memories by itself."""
-    cells = {f"equal_state/{model}": make_cell(f"pairs.py:{model}") for model in pairs.MODELS}
+def capacity_suite() -> Suite:
+    """Returns runs on random pairs: six models at equal state and at equal parameters, then the memories' sizes."""
+    runs = {f"equal_state/{model}": make_run(f"pairs.py:{model}") for model in pairs.MODELS}
     for model in pairs.MODELS:
         width = width_for(f"pairs.py:{model}", _EQUAL_PARAMETERS)
-        cells[f"equal_parameters/{model}"] = make_cell(f"pairs.py:{model}", {"model.hidden_features": width})
-    sizes = {"memory_features": (16, 64), "memory_layers": (2, 3), "heads": (2, 4), "step_size": ("sum", "paper")}
-    for key, values in sizes.items():
+        runs[f"equal_parameters/{model}"] = make_run(f"pairs.py:{model}", {"model.hidden_features": width})
+    sizes: dict[str, tuple] = {"memory_features": (16, 64), "memory_layers": (2, 3), "heads": (2, 4)}
+    for key, values in (sizes | {"step_size": ("sum", "paper")}).items():
         for model in ("mnm-p", "mnm-g"):
             for value in values:
-                cells[f"{key}/{model}_{key}={value}"] = make_cell(f"pairs.py:{model}", {f"model.{key}": value})
-    return cells
+                runs[f"{key}/{model}_{key}={value}"] = make_run(f"pairs.py:{model}", {f"model.{key}": value})
+    return runs
 
 
-def maze_suite() -> dict[str, Cell]:
-    """Three sizes, seven agents each: labels SIZE/MODEL, the smallest maze first."""
+def maze_suite() -> Suite:
+    """Returns three sizes with seven agents each: labels SIZE/MODEL, the smallest maze first."""
     labels = [f"{size}/{model}" for size in maze.SIZES for model in maze.MODELS]
-    return {label: make_cell(f"maze.py:{label}") for label in labels}
+    return {label: make_run(f"maze.py:{label}") for label in labels}
 
 
-SUITES: dict[str, Callable[[], dict[str, Cell]]] = {
+SUITES: dict[str, Callable[[], Suite]] = {
     "algorithmic": algorithmic_suite,
     "capacity": capacity_suite,
     "maze": maze_suite,
@@ -68,22 +81,22 @@ SUITES: dict[str, Callable[[], dict[str, Cell]]] = {
 
 
 def parameters(config: ConfigDict) -> int:
-    """How many numbers a model of the config has to learn."""
+    """Returns the number of learned values of the model of a config."""
     plain = config.to_dict()
     return count_parameters(build_make_model(plain["model"], build_task(plain["task"])))
 
 
 @functools.cache
 def width_for(recipe: str, target: int) -> int:
-    """The widest controller with which the model of a recipe has at most `target` parameters.
+    """Returns the largest controller with which the model of a recipe has at most `target` parameters.
 
     Raises:
-        ValueError: even a controller of one unit has more.
+      ValueError: If a controller of one unit already has more.
     """
     low, high = 0, _WIDEST  # the first fits, the second may not
     while low < high:
         middle = (low + high + 1) // 2
-        fits = parameters(make_cell(recipe, {"model.hidden_features": middle}).config) <= target
+        fits = parameters(make_run(recipe, {"model.hidden_features": middle}).config) <= target
         low, high = (middle, high) if fits else (low, middle - 1)
     if low < 1:
         raise ValueError(f"{recipe} has more than {target} parameters with any controller.")

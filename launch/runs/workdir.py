@@ -10,7 +10,7 @@ CONFIG, SUMMARY = "config.json", "summary.json"
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a file that is whole or not there at all: under another name first, then renamed."""
+    """Writes a file that is whole or absent: under another name first, then renamed."""
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, allow_nan=False)
@@ -21,17 +21,18 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The config of the run in `workdir`.
+    """Returns the config of the run in `workdir`.
 
     Raises:
-        FileNotFoundError: there is no run. ValueError: its `config.json` is damaged.
+      FileNotFoundError: If there is no run.
+      ValueError: If its `config.json` is damaged.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no run in {workdir}: it has no {CONFIG}; train first, or check --workdir.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config.keys()  # JSON of something else has none
+        config.keys()  # JSON of another kind has none
     except (ValueError, AttributeError) as error:
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error
@@ -39,10 +40,10 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
-    """Makes `workdir` the folder of a run of `config`, or finds that it is; returns whether it is new.
+    """Makes `workdir` the folder of a run of `config`, or checks that it is; returns whether it is new.
 
     Raises:
-        ValueError: it is the folder of a run of another config, whose files are left as they are.
+      ValueError: If it is the folder of a run of another config; its files stay unchanged.
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
@@ -57,11 +58,11 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, old value, new value) of each leaf that is not the same: names first, since the rest hangs on them."""
+    """Yields (key, old value, new value) of each leaf that differs: names first, since other keys depend on them."""
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "name", key)):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{key}.")
         elif key not in old or key not in new or a != b:
-            shown = ("absent" if key not in side else json.dumps(side[key]) for side in (old, new))
-            yield f"{prefix}{key}", *shown
+            before, after = ("absent" if key not in side else json.dumps(side[key]) for side in (old, new))
+            yield f"{prefix}{key}", before, after

@@ -22,7 +22,7 @@ from launch.runs.build import build_make_model, build_task
 from launch.runs.connect import connect, meet
 from mnm_jax.training import TrainConfig, read_metrics, train
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data" / "babi"
 
 
@@ -176,11 +176,11 @@ def test_a_signal_and_a_kill_lose_no_step_after_the_last_checkpoint_and_change_n
 
 
 def test_connect_says_how_many_came_and_who_is_missing():
-    address, errors = ("127.0.0.1", free_port()), {}
+    port, errors = free_port(), {}
 
     def come(process_id):
         try:
-            meet(address, 4, process_id, timeout=1.0)
+            meet("127.0.0.1", port, 4, process_id, timeout=1.0)
         except TimeoutError as error:
             errors[process_id] = str(error)
 
@@ -190,15 +190,15 @@ def test_connect_says_how_many_came_and_who_is_missing():
     for thread in threads:
         thread.join()
     assert errors[0].startswith("2 of 4 processes came within 1 s; missing: 1, 3. ")
-    assert errors[2].startswith(f"process 2 waited 1 s for process 0 at 127.0.0.1:{address[1]}")
+    assert errors[2].startswith(f"process 2 waited 1 s for process 0 at 127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b"[1]"])
 def test_all_who_come_meet_and_a_stranger_counts_as_nobody(said):
-    address, through = ("127.0.0.1", free_port()), []
+    port, through = free_port(), []
 
     def come(process_id):
-        meet(address, 3, process_id, timeout=20.0)
+        meet("127.0.0.1", port, 3, process_id, timeout=20.0)
         through.append(process_id)
 
     threads = [threading.Thread(target=come, args=(process_id,)) for process_id in (1, 0)]
@@ -206,7 +206,7 @@ def test_all_who_come_meet_and_a_stranger_counts_as_nobody(said):
         thread.start()
     while True:
         try:
-            with socket.create_connection(address) as stranger:
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
                 stranger.sendall(said)
             break
         except ConnectionRefusedError:

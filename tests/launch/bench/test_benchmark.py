@@ -14,15 +14,17 @@ import pytest
 from flax import nnx
 from matplotlib import image
 
+from launch.bench.forms import compile_step, limit, scaling, step_flops, training_step
 from launch.bench.layer import block
 from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
 from launch.bench.peers import StreamCell, peers
-from launch.bench.suites import compile_step, limit, scaling, seeds, step_flops, training_step
-from launch.benchmark import SUITES, Suite, run
+from launch.bench.run import run
+from launch.bench.seeds import seeds
+from launch.bench.suites import SUITES, Suite
 from launch.reporting.benchmark_table import benchmark_parts
 from mnm_jax import MNMCell, local_memory
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 MEASURED = {"milliseconds", "spread", "repeats", "temp_bytes", "compile_seconds", "note"}
 
 

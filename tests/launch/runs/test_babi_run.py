@@ -12,7 +12,7 @@ from launch.train import run
 from mnm_jax.training import Interrupted, read_metrics
 from tasks.babi.loader import BabiLoader
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared/data/babi"
+SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared/data/babi"
 
 
 def small(cache_dir):

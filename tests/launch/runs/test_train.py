@@ -15,15 +15,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, maze, pairs
-from launch.evaluate import evaluate_run, evaluation_table
+from launch.evaluate import evaluation_table
 from launch.reporting.table import format_table
 from launch.runs import build
+from launch.runs.evaluate import evaluate_run
 from launch.runs.metrics import summarise
 from launch.runs.registry import MODELS
 from launch.train import run
 from mnm_jax.training import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def tiny():

@@ -8,7 +8,7 @@ pytest.importorskip("array_record")
 pytest.importorskip("grain")
 pytest.importorskip("tensorflow_datasets")
 
-from launch.ask import ask, format_answer, load  # noqa: E402
+from launch.runs.ask import ask, format_answer, load_babi  # noqa: E402
 from launch.train import run  # noqa: E402
 
 PLACES = ("garden", "kitchen")
@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(workdir):
-    return load(workdir)
+    return load_babi(workdir)
 
 
 def test_answers_follow_the_story(told):
@@ -91,6 +91,6 @@ def test_what_cannot_be_understood_is_named(told, lines, message):
 
 def test_a_seed_or_a_run_that_is_not_there(workdir, tmp_path):
     with pytest.raises(ValueError, match="seed must be from 0 to 0 in .*, got seed=1"):
-        load(workdir, seed=1)
+        load_babi(workdir, seed=1)
     with pytest.raises(FileNotFoundError, match="no run in"):
-        load(tmp_path)
+        load_babi(tmp_path)

@@ -4,8 +4,7 @@ import pytest
 
 from launch.configs import training_section
 from launch.runs.build import build_make_model, build_training
-from launch.runs.size import measure, report
-from launch.scaling import step_cost
+from launch.runs.size import describe, measure
 from tasks.dictionary import Dictionary
 from tasks.maze import MazeTask
 
@@ -26,14 +25,15 @@ def test_an_lstm_by_hand():
     assert size.steps == batch.inputs.shape[0]
 
 
-@pytest.mark.parametrize("rule", ["mnm-p", "mnm-g"])
-def test_a_memory_agrees_with_the_formula_of_the_scaling_model(rule):
-    model = MEMORY | {"name": rule}
-    size = measure(build_make_model(model, TASK), TASK)
-    assert size.memory == 4 * 2 * 32 * 32
-    assert size.carry == size.memory + 4 * (2 * 64 + 32)
-    expected = step_cost(TASK.input_features, TASK.output_features, model).flops
-    assert size.flops == pytest.approx(expected, rel=0.2)
+@pytest.mark.parametrize(("rule", "passes"), [("mnm-p", 4 * 2), ("mnm-g", 4 * 2 - 1)])
+def test_a_memory_by_hand(rule, passes):
+    """Products of H rows with a layer: L each for f(k^w), the update and f(k^r), and L target maps or L - 1 vjps."""
+    size = measure(build_make_model(MEMORY | {"name": rule}, TASK), TASK)
+    h, d, heads, inputs, classes = 64, 32, 2, TASK.input_features, TASK.output_features
+    assert size.memory == 4 * 2 * d * d
+    assert size.carry == size.memory + 4 * (2 * h + d)
+    lstm, maps, read_out = 8 * h * (inputs + d + h), 2 * h * d * (1 + 3 * heads) + 2 * d, 2 * (h + d) * classes
+    assert size.flops == pytest.approx(lstm + maps + read_out + passes * 2 * heads * d * d, rel=0.2)
 
 
 def test_a_task_that_is_played_is_measured_without_playing():
@@ -44,7 +44,7 @@ def test_a_task_that_is_played_is_measured_without_playing():
 
 def test_the_line_at_the_start_counts_an_update():
     size = measure(build_make_model(LSTM, TASK), TASK)._replace(flops=1e6, steps=10, parameter_bytes=3 * 2**20)
-    text = report(size, build_training(TRAINING))
-    assert "an update (T 10, B 8, seeds 2)" in text
-    assert "0.48 GFLOP" in text  # 3 passes of 10 steps of 8 examples of 2 seeds, 1 MFLOP each
+    text = describe(size, build_training(TRAINING))
+    # 3 passes of 10 steps of 8 examples of 2 seeds, 1 MFLOP each.
+    assert "0.48 GFLOP per update (T 10, B 8, seeds 2)" in text
     assert "3.0 MiB" in text

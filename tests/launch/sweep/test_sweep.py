@@ -15,7 +15,7 @@ from launch.configs import dictionary
 from launch.sweep import space
 from launch.sweep.space import PlannedTrial, TrialSpec, apply, choose_trials, expand, plan
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 A = {"model.heads": [1, 2]}
 B = {"training.clip_norm": [0.5, 1.0]}
 

@@ -8,14 +8,13 @@ import sys
 
 import pytest
 
-from launch import compare
-from launch.runs import suites
+from launch.runs import compare, suites
 from launch.runs.build import build_training
-from launch.runs.suites import SUITES, make_cell, parameters, width_for
+from launch.runs.suites import SUITES, make_run, parameters, width_for
 from launch.runs.workdir import claim
 from mnm_jax.training import Interrupted
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def test_the_algorithmic_suite_has_every_model_on_every_task():
@@ -62,7 +61,7 @@ def test_every_run_of_a_suite_can_be_built(suite):
 def test_the_widest_controller_that_fits():
     recipe = "pairs.py:lstm"
     width = width_for(recipe, 20_000)
-    sizes = [parameters(make_cell(recipe, {"model.hidden_features": w}).config) for w in (width, width + 1)]
+    sizes = [parameters(make_run(recipe, {"model.hidden_features": w}).config) for w in (width, width + 1)]
     assert sizes[0] <= 20_000 < sizes[1]
     with pytest.raises(ValueError, match="more than 10 parameters with any controller"):
         width_for(recipe, 10)
@@ -92,7 +91,7 @@ def test_settings_and_labels_that_are_none():
             compare.choose(suite, only, settings)
 
 
-def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, monkeypatch, capsys):
+def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path, capsys):
     trained = []
 
     def train(config, folder, command):
@@ -102,27 +101,26 @@ def test_goes_on_where_it_was_and_leaves_to_others_what_they_work_on(tmp_path, m
         claim(folder, json.loads(json.dumps(config.to_dict())))
         (folder / "summary.json").write_text("{}")
 
-    monkeypatch.setattr(compare, "run", train)
     cells = compare.choose(suites.algorithmic_suite(), "copy/[lnd]*", [])
     assert list(cells) == ["copy/lstm-salu", "copy/ntm", "copy/dnc", "copy/lstm"]
     (tmp_path / ".locks").mkdir()
     with (tmp_path / ".locks/copy,lstm-salu").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as another process that trains this one
         with pytest.raises(Interrupted):
-            compare.train_all(cells, tmp_path)
+            compare.train_all(cells, tmp_path, train)
         assert [model for model, _ in trained] == ["ntm", "dnc"]
         trained.append(None)
-        assert compare.train_all(cells, tmp_path) == ["copy/lstm-salu"]
+        assert compare.train_all(cells, tmp_path, train) == ["copy/lstm-salu"]
     assert [model for model, _ in trained[3:]] == ["dnc", "lstm"]
-    assert compare.train_all(cells, tmp_path) == []  # the other process has ended: its lock is free
+    assert compare.train_all(cells, tmp_path, train) == []  # the other process has ended: its lock is free
     assert trained[-1] == ("lstm-salu", compare.command(cells["copy/lstm-salu"], tmp_path / "copy/lstm-salu"))
     capsys.readouterr()
-    assert compare.train_all(cells, tmp_path) == []
+    assert compare.train_all(cells, tmp_path, train) == []
     assert len(trained) == 6 and capsys.readouterr().out == ""  # nothing is left to do
 
     others = compare.choose(suites.algorithmic_suite(), "copy/ntm", ["training.seeds=2"])
     with pytest.raises(ValueError, match="holds a run of another config: training.seeds is 5 there, 2 here"):
-        compare.train_all(others, tmp_path)
+        compare.train_all(others, tmp_path, train)
 
 
 def test_the_command_line_says_what_is_to_do(tmp_path):

@@ -1,0 +1,184 @@
+"""The benchmarks of the execution forms. Shape letters: `T` steps, `B` batch, `d` width, `H` heads.
+
+A suite takes the devices and yields groups of candidates; its sizes are arguments, so that others can be tried.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch.bench.measure import Candidate, Group, Program, Row, compile_program, with_ratios
+from mnm_jax import MNMCell, choose_form, gradient_memory, local_memory, unroll
+from mnm_jax.training._groups import choose_groups, value_and_grad_in_groups
+
+FORMS = ("plain", "factored", "reversible", "auto")
+_MEMORIES = {"local": local_memory, "gradient": gradient_memory}
+_LAYERS = 3
+_AXIS = "batch"
+_BATCH = P(None, _AXIS)  # [T, B, ...]
+
+Devices = Sequence[jax.Device]
+
+
+def training_step(
+    devices: Devices,
+    *,
+    rules: Sequence[str] = ("local", "gradient"),
+    forms: Sequence[str] = FORMS,
+    heads: Sequence[int] = (1, 4),
+    steps: Sequence[int] = (16, 32, 128, 512),
+    batch: int = 64,
+    width: int = 128,
+) -> Iterator[Group]:
+    """Yields value and gradient of a whole sequence by every form, for each rule, number of heads and length."""
+    for rule in rules:
+        for h in heads:
+            for t in steps:
+                sizes = {"heads": h, "steps": t, "batch": batch, "width": width}
+                candidates = [_candidate(devices, {"rule": rule, "form": form} | sizes) for form in forms]
+                yield Group(candidates, partial(with_ratios, field="form", reference="plain"))
+
+
+def scaling(
+    devices: Devices,
+    *,
+    steps: Sequence[int] = (64, 256, 1024, 2048, 4096, 8192),
+    widths: Sequence[int] = (64, 128, 256, 512),
+    heads: Sequence[int] = (1, 2, 4, 8, 16),
+    plain_steps: int = 256,
+) -> Iterator[Group]:
+    """Yields the form "auto" of the local rule against `T`, `d` and `H` in turn.
+
+    It is compared with "plain" up to `plain_steps` steps, and with "reversible" without checkpoints beyond.
+    """
+    shapes = [("steps", {"heads": h, "steps": t, "batch": 8, "width": 128}) for h in (1, 4) for t in steps]
+    shapes += [("width", {"heads": 1, "steps": 64, "batch": 16, "width": d}) for d in widths]
+    shapes += [("heads", {"heads": h, "steps": 32, "batch": 16, "width": 128}) for h in heads]
+    for against, sizes in shapes:
+        forms = ("plain", "auto") if sizes["steps"] <= plain_steps else ("reversible", "auto")
+        fields = {"against": against, "rule": "local"}
+        yield Group([_candidate(devices, fields | {"form": form} | sizes) for form in forms], _with_time_per_step)
+
+
+def limit(
+    devices: Devices, *, heads: int = 4, steps: int = 32, batch: int = 64, width: int = 128, product: int = 2048
+) -> Iterator[Group]:
+    """Yields the GFLOP/s of the forms and of one large matrix product on every device, the limit of the cores."""
+    sizes = {"heads": heads, "steps": steps, "batch": batch, "width": width}
+    forms = ("factored", "reversible", "auto")
+    candidates = [_candidate(devices, {"rule": "local", "form": form} | sizes) for form in forms]
+    fields = {"rule": None, "form": "product", "heads": None, "steps": None, "batch": len(devices), "width": product}
+    candidates.append(Candidate(fields, partial(_product, devices, product)))
+    flops = steps * batch * step_flops(heads=heads, width=width, layers=_LAYERS)
+    yield Group(candidates, partial(_with_rates, flops=flops, product_flops=len(devices) * 2 * product**3))
+
+
+def step_flops(*, heads: int, width: int, layers: int) -> int:
+    """Returns the floating point operations of one step of one example, forward and backward, with the local rule.
+
+    All sizes are `width` = d: inputs, controller, keys, values, and the `layers` = L layers of the memory. The products
+    of the dense algorithm are counted for every form, a multiply and an add as two operations.
+
+        memory, in rows of L d^2 multiply-adds
+            forward    3 H answers (the write; then the current write again and the read), H rows of update
+            backward   3 H products with the transposed weights, 3 H outer products for the weights' cotangent,
+                       2 H products of the pairs with that cotangent, H rows of taking the write back
+        controller and maps, once forward and twice backward
+            LSTM       2 d -> 4 d and d -> 4 d        interaction  d -> d + 3 H d        targets  H rows d -> L d
+    """
+    memory = (3 + 1) * heads + (3 + 3 + 2 + 1) * heads
+    maps = (2 + 1) * 4 + (1 + 3 * heads) + heads * layers
+    return 2 * width**2 * (memory * layers + 3 * maps)
+
+
+def compile_step(cell: nnx.Module, form: str, inputs: jax.Array, devices: Devices) -> Program:
+    """Compiles value and gradient of mean(features^2) + mean(meta loss) with respect to all parameters of a cell.
+
+    XLA runs the small operations of one CPU device on one core. The batch is therefore divided over the largest number
+    of devices that divides it, for every form alike. The form "plain" is one derivative of a device's whole share; the
+    others run as in the training program, where a device works through its share in micro-batches.
+
+    Args:
+      cell: The cell.
+      form: An execution form of `mnm_jax.unroll`.
+      inputs: `[T, B, D]`.
+      devices: The devices to use.
+    """
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if inputs.shape[1] % n == 0)]
+    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    graphdef, params = nnx.split(cell)
+    groups = _groups(form, cell, inputs.shape[1] // len(devices), devices)
+
+    def objective(params: Any, inputs: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, form=form)
+        # The mean of the means of equal parts is the mean of the batch.
+        return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / groups, ()
+
+    def step(params: Any, inputs: jax.Array) -> Any:
+        (value, _), gradients = value_and_grad_in_groups(objective, groups)(params, inputs)
+        return jax.lax.pmean((value, gradients), _AXIS)
+
+    divided = jax.shard_map(step, mesh=mesh, in_specs=(P(), _BATCH), out_specs=P(), check_vma=False)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    inputs = jax.device_put(inputs, NamedSharding(mesh, _BATCH))
+    return compile_program(divided, (params, inputs), len(devices))
+
+
+def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
+    def make() -> MNMCell:
+        d = fields["width"]
+        memory = _MEMORIES[fields["rule"]](d, d, hidden_sizes=(d,) * (_LAYERS - 1))
+        return MNMCell(d, d, memory, heads=fields["heads"], rngs=nnx.Rngs(0))
+
+    def prepare() -> Program:
+        shape = fields["steps"], fields["batch"], fields["width"]
+        return compile_step(make(), fields["form"], jax.random.normal(jax.random.key(0), shape), devices)
+
+    cell = nnx.eval_shape(make)  # the choice of a form depends on sizes alone
+    return Candidate(fields, prepare, {"chosen": choose_form(cell, fields["steps"], form=fields["form"])})
+
+
+def _groups(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:
+    return choose_groups(cell, examples, devices[0].platform) if form != "plain" else 1
+
+
+def _product(devices: Devices, size: int) -> Program:
+    """Compiles one product of two float32 matrices on every device."""
+    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    multiply = jax.shard_map(lambda a, b: (a[0] @ b[0])[None], mesh=mesh, in_specs=P(_AXIS), out_specs=P(_AXIS))
+    keys = jax.random.split(jax.random.key(0))
+    matrices = [jax.random.normal(key, (len(devices), size, size), jnp.float32) for key in keys]
+    return compile_program(multiply, jax.device_put(matrices, NamedSharding(mesh, P(_AXIS))), len(devices))
+
+
+def _with_time_per_step(rows: list[Row]) -> list[Row]:
+    """Returns the rows with ratios to "plain" and microseconds_per_step."""
+
+    def microseconds(row: Row) -> float | None:
+        return None if row["milliseconds"] is None else 1e3 * row["milliseconds"] / row["steps"]
+
+    rows = with_ratios(rows, "form", "plain")
+    return [row | {"microseconds_per_step": microseconds(row)} for row in rows]
+
+
+def _with_rates(rows: list[Row], *, flops: int, product_flops: int) -> list[Row]:
+    """Returns the rows with gflop, gflop_per_second, and fraction_of_product, the share of the product's rate."""
+
+    def rated(row: Row) -> Row:
+        gflop = (product_flops if row["form"] == "product" else flops) / 1e9
+        rate = None if row["milliseconds"] is None else 1e3 * gflop / row["milliseconds"]
+        return row | {"gflop": gflop, "gflop_per_second": rate}
+
+    rows = [rated(row) for row in rows]
+    (most,) = (row["gflop_per_second"] for row in rows if row["form"] == "product")
+
+    def fraction(row: Row) -> float | None:
+        return row["gflop_per_second"] / most if row["gflop_per_second"] and most else None
+
+    return [row | {"fraction_of_product": fraction(row)} for row in rows]

@@ -1,0 +1,71 @@
+"""The frame of every command: flags, quiet logs, and a user's error as one line on stderr without a traceback."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import app, flags, logging
+
+from mnm_jax.training import Interrupted, TrainingFault
+
+_INTERRUPTED = 130  # the exit code that a shell reports for a program ended by Ctrl-C
+
+
+def run_command(function: Callable[[], None], hint: str) -> None:
+    """Parses the flags, runs `function` and exits.
+
+    Libraries log warnings and errors only, such as JAX about a GPU that it cannot use; `--verbosity=0` shows their
+    information as well, such as JAX's search for a TPU.
+
+    Args:
+      function: The work of the command; it reads its flags.
+      hint: The end of the message for an argument that is no flag, such as "name the folder as --out=DIR.".
+    """
+
+    def main(argv: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        with one_line_errors():
+            if len(argv) > 1:
+                raise ValueError(f"unexpected argument {argv[1]!r}; {hint}")
+            function()
+
+    app.run(main, flags_parser=parse_flags)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line on stderr and code 1 for a user's error, 130 for an interrupt.
+
+    Errors of the program itself pass through.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(_line(error) or "interrupted.", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except (ValueError, OSError, ImportError, TrainingFault) as error:
+        sys.exit(_line(error))
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags for `absl.app.run`; an unknown flag, config key or file, or a wrong value, is one line.
+
+    ml_collections reports these as plain exceptions of several kinds.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except (LookupError, AttributeError) as error:  # ml_collections quotes the key once or twice, and a near one
+        key, *near = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
+        hint = f"did you mean {near[0]!r}?" if near else "the keys are those of the config file."
+        sys.exit(f"unknown config key {key!r}; {hint}")
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        sys.exit(_line(error))
+
+
+def _line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Traceback (most recent call last)" in text:  # ml_collections puts one into its message
+        text = text.rstrip().rsplit("\n", 1)[-1]
+    return " ".join(text.split())

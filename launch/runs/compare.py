@@ -1,0 +1,102 @@
+"""The runs of a suite, trained by one process or divided between several."""
+
+import contextlib
+import fcntl
+import fnmatch
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from launch.runs.suites import Suite, SuiteRun, make_run
+from launch.runs.workdir import SUMMARY, claim
+
+
+def choose(suite: Suite, only: str, settings: Sequence[str]) -> Suite:
+    """Returns the runs whose label matches the pattern `only`, with settings changed in all of them.
+
+    Args:
+      suite: Runs by label.
+      only: A shell pattern, such as "copy/*".
+      settings: Each SECTION.KEY=VALUE, such as "training.seeds=2".
+
+    Raises:
+      ValueError: If no label matches, or a setting is malformed or unknown.
+    """
+    chosen = {label: run for label, run in suite.items() if fnmatch.fnmatchcase(label, only)}
+    if not chosen:
+        raise ValueError(f"no label matches {only!r}; the labels are {', '.join(suite)}.")
+    changes = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or "." not in name:
+            raise ValueError(f"a setting is SECTION.KEY=VALUE, such as training.seeds=2, got {setting!r}.")
+        changes[name] = _parse(value)
+    return {label: make_run(run.recipe, {**run.changes, **changes}) for label, run in chosen.items()}
+
+
+def command(run: SuiteRun, workdir: pathlib.Path) -> str:
+    """Returns the command that trains one run of a suite alone."""
+    changes = (f"--config.{name}={value}" for name, value in run.changes.items())
+    words = ["python", "-m", "launch.train", f"--config=launch/configs/{run.recipe}", f"--workdir={workdir}"]
+    return shlex.join([*words, *changes])
+
+
+def plan(suite: Suite, workdir: pathlib.Path) -> str:
+    """Returns two lines per run: its state and its command."""
+    lines = []
+    for label, run in suite.items():
+        state = "finished" if (workdir / label / SUMMARY).is_file() else "to do"
+        lines += [f"# {state}", command(run, workdir / label)]
+    return "\n".join(lines)
+
+
+def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) -> list[str]:
+    """Trains the runs that are neither finished nor in the hands of another process.
+
+    Args:
+      suite: Runs by label; each trains in `workdir / label`.
+      workdir: Folder of the runs.
+      train: Called as `train(config, folder, command=...)` for each run, such as `launch.train.run`.
+
+    Returns:
+      Labels of the runs that another process trains.
+
+    Raises:
+      ValueError: If a folder holds a run of another config, finished or not. Other errors are those of `train`, at the
+        first run that fails.
+    """
+    busy = []
+    for label, run in suite.items():
+        folder = workdir / label
+        with _lock(workdir / ".locks" / label.replace("/", ",")) as locked:
+            if not locked:
+                busy.append(label)
+            elif (folder / SUMMARY).is_file():
+                claim(folder, json.loads(json.dumps(run.config.to_dict())))
+            else:
+                print(f"{label}: {command(run, folder)}", flush=True)
+                train(run.config, folder, command=command(run, folder))
+    return busy
+
+
+def _parse(value: str) -> Any:
+    """Returns a number, true, false or a list as in JSON; anything else is text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[bool]:
+    """Yields whether this process has the lock; the system releases it when the process ends, also when killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

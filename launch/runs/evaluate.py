@@ -1,0 +1,51 @@
+"""Evaluation of finished and unfinished runs on the test split. Shape letter: `S` seeds."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from launch.runs.build import build_parts, build_training
+from launch.runs.metrics import natural
+from launch.runs.workdir import CONFIG, read_config
+from mnm_jax.training import evaluate, load_params, split_model
+
+
+class Evaluation(NamedTuple):
+    """Test metrics of one run or of several.
+
+    Attributes:
+      metrics: `[S]` by name, seeds of all runs in one array.
+      seeds: Numbers of the seeds, `S` of them.
+      steps: Updates of the checkpoint of each run.
+    """
+
+    metrics: dict[str, np.ndarray]
+    seeds: list[int]
+    steps: list[int]
+
+
+def evaluate_run(workdir: str | os.PathLike) -> tuple[dict[str, np.ndarray], int]:
+    """Returns the test metrics `[S]` by name of a run's newest checkpoint, and its update; writes nothing.
+
+    Raises:
+      FileNotFoundError: If there is no run, no checkpoint or no data.
+      ValueError: If the config or the checkpoint is damaged.
+    """
+    task, make_model, training = build_parts(read_config(workdir))
+    params, step = load_params(workdir, make_model)
+    return evaluate(split_model(make_model), params, task, "test", training.batch_size), step
+
+
+def evaluate_folder(workdir: str | os.PathLike) -> Evaluation:
+    """Evaluates a run, or a folder of runs that differ in their seed alone; raises as `evaluate_run`."""
+    workdir = pathlib.Path(workdir)
+    members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
+    runs = members if members and not (workdir / CONFIG).exists() else [workdir]
+    evaluated = [evaluate_run(run) for run in runs]
+    metrics = {name: np.concatenate([found[name] for found, _ in evaluated]) for name in evaluated[0][0]}
+    seeds: list[int] = []
+    for training in (build_training(read_config(run)["training"]) for run in runs):
+        seeds += range(training.seed, training.seed + training.seeds)
+    return Evaluation(metrics, seeds, [step for _, step in evaluated])

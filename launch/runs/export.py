@@ -1,0 +1,40 @@
+"""The model of a run as files for programs without this library."""
+
+import os
+import pathlib
+
+import jax
+
+from launch.runs.load import load_model
+from launch.runs.size import input_shape
+from mnm_jax.export import export_step, save_safetensors, to_arrays
+from mnm_jax.training import SequenceModel
+
+
+def export_run(workdir: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> list[pathlib.Path]:
+    """Writes step, weights and carry of a run's model into `out` and returns the three paths.
+
+    Args:
+      workdir: Folder of the run.
+      out: Folder to write to; it is made.
+      seed: Index of the seed in the run, from 0.
+
+    Raises:
+      FileNotFoundError: If there is no run, no checkpoint or no data.
+      ValueError: If the run has no such seed, or a file is damaged.
+      ImportError: If the package safetensors is missing.
+    """
+    task, model = load_model(workdir, seed)
+    inputs, carry = input_shape(task, model), model.start(1)
+    one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    step = export_step(model, carry, one, SequenceModel.step)
+
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / name for name in ("step.stablehlo", "weights.safetensors", "carry.safetensors")]
+    save_safetensors(paths[1], to_arrays(model))
+    save_safetensors(paths[2], to_arrays(carry))
+    unfinished = paths[0].with_suffix(".unfinished")
+    unfinished.write_bytes(step.serialize())
+    unfinished.replace(paths[0])
+    return paths

@@ -1,0 +1,37 @@
+"""The trained model of one seed of a run."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from launch.runs.build import build_parts
+from launch.runs.workdir import read_config
+from mnm_jax.training import SequenceModel, Task, load_params, split_model
+
+
+class Trained(NamedTuple):
+    """The task of a run and the trained model of one of its seeds."""
+
+    task: Task
+    model: SequenceModel
+
+
+def load_model(workdir: str | os.PathLike, seed: int = 0) -> Trained:
+    """Returns the task of a run and a trained model.
+
+    Args:
+      workdir: Folder of the run.
+      seed: Index of the seed in the run, from 0.
+
+    Raises:
+      FileNotFoundError: If there is no run, no checkpoint or no data.
+      ValueError: If the run has no such seed, or a file is damaged.
+    """
+    task, make_model, training = build_parts(read_config(workdir))
+    if not 0 <= seed < training.seeds:
+        raise ValueError(f"seed must be from 0 to {training.seeds - 1} in {workdir}, got {seed=}.")
+    params, _ = load_params(workdir, make_model)
+    return Trained(task, nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), params)))

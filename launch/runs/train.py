@@ -1,0 +1,85 @@
+"""Training of one run: the checks before, the training loop, and the files at its end."""
+
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+import optax
+from ml_collections import ConfigDict
+
+import mnm_jax
+from launch.runs.build import build_parts, count_parameters
+from launch.runs.metrics import summarise
+from launch.runs.size import describe, measure
+from launch.runs.workdir import CONFIG, SUMMARY, claim, write_json
+from mnm_jax.training import _hosts as hosts
+from mnm_jax.training import load_params, save_params, train
+
+
+def train_run(
+    config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit", command: str | None = None
+) -> dict[str, Any]:
+    """Trains or resumes a run and returns the content of its `summary.json`.
+
+    The summary holds task, model, seeds (their number), steps, seconds (of all starts), command, devices and processes
+    (their numbers), versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
+    update.
+
+    Args:
+      config: Sections task, model and training, see `launch.runs.build`.
+      workdir: Folder of the run; it takes one config only.
+      parallel: "jit", "pmap" or "fsdp", see `mnm_jax.training.train`.
+      command: Command line for the summary; None: the one of this process.
+
+    Raises:
+      ValueError: If the config is inconsistent, or the workdir holds a run of another config; the workdir is unchanged.
+      FileNotFoundError: If data is missing.
+      TrainingFault: If a number is not finite, see `mnm_jax.training.train`.
+      Interrupted: If a signal arrives; the state is saved.
+    """
+    plain = json.loads(json.dumps(config.to_dict()))  # as it is read back: tuples become lists
+    task, make_model, training = build_parts(plain)
+    parameters = count_parameters(make_model)  # raises for wrong sizes and missing data before a file is written
+
+    workdir = pathlib.Path(workdir)
+    new = hosts.in_turn(lambda: claim(workdir, plain))
+    if hosts.is_first():
+        print(describe(measure(make_model, task), training), flush=True)
+    try:
+        result = train(task, make_model, training, workdir, parallel=parallel)
+    except ValueError:
+        if new and not (workdir / "checkpoints").exists():
+            (workdir / CONFIG).unlink()  # nothing was trained: the corrected config may take the workdir
+        raise
+    summary = {
+        "task": task.name,
+        "model": plain["model"]["name"],
+        "seeds": training.seeds,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "command": command or shlex.join(sys.orig_argv),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "versions": versions(),
+        "parameters": parameters,
+        "config": plain,
+        "metrics": summarise(result.metrics),
+    }
+    if hosts.is_first():
+        save_params(workdir, *load_params(workdir, make_model))
+        write_json(workdir / SUMMARY, summary)
+    hosts.wait("the summary is written")
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that the numbers of a run depend on."""
+    packages = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax, mnm_jax)}
+    return {"python": platform.python_version()} | packages
