@@ -20,8 +20,7 @@ from launch.report import report_run
 from launch.reporting.task_errors import end_table
 from launch.runs.connect import connect
 from launch.runs.train import train_run
-from mnm_jax.training import PARALLEL
-from mnm_jax.training import _hosts as hosts
+from mnm_jax.training import PARALLEL, is_first_process, wait_for_processes
 
 
 def run(
@@ -29,11 +28,11 @@ def run(
 ) -> dict[str, Any]:
     """Trains a run, prints its table, draws its figures and returns its summary; see `launch.runs.train.train_run`."""
     summary = train_run(config, workdir, parallel, command)
-    if hosts.is_first():
+    if is_first_process():
         first = summary["config"]["training"].get("seed", 0)
         print(end_table(summary["metrics"], range(first, first + summary["seeds"])))
         report_run(workdir)
-    hosts.wait("the figures are drawn")
+    wait_for_processes("the figures are drawn")
     return summary
 
 

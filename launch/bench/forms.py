@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from launch.bench.measure import Candidate, Group, Program, Row, compile_program, with_ratios
 from mnm_jax import MNMCell, choose_form, gradient_memory, local_memory, unroll
-from mnm_jax.training._groups import choose_groups, value_and_grad_in_groups
+from mnm_jax.training import choose_micro_batches, value_and_grad_in_micro_batches
 
 FORMS = ("plain", "factored", "reversible", "auto")
 _MEMORIES = {"local": local_memory, "gradient": gradient_memory}
@@ -121,7 +121,7 @@ def compile_step(cell: nnx.Module, form: str, inputs: jax.Array, devices: Device
         return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / groups, ()
 
     def step(params: Any, inputs: jax.Array) -> Any:
-        (value, _), gradients = value_and_grad_in_groups(objective, groups)(params, inputs)
+        (value, _), gradients = value_and_grad_in_micro_batches(objective, groups)(params, inputs)
         return jax.lax.pmean((value, gradients), _AXIS)
 
     divided = jax.shard_map(step, mesh=mesh, in_specs=(P(), _BATCH), out_specs=P(), check_vma=False)
@@ -145,7 +145,7 @@ def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
 
 
 def _groups(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:
-    return choose_groups(cell, examples, devices[0].platform) if form != "plain" else 1
+    return choose_micro_batches(cell, examples, devices[0].platform) if form != "plain" else 1
 
 
 def _product(devices: Devices, size: int) -> Program:

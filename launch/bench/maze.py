@@ -9,8 +9,7 @@ from flax import nnx
 from launch.bench.measure import Candidate, Group, Program, Row, compile_program
 from launch.configs import maze as recipe
 from launch.runs.build import build_parts
-from mnm_jax.training import init_state, split_model
-from mnm_jax.training._parallel import make_parallel_step, make_placement
+from mnm_jax.training import init_state, make_parallel_update, make_placement, split_model
 
 DRIVERS = ("play", "train")
 
@@ -54,7 +53,8 @@ def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, 
         play = lambda params, drawn: task.play(nnx.merge(graphdef, params), drawn).targets.returns  # noqa: E731
         return compile_program(play, (jax.device_put(params, placement.replicated), drawn), len(devices))
     meta_weight = training.meta_weight
-    update = make_parallel_step(graphdef, task, optimizer, meta_weight=meta_weight, batch_size=batch, devices=devices)
+    options = {"meta_weight": meta_weight, "batch_size": batch, "devices": devices}
+    update = make_parallel_update(graphdef, task, optimizer, **options)
     kept = [jax.device_put(state, placement.replicated)]
 
     def run() -> None:  # an update consumes the state that it is given

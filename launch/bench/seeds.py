@@ -9,8 +9,7 @@ import jax
 from launch.bench.measure import Candidate, Group, Program, compile_program, with_ratios
 from launch.configs import dictionary
 from launch.runs.build import build_parts
-from mnm_jax.training import init_state, split_model
-from mnm_jax.training._step import make_step
+from mnm_jax.training import init_state, make_update, split_model
 
 
 def seeds(devices: Sequence[jax.Device], *, config: Mapping[str, Any] | None = None) -> Iterator[Group]:
@@ -25,7 +24,7 @@ def seeds(devices: Sequence[jax.Device], *, config: Mapping[str, Any] | None = N
     parts = build_parts(config or dictionary.get_config().to_dict())
     training = parts.training
     optimizer = training.make_optimizer()
-    step = make_step(
+    step = make_update(
         split_model(parts.make_model),
         parts.task,
         optimizer,

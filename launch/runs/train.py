@@ -19,8 +19,7 @@ from launch.runs.build import build_parts, count_parameters
 from launch.runs.metrics import summarise
 from launch.runs.size import describe, measure
 from launch.runs.workdir import CONFIG, SUMMARY, claim, write_json
-from mnm_jax.training import _hosts as hosts
-from mnm_jax.training import load_params, save_params, train
+from mnm_jax.training import first_process_first, is_first_process, load_params, save_params, train, wait_for_processes
 
 
 def train_run(
@@ -49,8 +48,8 @@ def train_run(
     parameters = count_parameters(make_model)  # raises for wrong sizes and missing data before a file is written
 
     workdir = pathlib.Path(workdir)
-    new = hosts.in_turn(lambda: claim(workdir, plain))
-    if hosts.is_first():
+    new = first_process_first(lambda: claim(workdir, plain))
+    if is_first_process():
         print(describe(measure(make_model, task), training), flush=True)
     try:
         result = train(task, make_model, training, workdir, parallel=parallel)
@@ -72,10 +71,10 @@ def train_run(
         "config": plain,
         "metrics": summarise(result.metrics),
     }
-    if hosts.is_first():
+    if is_first_process():
         save_params(workdir, *load_params(workdir, make_model))
         write_json(workdir / SUMMARY, summary)
-    hosts.wait("the summary is written")
+    wait_for_processes("the summary is written")
     return summary
 
 

@@ -1,43 +1,60 @@
-"""Training: optimiser step, loop, evaluation, checkpoints, metrics; knows the `Task` protocol and no task by name."""
+"""Training: update, loop, evaluation, checkpoints and metrics, for any task that follows the protocol `Task`.
 
-from mnm_jax.training._checkpoints import load_params
+The loop, checkpoints and writers need the extra "train" (`pip install 'mnm_jax[train]'`).
+"""
+
+from mnm_jax.training._checkpoints import Checkpoint, load_params, restore_checkpoint, save_checkpoint
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._evaluate import evaluate
 from mnm_jax.training._loop import TrainResult, train
+from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
 from mnm_jax.training._model import SequenceModel, SequenceOutput
 from mnm_jax.training._optimizer import make_optimizer
-from mnm_jax.training._parallel import PARALLEL
+from mnm_jax.training._parallel import PARALLEL, Placement, make_parallel_update, make_placement
+from mnm_jax.training._processes import first_process_first, is_first_process, wait_for_processes
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted
 from mnm_jax.training._state import TrainState, init_state, split_model
-from mnm_jax.training._step import StepMetrics, TrainingFault
 from mnm_jax.training._task import Batch, Loader, Mean, Task, played
+from mnm_jax.training._update import TrainingFault, UpdateMetrics, make_update
 from mnm_jax.training._weights import save_params
 from mnm_jax.training._writers import MetricWriter, read_metrics
 
 __all__ = [
     "PARALLEL",
     "Batch",
+    "Checkpoint",
     "Interrupted",
     "Loader",
     "Mean",
     "MetricWriter",
+    "Placement",
     "ProgressBar",
     "SequenceModel",
     "SequenceOutput",
-    "StepMetrics",
     "Task",
     "TrainConfig",
     "TrainResult",
     "TrainState",
     "TrainingFault",
+    "UpdateMetrics",
+    "choose_micro_batches",
     "evaluate",
+    "first_process_first",
     "init_state",
+    "is_first_process",
     "load_params",
     "make_optimizer",
+    "make_parallel_update",
+    "make_placement",
+    "make_update",
     "played",
     "read_metrics",
+    "restore_checkpoint",
+    "save_checkpoint",
     "save_params",
     "split_model",
     "train",
+    "value_and_grad_in_micro_batches",
+    "wait_for_processes",
 ]

@@ -1,8 +1,8 @@
-"""Checkpoints: one folder a step, whole or not there at all, every file checked before it is believed.
+"""Checkpoints: one folder per checkpoint, complete or absent, with every file verified before it is used.
 
-`WORKDIR/checkpoints/STEP/` is what Orbax writes, plus `files.json` with the SHA-256 of each of its files: Orbax and its
-array format find a missing file but not a changed one. Arrays are kept by name, as plain arrays of the host, so that
-a run may go on with another number of devices.
+`WORKDIR/checkpoints/STEP/` holds Orbax's files and `files.json` with the SHA-256 of each of them: Orbax and its array
+format notice a missing file but not a changed one. Arrays are stored by name, as plain arrays of the host, so that a
+run can resume with another number of devices.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
 
+from mnm_jax._extras import extra
 from mnm_jax._params import leaf_names
-from mnm_jax.training import _hosts as hosts
+from mnm_jax.training import _processes as processes
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._weights import read_params
 
@@ -29,37 +29,61 @@ _KEEP = 2
 _FILES = "files.json"
 
 
-class Saved(NamedTuple):
-    """A restored checkpoint. run: what else was saved (JSON)."""
+class Checkpoint(NamedTuple):
+    """A restored checkpoint.
+
+    Attributes:
+      step: number of updates made.
+      state: the state, as host arrays.
+      run: the dictionary that was saved with the state.
+    """
 
     step: int
     state: TrainState
     run: dict[str, Any]
 
 
-def save(workdir: str | os.PathLike, step: int, state: TrainState, run: dict[str, Any]) -> pathlib.Path:
-    """Saves a state and a JSON-serialisable dictionary; returns when all is on disk. Keeps the newest two.
+class _Stored(NamedTuple):
+    """The newest complete checkpoint on disk; damaged: the newer ones that are damaged."""
 
-    Nothing carries the name `STEP` until it is whole: the folder is written beside it and then renamed. Of several
-    processes all take part, and the first one writes.
+    path: pathlib.Path
+    arrays: dict[str, np.ndarray]
+    run: dict[str, Any]
+    damaged: list[pathlib.Path]
+
+
+def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, run: dict[str, Any]) -> pathlib.Path:
+    """Saves a state, returns when it is on disk, and keeps the newest two checkpoints; collective.
+
+    The folder is written under another name and renamed when it is complete. The first process writes.
+
+    Args:
+      workdir: folder of the run.
+      step: number of updates made.
+      state: the state.
+      run: a JSON-serialisable dictionary to save with it.
+
+    Returns:
+      The checkpoint's folder.
 
     Raises:
-        OSError: it could not be written, as where no space is left; the ones before it are as they were.
+      ImportError: orbax-checkpoint is not installed.
+      OSError: The checkpoint could not be written, for example to a full disk; earlier checkpoints are unchanged.
     """
     folder = _folder(workdir)
     final = folder / str(step)
     arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
     failure = None
-    if hosts.is_first() and not final.exists():
+    if processes.is_first_process() and not final.exists():
         try:
             _write(folder, final, arrays, run)
-        except (OSError, ValueError) as error:  # ValueError: how Orbax reports a full disk
+        except (OSError, ValueError) as error:  # Orbax reports a full disk as a ValueError
             failure = error
-    if hosts.agree(failure is not None)[0]:
-        reason = failure or "see what the first process reports"
+    if processes.any_process(failure is not None)[0]:
+        reason = failure or "see the report of the first process"
         raise OSError(
             f"checkpoint {final} could not be written: {reason}. Free space on the disk or check its permissions, and "
-            "run the same command again: it goes on from the checkpoint before."
+            "run the same command again: it resumes from the previous checkpoint."
         ) from failure
     return final
 
@@ -68,73 +92,86 @@ def _write(folder: pathlib.Path, final: pathlib.Path, arrays: dict[str, np.ndarr
     unfinished = final.with_name(f"{final.name}.unfinished")
     for left_over in folder.glob("*.unfinished*"):
         shutil.rmtree(left_over)
-    with _orbax() as checkpointer:
-        args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), run=ocp.args.JsonSave(run))
-        checkpointer.save(unfinished, args=args)
+    args = _orbax().args
+    with _checkpointer() as checkpointer:
+        checkpointer.save(unfinished, args=args.Composite(state=args.StandardSave(arrays), run=args.JsonSave(run)))
     (unfinished / _FILES).write_text(json.dumps(_digests(unfinished), indent=1))
     unfinished.rename(final)
     for old in _finished(folder)[:-_KEEP]:
         shutil.rmtree(old)
 
 
-def restore(workdir: str | os.PathLike, like: TrainState) -> Saved | None:
-    """The newest whole checkpoint of a run (host arrays), or None if the run has none yet.
+def restore_checkpoint(workdir: str | os.PathLike, like: TrainState) -> Checkpoint | None:
+    """Returns the newest complete checkpoint of a run, or None if the run has none.
 
-    A damaged checkpoint is reported in one line and set aside as `STEP.damaged`; the one before it is used.
+    A damaged checkpoint is logged in one line and renamed to `STEP.damaged`; the previous one is used.
 
     Args:
-        like: a state, or its `jax.ShapeDtypeStruct`s, of the structure to restore.
+      workdir: folder of the run.
+      like: a state, or its `jax.ShapeDtypeStruct`s, of the structure to restore.
 
     Raises:
-        ValueError: checkpoints exist but none is whole, or they are of another model, optimiser or number of seeds.
+      ImportError: orbax-checkpoint is not installed.
+      ValueError: All checkpoints are damaged, or they are of another model, optimiser or number of seeds.
     """
     for path in sorted(_folder(workdir).glob("*.unfinished*")):
         logging.warning("Checkpoint %s was never finished; it is not used.", path)
-    found = _read_newest(workdir)
-    if found is None:
+    stored = _read_newest(workdir)
+    if stored is None:
         return None
-    path, arrays, run, damaged = found
-    state = _fill(like, arrays, path)
-    for other in damaged:
+    state = _unflatten(like, stored.arrays, stored.path)
+    for other in stored.damaged:
         taken = len(list(other.parent.glob(f"{other.name}.damaged*")))
         other.rename(other.with_name(f"{other.name}.damaged{taken or ''}"))
-    return Saved(int(path.name), state, run)
+    return Checkpoint(step=int(stored.path.name), state=state, run=stored.run)
 
 
 def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, int]:
-    """The parameters `[S, ...]` of the newest whole checkpoint, and its step; changes nothing on disk.
+    """Returns the parameters `[S, ...]` of a run and the number of updates; changes nothing on disk.
 
-    A run that has no checkpoints, because only its parameters were shipped, has them in `params.npz`.
+    They come from the newest complete checkpoint, or from `params.npz` if the run has no checkpoints.
+
+    Args:
+      workdir: folder of the run.
+      make_model: called as `make_model(rngs)`; gives the structure of the parameters.
 
     Raises:
-        FileNotFoundError: there is neither.
-        ValueError: checkpoints exist but none is whole, the file is damaged, or they are of another model.
+      FileNotFoundError: The run has neither.
+      ValueError: All checkpoints or the file are damaged, or they are of another model.
     """
-    if newest := _read_newest(workdir):
-        path, arrays, _, _ = newest
-        found = path, {name: array for name, array in arrays.items() if name.startswith("params.")}, int(path.name)
+    if stored := _read_newest(workdir):
+        path, step = stored.path, int(stored.path.name)
+        params = {name: array for name, array in stored.arrays.items() if name.startswith("params.")}
+    elif found := read_params(workdir):
+        path, params, step = found
     else:
-        found = read_params(workdir)
-    if found is None:
         raise FileNotFoundError(f"no checkpoint in {_folder(workdir)}; train first, or check the workdir.")
-    path, params, step = found
     seeds = len(next(iter(params.values()), ()))
     one = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
     like = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), one)}
-    return _fill(like, params, path)["params"], step
+    return _unflatten(like, params, path)["params"], step
+
+
+def _orbax() -> Any:
+    """Returns the module `orbax.checkpoint`, imported at its first use because the import is slow."""
+    with extra("train"):
+        import orbax.checkpoint
+    return orbax.checkpoint
 
 
 @contextlib.contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
-    """A checkpointer of this process alone, and which only logs warnings: Orbax has thirty lines for a checkpoint."""
+def _checkpointer() -> Iterator[Any]:
+    """Yields a checkpointer of this process alone that logs only warnings: Orbax logs thirty lines per checkpoint."""
+    orbax = _orbax()
     before, this = logging.get_verbosity(), jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
+    alone = orbax.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
     )
     logging.set_verbosity(min(before, logging.WARNING))
     try:
-        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        options = orbax.CompositeOptions(multiprocessing_options=alone)
+        handler = orbax.CompositeCheckpointHandler(composite_options=options)
+        with orbax.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield checkpointer
     finally:
         logging.set_verbosity(before)
@@ -148,22 +185,22 @@ def _finished(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def _read_newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict, dict, list[pathlib.Path]] | None:
-    """Path, arrays and run of the newest whole checkpoint, and the damaged ones after it."""
-    damaged = []
+def _read_newest(workdir: str | os.PathLike) -> _Stored | None:
+    damaged: list[pathlib.Path] = []
     for path in reversed(_finished(_folder(workdir))):
         problem = _problem(path)
         if problem is None:
-            with _orbax() as checkpointer:
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(), run=ocp.args.JsonRestore())
-                content = checkpointer.restore(path, args=args)
-            return path, content["state"], content["run"], damaged
-        logging.warning("Checkpoint %s is damaged (%s); the one before it is used.", path, problem)
+            args = _orbax().args
+            with _checkpointer() as checkpointer:
+                parts = args.Composite(state=args.StandardRestore(), run=args.JsonRestore())
+                content = checkpointer.restore(path, args=parts)
+            return _Stored(path=path, arrays=content["state"], run=content["run"], damaged=damaged)
+        logging.warning("Checkpoint %s is damaged (%s); the previous one is used.", path, problem)
         damaged.append(path)
     if damaged:
         raise ValueError(
             f"no whole checkpoint in {damaged[0].parent}: {damaged[0].name} is damaged ({_problem(damaged[0])}); "
-            "bring the files back, or take another workdir to start over."
+            "restore the files, or start over in another workdir."
         )
     return None
 
@@ -178,14 +215,14 @@ def _digests(path: pathlib.Path) -> dict[str, str]:
 
 
 def _problem(path: pathlib.Path) -> str | None:
-    """What is wrong with a finished checkpoint, naming the file; None if it is whole."""
+    """Returns the damage of a finished checkpoint, with the name of the file; None if it is complete."""
     try:
         expected = json.loads((path / _FILES).read_text())
         found = _digests(path)
         for name, digest in expected.items():
             if found.get(name) != digest:
                 return f"{name} {'has changed' if name in found else 'is missing'}"
-    except (OSError, ValueError, AttributeError):  # gone, not JSON, or JSON of something else
+    except (OSError, ValueError, AttributeError):  # missing, not JSON, or other JSON
         return f"{_FILES} is missing or unreadable"
     return None
 
@@ -195,16 +232,16 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-    return hosts.to_host(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return processes.to_host(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _fill(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
-    """The tree `like` with its leaves taken from `arrays` by name."""
-    names, (leaves, tree) = leaf_names(like), jax.tree.flatten(like)
+def _unflatten(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
+    """Returns a tree of the structure `like` with its leaves taken from `arrays` by name."""
+    names, leaves = leaf_names(like), jax.tree.leaves(like)
     for name in sorted(set(names) ^ set(arrays)):
         where = "has" if name in arrays else "lacks"
         raise ValueError(f"checkpoint {path} is of another model or optimizer: it {where} {name}; use its own config.")
-    filled = []
+    found = []
     for name, leaf in zip(names, leaves, strict=True):
         expected = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         saved = arrays[name]
@@ -213,5 +250,5 @@ def _fill(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
                 f"checkpoint {path} is of another model or number of seeds: {name} is {saved.dtype}{[*saved.shape]} "
                 f"there, {expected.dtype}{[*expected.shape]} here; use its own config."
             )
-        filled.append(jax.random.wrap_key_data(saved) if _is_key(leaf) else saved)
-    return tree.unflatten(filled)
+        found.append(jax.random.wrap_key_data(jax.numpy.asarray(saved)) if _is_key(leaf) else saved)
+    return jax.tree.unflatten(jax.tree.structure(like), found)

@@ -9,18 +9,23 @@ from mnm_jax.training._optimizer import make_optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of a run; checked when made, with a ValueError in one line.
+    """Settings of a run, checked at construction.
 
-    steps: updates of the parameters.
-    batch_size: `B`, over all devices; a multiple of their number.
-    accumulate: parts of a device's share of the batch, worked through one after the other with the gradient added up:
-        for a batch that does not fit into its memory. The numbers are those of the whole batch.
-    learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay, epsilon: see `make_optimizer`.
-    meta_weight: weight of the meta loss in the objective.
-    seed: the first seed. seeds: how many run side by side: `seed, seed + 1, ...`.
-    log_every: steps between two lines of training metrics (those of that step).
-    eval_every: steps between two evaluations on "valid"; the last step has one in any case.
-    checkpoint_seconds: seconds between two checkpoints; the last step has one in any case.
+    Attributes:
+      steps: number of updates.
+      batch_size: `B`, over all devices; a multiple of their number.
+      accumulate: number of parts into which a device's share of the batch is divided, with gradients summed over the
+        parts: for a batch that exceeds the device's memory. The result is that of the whole batch.
+      learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay, epsilon: see `make_optimizer`.
+      meta_weight: weight of the meta loss in the objective.
+      seed: the first seed.
+      seeds: number of seeds trained at once: `seed, seed + 1, ...`.
+      log_every: number of updates between two lines of training metrics; a line holds the metrics of one update.
+      eval_every: number of updates between two evaluations on "valid"; the last update is always followed by one.
+      checkpoint_seconds: seconds between two checkpoints; the last update is always followed by one.
+
+    Raises:
+      ValueError: A setting is out of range; the message is one line.
     """
 
     steps: int
@@ -40,7 +45,7 @@ class TrainConfig:
     eval_every: int = 1000
     checkpoint_seconds: float = 120.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "seeds", "log_every", "eval_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -54,7 +59,7 @@ class TrainConfig:
         self.make_optimizer()
 
     def make_optimizer(self) -> optax.GradientTransformation:
-        """The optimiser of these settings; see `mnm_jax.training.make_optimizer`."""
+        """Returns the optimiser of these settings; see `mnm_jax.training.make_optimizer`."""
         return make_optimizer(
             name=self.optimizer,
             learning_rate=self.learning_rate,

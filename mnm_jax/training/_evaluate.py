@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training import _hosts as hosts
 from mnm_jax.training._parallel import make_placement, map_seeds, place_batch
-from mnm_jax.training._step import losses
+from mnm_jax.training._processes import to_devices
 from mnm_jax.training._task import Batch, Mean, Task, played
+from mnm_jax.training._update import losses
 
 
 def evaluate(
@@ -25,20 +25,22 @@ def evaluate(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics of every evaluation set of a split, each over all its counted steps.
+    """Returns the metrics of every evaluation set of a split, each over all its counted steps.
 
     Args:
-        graphdef: from `split_model`.
-        params: leaves `[S, ...]`.
-        split: "valid" or "test".
-        devices: where to compute; all local devices if None.
+      graphdef: from `split_model`.
+      params: leaves `[S, ...]`.
+      task: the task.
+      split: "valid" or "test".
+      batch_size: number of examples per batch.
+      devices: where to compute; None: all local devices.
 
     Returns:
-        `[S]` float64 by name: "valid/accuracy", or "valid/support=32/accuracy" for the set "support=32". Beside the
-        task's own metrics there is "loss" (nats), and "meta_loss" for a cell with a memory.
+      `[S]` float64 by name: "valid/accuracy", or "valid/support=32/accuracy" for the set "support=32". Besides the
+      task's own metrics there are "loss" (nats) and, for a cell with a memory, "meta_loss".
 
     Raises:
-        ValueError: a set yields no batch.
+      ValueError: A set yields no batch.
     """
     return make_evaluate(graphdef, task, devices or jax.local_devices())(params, split, batch_size)
 
@@ -46,9 +48,13 @@ def evaluate(
 def make_evaluate(
     graphdef: nnx.GraphDef, task: Task, devices: Sequence[jax.Device], *, placed: bool = False
 ) -> Callable[[Any, str, int], dict[str, np.ndarray]]:
-    """`evaluate` as `(params, split, batch_size) -> metrics` that compiles once a batch shape, however often called.
+    """Returns `evaluate` as `(params, split, batch_size) -> metrics`, which compiles once per batch shape.
 
-    placed: the parameters that it will be called with lie on the devices already.
+    Args:
+      graphdef: from `split_model`.
+      task: the task.
+      devices: where to compute.
+      placed: True if the parameters of every call lie on the devices already.
     """
     placement = make_placement(devices)
 
@@ -62,13 +68,13 @@ def make_evaluate(
     measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=placement.replicated)
 
     def run(params: Any, split: str, batch_size: int) -> dict[str, np.ndarray]:
-        params = params if placed else hosts.put(params, placement.replicated)
+        params = params if placed else to_devices(params, placement.replicated)
         result = {}
         for name, batches in task.evaluations(split, batch_size).items():
             sums: dict[str, Mean] = {}
             for batch in batches():
                 for metric, mean in jax.device_get(measure(params, place_batch(batch, placement))).items():
-                    # In float64 on the host: a sum over a large set outgrows float32.
+                    # In float64 on the host: float32 cannot count the steps of a large set.
                     total, count = sums.get(metric, (0.0, 0.0))
                     sums[metric] = Mean(total + np.float64(mean.total), count + np.float64(mean.count))
             if not sums:

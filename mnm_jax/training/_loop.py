@@ -1,4 +1,4 @@
-"""The training program: steps, metrics, evaluations, checkpoints, and going on where a run was cut off.
+"""The training program: updates, metrics, evaluations, checkpoints, and resuming an interrupted run.
 
 Shape letter: `S` seeds.
 """
@@ -16,32 +16,35 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training import _checkpoints as checkpoints
-from mnm_jax.training import _hosts as hosts
+from mnm_jax.training import _processes as processes
+from mnm_jax.training._checkpoints import Checkpoint, restore_checkpoint, save_checkpoint
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._evaluate import make_evaluate
-from mnm_jax.training._parallel import make_parallel_step, make_placement, pad_batch, place_state
+from mnm_jax.training._parallel import make_parallel_update, make_placement, pad_batch, state_shardings
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted, StopRequest, stop_request
-from mnm_jax.training._state import TrainState, init_state, split_model
-from mnm_jax.training._step import StepMetrics, TrainingFault, describe_fault
+from mnm_jax.training._state import init_state, split_model
 from mnm_jax.training._task import Loader, Task
+from mnm_jax.training._update import TrainingFault, UpdateMetrics, describe_fault
 from mnm_jax.training._writers import MetricWriter, read_metrics
 
-# Steps handed to the devices before their results are awaited: enough to keep them busy, few enough to stop soon.
-_STEPS_AHEAD = 8
-# Steps between two times that several processes ask each other whether to stop or to save.
-_STEPS_UNASKED = 16
-# Metrics beside the progress bar, where a task has them, and their names there.
+# Updates sent to the devices before their results are awaited: enough to keep them busy, few enough to stop soon.
+_UPDATES_AHEAD = 8
+# Updates between two decisions of several processes whether to stop or to save, since a decision waits for the devices.
+_UPDATES_PER_DECISION = 16
+# Metrics shown beside the progress bar, with their names there.
 _SHOWN = {"train/loss": "loss", "valid/accuracy": "accuracy"}
 
 
 class TrainResult(NamedTuple):
-    """What a finished run leaves.
+    """Result of a finished run.
 
-    params: leaves `[S, ...]`; `nnx.merge(graphdef, jax.tree.map(lambda x: x[i], params))` is the model of seed i.
-    metrics: the last step's, `[S]` by name: "train/loss", "valid/accuracy", "test/accuracy", ...
-    seconds: of training, compiling and evaluating, over all restarts.
+    Attributes:
+      params: leaves `[S, ...]`; `nnx.merge(graphdef, jax.tree.map(lambda x: x[i], params))` is the model of seed i.
+      graphdef: the model without its parameters.
+      metrics: metrics after the last update, `[S]` by name: "train/loss", "valid/accuracy", "test/accuracy", ...
+      steps: number of updates made.
+      seconds: seconds of training, compiling and evaluating, over all starts of the run.
     """
 
     params: Any
@@ -60,26 +63,29 @@ def train(
     parallel: str = "jit",
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainResult:
-    """Trains a model on a task, or goes on with the run that lies in `workdir`.
+    """Trains a model on a task, or resumes the run in `workdir`.
 
-    A run that was cut off and started again ends with the same numbers as one that was not; a finished run is not
-    trained further. On SIGTERM or Ctrl-C the step in progress (and the evaluation, if one runs) ends and the state
-    is saved; a second signal acts at once.
+    A run that was interrupted and resumed ends with the same numbers as an uninterrupted one; a finished run is not
+    trained further. On SIGTERM or Ctrl-C the update in progress (and the evaluation, if one runs) is completed and the
+    state is saved; a second signal acts at once.
 
     Args:
-        make_model: called as `make_model(rngs)` for each seed; the model is called as `model(inputs, mask, fork)`
-            (fields of `Batch`; fork may be None) and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as
-            attributes, as `SequenceModel` does.
-        config: settings. The caller sees to it that a workdir is used with one config only.
-        workdir: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-        parallel: "jit", "pmap" or "fsdp", see `make_parallel_step`.
-        devices: which devices to use; all of all processes if None.
+      task: the task.
+      make_model: called as `make_model(rngs)` for each seed. The model is called as `model(inputs, mask, fork)` (fields
+        of `Batch`; fork may be None) and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as
+        `SequenceModel` does.
+      config: settings. The caller ensures that a workdir is used with one config only.
+      workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+      parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,
+        "pmap" makes the sums over devices explicit, "fsdp" also divides parameters and optimiser state.
+      devices: devices to use; None: all devices of all processes.
 
     Raises:
-        TrainingFault: a loss, gradient or updated parameter was not finite. The seed stopped before that step (the
-            others went on to the next log line, where it is noticed), and the state was saved.
-        Interrupted: a signal arrived; the state was saved.
-        ValueError: settings that do not fit together, or damaged checkpoints.
+      ImportError: A package of the extra "train" is not installed.
+      Interrupted: A signal arrived; the state was saved.
+      TrainingFault: A loss, gradient or updated parameter was not finite. That seed stopped before the update (other
+        seeds trained until the next log line, where the fault is noticed), and the state was saved.
+      ValueError: Settings contradict each other, or all checkpoints are damaged.
     """
     devices = list(devices or jax.devices())
     if (task.sample is None) == (task.loader is None):
@@ -92,7 +98,7 @@ def train(
 
 
 class _Run:
-    """One start of a run: what has to be kept between steps, and nothing that decides a number."""
+    """One start of a run: the objects that live between updates."""
 
     def __init__(
         self,
@@ -103,14 +109,14 @@ class _Run:
         parallel: str,
         devices: list[jax.Device],
         stop: StopRequest,
-    ):
+    ) -> None:
         self.config, self.workdir, self.stop = config, workdir, stop
         self.placement = make_placement(devices)
         self.graphdef = split_model(make_model)
         optimizer = config.make_optimizer()
         init = functools.partial(init_state, make_model, optimizer, config.seed, config.seeds)
         like = jax.eval_shape(init)
-        self.update = make_parallel_step(
+        self.update = make_parallel_update(
             self.graphdef,
             task,
             optimizer,
@@ -121,24 +127,25 @@ class _Run:
             parallel=parallel,
             state=like,
         )
-        lies = place_state(like, self.placement, parallel)
         self.evaluate = make_evaluate(self.graphdef, task, devices, placed=True)
-        share = {"part": hosts.part()} if jax.process_count() > 1 else {}
+        share = {"part": processes.process_part()} if jax.process_count() > 1 else {}
         self.loader: Loader | None = task.loader and task.loader(config.seed, config.batch_size, **share)
 
         self.started = self.last_save = time.monotonic()
-        saved = hosts.in_turn(lambda: checkpoints.restore(workdir, like))
-        self.step, state, meta = saved or (0, init(), {"seconds": 0.0})
-        if self.step > config.steps:
-            raise ValueError(f"{workdir} was trained for {self.step} steps, got steps={config.steps}; raise it.")
-        self.state: TrainState = hosts.put(state, lies)
-        self.seconds_before = meta["seconds"]
+        saved = processes.first_process_first(lambda: restore_checkpoint(workdir, like))
+        start = saved or Checkpoint(step=0, state=init(), run={"seconds": 0.0})
+        if start.step > config.steps:
+            raise ValueError(f"{workdir} was trained for {start.step} steps, got steps={config.steps}; raise it.")
+        shardings = state_shardings(like, self.placement, parallel)
+        self.step, self.state = start.step, processes.to_devices(start.state, shardings)
+        self.seconds_before = start.run["seconds"]
         if self.loader is not None and saved:
-            self.loader.set_state(meta["loader"])
-        self.shapes: set = set()  # of batches for which the step is compiled
+            self.loader.set_state(start.run["loader"])
+        self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
-        self.writer = MetricWriter(workdir, step=self.step) if hosts.is_first() else None
-        self.progress = ProgressBar(config.steps, self.step, quiet=not hosts.is_first())
+        first = processes.is_first_process()
+        self.writer = MetricWriter(workdir, step=self.step) if first else None
+        self.progress = ProgressBar(config.steps, self.step, quiet=not first)
 
     def close(self) -> None:
         if self.writer is not None:
@@ -153,53 +160,53 @@ class _Run:
         config = self.config
         self.stop_on_fault()
         while self.step < config.steps:
-            metrics = self.one_step()
+            metrics = self.one_update()
             last = self.step == config.steps
             log, evaluate = (last or self.step % every == 0 for every in (config.log_every, config.eval_every))
-            stop, save = self.asked()
+            stop, save = self.decide()
             if log or evaluate or save:
                 self.stop_on_fault()
             if log:
                 self.write({f"train/{name}": np.asarray(value) for name, value in metrics._asdict().items()})
             if evaluate:
                 self.write_evaluation("valid")
-                stop, save = self.asked()  # it may have come while evaluating
+                stop, save = self.decide()  # a signal may have arrived during the evaluation
             if save:
                 self.save()
             if stop:
                 self.stop_now()
         tested = any(name.startswith("test/") for name in self.last_lines())
-        if not hosts.agree(hosts.is_first() and tested)[0]:
+        if not processes.any_process(processes.is_first_process() and tested)[0]:
             self.write_evaluation("test")
         self.save()
-        if self.asked()[0]:
+        if self.decide()[0]:
             self.stop_now()
-        metrics = self.last_lines()
-        # The first process has what it wrote; to the others a shared file system may show it later.
-        seconds = float(metrics.pop("seconds", self.seconds))
-        params = jax.tree.map(hosts.to_host, self.state.params)
-        return TrainResult(params, self.graphdef, metrics, self.step, seconds)
+        lines = self.last_lines()
+        # Only the first process can rely on the lines: a shared file system may show them to others with a delay.
+        seconds = float(lines.pop("seconds", self.seconds))
+        params = jax.tree.map(processes.to_host, self.state.params)
+        return TrainResult(params=params, graphdef=self.graphdef, metrics=lines, steps=self.step, seconds=seconds)
 
-    def asked(self) -> tuple[bool, bool]:
-        """(whether to stop, whether to save), the same in all processes; several ask each other now and then."""
-        if jax.process_count() > 1 and self.step % _STEPS_UNASKED and self.step < self.config.steps:
+    def decide(self) -> tuple[bool, bool]:
+        """Returns whether to stop and whether to save, the same in all processes."""
+        if jax.process_count() > 1 and self.step % _UPDATES_PER_DECISION and self.step < self.config.steps:
             return False, False
         due = time.monotonic() - self.last_save >= self.config.checkpoint_seconds
-        stop, save = hosts.agree(self.stop.name is not None, due)
+        stop, save = processes.any_process(self.stop.name is not None, due)
         return stop, save or stop
 
-    def one_step(self) -> StepMetrics:
+    def one_update(self) -> UpdateMetrics:
         batch = None
         if self.loader is not None:
             own = pad_batch(next(self.loader), self.placement.divided.num_devices // jax.process_count())
-            batch = hosts.join(own, self.placement.divided)
+            batch = processes.join_batches(own, self.placement.divided)
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
         compiled = shapes in self.shapes
         self.shapes.add(shapes)
         with contextlib.nullcontext() if compiled else self.progress.pause():
             self.state, metrics = self.update(self.state, batch)
             self.ahead.append(metrics.loss)
-            while len(self.ahead) > (_STEPS_AHEAD if compiled else 0):
+            while len(self.ahead) > (_UPDATES_AHEAD if compiled else 0):
                 self.ahead.popleft().block_until_ready()
         self.step += 1
         self.progress.update(self.step, counted=compiled)
@@ -216,15 +223,17 @@ class _Run:
             self.write(self.evaluate(self.state.params, split, self.config.batch_size))
 
     def last_lines(self) -> dict[str, np.ndarray]:
-        """Everything on disk about the present step, later lines over earlier ones; null becomes NaN."""
+        """Returns all metrics on disk after the present update, with NaN for null; later lines replace earlier ones."""
         lines = [line for line in read_metrics(self.workdir) if line["step"] == self.step]
-        merged = functools.reduce(lambda a, b: a | b, lines, {})
+        merged: dict[str, Any] = {}
+        for line in lines:
+            merged |= line
         return {name: np.asarray(value, np.float64) for name, value in merged.items() if name != "step"}
 
     def save(self) -> pathlib.Path:
         with self.progress.pause():
             run = {"seconds": self.seconds, "loader": self.loader and self.loader.get_state()}
-            path = checkpoints.save(self.workdir, self.step, self.state, run)
+            path = save_checkpoint(self.workdir, self.step, self.state, run)
         self.last_save = time.monotonic()
         return path
 
@@ -232,12 +241,13 @@ class _Run:
         fault = describe_fault(self.state, self.config.seed)
         if fault is not None:
             raise TrainingFault(
-                f"{fault} The state before that step is saved in {self.save()}. "
+                f"{fault} The state before that update is saved in {self.save()}. "
                 "Lower learning_rate or set clip_norm, and train in a new workdir."
             )
 
     def stop_now(self) -> NoReturn:
+        cause = self.stop.name or "a signal to another process"
         raise Interrupted(
-            f"stopped by {self.stop.name or 'a signal to another process'} at step {self.step} of {self.config.steps}; "
-            f"all is saved in {self.workdir}: run the same command again to go on."
+            f"stopped by {cause} at update {self.step} of {self.config.steps}; "
+            f"the state is saved in {self.workdir}: run the same command again to resume."
         )

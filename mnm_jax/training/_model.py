@@ -1,4 +1,4 @@
-"""A cell between an encoder and a read-out: the model that the training program trains."""
+"""The model that the training program trains: a cell between an encoder and a read-out."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,13 @@ Array = jax.Array
 
 
 class SequenceOutput(NamedTuple):
-    """logits `[T, B, C]`; meta_loss `[T, B]`, or None for a cell without a memory; cell: all outputs of the cell."""
+    """Output of a `SequenceModel`.
+
+    Attributes:
+      logits: `[T, B, C]`.
+      meta_loss: `[T, B]`, or None for a cell without a memory.
+      cell: all outputs of the cell.
+    """
 
     logits: Array
     meta_loss: Array | None
@@ -21,22 +27,29 @@ class SequenceOutput(NamedTuple):
 
 
 class SequenceModel(nnx.Module):
-    """logits = head(cell(encoder(inputs))), time first.
+    """Computes logits = head(cell(encoder(inputs))), time first.
 
         head(y) = A y + a       with hidden units:  A y + a + C relu(D y + d)
 
-    encoder: `[T, B, ...] -> [T, B, D]`; cell: any `nnx.RNNCellBase` of this library.
-    readout_features: hidden units of the head, which compare what was found with what was asked; 0: none.
+    Args:
+      encoder: a map `[T, B, ...] -> [T, B, D]`.
+      cell: any `nnx.RNNCellBase` of this library.
+      classes: `C`, number of logits.
+      readout_features: number of hidden units of the head; 0: none.
+      rngs: random keys.
+
+    Raises:
+      ValueError: `readout_features` is negative.
     """
 
     def __init__(
         self, encoder: Callable, cell: nnx.RNNCellBase, classes: int, readout_features: int = 0, *, rngs: nnx.Rngs
-    ):
+    ) -> None:
         if readout_features < 0:
-            raise ValueError(f"readout_features must be >= 0, got {readout_features}.")
+            raise ValueError(f"readout_features must be >= 0, got {readout_features=}.")
         features = output_features(cell)
         self.encoder = encoder
-        self.cell = cell
+        self.cell: Any = cell
         self.head = nnx.Linear(features, classes, rngs=rngs)
         into = nnx.Linear(features, readout_features, rngs=rngs) if readout_features else None
         out = nnx.Linear(readout_features, classes, use_bias=False, rngs=rngs) if readout_features else None
@@ -51,21 +64,25 @@ class SequenceModel(nnx.Module):
         form: str = "auto",
         checkpoint_every: int | None = None,
     ) -> SequenceOutput:
+        """Returns the outputs for inputs `[T, B, ...]`; for the other arguments see `unroll`."""
         features = self.encoder(inputs)
-        how = {"form": form, "checkpoint_every": checkpoint_every}
-        _, outputs = unroll(self.cell, None, features, mask=mask, fork=fork, **how)
+        _, outputs = unroll(
+            self.cell, None, features, mask=mask, fork=fork, form=form, checkpoint_every=checkpoint_every
+        )
         hidden, meta_loss = split_output(outputs)
-        return SequenceOutput(self._read_out(hidden), meta_loss, outputs)
+        return SequenceOutput(logits=self._read_out(hidden), meta_loss=meta_loss, cell=outputs)
 
     def start(self, batch_size: int) -> Any:
-        """The carry before the first step, for an agent that acts step by step."""
+        """Returns the carry before the first step, for an agent that acts step by step."""
         return self.cell.initialize_carry((batch_size, self.cell.in_features))
 
     def step(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
-        """(carry, logits `[B, C]`) after one step of inputs `[B, ...]`."""
+        """Returns the carry and the logits `[B, C]` after one step with inputs `[B, ...]`."""
         carry, outputs = self.cell(carry, self.encoder(inputs[None])[0])
         return carry, self._read_out(split_output(outputs)[0])
 
     def _read_out(self, hidden: Array) -> Array:
         logits = self.head(hidden)
-        return logits if self.into is None else logits + self.out(jax.nn.relu(self.into(hidden)))
+        if self.into is None or self.out is None:
+            return logits
+        return logits + self.out(jax.nn.relu(self.into(hidden)))

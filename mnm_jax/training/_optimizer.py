@@ -1,4 +1,4 @@
-"""The optimiser: an optax chain made from a handful of named settings."""
+"""The optimiser: an optax chain made from named settings."""
 
 import functools
 from typing import Any
@@ -21,20 +21,20 @@ def make_optimizer(
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """An optax optimiser with a learning rate schedule and a limit on the norm of the gradient.
+    """Returns an optax optimiser with a learning rate schedule and a limit on the norm of the gradient.
 
     Args:
-        name: "adam", "adamw", "nadam" or "sgd".
-        learning_rate: the rate after the warm-up.
-        steps: steps of the whole run; "cosine" reaches 0 there.
-        schedule: "constant" or "cosine".
-        warmup_steps: steps over which the rate rises linearly from 0.
-        clip_norm: the gradient is scaled down to this global norm where it is larger; None leaves it as it is.
-        weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019), with "adamw" only.
-        epsilon: of Adam and its kin, added to the root of the second moment; "sgd" has none.
+      name: "adam", "adamw", "nadam" or "sgd".
+      learning_rate: the rate after the warm-up.
+      steps: number of updates of the run; "cosine" reaches 0 there.
+      schedule: "constant" or "cosine".
+      warmup_steps: number of updates over which the rate rises linearly from 0.
+      clip_norm: largest global norm of the gradient, which is scaled down to it; None: no limit.
+      weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019); "adamw" only.
+      epsilon: added to the root of the second moment by "adam", "adamw" and "nadam"; ignored by "sgd".
 
     Raises:
-        ValueError: an unknown name or a size out of range, in one line.
+      ValueError: A name is unknown or a value is out of range; the message is one line.
     """
     if name not in _OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {name!r}.")
@@ -50,7 +50,6 @@ def make_optimizer(
         raise ValueError(f"weight_decay must be >= 0, got {weight_decay=}.")
     if weight_decay and name != "adamw":
         raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
-
     if not epsilon > 0:
         raise ValueError(f"epsilon must be > 0, got {epsilon=}.")
 
@@ -60,13 +59,13 @@ def make_optimizer(
         rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([rise, rate], [warmup_steps])
     make = _OPTIMIZERS[name] if name == "sgd" else functools.partial(_OPTIMIZERS[name], eps=epsilon)
-    if name == "adamw":  # its own default is 1e-4: here no decay unless it is asked for
+    if name == "adamw":  # optax's default is 1e-4; here it is 0
         make = functools.partial(make, weight_decay=weight_decay)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     chain = optax.chain(clip, make(rate))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # optax mixes its integer count with floats, which strict dtype promotion would refuse.
+        # optax mixes its integer count with floats, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             return chain.update(updates, state, params)
 

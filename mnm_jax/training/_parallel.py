@@ -1,10 +1,10 @@
-"""One step for all seeds on all local devices: the batch is divided, everything else on every device, or divided too.
+"""One update of all seeds on several devices: the batch is divided, the state is replicated or divided as well.
 
 Shape letters: `T` time steps, `B` examples, `S` seeds.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mnm_jax.training import _hosts as hosts
+from mnm_jax.training._processes import to_devices
 from mnm_jax.training._state import TrainState
-from mnm_jax.training._step import StepMetrics, make_step
 from mnm_jax.training._task import Batch, Task
+from mnm_jax.training._update import UpdateMetrics, make_update
 
 PARALLEL = ("jit", "pmap", "fsdp")
 _AXIS = "data"
@@ -24,24 +24,29 @@ _BATCH = P(None, _AXIS)  # leaves [T, B, ...]
 
 
 class Placement(NamedTuple):
-    """Where arrays lie. replicated: a copy on every device; divided: leaves `[T, B, ...]`, `B` over the devices."""
+    """Shardings of a run's arrays.
+
+    Attributes:
+      replicated: a copy on every device.
+      divided: leaves `[T, B, ...]` with `B` divided over the devices.
+    """
 
     replicated: NamedSharding
     divided: NamedSharding
 
 
 def make_placement(devices: Sequence[jax.Device]) -> Placement:
+    """Returns the shardings over a mesh of the given devices."""
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    return Placement(NamedSharding(mesh, P()), NamedSharding(mesh, _BATCH))
+    return Placement(replicated=NamedSharding(mesh, P()), divided=NamedSharding(mesh, _BATCH))
 
 
-def place_state(state: Any, placement: Placement, parallel: str) -> Any:
-    """Where each leaf `[S, ...]` of a state (or of parameters, or their shapes) lies: a tree of shardings.
+def state_shardings(state: Any, placement: Placement, parallel: str) -> Any:
+    """Returns a tree with the sharding of each leaf `[S, ...]` of a state, of parameters, or of their shapes.
 
-    "fsdp": divided along its longest axis but S that the number of devices divides; whole on each where there is none.
-    Else: whole on every device.
+    With "fsdp", a leaf is divided along the longest axis, except `S`, that the number of devices divides; a leaf
+    without such an axis is replicated. With any other `parallel`, all leaves are replicated.
     """
-
     mesh, count = placement.divided.mesh, placement.divided.num_devices
 
     def place(leaf: Any) -> NamedSharding:
@@ -56,38 +61,39 @@ def place_state(state: Any, placement: Placement, parallel: str) -> Any:
 
 
 def place_batch(batch: Batch, placement: Placement) -> Batch:
-    """A batch on the devices: divided if `B` allows it, as the last batch of an evaluation may not."""
+    """Places a batch on the devices: divided if their number divides `B`, else replicated."""
     size = np.shape(batch.mask)[1]
     divisible = size % placement.divided.num_devices == 0
-    return hosts.put(batch, placement.divided if divisible else placement.replicated)
+    return to_devices(batch, placement.divided if divisible else placement.replicated)
 
 
 def pad_batch(batch: Batch, devices: int) -> Batch:
-    """A batch that was read, its last example repeated, but counted nowhere, until so many devices can divide it."""
-    lacking = -np.shape(batch.mask)[1] % devices
-    if not lacking:
+    """Repeats the last example of a batch, with all its steps masked, until the number of devices divides `B`."""
+    missing = -np.shape(batch.mask)[1] % devices
+    if not missing:
         return batch
 
-    def pad(leaf: np.ndarray, mode: str) -> np.ndarray:
-        return np.pad(leaf, [(0, 0), (0, lacking), *[(0, 0)] * (leaf.ndim - 2)], mode=mode)
+    def pad(leaf: np.ndarray, mode: Literal["edge", "constant"]) -> np.ndarray:
+        return np.pad(leaf, np.array([(0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 2)]), mode=mode)
 
     inputs, targets = jax.tree.map(lambda leaf: pad(leaf, "edge"), (batch.inputs, batch.targets))
-    counted = (batch.loss_mask, batch.mask, batch.fork)
-    return Batch(inputs, targets, *jax.tree.map(lambda leaf: pad(leaf, "constant"), counted))
+    masks = (batch.loss_mask, batch.mask, batch.fork)
+    loss_mask, mask, fork = jax.tree.map(lambda leaf: pad(leaf, "constant"), masks)
+    return Batch(inputs=inputs, targets=targets, loss_mask=loss_mask, mask=mask, fork=fork)
 
 
 def map_seeds(function: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """`(state, batch) -> ...` of one seed, for all seeds in one program; state leaves `[S, ...]`, one batch for all.
+    """Maps a function `(state, batch) -> ...` of one seed over all seeds, with state leaves `[S, ...]` and one batch.
 
-    Side by side by `vmap`; on a CPU one after the other: its small products have nothing to gain from more of them,
-    and a batch of weight matrices slows them down.
+    Uses `jax.vmap`, except on a CPU, where `jax.lax.map` runs the seeds in sequence: a batch of weight matrices makes
+    the CPU's small products slower (`python -m launch.benchmark --suite=seeds`).
     """
     if devices[0].platform == "cpu":
         return lambda state, batch: jax.lax.map(lambda one: function(one, batch), state)
     return jax.vmap(function, in_axes=(0, None))
 
 
-def make_parallel_step(
+def make_parallel_update(
     graphdef: nnx.GraphDef,
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -98,28 +104,38 @@ def make_parallel_step(
     devices: Sequence[jax.Device],
     parallel: str = "jit",
     state: TrainState | None = None,
-) -> Callable[[TrainState, Batch | None], tuple[TrainState, StepMetrics]]:
-    """The step of all seeds, compiled; state leaves `[S, ...]`, batch leaves `[T, B, ...]` shared by the seeds.
+) -> Callable[[TrainState, Batch | None], tuple[TrainState, UpdateMetrics]]:
+    """Returns the compiled update of all seeds; state leaves `[S, ...]`, batch leaves `[T, B, ...]` for all seeds.
 
-    The state passed in is used up (its memory is given to the new one). Every form equals one device.
+    The state passed in is donated. Every value of `parallel` gives the numbers of a single device.
 
     Args:
-        accumulate: parts of a device's share of the batch, one after the other.
-        parallel: "jit" lets the compiler divide the work along the batch; "pmap" writes the sums over devices out, and
-            each device draws the whole batch of a sampled task and keeps its part; "fsdp" is "jit" with parameters and
-            optimiser divided over the devices as well (`place_state`), and gathered where a product needs them.
-        state: for "fsdp", a state or its shapes.
+      graphdef: the model without its parameters, from `split_model`.
+      task: the task.
+      optimizer: the optimiser.
+      meta_weight: weight of the meta loss.
+      batch_size: number of examples that a task samples, over all devices.
+      accumulate: number of parts into which a device's share of the batch is divided.
+      devices: devices that share the batch.
+      parallel: "jit": the compiler divides the work along the batch. "pmap": the sums over devices are explicit, and
+        each device samples the whole batch and selects its part. "fsdp": as "jit", with parameters and optimiser state
+        divided over the devices as well (`state_shardings`) and gathered where a product needs them.
+      state: for "fsdp", a state or its shapes.
 
     Raises:
-        ValueError: an unknown `parallel`, or a batch size that the number of devices does not divide.
+      ValueError: `parallel` is unknown, or the number of devices does not divide the batch size.
     """
     count = len(devices)
     if batch_size % count:
         raise ValueError(f"batch_size must be a multiple of the {count} devices, got {batch_size=}.")
+    if parallel not in PARALLEL:
+        raise ValueError(f"parallel must be one of {', '.join(PARALLEL)}, got {parallel!r}.")
+    if parallel == "pmap" and jax.process_count() > 1:
+        raise ValueError("parallel='pmap' needs a single process; use parallel='jit' or 'fsdp' with several.")
     placement = make_placement(devices)
 
-    def seeds_step(divide: Callable[[Batch], Batch], axis_name: str | None = None) -> Callable:
-        step = make_step(
+    def seeds_update(divide: Callable[[Batch], Batch], axis_name: str | None = None) -> Callable:
+        update = make_update(
             graphdef,
             task,
             optimizer,
@@ -130,19 +146,14 @@ def make_parallel_step(
             divide=divide,
             axis_name=axis_name,
         )
-        return map_seeds(step, devices)
+        return map_seeds(update, devices)
 
-    if parallel not in PARALLEL:
-        raise ValueError(f"parallel must be one of {', '.join(PARALLEL)}, got {parallel!r}.")
-    if parallel == "pmap" and jax.process_count() > 1:
-        raise ValueError("pmap divides over the devices of one process; of several take parallel='jit' or 'fsdp'.")
     if parallel != "pmap":
-        whole = placement.replicated
-        kept = whole if parallel == "jit" else place_state(state, placement, parallel)
+        kept = placement.replicated if parallel == "jit" else state_shardings(state, placement, parallel)
         return jax.jit(
-            seeds_step(lambda batch: jax.lax.with_sharding_constraint(batch, placement.divided)),
+            seeds_update(lambda batch: jax.lax.with_sharding_constraint(batch, placement.divided)),
             in_shardings=(kept, placement.divided),
-            out_shardings=(kept, whole),
+            out_shardings=(kept, placement.replicated),
             donate_argnums=0,
         )
 
@@ -153,7 +164,7 @@ def make_parallel_step(
         return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, part, axis=1), batch)
 
     mapped = jax.pmap(
-        seeds_step(own_part, _AXIS),
+        seeds_update(own_part, _AXIS),
         axis_name=_AXIS,
         in_axes=(None, 1),
         out_axes=None,
@@ -161,15 +172,15 @@ def make_parallel_step(
         donate_argnums=0,
     )
 
-    def pmap_step(state: TrainState, batch: Batch | None) -> tuple[TrainState, StepMetrics]:
-        if batch is None:  # pmap needs something to divide; a task that samples does not look at it
+    def pmap_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
+        if batch is None:  # pmap needs an array to divide; a task that samples ignores it
             return mapped(state, np.zeros((1, count)))
-        return mapped(state, jax.tree.map(lambda leaf: _fold_devices(leaf, count), batch))
+        return mapped(state, jax.tree.map(lambda leaf: _split_devices(leaf, count), batch))
 
-    return pmap_step
+    return pmap_update
 
 
-def _fold_devices(leaf: Any, count: int) -> Any:
-    """`[T, B, ...]` to `[T, devices, B / devices, ...]`."""
+def _split_devices(leaf: Any, count: int) -> Any:
+    """Reshapes `[T, B, ...]` to `[T, devices, B / devices, ...]`."""
     steps, size = leaf.shape[:2]
     return leaf.reshape(steps, count, size // count, *leaf.shape[2:])

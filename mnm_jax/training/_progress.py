@@ -1,28 +1,34 @@
-"""How far a run is: a bar on a terminal, a line in the log now and then elsewhere."""
+"""The progress of a run: a bar on a terminal, otherwise a line in the log at most once a minute."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from absl import logging
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from mnm_jax._extras import extra
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _LINE_SECONDS = 60.0
 
 
 class ProgressBar:
-    """Steps done, steps a second, time left, and the latest metrics.
+    """Shows the number of updates made, updates per second, time left, and the latest metrics.
 
-    The time spent in `pause()` (compiling, evaluating, saving) is left out of the rate, and so of the time left.
+    Time spent in `pause()` (compiling, evaluating, saving) is excluded from the rate and from the time left.
 
     Args:
-        total: steps of the run.
-        step: steps done before this start of it.
-        clock: seconds, for tests.
-        console: where the bar is drawn; standard error if None. If it is no terminal, a line goes to the log instead,
-            at most one a minute.
-        quiet: neither bar nor lines.
+      total: number of updates of the run.
+      step: number of updates made before this start of the run.
+      clock: returns seconds; for tests.
+      console: where to draw the bar; None: standard error. If it is no terminal, lines are logged instead.
+      quiet: True: show nothing.
+
+    Raises:
+      ImportError: rich is not installed.
     """
 
     def __init__(
@@ -31,9 +37,13 @@ class ProgressBar:
         step: int = 0,
         *,
         clock: Callable[[], float] = time.monotonic,
-        console: Console | None = None,
+        console: "Console | None" = None,
         quiet: bool = False,
-    ):
+    ) -> None:
+        with extra("train"):
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
         self.total = total
         self.step = step
         self._first_step = step
@@ -42,18 +52,18 @@ class ProgressBar:
         self._paused = 0.0
         self._pause_start: float | None = None
         self._metrics: dict[str, float] = {}
+        self._quiet = quiet
+        self._bar: Progress | None = None
         console = console or Console(stderr=True)
-        self._bar, self._quiet = None, quiet
         if console.is_terminal and not quiet:
-            steps = TextColumn("{task.completed:.0f}/{task.total:.0f}")
-            columns = steps, BarColumn(bar_width=10), TaskProgressColumn()
-            self._bar = Progress(*columns, TextColumn("{task.fields[status]}"), console=console)
+            count, status = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[status]}")
+            self._bar = Progress(count, BarColumn(bar_width=10), TaskProgressColumn(), status, console=console)
             self._task = self._bar.add_task("", total=total, completed=step, status="")
             self._bar.start()
 
     @property
     def rate(self) -> float | None:
-        """Steps a second outside of pauses; None before the first one that counts."""
+        """Updates per second outside of pauses; None before the first update that counts."""
         now = self._clock() if self._pause_start is None else self._pause_start
         seconds = now - self._start - self._paused
         done = self.step - self._first_step
@@ -61,12 +71,13 @@ class ProgressBar:
 
     @property
     def seconds_left(self) -> float | None:
+        """Expected seconds until the last update; None before the first update that counts."""
         rate = self.rate
         return None if rate is None else (self.total - self.step) / rate
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time spent inside does not count; not to be nested."""
+        """Excludes the time spent inside from the rate; must not be nested."""
         self._pause_start = self._clock()
         try:
             yield
@@ -75,7 +86,13 @@ class ProgressBar:
             self._pause_start = None
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None, *, counted: bool = True) -> None:
-        """Reports that `step` steps are done. counted: False for steps that ran inside of `pause()`."""
+        """Shows that `step` updates have been made.
+
+        Args:
+          step: number of updates made.
+          metrics: latest metrics by name.
+          counted: False for updates that ran inside of `pause()`.
+        """
         if not counted:
             self._first_step += step - self.step
         self.step = step
@@ -84,17 +101,18 @@ class ProgressBar:
             self._bar.update(self._task, completed=step, status=self.status())
         elif not self._quiet and (self._clock() - self._last_line >= _LINE_SECONDS or step == self.total):
             self._last_line = self._clock()
-            logging.info("step %d/%d %s", step, self.total, self.status())
+            logging.info("update %d/%d %s", step, self.total, self.status())
 
     def status(self) -> str:
-        """`12.5 steps/s, 0:01:40 left, train/loss 0.25`"""
+        """Returns rate, time left and metrics, as in `12.5 updates/s, 0:01:40 left, train/loss 0.25`."""
         parts = []
-        if self.rate is not None:
-            minutes, seconds = divmod(round(self.seconds_left), 60)
-            parts += [f"{self.rate:.3g} steps/s", f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
+        rate, left = self.rate, self.seconds_left
+        if rate is not None and left is not None:
+            minutes, seconds = divmod(round(left), 60)
+            parts += [f"{rate:.3g} updates/s", f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
         return ", ".join(parts + [f"{name} {value:.3g}" for name, value in self._metrics.items()])
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         if self._bar is not None:
             self._bar.stop()

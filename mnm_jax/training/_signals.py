@@ -1,41 +1,47 @@
-"""SIGTERM and SIGINT ask a run to stop at the next good moment."""
+"""SIGTERM and SIGINT request that a run stops after the update in progress."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, and saved its state first."""
+    """A signal stopped a run, whose state was saved first."""
 
 
 class StopRequest:
-    """name: the signal that arrived ("SIGTERM", "SIGINT"), or None."""
+    """The request to stop a run.
 
-    def __init__(self):
+    Attributes:
+      name: the signal that arrived, "SIGTERM" or "SIGINT"; None if none did.
+    """
+
+    def __init__(self) -> None:
         self.name: str | None = None
 
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Inside, the first SIGTERM or SIGINT is noted; a second one acts as usual. Handlers are restored on the way out.
+    """Yields a `StopRequest` that records the first SIGTERM or SIGINT; a second signal acts as usual.
 
-    Python allows handlers in the main thread only; in any other thread nothing is ever noted.
+    The former handlers are restored on exit. Python allows handlers in the main thread only: in any other thread the
+    request stays empty.
     """
     request = StopRequest()
-    before = {}
+    former: dict[int, Any] = {}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in former.items():
             signal.signal(number, handler)
 
-    def note(number: int, frame: object) -> None:
+    def record(number: int, frame: object) -> None:
         request.name = signal.Signals(number).name
         restore()
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        former = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:

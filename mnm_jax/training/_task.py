@@ -1,4 +1,4 @@
-"""What a task hands to the training program, and what it is asked for.
+"""The interface between tasks and the training program.
 
 Shape letters: `T` time steps, `B` examples, `D` input features, `C` classes.
 """
@@ -15,13 +15,14 @@ Array = jax.Array
 class Batch(NamedTuple):
     """One batch of sequences, time first.
 
-    inputs: `[T, B, ...]` what the encoder takes at each step (features, or word ids).
-    targets: expected at each step, `[T, B]` an integer class or `[T, B, C]` bits as 0 and 1; ignored where `loss_mask`
-        is 0.
-    loss_mask: `[T, B]` 1 where the answer of this step counts, else 0 (float).
-    mask: `[T, B]` True where the step is real, False where it is padding (bool).
-    fork: `[T, B]` True where the step is a question asked in the middle, which the model answers on a fork of its carry
-        (see `unroll`; bool). None: nowhere.
+    Attributes:
+      inputs: `[T, B, ...]` inputs of the encoder per step (features, or word ids).
+      targets: expected output per step, `[T, B]` an integer class or `[T, B, C]` bits as 0 and 1; ignored where
+        `loss_mask` is 0.
+      loss_mask: `[T, B]` float, 1 where the output of the step counts, else 0.
+      mask: `[T, B]` bool, False = padding.
+      fork: `[T, B]` bool, True at a step whose carry is discarded (see `unroll`), such as a question in the middle of a
+        story; None: no such step.
     """
 
     inputs: Any
@@ -32,44 +33,54 @@ class Batch(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean kept as its two sums, so that parts of a batch add up exactly: value = total / count."""
+    """A mean stored as total and count, so that parts of a batch add up exactly.
 
-    total: Array
-    count: Array
+    Attributes:
+      total: sum over counted steps.
+      count: number of counted steps.
+    """
+
+    total: Any
+    count: Any
 
     @property
-    def value(self):
+    def value(self) -> Array:
+        """The mean; 0 if nothing was counted."""
         return self.total / jax.numpy.maximum(self.count, 1)
 
 
 class Loader(Iterator[Batch], Protocol):
-    """An endless stream of training batches (numpy) whose position can be saved and restored."""
+    """An endless stream of training batches (NumPy) whose position can be saved and restored."""
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as JSON can hold it."""
+        """Returns the position, serialisable as JSON."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position of `get_state`."""
+        """Continues from a position that `get_state` returned."""
         ...
 
 
 class Task(Protocol):
-    """A task: data, loss mask, metric, pictures. Implementations are frozen dataclasses.
+    """A task: data, loss mask, metrics and pictures. Implementations are frozen dataclasses.
 
-    name: short name, used in file names and tables.
-    input_features: `D`, features of one step after the encoder.
-    output_features: `C`, number of classes or of bits.
-    sample: `(key, batch_size, step=None) -> Batch`, pure and jittable: synthetic tasks draw on the device. `step` are
-        the updates made so far, for a task with a curriculum (None: as at its end). None for a task that reads files.
-    loader: `(seed, batch_size[, part]) -> Loader`. None for a synthetic task. Exactly one of the two is given.
-        part: given to each of several processes: (which of them it is, how many there are). Their parts side by side
-        are the batches of one process.
+    A task may also have these members:
 
-    A task may also have `entity_shape`, the `(P, V)` codes with which the features of an input end (`ChainCell` needs
-    them), `pictured`, names of the evaluation sets of which a report draws a memory map, and `play`, `(model, batch) ->
-    Batch`, for batches that the model has a part in: `sample` and `evaluations` then give what `play` starts from, and
-    all else is asked about the batches that it returns.
+    * `entity_shape`: the shape `(P, V)` of the codes at the end of each input's features, for `ChainCell`.
+    * `pictured`: names of the evaluation sets for which a report draws a memory map.
+    * `play(model, batch) -> Batch`: for a task whose batches depend on the model's actions. `sample` and `evaluations`
+      then return what `play` starts from, and all other members take the batches that it returns.
+
+    Attributes:
+      name: short name, used in file names and tables.
+      input_features: `D`, number of features per step after the encoder.
+      output_features: `C`, number of classes or of bits.
+      sample: `(key, batch_size, step=None) -> Batch`, pure and jittable, for a synthetic task; None for a task that
+        reads files. `step` is the number of updates made so far, for a task with a curriculum; None: the curriculum's
+        end.
+      loader: `(seed, batch_size[, part]) -> Loader`; None for a synthetic task. Exactly one of `sample` and `loader` is
+        given. `part` is passed to each of several processes: (its index, the number of processes). The parts joined
+        along `B` are the batches of a single process.
     """
 
     name: str
@@ -79,35 +90,39 @@ class Task(Protocol):
     loader: Callable[..., Loader] | None
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
-        """A map from `Batch.inputs [T, B, ...]` to features `[T, B, D]`; an `nnx.Module` if it learns."""
+        """Returns a map from `Batch.inputs [T, B, ...]` to features `[T, B, D]`; an `nnx.Module` if it is learned."""
         ...
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """Named evaluation sets of `split` ("valid" while training, "test" at the end).
+        """Returns the named evaluation sets of a split.
 
-        The same call yields the same bytes. The name "" is the trained setting; others name what differs, as
-        in "support=32".
+        Equal calls yield equal bytes. The name "" is the trained setting; other names state what differs, as in
+        "support=32".
+
+        Args:
+          split: "valid" during training, "test" at the end.
+          batch_size: number of examples per batch.
         """
         ...
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
-        """Cross entropy in nats over counted steps (of bits: nats a bit); logits `[T, B, C]`."""
+        """Returns the cross entropy in nats over counted steps (of bits: nats per bit); logits `[T, B, C]`."""
         ...
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
-        """Named metrics over counted steps; logits `[T, B, C]`."""
+        """Returns named metrics over counted steps; logits `[T, B, C]`."""
         ...
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """What goes in at each real step of example `index`, as short text: a label of the time axis a step."""
+        """Returns the input of each unmasked step of example `index` as a short label of the time axis."""
         ...
 
     def render(self, batch: Batch, index: int) -> str:
-        """Example `index` of the batch as an ASCII time-line."""
+        """Returns example `index` of the batch as an ASCII time-line."""
         ...
 
 
-def played(model: Any, task: Task, batch: Batch) -> Batch:
-    """The batch as it is, or, of a task that is played, what the model makes of it."""
+def played(model: Any, task: Task, batch: Any) -> Batch:
+    """Returns the batch, or `task.play(model, batch)` for a task that has `play`."""
     play = getattr(task, "play", None)
     return batch if play is None else play(model, batch)

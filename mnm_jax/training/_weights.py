@@ -1,4 +1,4 @@
-"""The parameters of a finished run as one small file, `WORKDIR/params.npz`, without the optimiser's state."""
+"""The parameters of a finished run in one small file, `WORKDIR/params.npz`, without the optimiser's state."""
 
 import os
 import pathlib
@@ -16,12 +16,18 @@ _STEP = "step"
 
 
 def save_params(workdir: str | os.PathLike, params: Any, step: int) -> pathlib.Path:
-    """Writes the parameters `[S, ...]`, by name; the file is whole or not there at all."""
+    """Writes the parameters `[S, ...]` by name and returns the file's path; the file appears only when complete.
+
+    Args:
+      workdir: folder of the run.
+      params: parameters of the model.
+      step: number of updates made.
+    """
     path = pathlib.Path(workdir) / _FILE
     unfinished = path.with_suffix(".unfinished")
-    arrays = dict(zip(leaf_names({"params": params}), jax.tree.leaves(params), strict=True))
+    arrays: dict[str, Any] = dict(zip(leaf_names({"params": params}), jax.tree.leaves(params), strict=True))
     with unfinished.open("wb") as file:
-        np.savez_compressed(file, **{_STEP: step}, **arrays)
+        np.savez_compressed(file, **(arrays | {_STEP: step}))
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
@@ -29,10 +35,10 @@ def save_params(workdir: str | os.PathLike, params: Any, step: int) -> pathlib.P
 
 
 def read_params(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, np.ndarray], int] | None:
-    """Path, arrays by name and step of the file; None if there is none.
+    """Returns the file's path, its arrays by name and the number of updates; None if there is no file.
 
     Raises:
-        ValueError: the file is damaged (a zip file knows the checksum of all that is in it).
+      ValueError: The file is damaged; a zip file holds the checksum of each member.
     """
     path = pathlib.Path(workdir) / _FILE
     if not path.is_file():
@@ -42,4 +48,4 @@ def read_params(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, np.
             arrays = dict(content.items())
         return path, arrays, int(arrays.pop(_STEP))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); bring the file back, or train anew.") from error
+        raise ValueError(f"{path} is damaged ({error}); restore the file, or train again.") from error

@@ -1,4 +1,4 @@
-"""Metrics on disk: JSON lines, which are the record of a run, and TensorBoard events, which are for looking at.
+"""Metrics on disk: JSON lines, which are the record of a run, and TensorBoard events for viewing.
 
 Shape letter: `S` seeds.
 """
@@ -20,27 +20,38 @@ _FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends metrics to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard/`.
 
-    One line a call: `{"step": 100, "seconds": 12.5, "train/loss": [0.5, 0.6]}`, a number a seed, null where one
-    is not finite. TensorBoard shows the mean over seeds as "train/loss" and, of several, each as "train/loss/seed0".
+    Each call writes one line: `{"step": 100, "seconds": 12.5, "train/loss": [0.5, 0.6]}`, with one number per seed and
+    null for a number that is not finite. TensorBoard shows the mean over seeds as "train/loss" and, for several seeds,
+    each of them as "train/loss/seed0".
 
     Args:
-        workdir: folder of the run; made if it does not exist.
-        step: step the run goes on from; what an interrupted run wrote after it is dropped, since it will come again.
+      workdir: folder of the run, created if missing.
+      step: number of updates from which the run resumes. Lines of later updates, which an interrupted run may have
+        written, are removed.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, *, step: int = 0) -> None:
         with extra("train"):
             from tensorboardX import SummaryWriter
 
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / _FILE
-        _drop_after(self._path, step)
+        _remove_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, seconds: float, metrics: Mapping[str, np.ndarray]) -> None:
-        """Appends one line; metrics are `[S]` by name, seconds those of training so far."""
+        """Appends one line.
+
+        Args:
+          step: number of updates made.
+          seconds: seconds of training so far.
+          metrics: `[S]` by name.
+        """
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         line = {"step": step, "seconds": seconds} | {name: list(map(_finite, v)) for name, v in values.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -52,13 +63,13 @@ class MetricWriter:
                 self._board.add_scalar(f"{tag}/seed{seed}", number, step)
 
     def close(self) -> None:
-        """Writes what is still to be written, and closes the files."""
+        """Flushes and closes the files."""
         self._file.close()
         self._board.close()
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of `WORKDIR/metrics.jsonl`, oldest first; a line that a crash cut short is left out."""
+    """Returns the lines of `WORKDIR/metrics.jsonl`, oldest first, without a line that a crash truncated."""
     path = pathlib.Path(workdir) / _FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [line for line in map(_parse, lines) if line is not None]
@@ -76,8 +87,8 @@ def _parse(line: str) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) and "step" in parsed else None
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    """Drops the lines after `step` and lines cut short. The old file stands until the new one is whole."""
+def _remove_after(path: pathlib.Path, step: int) -> None:
+    """Removes lines of later updates and truncated lines; replaces the file only when the new one is complete."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -10,8 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnm_jax import unroll
 from mnm_jax.cells import split_output
-from mnm_jax.training import TrainState
-from mnm_jax.training import _checkpoints as checkpoints
+from mnm_jax.training import TrainState, restore_checkpoint, save_checkpoint
 
 T, D = 3, 6
 
@@ -61,11 +60,11 @@ def test_carry_and_parameters_survive_a_checkpoint(make, common, tmp_path, dtype
     carry, _ = run(cell, cell.initialize_carry((2, D)), x[:T])
     number = jnp.int32(T)
     state = TrainState(nnx.state(cell, nnx.Param), carry, jax.random.key(5), number, number, number)
-    checkpoints.save(tmp_path, T, state, {})
+    save_checkpoint(tmp_path, T, state, {})
 
     graphdef, other = nnx.split(make(dtype, seed=1))
     like = jax.eval_shape(lambda: state._replace(params=other, opt_state=cell.initialize_carry((2, D))))
-    saved = checkpoints.restore(tmp_path, like).state
+    saved = restore_checkpoint(tmp_path, like).state
     continued = run(nnx.merge(graphdef, saved.params), saved.opt_state, x[T:])
     common.equal(continued, run(cell, carry, x[T:]))
     strange = split_output(run(nnx.merge(graphdef, other), saved.opt_state, x[T:])[1])[0]

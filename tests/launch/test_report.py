@@ -22,8 +22,7 @@ from launch.runs.finished import find_runs, join_seeds
 from launch.runs.registry import MODELS
 from launch.train import run
 from mnm_jax.cells import MemoryTrace
-from mnm_jax.training import Batch, TrainState, load_params, save_params, split_model
-from mnm_jax.training import _checkpoints as checkpoints
+from mnm_jax.training import Batch, TrainState, load_params, save_checkpoint, save_params, split_model
 from tasks.dictionary import Dictionary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -234,7 +233,7 @@ def trained(workdir, model):
     zeros = np.zeros(2, np.int32)
     write_run(workdir, model["name"])
     (workdir / "config.json").write_text(json.dumps(config))
-    checkpoints.save(workdir, 2, TrainState(params, (), zeros, zeros, zeros, zeros), {"seconds": 1.0})
+    save_checkpoint(workdir, 2, TrainState(params, (), zeros, zeros, zeros, zeros), {"seconds": 1.0})
     return task, nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[0]), params))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from mnm_jax.training import init_state, load_params, save_params
-from mnm_jax.training._checkpoints import restore, save
-from mnm_jax.training._parallel import make_placement
+from mnm_jax.training import init_state, load_params, make_placement, save_params
+from mnm_jax.training import restore_checkpoint as restore
+from mnm_jax.training import save_checkpoint as save
 
 
 @pytest.fixture(scope="module")

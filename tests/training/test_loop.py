@@ -82,10 +82,11 @@ def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tiny, tm
     else:
         task = tiny.Recall(on_evaluate=(stop := Once(2, signal.SIGINT)))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(Interrupted, match="at step . of 12; all is saved in .* run the same command again") as caught:
+    message = "at update . of 12; the state is saved in .* run the same command again to resume"
+    with pytest.raises(Interrupted, match=message) as caught:
         train(task, tiny.Model, config, tmp_path / "cut")
     assert stop.left == 0
-    assert ("SIGTERM at step 6" if reads else "SIGINT at step 8") in str(caught.value)
+    assert ("SIGTERM at update 6" if reads else "SIGINT at update 8") in str(caught.value)
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert_same(train(task, tiny.Model, config, tmp_path / "cut"), expected)
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
@@ -99,7 +100,7 @@ def test_a_crash_goes_on_from_the_last_checkpoint_and_times_add_up(tiny, tmp_pat
     def read(position, batch):
         if [position] == crashes:
             raise KeyError(crashes.pop())
-        now[0] += 100.0  # a step takes 100 seconds
+        now[0] += 100.0  # an update takes 100 seconds
 
     config, task = tiny.config(checkpoint_seconds=250.0), tiny.Recall(reads=True, before=read)
     expected = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path / "whole")
@@ -150,8 +151,8 @@ def test_nan_stops_the_run_names_the_leaf_and_keeps_the_last_good_state(tiny, tm
         return train(tiny.Recall(reads=True, **settings), tiny.Model, tiny.config(steps=steps), tmp_path / str(steps))
 
     good = run(4)
-    message = r"seed 3: gradient of cell.weights\[0\] is not finite at step 5. The state before that step is saved in "
-    with pytest.raises(TrainingFault, match=message) as caught:
+    message = r"gradient of cell.weights\[0\] is not finite at update 5. The state before that update is saved in "
+    with pytest.raises(TrainingFault, match=f"seed 3: {message}") as caught:
         run(12, before=zero)
     assert "\n" not in str(caught.value)
     params, _ = load_params(tmp_path / "12", tiny.Model)
@@ -159,7 +160,7 @@ def test_nan_stops_the_run_names_the_leaf_and_keeps_the_last_good_state(tiny, tm
         np.testing.assert_array_equal(a, b)
     # Nothing was written about steps after it, and a restart does not hide it.
     assert max(line["step"] for line in records(tmp_path / "12")) == 4
-    with pytest.raises(TrainingFault, match=message):
+    with pytest.raises(TrainingFault, match=f"seed 3: {message}"):
         run(12)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mnm_jax.training import _parallel as parallel
-from mnm_jax.training import init_state, make_optimizer, split_model
-from mnm_jax.training._parallel import make_parallel_step, make_placement, pad_batch, place_state
+from mnm_jax.training import init_state, make_optimizer, make_parallel_update, make_placement, split_model
+from mnm_jax.training._parallel import pad_batch, state_shardings
 
 
 def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
@@ -16,7 +16,7 @@ def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
     optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
     devices = jax.local_devices()[:count]
     state = init_state(tiny.Model, optimizer, 0, 2)
-    step = make_parallel_step(
+    step = make_parallel_update(
         split_model(tiny.Model),
         tiny.Recall(reads=draw is not None),
         optimizer,
@@ -27,7 +27,7 @@ def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
         parallel=form,
         state=state,
     )
-    state = jax.device_put(state, place_state(state, make_placement(devices), form))
+    state = jax.device_put(state, state_shardings(state, make_placement(devices), form))
     metrics = []
     for i in range(steps):
         state, now = step(state, draw and draw(i, 16))
@@ -55,7 +55,7 @@ def test_every_form_equals_one_device(tiny, x64, draw):
 
 @pytest.mark.parametrize("form, count", [("jit", 8), ("pmap", 2)])
 def test_seeds_side_by_side_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
-    """A CPU takes seeds one after the other: here they are mapped as elsewhere."""
+    """A CPU runs seeds in sequence; here they are mapped as on an accelerator."""
     expected = run(tiny, None, "jit", 1)
     map_seeds = parallel.map_seeds
     accelerator = [types.SimpleNamespace(platform="gpu")]
@@ -66,10 +66,11 @@ def test_seeds_side_by_side_as_on_an_accelerator(tiny, x64, monkeypatch, form, c
 
 @pytest.mark.parametrize("form, count", [("jit", 1), ("jit", 8), ("pmap", 8)])
 def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form, count):
-    """A loader chooses: the groups that a device works through are those of the batch at hand."""
+    """A loader chooses: the micro-batches of a device are those of the batch at hand."""
     expected = run(tiny, tiny.draw_forks, "jit", 1)
     examples = []
-    monkeypatch.setattr("mnm_jax.training._step.choose_groups", lambda cell, each, platform: examples.append(each) or 2)
+    choose = lambda cell, each, platform: examples.append(each) or 2  # noqa: E731
+    monkeypatch.setattr("mnm_jax.training._update.choose_micro_batches", choose)
     found = run(tiny, tiny.draw_forks, form, count, batch_size=40)
     assert set(examples) == {16 // count}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
@@ -92,8 +93,8 @@ def test_fsdp_keeps_a_part_of_each_large_leaf_on_each_device(tiny):
     placement, optimizer = make_placement(devices), make_optimizer(learning_rate=0.1, steps=3)
     state = init_state(tiny.Model, optimizer, 0, 2)
     options = {"meta_weight": 0.5, "batch_size": 16, "devices": devices, "parallel": "fsdp", "state": state}
-    step = make_parallel_step(split_model(tiny.Model), tiny.Recall(), optimizer, **options)
-    state, _ = step(jax.device_put(state, place_state(state, placement, "fsdp")), None)
+    step = make_parallel_update(split_model(tiny.Model), tiny.Recall(), optimizer, **options)
+    state, _ = step(jax.device_put(state, state_shardings(state, placement, "fsdp")), None)
     shapes = {leaf.shape: leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state)}
     # [S, ...]: the axis of eight units is divided, wherever it is; eight does not divide the others.
     assert shapes == {(2, 4, 8): (2, 4, 1), (2, 8, 8): (2, 1, 8), (2, 8, 3): (2, 1, 3), (2,): (2,)}
@@ -121,5 +122,5 @@ def test_what_cannot_be_divided_is_refused_in_one_line(tiny, changes, message):
     optimizer = make_optimizer(learning_rate=0.1, steps=1)
     settings = {"meta_weight": 0.0, "batch_size": 16, "devices": jax.local_devices()} | changes
     with pytest.raises(ValueError) as caught:
-        make_parallel_step(split_model(tiny.Model), tiny.Recall(), optimizer, **settings)
+        make_parallel_update(split_model(tiny.Model), tiny.Recall(), optimizer, **settings)
     assert str(caught.value) == message

@@ -28,12 +28,12 @@ def test_compiling_and_evaluating_are_left_out_of_the_rate():
     bar = ProgressBar(100, clock=clock, console=log_only())
     assert bar.rate is None and bar.seconds_left is None
     with bar.pause():
-        clock.now += 50  # compiles, and takes the first step
+        clock.now += 50  # compiles, and makes the first update
     bar.update(1, counted=False)
     assert bar.rate is None
     clock.now += 10
     bar.update(21)
-    assert bar.rate == 2.0  # 20 steps in 10 seconds
+    assert bar.rate == 2.0  # 20 updates in 10 seconds
     with bar.pause():
         clock.now += 1000
         assert bar.rate == 2.0  # nor is the pause that goes on
@@ -64,7 +64,7 @@ def test_the_bar_shows_rate_time_left_and_metrics_and_reaches_100_percent():
     bar = ProgressBar(8000, clock=clock, console=console)
     clock.now += 1
     bar.update(1, {"train/loss": 0.123456})
-    assert bar.status() == "1 steps/s, 2:13:19 left, train/loss 0.123"
+    assert bar.status() == "1 updates/s, 2:13:19 left, train/loss 0.123"
     bar.update(2, {"valid/accuracy": 0.5})
     assert bar.status().endswith("train/loss 0.123, valid/accuracy 0.5")
     bar.update(8000)

@@ -164,8 +164,8 @@ def test_a_signal_and_a_kill_lose_no_step_after_the_last_checkpoint_and_change_n
         run.processes[1].send_signal(signal.SIGTERM)
         ends = run.wait()
     assert [code for code, _ in ends] == [130, 130], ends
-    assert "stopped by a signal to another process at step " in ends[0][1]
-    assert f"stopped by SIGTERM at step {(stopped := run.wait_for_checkpoint())} of 128" in ends[1][1]
+    assert "stopped by a signal to another process at update " in ends[0][1]
+    assert f"stopped by SIGTERM at update {(stopped := run.wait_for_checkpoint())} of 128" in ends[1][1]
     with start(workdir) as run:
         killed = run.wait_for_checkpoint(after=stopped)
         run.processes[1].kill()

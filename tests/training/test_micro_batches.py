@@ -1,4 +1,4 @@
-"""Work in groups of examples: the same numbers, a smaller working set."""
+"""Micro-batches: the same numbers, a smaller working set."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ import pytest
 from flax import nnx
 
 from mnm_jax import LSTMCell, MNMCell, local_memory
-from mnm_jax.training._groups import choose_groups, value_and_grad_in_groups
+from mnm_jax.training import choose_micro_batches, value_and_grad_in_micro_batches
 
 
-def test_groups_by_hand():
-    """Three layers of 128 x 128 floats, twice: 384 KiB an example, so 4 MiB hold ten."""
+def test_micro_batches_by_hand():
+    """Three layers of 128 x 128 floats, twice: 384 KiB per example, so 4 MiB hold ten."""
     cell = MNMCell(4, 128, local_memory(128, 128, hidden_sizes=(128, 128)), rngs=nnx.Rngs(0))
-    assert [choose_groups(cell, examples, "cpu") for examples in (8, 16, 20, 64, 7)] == [1, 2, 2, 8, 1]
-    assert choose_groups(cell, 64, "tpu") == 1
-    assert choose_groups(LSTMCell(4, 128, rngs=nnx.Rngs(0)), 1024, "cpu") == 1
+    assert [choose_micro_batches(cell, examples, "cpu") for examples in (8, 16, 20, 64, 7)] == [1, 2, 2, 8, 1]
+    assert choose_micro_batches(cell, 64, "tpu") == 1
+    assert choose_micro_batches(LSTMCell(4, 128, rngs=nnx.Rngs(0)), 1024, "cpu") == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
@@ -29,18 +29,18 @@ def test_value_and_gradient_are_those_of_the_whole_batch(count, x64):
 
     params = jnp.array([0.3, -0.7], jnp.float64)
     expected = jax.value_and_grad(function, has_aux=True)(params, batch)
-    result = jax.jit(value_and_grad_in_groups(function, count))(params, batch)
+    result = jax.jit(value_and_grad_in_micro_batches(function, count))(params, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), result, expected)
 
 
-def test_groups_stay_on_their_devices():
-    """Example g of the first part of a divided batch meets example g of the second part in one group."""
+def test_micro_batches_stay_on_their_devices():
+    """Example g of the first part of a divided batch is in one micro-batch with example g of the second part."""
     seen = []
 
     def function(params, batch):
         jax.debug.callback(lambda x: seen.append(np.asarray(x[0]).tolist()), batch, ordered=True)
         return jnp.sum(params * batch), ()
 
-    value_and_grad_in_groups(function, 3)(jnp.ones(()), jnp.arange(6.0)[None])
+    value_and_grad_in_micro_batches(function, 3)(jnp.ones(()), jnp.arange(6.0)[None])
     jax.effects_barrier()
     assert seen == [[0, 3], [1, 4], [2, 5]]

@@ -1,4 +1,4 @@
-"""One step: the objective by hand, seeds apart, and what happens when a number is not finite."""
+"""One update: the objective by hand, independent seeds, and a number that is not finite."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from mnm_jax.training import init_state, make_optimizer, split_model
-from mnm_jax.training._step import describe_fault, fault_names, make_step
+from mnm_jax.training import init_state, make_optimizer, make_update, split_model
+from mnm_jax.training._update import describe_fault, fault_names
 
 
 def compiled_step(tiny, task, make_model=None, optimizer=None, meta_weight=0.5):
     make_model = make_model or tiny.Model
     optimizer = optimizer or optax.sgd(0.1)
-    step = make_step(split_model(make_model), task, optimizer, meta_weight=meta_weight, batch_size=8)
+    step = make_update(split_model(make_model), task, optimizer, meta_weight=meta_weight, batch_size=8)
     return jax.jit(jax.vmap(step, in_axes=(0, None))), init_state(make_model, optimizer, 3, 2)
 
 
@@ -67,8 +67,8 @@ def test_a_model_without_memory_has_no_meta_loss(tiny):
     np.testing.assert_array_equal(metrics.meta_loss, [0.0, 0.0])
 
 
-def test_a_task_is_told_how_many_updates_were_made(tiny):
-    """A curriculum lives on it: at update 3 this task counts the first three steps of time and no other."""
+def test_a_task_samples_by_the_number_of_updates_made(tiny):
+    """A curriculum relies on it: after 3 updates this task counts the first three steps of a sequence and no others."""
 
     @dataclasses.dataclass(frozen=True)
     class Growing(tiny.Recall):
@@ -117,7 +117,7 @@ def test_a_seed_that_meets_nan_stands_still_and_the_other_goes_on(tiny):
         state, _ = step(state, None)
     np.testing.assert_array_equal(state.step, [4, 1])
     np.testing.assert_array_equal(state.fault_step, [-1, 2])
-    assert describe_fault(state, 3) == "seed 4: loss is not finite at step 2."
+    assert describe_fault(state, 3) == "seed 4: loss is not finite at update 2."
     for tree in ("params", "opt_state"):
         for old, new in zip(
             jax.tree.leaves(getattr(poisoned, tree)), jax.tree.leaves(getattr(state, tree)), strict=True
@@ -131,7 +131,7 @@ def test_a_fault_names_the_first_leaf_whose_gradient_is_not_finite(tiny):
     batch = tiny.draw_numpy(0, 8)
     new, metrics = step(state, batch._replace(inputs=np.zeros_like(batch.inputs)))
     assert np.all(np.isfinite(metrics.loss))
-    assert describe_fault(new, 3) == "seed 3: gradient of cell.weights[0] is not finite at step 1."
+    assert describe_fault(new, 3) == "seed 3: gradient of cell.weights[0] is not finite at update 1."
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(new.params))
 
 
@@ -139,7 +139,7 @@ def test_an_update_that_overflows_is_not_taken(tiny):
     step, state = compiled_step(tiny, tiny.Recall(), optimizer=optax.sgd(1e38), meta_weight=1e3)
     new, metrics = step(state, None)
     assert np.all(np.isfinite(metrics.grad_norm))
-    assert describe_fault(new, 3) == "seed 3: updated cell.weights[0] is not finite at step 1."
+    assert describe_fault(new, 3) == "seed 3: updated cell.weights[0] is not finite at update 1."
     np.testing.assert_array_equal(new.params["head"][...], state.params["head"][...])
 
 

@@ -1,0 +1,70 @@
+"""Gradients of a batch computed in micro-batches whose fast weights fit into the cache.
+
+The fast weights of a neural memory and their cotangents are read and written at every step of a sequence. The weights
+of a whole batch exceed a CPU's cache, and moving them then takes longer than computing with them.
+
+Shape letters: `T` time steps, `B` examples.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnm_jax.recurrence import MemoryCell
+
+# Bytes of fast weights and cotangents per micro-batch. Measured: twice or half as many were no faster.
+CACHE_BYTES = 4 * 2**20
+# Fewest examples per micro-batch: with fewer, the products with slow weights are too small to be fast.
+MIN_EXAMPLES = 8
+
+
+def choose_micro_batches(cell: nnx.Module | None, examples: int, platform: str) -> int:
+    """Returns the number of micro-batches per device.
+
+    It is 1, except on a CPU whose cache cannot hold the batch's fast weights. There it is the smallest divisor of
+    `examples` for which a micro-batch's fast weights and their cotangents take at most `CACHE_BYTES`.
+
+    Args:
+      cell: the model's cell; only a `MemoryCell` has fast weights.
+      examples: number of examples per device.
+      platform: the devices' platform, such as "cpu".
+    """
+    if platform != "cpu" or not isinstance(cell, MemoryCell):
+        return 1
+    weights = jax.tree.leaves(cell.memory_params.get_value().weights)
+    bytes_per_example = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
+    fitting = max(MIN_EXAMPLES, CACHE_BYTES // bytes_per_example)
+    return next(n for n in range(1, examples + 1) if examples % n == 0 and examples // n <= fitting)
+
+
+def value_and_grad_in_micro_batches(function: Callable, count: int) -> Callable:
+    """Returns `jax.value_and_grad(function, has_aux=True)`, computed in micro-batches one at a time.
+
+    Args:
+      function: `(params, batch) -> (value, aux)`, where both results are sums over the examples of the batch, whose
+        leaves are `[T, B, ...]`.
+      count: number of micro-batches. Micro-batch g holds the examples g, g + count, ...: of a batch that is divided
+        over devices, every device then holds a part of every micro-batch.
+    """
+    value_and_grad = jax.value_and_grad(function, has_aux=True)
+    if count == 1:
+        return value_and_grad
+
+    def split(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        parts = leaf.reshape(leaf.shape[0], leaf.shape[1] // count, count, *leaf.shape[2:])
+        return jnp.moveaxis(parts, 2, 0)
+
+    def in_micro_batches(params: Any, batch: Any) -> Any:
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+
+        parts = jax.tree.map(split, batch)
+        shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda leaf: leaf[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    return in_micro_batches

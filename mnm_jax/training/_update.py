@@ -1,0 +1,155 @@
+"""One update of one seed: objective, gradient, optimiser, and the check for numbers that are not finite.
+
+Shape letters: `T` time steps, `B` examples, `S` seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mnm_jax._params import leaf_names
+from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
+from mnm_jax.training._state import TrainState
+from mnm_jax.training._task import Batch, Mean, Task, played
+
+Array = jax.Array
+
+
+class TrainingFault(RuntimeError):
+    """Training met a number that is not finite."""
+
+
+class UpdateMetrics(NamedTuple):
+    """Scalars of one update of one seed; `[S]` once mapped over seeds.
+
+    Attributes:
+      loss: the objective, `task_loss + meta_weight * meta_loss`.
+      task_loss: the task's mean loss, in nats.
+      meta_loss: the mean meta loss; 0 for a cell without a memory.
+      grad_norm: global norm of the gradient before clipping.
+    """
+
+    loss: Array
+    task_loss: Array
+    meta_loss: Array
+    grad_norm: Array
+
+
+def losses(model: Callable, task: Task, batch: Batch) -> tuple[Mean, Mean, Any]:
+    """Returns the task loss over counted steps, the meta loss over unmasked steps, and the model's output.
+
+    The meta loss of a cell without a memory is `Mean(0, 0)`.
+    """
+    output = model(batch.inputs, batch.mask, batch.fork)
+    task_loss = task.loss(output.logits, batch)
+    if output.meta_loss is None:
+        return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
+    mask = jnp.asarray(batch.mask)
+    total = jnp.sum(jnp.where(mask, output.meta_loss, 0))
+    return task_loss, Mean(total, jnp.sum(mask, dtype=total.dtype)), output
+
+
+def make_update(
+    graphdef: nnx.GraphDef,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    meta_weight: float,
+    batch_size: int,
+    accumulate: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    divide: Callable[[Batch], Batch] = lambda batch: batch,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch | None], tuple[TrainState, UpdateMetrics]]:
+    """Returns the update of one seed, `(state, batch) -> (state, metrics)`; batch is None for a task that samples.
+
+        objective = sum of task losses / counted steps + meta_weight * sum of meta losses / unmasked steps
+
+    (equation 5 of Munkhdalai et al., 2019). With `axis_name` each device holds a part of the batch: totals, counts and
+    gradients are summed over the devices, so that the result is that of the whole batch, also when the parts count
+    different numbers of steps.
+
+    Args:
+      graphdef: the model without its parameters, from `split_model`.
+      task: the task.
+      optimizer: the optimiser.
+      meta_weight: weight of the meta loss.
+      batch_size: number of examples that a task samples, over all devices.
+      accumulate: number of parts into which a device's share of the batch is divided; their gradients are summed.
+      devices: devices that share the batch; None: the first local device alone. On a CPU each device computes its
+        share in micro-batches that fit into its cache (`choose_micro_batches`).
+      divide: applied to a sampled batch; selects this device's part or constrains the placement of the batch.
+      axis_name: name of the mapped axis of devices, if there is one.
+    """
+    devices = jax.local_devices()[:1] if devices is None else devices
+
+    def sum_over_devices(tree: Any) -> Any:
+        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    def value_and_grad(params: Any, batch: Batch) -> Any:
+        no_logits = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
+        counts = task.loss(no_logits, batch).count, jnp.sum(jnp.asarray(batch.mask))
+        task_count, meta_count = (jnp.maximum(count, 1) for count in sum_over_devices(counts))
+
+        def objective(params: Any, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
+            task_loss, meta_loss, _ = losses(nnx.merge(graphdef, params), task, batch)
+            task_part = task_loss.total / task_count.astype(task_loss.total.dtype)
+            meta_part = meta_loss.total / meta_count.astype(meta_loss.total.dtype)
+            return task_part + meta_weight * meta_part, (task_part, meta_part)
+
+        cell = getattr(nnx.merge(graphdef, params), "cell", None)
+        examples = batch.mask.shape[1] // (len(devices) if axis_name is None else 1)
+        if examples % accumulate:
+            raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
+        micro_batches = accumulate * choose_micro_batches(cell, examples // accumulate, devices[0].platform)
+        return value_and_grad_in_micro_batches(objective, micro_batches)(params, batch)
+
+    def update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
+        if task.sample is not None:
+            batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size, state.step))
+        batch = played(nnx.merge(graphdef, state.params), task, batch)
+        (loss, (task_loss, meta_loss)), grads = sum_over_devices(value_and_grad(state.params, batch))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        checks = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in (loss, *jax.tree.leaves((grads, params)))])
+        healthy = state.fault_step < 0
+        fault = healthy & ~jnp.all(checks)
+        updated = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+        frozen = state._replace(
+            fault_step=jnp.where(fault, state.step + 1, state.fault_step),
+            fault_leaf=jnp.where(fault, jnp.argmin(checks).astype(jnp.int32), state.fault_leaf),
+        )
+        accept = healthy & jnp.all(checks)
+        state = jax.tree.map(lambda a, b: jnp.where(accept, a, b), updated, frozen)
+        norm = optax.tree.norm(grads)
+        return state, UpdateMetrics(loss=loss, task_loss=task_loss, meta_loss=meta_loss, grad_norm=norm)
+
+    return update
+
+
+def fault_names(params: Any) -> list[str]:
+    """Returns the name of the quantity that each check of an update looks at, in the order of the checks."""
+    names = leaf_names(params)
+    return ["loss", *(f"gradient of {name}" for name in names), *(f"updated {name}" for name in names)]
+
+
+def describe_fault(state: TrainState, first_seed: int) -> str | None:
+    """Returns one line on the first seed that met a number that is not finite; None if all numbers were finite.
+
+    Args:
+      state: a state with leaves `[S, ...]`.
+      first_seed: number of the first seed.
+    """
+    steps = np.asarray(state.fault_step)
+    bad = np.flatnonzero(steps >= 0)
+    if not bad.size:
+        return None
+    index = bad[np.argmin(steps[bad])]
+    name = fault_names(state.params)[int(state.fault_leaf[index])]
+    return f"seed {first_seed + index}: {name} is not finite at update {steps[index]}."
