@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from launch.command import run_command
-from launch.report import report_runs
+from launch.reporting.draw import report_runs
 from launch.runs.compare import choose, plan, train_all
 from launch.runs.suites import SUITES
 from launch.train import run

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch.command import run_command
-from launch.report import report_run
+from launch.reporting.draw import report_run
 from launch.reporting.task_errors import end_table
 from launch.runs.connect import connect
 from launch.runs.train import train_run

@@ -24,7 +24,7 @@ from flax import nnx
 from examples.language_model import text
 from examples.language_model.model import MODELS, LanguageModel
 from launch.command import one_line_errors, parse_flags
-from launch.reporting.table import format_table
+from launch.reporting.text_table import format_table
 from launch.runs.metrics import summarise
 from launch.runs.train import versions
 from launch.runs.workdir import SUMMARY, claim, write_json

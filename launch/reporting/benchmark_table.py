@@ -1,16 +1,16 @@
-"""Benchmark files as tables of RESULTS.md."""
+"""Benchmark files as tables and commands of a page."""
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from launch.reporting.table import format_markdown
+from launch.reporting.text_table import ABSENT, format_markdown
 
 _NEEDED = {"suite", "device", "versions", "environment", "rows", "command"}
 
-# Of the fields of a row those that a reader compares, with what they are called and how they are written.
-_COLUMNS = {
+# Columns of a benchmark table: field of a row, heading and number format.
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "against": ("against", str),
     "agent": ("agent", str),
     "driver": ("driver", str),
@@ -26,7 +26,7 @@ _COLUMNS = {
     "batch": ("B", str),
     "width": ("d", str),
     "milliseconds": ("ms", "{:.1f}".format),
-    "microseconds_per_step": ("us a step", "{:.0f}".format),
+    "microseconds_per_step": ("us per step", "{:.0f}".format),
     "ratio_to_plain": ("times as fast as plain", "{:.2f}".format),
     "ratio_to_steps": ("times as fast as steps", "{:.1f}".format),
     "ratio_to_map": ("times as fast as map", "{:.2f}".format),
@@ -44,31 +44,72 @@ _COLUMNS = {
 }
 
 
-def benchmark_parts(folder: pathlib.Path, link: str) -> list[str]:
-    """Markdown of each benchmark's file in a folder: device, figure, table, command. link: of the folder.
+def benchmark_parts(folder: pathlib.Path, link: str, without: Collection[str] = ()) -> list[str]:
+    """Returns the Markdown of each benchmark file in a folder: name, device, figure, table and command.
+
+    Args:
+      folder: folder of the files.
+      link: address of the folder, as seen from the page.
+      without: names of files whose table and figure the page has elsewhere.
 
     Raises:
-        ValueError: a file that is not of `launch.benchmark`.
+      ValueError: a file was not written by `launch.benchmark`.
     """
     parts = []
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(report, dict) or not report.keys() >= _NEEDED:
-            raise ValueError(f"{path} is not a file of launch.benchmark.")
-        device = report["device"]
-        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-        environment = "".join(f"; {name}={value}" for name, value in report["environment"].items())
-        parts.append(f"### {path.stem}")
-        parts.append(f"{device['devices']} x {device['kind']} ({device['cores']} cores); {versions}{environment}.")
-        if path.with_suffix(".png").is_file():
-            parts.append(f"![{path.stem}]({link}/{path.stem}.png)")
-        parts.append(format_markdown(_table(report["rows"])))
+    for path, report in benchmark_files(folder).items():
+        parts += [f"### {path.stem}", f"{_describe(report)}."]
+        if path.name not in without:
+            if path.with_suffix(".png").is_file():
+                parts.append(f"![{path.stem}]({link}/{path.stem}.png)")
+            parts.append(benchmark_table(report["rows"]))
         parts.append(f"```sh\n{report['command']}\n```")
     return parts
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
-    return [
-        {_COLUMNS[key][0]: "-" if row.get(key) is None else _COLUMNS[key][1](row[key]) for key in shown} for row in rows
-    ]
+def benchmark_commands(folder: pathlib.Path, names: Collection[str]) -> str:
+    """Returns the device and the command of some benchmark files of a folder as lines of a shell script."""
+    files = {path.name: report for path, report in benchmark_files(folder).items() if path.name in names}
+    return "\n".join(f"# {name}: {_describe(report)}\n{report['command']}" for name, report in files.items())
+
+
+def benchmark_files(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+    """Returns the content of each JSON file of a folder.
+
+    Raises:
+      ValueError: a file was not written by `launch.benchmark`.
+    """
+    files = {}
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or not report.keys() >= _NEEDED:
+            raise ValueError(f"{path} is not a file of launch.benchmark.")
+        files[path] = report
+    return files
+
+
+def benchmark_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Returns rows of a benchmark as a Markdown table.
+
+    Args:
+      rows: rows of a benchmark file.
+      columns: fields to show; all that any row has, if empty.
+
+    Raises:
+      ValueError: a field that no table has.
+    """
+    unknown = sorted(set(columns) - _COLUMNS.keys())
+    if unknown:
+        raise ValueError(f"a benchmark table has no column {', '.join(unknown)}; it has {', '.join(_COLUMNS)}")
+    shown = columns or [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    return format_markdown([{_COLUMNS[key][0]: _cell(key, row.get(key)) for key in shown} for row in rows])
+
+
+def _cell(key: str, value: Any) -> str:
+    return ABSENT if value is None else _COLUMNS[key][1](value)
+
+
+def _describe(report: Mapping[str, Any]) -> str:
+    device = report["device"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    environment = "".join(f"; {name}={value}" for name, value in report["environment"].items())
+    return f"{device['devices']} x {device['kind']} ({device['cores']} cores); {versions}{environment}"

@@ -1,8 +1,7 @@
-"""The figures of runs, as PNG files: learning curves and test sets with their spread over seeds, and memory maps."""
+"""Figures of runs as PNG files: learning curves and test sets with their spread over seeds, and memory maps."""
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,38 +10,27 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from launch.reporting.png import save_figure
+from launch.runs.registry import model_colours
 from mnm_jax import analysis
 from mnm_jax.cells import MemoryTrace
 
-# Okabe and Ito's colours, and Tol's for the last ones: the colour-blind can tell them apart. A model has the same one
-# in every figure.
-COLOURS = {
-    "mnm-p": "#0072B2",
-    "mnm-g": "#D55E00",
-    "chain-p": "#56B4E9",
-    "chain-g": "#E69F00",
-    "lstm": "#000000",
-    "lstm-salu": "#009E73",
-    "ntm": "#CC79A7",
-    "dnc": "#661100",
-    "rnn": "#888888",
-    "plastic": "#DDCC77",
-    "neuromodulated": "#AA4499",
-}
-_OTHER_COLOURS = ("#332288", "#999999", "#F0E442")
-_LINE_STYLES = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # of several runs of one model; dashed is chance
+_LINE_STYLES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # runs of one model; dashed is chance
 _SPLITS = {"train": "training batch", "valid": "validation", "test": "test"}
 
 _WIDTH = 8.0  # inches; 1200 pixels, still readable when shown at 800
-_DPI = 150
-_LABELS = 32  # steps labelled at most on an axis of a memory map
+_LABELS = 32  # most steps with a label on an axis of a memory map
 _LABEL_LENGTH = 24
 
 
 class Curve(NamedTuple):
-    """One curve of a panel. name: for the legend; model: decides the colour; metrics: lines of `metrics.jsonl`.
+    """One curve of a panel.
 
-    episodes: played for an update, where a reward is drawn.
+    Attributes:
+      name: text in the legend.
+      model: decides the colour.
+      metrics: lines of `metrics.jsonl`.
+      episodes: episodes per update, for the axis of a reward.
     """
 
     name: str
@@ -52,18 +40,18 @@ class Curve(NamedTuple):
 
 
 def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: str | os.PathLike) -> None:
-    """Draws a metric over updates (a reward over episodes): one panel a title, the mean over seeds of every curve.
+    """Draws a metric against updates (a reward against episodes): one panel per title, and the mean over seeds.
 
-    The band around a curve is one standard deviation over seeds to either side. Beside an accuracy, its chance level
-    is a dashed line where the run has the metric "chance".
+    The band around a curve is one standard deviation over seeds to either side. The chance level of an accuracy is a
+    dashed line, if the run has the metric "chance".
 
     Args:
-        panels: curves by the title of their panel, in the order of the panels.
-        metric: such as "valid/accuracy"; every curve must have it.
-        path: the PNG file; written whole or not at all.
+      panels: curves by the title of their panel, in the order of the panels.
+      metric: name of the metric, such as "valid/accuracy"; every curve must have it.
+      path: the PNG file; written whole or not at all.
 
     Raises:
-        ValueError: no curve, or a curve without the metric.
+      ValueError: there is no curve, or a curve lacks the metric.
     """
     if not any(panels.values()):
         raise ValueError(f"no curve of {metric} to draw.")
@@ -91,7 +79,13 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
 
 
 class SetCurve(NamedTuple):
-    """One curve over test sets. name: for the legend; model: decides the colour; values: of every seed, by size."""
+    """One curve over test sets.
+
+    Attributes:
+      name: text in the legend.
+      model: decides the colour.
+      values: accuracy of every seed, by size of the test set.
+    """
 
     name: str
     model: str
@@ -101,16 +95,16 @@ class SetCurve(NamedTuple):
 def accuracy_by_size(
     panels: Mapping[str, Sequence[SetCurve]], key: str, trained: Mapping[str, int], path: str | os.PathLike
 ) -> None:
-    """Draws the accuracy on the test sets "KEY=N" against N: one panel a title, mean and range of seeds of every curve.
+    """Draws the accuracy on the test sets "KEY=N" against N: one panel per title, with mean and range over seeds.
 
     Args:
-        panels: curves by the title of their panel.
-        key: what the test sets are named by, such as "length".
-        trained: the largest N trained on, a dotted line, by the title of the panel; may lack some.
-        path: the PNG file; written whole or not at all.
+      panels: curves by the title of their panel.
+      key: name of the size, such as "length".
+      trained: largest N of the training set by the title of the panel, a dotted line; panels may be missing.
+      path: the PNG file; written whole or not at all.
 
     Raises:
-        ValueError: no curve.
+      ValueError: there is no curve.
     """
     if not any(panels.values()):
         raise ValueError(f"no test sets {key}=N to draw.")
@@ -138,16 +132,16 @@ def accuracy_by_size(
 
 
 def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLike, title: str) -> None:
-    """Draws the similarity of what is read at each step with what was written at it or before: keys, and values.
+    """Draws how similar the read keys and values of each step are to those written at that step or before.
 
     Args:
-        trace: of one sequence without its padding: keys `[T, H, K]`, values `[T, H, V]`.
-        tokens: what goes in at each step, `T` of them; long ones are shortened.
-        path: the PNG file; written whole or not at all.
-        title: above the two panels.
+      trace: trace of one sequence without its padding: keys `[T, H, K]`, values `[T, H, V]`.
+      tokens: label of the input of each step, `T` of them; long ones are shortened.
+      path: the PNG file; written whole or not at all.
+      title: text above the two panels.
 
     Raises:
-        ValueError: another number of tokens than steps, or a trace of another shape.
+      ValueError: the number of tokens is not the number of steps, or the trace has another shape.
     """
     maps = analysis.memory_maps(trace)
     steps = len(maps.keys)
@@ -182,7 +176,7 @@ def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLi
 
 
 def _make_panels(count: int) -> tuple[Figure, Sequence[Axes], int]:
-    """A figure of `count` panels that share their vertical axis, row by row; and how many columns it has."""
+    """Returns a figure, its `count` panels, row by row, which share their vertical axis, and its number of columns."""
     columns = count if count < 3 else 2 if count == 4 else 3
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(_WIDTH, 1.0 + rows * (3.8 if columns == 1 else 2.7)), layout="constrained")
@@ -197,7 +191,7 @@ def _add_legend(figure: Figure, handles: Mapping[str, Any], title: str) -> None:
 
 
 def _draw_curve(axis: Axes, curve: Curve, metric: str, style: Mapping[str, Any]) -> Any:
-    """Draws mean and band; returns what stands for the curve in a legend."""
+    """Draws mean and band, and returns the handle of the curve for a legend."""
     steps, mean, std, _ = analysis.learning_curve(curve.metrics, metric)
     steps = steps * curve.episodes if metric.endswith("reward") else steps
     marker = "o" if len(steps) <= 20 else ""
@@ -208,20 +202,19 @@ def _draw_curve(axis: Axes, curve: Curve, metric: str, style: Mapping[str, Any])
     return line
 
 
-def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """Colour by model and line style by name, the same in all panels."""
+def _styles(curves: Sequence[Curve | SetCurve]) -> dict[str, dict[str, Any]]:
+    """Returns a colour by model and a line style by name, the same in all panels."""
     models = {curve.name: curve.model for curve in curves}
-    unknown = sorted(set(models.values()) - set(COLOURS))
+    colours = model_colours(models.values())
     styles = {}
     for name, model in models.items():
         same = [other for other in models if models[other] == model]
-        colour = COLOURS.get(model) or _OTHER_COLOURS[unknown.index(model) % len(_OTHER_COLOURS)]
-        styles[name] = {"color": colour, "linestyle": _LINE_STYLES[same.index(name) % len(_LINE_STYLES)]}
+        styles[name] = {"color": colours[model], "linestyle": _LINE_STYLES[same.index(name) % len(_LINE_STYLES)]}
     return styles
 
 
 def _chance_levels(curves: Sequence[Curve], metric: str) -> list[float]:
-    """The different chance levels of a panel (the last of each run), to a thousandth; of accuracies only."""
+    """Returns the distinct chance levels of a panel, the last one per run, to three decimals; of accuracies only."""
     if not metric.endswith("accuracy"):
         return []
     chance = metric.removesuffix("accuracy") + "chance"
@@ -243,17 +236,8 @@ def _legend_title(panels: Mapping[str, Sequence[Curve]], metric: str) -> str:
 
 
 def _shorten(token: str) -> str:
-    """The first and the last letters of a long token: in a sentence the last word often tells most."""
+    """Returns the first and the last letters of a long token, since the last word of a sentence often matters most."""
     if len(token) <= _LABEL_LENGTH:
         return token
     head = (_LABEL_LENGTH - 1) // 2
     return f"{token[:head].rstrip()}…{token[head + 1 - _LABEL_LENGTH :].lstrip()}"
-
-
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a PNG file, whole or not at all; its folder is made."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    figure.savefig(unfinished, format="png", dpi=_DPI, bbox_inches="tight")
-    unfinished.replace(path)

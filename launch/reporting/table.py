@@ -1,4 +1,4 @@
-"""Tables: the metrics that a run ends with, and the comparison of several runs, as text and as Markdown."""
+"""Rows of the tables that compare runs: one run per row, and its accuracy on each test set."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,32 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from launch.reporting.text_table import ABSENT, show
+from launch.runs.finished import Run
 from launch.runs.metrics import natural
 from mnm_jax.analysis import has_metric, steps_to_reach
 
 _LEVEL = 0.9
-_ABSENT = "-"
-
-
-def format_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a metric: its name, then mean +- standard deviation over the seeds."""
-    width = max(map(len, ["metric", *summary]))
-    seeds = max((len(row["per_seed"]) for row in summary.values()), default=0)
-    rows = [f"{name:<{width}}  {_show(row['mean'])} +- {_show(row['std'])}" for name, row in summary.items()]
-    return "\n".join([f"{'metric':<{width}}  mean +- std of {seeds} seed{'s' * (seeds != 1)}", *rows])
 
 
 def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The cells of a run in the table that compares runs, by column.
+    """Returns a run's cells in the table that compares runs, by column.
 
-    seeds, steps (updates made), chance (of the test set, where the task tells it), accuracy (test, mean +- sample
-    standard deviation over seeds), worst seed (its test accuracy), updates to 90% (first validation at which a seed has
-    90% accuracy or more, mean over the seeds that get there), seconds (all seeds, with compiling and evaluating),
-    parameters (of one seed). Of a task that is played: reward (of a test episode) and worst seed for the accuracies; of
-    a language model: bits (per character of the test text).
+    The columns are seeds, steps (updates made), chance (on the test set, if the task reports it), accuracy (test, mean
+    +- sample standard deviation over seeds), worst seed (its test accuracy), updates to 90% (first validation at which
+    a seed has an accuracy of 90% or more, mean over the seeds that reach it), seconds (all seeds, with compilation and
+    evaluation) and parameters (per seed). A task that is played has reward (per test episode) and worst seed instead
+    of the accuracies, a language model bits per character of the test text.
 
     Args:
-        summary: of `summary.json`. lines: of `metrics.jsonl`.
+      summary: content of `summary.json`.
+      lines: content of `metrics.jsonl`.
     """
     accuracy, chance, reward, bits = (
         summary["metrics"].get(f"test/{name}") for name in ("accuracy", "chance", "reward", "bits")
@@ -45,16 +39,38 @@ def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
     return {
         "seeds": str(summary["seeds"]),
         "steps": f"{summary['steps']:,}",
-        **({"chance": _show(chance["mean"])} if chance else {}),
+        **({"chance": show(chance["mean"])} if chance else {}),
         **scores,
         "seconds": f"{summary['seconds']:,.0f}",
         "parameters": f"{summary['parameters']:,}",
     }
 
 
-def by_test_set(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Accuracy on each named test set, and its chance level where it is told and not that of the trained setting.
+def comparison_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Returns the table that compares runs: their names, then the cells of `compare`.
 
+    Raises:
+      ValueError: the summary of a run holds something else than numbers; the message names its folder.
+    """
+    rows = []
+    for names, run in zip(run_names(runs), runs, strict=True):
+        try:
+            rows.append(names | compare(run.summary, run.lines))
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{run.folder} is damaged ({error}); bring its files back, or move it away.") from error
+    return rows
+
+
+def run_names(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Returns the first cells of each run's row: its group, if any run has one, and its name."""
+    grouped = any(run.group for run in runs)
+    return [{"group": run.group or ABSENT, "model": run.name} if grouped else {"model": run.name} for run in runs]
+
+
+def by_test_set(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the accuracy on each named test set, by the name of the set.
+
+    A chance level is added where the task reports one that differs from that of the trained setting, as in
     `{"support=8": "0.7100 +- 0.0200 (chance 0.1644)"}` from "test/support=8/accuracy" and "test/support=8/chance".
     """
     metrics = summary["metrics"]
@@ -62,15 +78,16 @@ def by_test_set(summary: Mapping[str, Any]) -> dict[str, str]:
     cells = {}
     for name in sorted((name for name in metrics if re.fullmatch("test/.+/accuracy", name)), key=natural):
         chance = metrics.get(f"{name.removesuffix('accuracy')}chance")
-        level = f" (chance {_show(chance['mean'])})" if chance and chance["mean"] != usual else ""
+        level = f" (chance {show(chance['mean'])})" if chance and chance["mean"] != usual else ""
         cells[name.removeprefix("test/").removesuffix("/accuracy")] = _mean_and_std(metrics[name]) + level
     return cells
 
 
 def sizes_of_test_sets(summary: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
-    """Accuracy of every seed on the test sets that are named by a size, by name and size.
+    """Returns the accuracy of every seed on the test sets that are named by a size, by name and size.
 
-    `{"support": {8: [0.9, 0.8], 16: [0.5, 0.4]}}` from "test/support=8/accuracy" and "test/support=16/accuracy".
+    For example `{"support": {8: [0.9, 0.8], 16: [0.5, 0.4]}}` from "test/support=8/accuracy" and
+    "test/support=16/accuracy".
     """
     found: dict[str, dict[int, list[float]]] = {}
     for name, row in summary["metrics"].items():
@@ -80,48 +97,25 @@ def sizes_of_test_sets(summary: Mapping[str, Any]) -> dict[str, dict[int, list[f
     return found
 
 
-def format_columns(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as aligned text, one line each under a line of column names; what a row lacks is "-"."""
-    lines = _lines(rows)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def format_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as a table of Markdown."""
-    lines = [[cell.replace("+-", "±").replace("|", r"\|") for cell in line] for line in _lines(rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _lines(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return [columns, *([row.get(column, _ABSENT) for column in columns] for row in rows)]
-
-
 def _mean_and_std(row: Mapping[str, Any] | None) -> str:
     if row is None:
-        return _ABSENT
-    spread = f" +- {_show(row['std'])}" if len(row["per_seed"]) > 1 and row["mean"] is not None else ""
-    return _show(row["mean"]) + spread
+        return ABSENT
+    spread = f" +- {show(row['std'])}" if len(row["per_seed"]) > 1 and row["mean"] is not None else ""
+    return show(row["mean"]) + spread
 
 
 def _worst(row: Mapping[str, Any] | None) -> str:
     if row is None:
-        return _ABSENT
-    return _show(None if None in row["per_seed"] else min(row["per_seed"]))
+        return ABSENT
+    return show(None if None in row["per_seed"] else min(row["per_seed"]))
 
 
 def _updates(lines: Sequence[Mapping[str, Any]]) -> str:
     if not has_metric(lines, "valid/accuracy"):
-        return _ABSENT
+        return ABSENT
     steps = steps_to_reach(lines, "valid/accuracy", _LEVEL)
     reached = steps[np.isfinite(steps)]
     if not reached.size:
-        return _ABSENT
+        return ABSENT
     some = "" if reached.size == steps.size else f" ({reached.size} of {steps.size} seeds)"
     return f"{reached.mean():,.0f}{some}"
-
-
-def _show(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"

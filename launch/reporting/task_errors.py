@@ -1,4 +1,4 @@
-"""The table of a task that is many tasks: error of each in %, mean, and how many were failed.
+"""The table of a task that consists of many tasks: the error of each in %, their mean, and how many failed.
 
 Shape letter: `S` seeds.
 """
@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from launch.reporting.table import format_columns, format_table
+from launch.reporting.text_table import format_columns, format_table
 from launch.runs.metrics import natural
 
-FAILED_ABOVE = 5.0  # % error; the line that bAbI papers draw
+FAILED_ABOVE = 5.0  # % error; the limit that bAbI papers use
 
 
 def errors_by_task(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Test error in % by task, `[S]` each, from metrics as `launch.runs.metrics.summarise` gives them; a NaN is a NaN.
+    """Returns the test error in % by task, `[S]` each; a value that is not finite is NaN.
 
-    {"1": [0.0, 0.1], "2": ...} from "test/task=1/error", "test/task=2/error", ...; empty for any other task.
+    Args:
+      summary: metrics as `summarise` returns them. "test/task=1/error", "test/task=2/error", ... become
+        `{"1": [0.0, 0.1], "2": ...}`; any other task gives an empty dict.
     """
     errors = {}
     for name in sorted(summary, key=natural):
@@ -28,7 +30,7 @@ def errors_by_task(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, np.nda
 
 
 def end_table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """What a run ends with, as text: errors by task where there are several tasks, else one line a metric."""
+    """Returns the table that a run prints at its end: errors by task if there are several, else a line per metric."""
     errors = errors_by_task(summary)
     if not errors:
         return format_table(summary)
@@ -36,15 +38,15 @@ def end_table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) ->
 
 
 def seed_rows(errors: Mapping[str, np.ndarray], seeds: Sequence[int]) -> list[dict[str, str]]:
-    """A row a task and two at the end, with a column a seed, and mean, sample deviation and best over the seeds.
+    """Returns one row per task and two totals, with a column per seed, and mean, deviation and best over the seeds.
 
-    "mean": the mean over tasks, each weighing the same. "failed": how many tasks have more than 5% error.
+    "mean" is the mean over tasks, which all weigh the same. "failed" is the number of tasks with more than 5% error.
     """
     return [_seed_row(name, values, seeds) for name, values in _with_totals(errors).items()]
 
 
 def run_rows(runs: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, str]]:
-    """A row a task and three at the end, with a column a run: the mean over its seeds, and the deviation if several."""
+    """Returns one row per task and three totals, with a column per run: mean over its seeds, and their deviation."""
     names = list(dict.fromkeys(name for errors in runs.values() for name in errors))
     rows = {name: {"task": name} for name in [*names, "mean", "best seed", "failed"]}
     for run, errors in runs.items():
@@ -60,7 +62,7 @@ def _with_totals(errors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**errors, "mean": every.mean(0), "failed": np.sum(every > FAILED_ABOVE, 0).astype(float)}
 
 
-def _seed_row(name: str, values: Sequence[float], seeds: Sequence[int]) -> dict[str, str]:
+def _seed_row(name: str, values: np.ndarray, seeds: Sequence[int]) -> dict[str, str]:
     row = {"task": name} | {f"seed {seed}": f"{value:.2f}" for seed, value in zip(seeds, values, strict=True)}
     if len(values) > 1:
         row |= {"mean": f"{np.mean(values):.2f}", "std": f"{np.std(values, ddof=1):.2f}", "best": f"{min(values):.2f}"}

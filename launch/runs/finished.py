@@ -1,25 +1,31 @@
-"""Finished runs, read from their folders."""
+"""Finished runs, read from their folders or from the light form of a folder of runs."""
 
 import copy
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from launch.runs.light import SUMMARIES, LightRun, read_light, write_light
 from launch.runs.metrics import natural, summarise
 from launch.runs.workdir import CONFIG, SUMMARY
 from mnm_jax.training import read_metrics
 
-_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed of a summary
+_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed in a summary
 
 
 class Run(NamedTuple):
-    """A finished run. group: its parent folder, relative to the folder of runs ("" directly in it); label: its name.
+    """A finished run.
 
-    summary: of `summary.json`; lines: of `metrics.jsonl`.
+    Attributes:
+      folder: the run's folder, which need not exist for a run in the light form.
+      group: parent folder, relative to the folder of runs ("" directly in it).
+      label: name of the run's folder.
+      summary: content of `summary.json`.
+      lines: content of `metrics.jsonl`.
     """
 
     folder: pathlib.Path
@@ -30,20 +36,22 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The label, and the model where the label does not tell it."""
+        """Returns the label, followed by the model if the label does not contain it."""
         model = self.summary["model"]
         return self.label if model in self.label else f"{self.label} ({model})"
 
     @property
     def place(self) -> str:
+        """Returns `GROUP/LABEL`, or the label of a run without a group."""
         return f"{self.group}/{self.label}" if self.group else self.label
 
 
 def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
-    """The finished run in `folder`, somewhere in the folder of runs `root`.
+    """Returns the finished run in `folder`, at any depth of the folder of runs `root`.
 
     Raises:
-        FileNotFoundError: no run, or one that is not finished. ValueError: its `summary.json` is damaged.
+      FileNotFoundError: there is no run, or one that is not finished.
+      ValueError: its `summary.json` is damaged.
     """
     path = folder / SUMMARY
     if not path.is_file():
@@ -52,7 +60,7 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         lacking = sorted(_KEYS - summary.keys())
-    except (ValueError, AttributeError) as error:  # JSON of something else has no keys
+    except (ValueError, AttributeError) as error:  # JSON without keys
         raise ValueError(f"{path} is damaged (no JSON object); run its command again to write it anew.") from error
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}; run its command again to write it anew.")
@@ -61,37 +69,79 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
 
 
 def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
-    """The finished runs below `root` in natural order, and a line on each folder of a run that is not or is damaged."""
+    """Returns the finished runs below `root` in natural order, and a line on each folder that is left out.
+
+    Runs in the light form come first: a folder of one of them, which holds its parameters, is not read.
+
+    Raises:
+      ValueError: a file of the light form is damaged.
+    """
+    light = _light_runs(root)
+    places = {run.place for run in light}
     runs, notes = [], []
-    for folder, below, files in os.walk(root):
+    for name, below, files in os.walk(root):
+        folder = pathlib.Path(name)
         if {CONFIG, SUMMARY} & set(files):
             below.clear()
+            if folder.relative_to(root).as_posix() in places:
+                continue
             try:
-                runs.append(read_run(pathlib.Path(folder), root))
+                runs.append(read_run(folder, root))
             except (ValueError, OSError) as error:
                 notes.append(str(error))
-    return sorted(runs, key=lambda run: natural(run.place)), sorted(notes)
+    return sorted(light + runs, key=lambda run: natural(run.place)), sorted(notes)
+
+
+def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """Adds the finished runs below `root` to the light form in `folder`, and returns their places.
+
+    A run that `folder` has already at the same place is replaced; all others stay.
+
+    Raises:
+      FileNotFoundError: there is no finished run below `root`.
+      ValueError: a run is not finished or damaged, or a file of the light form is damaged; nothing is written.
+    """
+    runs, notes = find_runs(root)
+    if notes:
+        raise ValueError(f"cannot publish {root}: {notes[0]}")
+    if not runs:
+        raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
+    added = {run.place: LightRun(run.summary, run.lines) for run in runs}
+    write_light(folder, read_light(folder) | added)
+    return list(added)
 
 
 def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:
-    """The runs, with those of one folder that differ in their seed alone put together as one run of all their seeds.
+    """Returns the runs, with those of one folder that differ only in their seed joined to one run of all their seeds.
 
-    The joined run stands for the folder: `GROUP/LABEL/SEED/` is `LABEL` in `GROUP`. Its seconds are those of all
-    together; of `metrics.jsonl` it has the lines that every one has. Runs whose summary lacks the config stay alone.
+    The joined run takes the place of the folder: `GROUP/LABEL/SEED/` is `LABEL` in `GROUP`. Its seconds are the sum,
+    and it has those lines of `metrics.jsonl` that all its members have. A run whose summary lacks the config stays
+    alone.
     """
     families: dict[tuple[pathlib.Path, str], list[Run]] = {}
     for run in runs:
-        # A run in the folder of runs itself has no folder to stand for.
+        # A run in the folder of runs itself has no folder whose place it could take.
         alone = run.folder.parent == root or run.folder == root or "config" not in run.summary
         family = str(run.folder) if alone else json.dumps(_without_seed(run.summary["config"]), sort_keys=True)
         families.setdefault((run.folder.parent, family), []).append(run)
     return [family[0] if len(family) == 1 else _join(family, root) for family in families.values()]
 
 
-def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
-    config = copy.deepcopy(config)
-    config["training"].pop("seed", None)
-    return config
+def _light_runs(root: pathlib.Path) -> list[Run]:
+    runs = []
+    for place, (summary, lines) in read_light(root).items():
+        lacking = sorted(_KEYS - summary.keys())
+        if lacking:
+            raise ValueError(f"{root / SUMMARIES}: the run {place} lacks {', '.join(lacking)}; publish it again.")
+        group, _, label = place.rpartition("/")
+        runs.append(Run(root / place, group, label, summary, lines))
+    return runs
+
+
+def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    seedless = copy.deepcopy(dict(config))
+    seedless["training"].pop("seed", None)
+    return seedless
 
 
 def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
@@ -112,7 +162,7 @@ def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
 
 
 def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The lines of steps that all runs have, with what all of them measured there, seeds side by side."""
+    """Returns the lines of those steps that all runs have, with the metrics that all have there, seeds side by side."""
     by_step = [{(line["step"], "train/loss" in line): line for line in lines} for lines in runs]
     joined = []
     for key, first in by_step[0].items():
@@ -120,5 +170,5 @@ def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]
         if len(lines) == len(runs):
             values = {name: [line[name] for line in lines] for name in first if all(name in line for line in lines)}
             of_seeds = {name: sum(value, []) for name, value in values.items() if isinstance(value[0], list)}
-            joined.append({"step": first["step"], "seconds": sum(values["seconds"])} | of_seeds)
+            joined.append({"step": first["step"]} | of_seeds)
     return joined

@@ -22,7 +22,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from launch.command import one_line_errors, parse_flags
-from launch.reporting.table import format_columns, format_markdown
+from launch.reporting.text_table import format_columns, format_markdown
 from launch.runs.build import build_training
 from launch.runs.workdir import write_json
 from launch.sweep.space import choose_trials, expand, plan

@@ -68,6 +68,8 @@ class Task(Protocol):
 
     * `entity_shape`: the shape `(P, V)` of the codes at the end of each input's features, for `ChainCell`.
     * `pictured`: names of the evaluation sets for which a report draws a memory map.
+    * `draw_episode(batch, index, trace, path, title)`: writes a picture of one example, which a report adds; `trace` is
+      None for a model without a memory.
     * `play(model, batch) -> Batch`: for a task whose batches depend on the model's actions. `sample` and `evaluations`
       then return what `play` starts from, and all other members take the batches that it returns.
 

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from launch.report import report_runs
 from launch.reporting import figures
+from launch.reporting.draw import report_runs
 from launch.train import run
 from tasks.maze import MazeTask
 

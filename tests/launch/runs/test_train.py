@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, maze, pairs
 from launch.evaluate import evaluation_table
-from launch.reporting.table import format_table
+from launch.reporting.text_table import format_table
 from launch.runs import build
 from launch.runs.evaluate import evaluate_run
 from launch.runs.metrics import summarise

@@ -1,0 +1,91 @@
+"""The claims that RESULTS.md opens with: one row each, filled from runs.
+
+`claims.toml` has one array of tables per section, in the order of the page:
+
+    [[dictionary]]
+    claim = "Strings of five letters, 16 pairs: accuracy"
+    anchor = "LSTM-SALU {{n=5,S=16/lstm-salu: test/accuracy}}"
+    source = "same budget"
+    ours = "MNM-g {{n=5,S=16/mnm-g: test/accuracy}}"
+    run = "n=5,S=16/mnm-g"
+
+`anchor` and `ours` may hold placeholders (see `launch.reporting.placeholders`). `run` is the run, or the benchmark
+file, whose number of seeds and whose command the row shows; `command` replaces the command, `source` may be left out.
+"""
+
+import pathlib
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+
+from launch.reporting.benchmark_table import benchmark_files
+from launch.reporting.placeholders import Section, fill
+from launch.reporting.text_table import ABSENT
+from launch.runs.finished import Run
+
+CLAIMS = "claims.toml"
+_NEEDED = {"claim", "anchor", "ours", "run"}
+_KNOWN = _NEEDED | {"source", "command"}
+
+
+def read_claims(results: pathlib.Path) -> dict[str, list[dict[str, str]]]:
+    """Returns the claims of each section, in the order of `claims.toml`; nothing if there is no such file.
+
+    Raises:
+      ValueError: the file is damaged, or a claim lacks a key or has an unknown one.
+    """
+    path = results / CLAIMS
+    if not path.is_file():
+        return {}
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    for section, claims in sections.items():
+        for claim in claims:
+            title = claim.get("claim", "without a text")
+            if lacking := sorted(_NEEDED - claim.keys()):
+                raise ValueError(f"{path}: a claim of {section} ({title}) lacks {', '.join(lacking)}.")
+            if unknown := sorted(claim.keys() - _KNOWN):
+                raise ValueError(f"{path}: a claim of {section} ({title}) has the unknown key {', '.join(unknown)}.")
+    return sections
+
+
+def claim_rows(claims: Sequence[Mapping[str, str]], section: Section) -> list[dict[str, str]]:
+    """Returns the table of a section's claims.
+
+    Raises:
+      ValueError: a placeholder cannot be filled, or a claim names no run and no benchmark file of the section.
+    """
+    rows = []
+    for claim in claims:
+        anchor = fill(claim["anchor"], section)
+        source = f" ({claim['source']})" if claim.get("source") else ""
+        seeds, command = _origin(claim["run"], section)
+        rows.append(
+            {
+                "claim": claim["claim"],
+                "paper or anchor": f"{anchor}{source}",
+                "ours": fill(claim["ours"], section),
+                "seeds": seeds,
+                "command": f"`{claim.get('command', command)}`",
+            }
+        )
+    return rows
+
+
+def run_command(run: Run, section: str) -> str:
+    """Returns the command of a run as it can be typed again: plain `python`, and a new workdir below `runs/`."""
+    words = shlex.split(run.summary["command"])[1:]
+    workdir = f"--workdir=runs/{section}/{run.place}"
+    return shlex.join(["python", *(workdir if word.startswith("--workdir=") else word for word in words)])
+
+
+def _origin(name: str, section: Section) -> tuple[str, str]:
+    """Returns the number of seeds and the command of a run, or "-" and the command of a benchmark file."""
+    if name in section.runs:
+        run = section.runs[name]
+        return str(run.summary["seeds"]), run_command(run, section.folder.name)
+    if (section.folder / name).is_file():
+        return ABSENT, benchmark_files(section.folder)[section.folder / name]["command"]
+    raise ValueError(f"{section.folder.parent / CLAIMS}: {section.folder.name} has no run and no file {name!r}.")

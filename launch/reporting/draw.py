@@ -1,0 +1,190 @@
+"""Figures of runs: the learning curve and the memory maps of one, and the comparison of several."""
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from launch.reporting import figures
+from launch.reporting.table import comparison_rows, sizes_of_test_sets
+from launch.reporting.text_table import format_columns
+from launch.runs.build import build_parts
+from launch.runs.finished import Run, find_runs, join_seeds, read_run
+from launch.runs.workdir import SUMMARY, read_config
+from mnm_jax.analysis import has_metric
+from mnm_jax.cells import CellOutput
+from mnm_jax.training import Batch, load_params, played, split_model
+
+# A learning curve shows the first of these metrics that any of the runs has.
+_METRICS = ("valid/accuracy", "valid/reward", "valid/bits", "valid/loss", "train/loss")
+_PICTURED_STEPS = 20  # more would be too small to read
+_SIZES = 3  # least number of test sets of one kind for a curve
+CURVES, BY_SIZE = "learning_curves.png", "accuracy_by_{}.png"
+
+
+def report_run(workdir: str | os.PathLike) -> None:
+    """Draws the figures of one finished run; a figure that cannot be drawn is a line on stderr.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_run`.
+    """
+    folder = pathlib.Path(workdir)
+    run = read_run(folder, folder)
+    title = f"{run.summary['model']} on {run.summary['task']}"
+    with or_note(f"{folder}: no learning curve"):
+        curve = _curve(run, run.summary["model"])
+        figures.learning_curves({title: [curve]}, curve_metric([run]), folder / "figures/learning_curve.png")
+    if (folder / "checkpoints").is_dir() or (folder / "params.npz").is_file():
+        with or_note(f"{folder}: no memory map"):
+            _draw_examples(folder, title)
+
+
+def report_runs(root: pathlib.Path) -> str:
+    """Draws the figures of each run below `root` and those that compare them, and returns the table.
+
+    Raises:
+      FileNotFoundError: there is no finished run.
+      ValueError: a run or a file of the light form is damaged.
+    """
+    runs, notes = find_runs(root)
+    for note in notes:
+        print(f"left out: {note}", file=sys.stderr)
+    if not runs:
+        raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
+    for run in runs:
+        if (run.folder / SUMMARY).is_file():
+            report_run(run.folder)
+    runs = join_seeds(runs, root)
+    with or_note(f"{root}: no comparison"):
+        draw_comparison(runs, root)
+        for key in sized_sets(runs):
+            draw_test_sets(runs, key, root)
+    return format_columns(comparison_rows(runs))
+
+
+def draw_comparison(runs: Sequence[Run], root: pathlib.Path) -> None:
+    """Draws `learning_curves.png` in `root`: one panel per group and one curve per run.
+
+    Raises:
+      ValueError: no run has a metric that could be drawn.
+    """
+    metric = curve_metric(runs)
+    panels: dict[str, list[figures.Curve]] = {}
+    for run in runs:
+        if has_metric(run.lines, metric):
+            curves = panels.setdefault(run.group or run.summary["task"], [])
+            curves.append(_curve(run, run.name))
+        else:
+            print(f"{run.folder}: not in the comparison: its metrics.jsonl has no {metric}.", file=sys.stderr)
+    figures.learning_curves(panels, metric, root / CURVES)
+
+
+def sized_sets(runs: Sequence[Run]) -> list[str]:
+    """Returns the names of test sets with sizes, such as "length" or "support", that make a curve for some run."""
+    return list(dict.fromkeys(key for run in runs for key in _curves_by_size(run)))
+
+
+def draw_test_sets(runs: Sequence[Run], key: str, root: pathlib.Path) -> None:
+    """Draws `accuracy_by_KEY.png` in `root`: accuracy against the size of the test sets named `KEY=SIZE`.
+
+    Raises:
+      ValueError: no run has three such test sets.
+    """
+    panels: dict[str, list[figures.SetCurve]] = {}
+    trained = {}
+    for run in runs:
+        title, values = run.group or run.summary["task"], _curves_by_size(run).get(key)
+        if values:
+            panels.setdefault(title, []).append(figures.SetCurve(run.name, run.summary["model"], values))
+            size = run.summary.get("config", {}).get("task", {}).get(key)
+            trained |= {title: size} if isinstance(size, int) else {}
+    figures.accuracy_by_size(panels, key, trained, root / BY_SIZE.format(key))
+
+
+def curve_metric(runs: Sequence[Run]) -> str:
+    """Returns the metric that a learning curve of the runs shows.
+
+    Raises:
+      ValueError: no run has one of the metrics that can be drawn.
+    """
+    for metric in _METRICS:
+        if any(has_metric(run.lines, metric) for run in runs):
+            return metric
+    raise ValueError(f"metrics.jsonl is missing or has none of {', '.join(_METRICS)}.")
+
+
+def longest(batches: Iterable[Batch], most: int | None = None) -> tuple[Batch, int]:
+    """Returns the batch with the longest example and the place of that example; the first of equals.
+
+    Args:
+      batches: evaluation batches.
+      most: examples of more steps are passed over; if all have more, the example is a shortest one.
+    """
+
+    def rank(steps: int) -> int:
+        return steps if most is None or steps <= most else -steps
+
+    def best(batch: Batch) -> tuple[int, int]:
+        # An example without steps only fills the batch.
+        ranks = [rank(steps) if steps else -sys.maxsize for steps in np.asarray(batch.mask).sum(0).tolist()]
+        return max(ranks), ranks.index(max(ranks))
+
+    batch = max(batches, key=lambda batch: best(batch)[0])
+    return batch, best(batch)[1]
+
+
+@contextlib.contextmanager
+def or_note(subject: str) -> Iterator[None]:
+    """Prints an error as one line on stderr and continues, since the rest of a report does not depend on it."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{subject}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _curve(run: Run, name: str) -> figures.Curve:
+    episodes = run.summary.get("config", {}).get("training", {}).get("batch_size", 1)
+    return figures.Curve(name, run.summary["model"], run.lines, episodes)
+
+
+def _curves_by_size(run: Run) -> dict[str, dict[int, list[float]]]:
+    if "test/error" in run.summary["metrics"]:  # the test sets are tasks, whose numbers are no sizes
+        return {}
+    return {key: values for key, values in sizes_of_test_sets(run.summary).items() if len(values) >= _SIZES}
+
+
+def _draw_examples(folder: pathlib.Path, title: str) -> None:
+    """Draws the memory of the first seed over a test example.
+
+    A task with `pictured` evaluation sets gets a map for each, of an example of at most twenty steps if there is one;
+    any other task gets one of a longest example. A model without a memory has no map. A task with `draw_episode` draws
+    that example itself too, for every model.
+    """
+    task, make_model, training = build_parts(read_config(folder))
+    params, _ = load_params(folder, make_model)
+    model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
+    sets = task.evaluations("test", training.batch_size)
+    names = [name for name in getattr(task, "pictured", ()) if name in sets]
+    draw_episode = getattr(task, "draw_episode", None)
+    for name in names or [""]:
+        batches = (jax.device_get(played(model, task, batch)) for batch in sets[name]())
+        batch, index = longest(batches, _PICTURED_STEPS if names else None)
+        example = jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf[:, i : i + 1]), batch)
+        cell = model(example.inputs, example.mask, example.fork).cell
+        real = np.asarray(example.mask)[:, 0]
+        trace = None
+        if isinstance(cell, CellOutput):
+            trace = jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real, 0], cell.trace)
+        if draw_episode is not None:
+            draw_episode(batch, index, trace, folder / "figures/episode.png", f"{title}: a test episode")
+        if trace is None:
+            return
+        where = f"{name}, a test sequence" if name else "the memory over a test sequence"
+        path = folder / "figures" / (f"memory_map_{name}.png" if name else "memory_map.png")
+        figures.memory_maps(trace, task.tokens(batch, index), path, f"{title}: {where} (seed {training.seed})")

@@ -1,0 +1,210 @@
+"""RESULTS.md, one row per claim, and a page per section in docs/results, from a folder of sections of finished runs.
+
+A section is a folder with the light form of its runs (see `launch.runs.light`), finished runs or benchmark files, and a
+`README.md`: a heading and a text with placeholders (see `launch.reporting.placeholders`). A figure is drawn where the
+text shows it: `learning_curves.png`, and `accuracy_by_KEY.png` for test sets named `KEY=SIZE`.
+"""
+
+import pathlib
+import re
+import shlex
+import sys
+import urllib.parse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from launch.reporting.benchmark_table import benchmark_commands, benchmark_parts
+from launch.reporting.claims import CLAIMS, claim_rows, read_claims
+from launch.reporting.draw import BY_SIZE, CURVES, draw_comparison, draw_test_sets, or_note
+from launch.reporting.placeholders import Section, fill
+from launch.reporting.table import by_test_set, comparison_rows, run_names
+from launch.reporting.task_errors import errors_by_task, run_rows
+from launch.reporting.text_table import format_markdown
+from launch.runs.finished import Run, find_runs, join_seeds
+from launch.runs.light import SUMMARIES
+from launch.runs.metrics import natural
+
+_PATTERNS = 6  # commands shown on a page; the others differ in settings only
+_MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {sources}, not this page. -->"
+_PREAMBLE = """\
+# Results
+
+Every number on this page and on the pages behind the headings is filled in from the files of runs in `{folder}/`.
+*ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last update; a part
+of one is a share, 1 = everything right. *anchor* is the number of the paper, or of the model that a claim is compared
+with. A claim that starts with "Not" or names another model as better is one where this library is behind. The command
+repeats a run from the beginning.
+"""
+_COLUMNS = """\
+*accuracy*: test set, after the last update, mean ± sample standard deviation over seeds. *chance*: accuracy of
+guessing. *steps*: updates. *updates to 90%*: first validation with 90% right, mean over the seeds that reach it ("-":
+none does). *seconds*: all seeds together, with compilation and evaluation. *parameters*: per seed."""
+
+
+class _Page(NamedTuple):
+    section: Section
+    joined: list[Run]
+    members: list[Run]
+    notes: list[str]
+
+
+def write_results(results: pathlib.Path) -> list[pathlib.Path]:
+    """Writes RESULTS.md beside a folder of sections, and `docs/results/SECTION.md` for each; returns their paths.
+
+    The figures that a section's text shows are drawn into the section's folder. If a number cannot be filled in, no
+    page is written.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no section in it.
+      ValueError: a run or a file is damaged, or a text or a claim names a number or a figure that is not there.
+    """
+    folders = sorted((path for path in results.glob("[!.]*") if path.is_dir()), key=lambda path: natural(path.name))
+    if not folders:
+        raise FileNotFoundError(f"no section in {results}: put the folders of runs into {results}/SECTION/GROUP/LABEL.")
+    root = results.absolute()
+    read = [_read(root / folder.name) for folder in folders]
+    pages = {root.parent / "docs/results" / f"{page.section.folder.name}.md": _section_page(page) for page in read}
+    pages = {root.parent / "RESULTS.md": _overview(root, read)} | pages
+    for path, text in pages.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    return list(pages)
+
+
+def _read(folder: pathlib.Path) -> _Page:
+    members, notes = find_runs(folder)
+    joined = join_seeds(members, folder)
+    for note in notes:
+        print(f"left out: {note}", file=sys.stderr)
+    return _Page(Section(folder, {run.place: run for run in [*members, *joined]}), joined, members, notes)
+
+
+def _overview(root: pathlib.Path, pages: Sequence[_Page]) -> str:
+    claims = read_claims(root)
+    by_name = {page.section.folder.name: page.section for page in pages}
+    if unknown := sorted(claims.keys() - by_name.keys()):
+        raise ValueError(f"{root / CLAIMS}: there is no section {', '.join(unknown)} in {root}.")
+    parts = [
+        _MADE.format(folder=root.name, sources=f"{root.name}/{CLAIMS} or the runs"),
+        _PREAMBLE.format(folder=root.name).strip(),
+    ]
+    for name in [*claims, *(name for name in by_name if name not in claims)]:
+        section = by_name[name]
+        parts.append(f"## [{_title(_read_text(section))}](docs/results/{urllib.parse.quote(name)}.md)")
+        if name in claims:
+            parts.append(format_markdown(claim_rows(claims[name], section)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section_page(page: _Page) -> str:
+    section, folder = page.section, page.section.folder
+    raw = _read_text(section)
+    sources = f"{folder.parent.name}/{folder.name}/README.md or the runs"
+    parts = [
+        _MADE.format(folder=folder.parent.name, sources=sources),
+        _with_figures(fill(raw, section), page),
+        *_run_parts(page),
+    ]
+    placed = {path.name for path in folder.glob("*.json") if path.name in raw}
+    benchmarks = benchmark_parts(folder, _link(folder), without=placed)
+    if placed and len(placed) == len(list(folder.glob("*.json"))):
+        commands = benchmark_commands(folder, placed)
+        benchmarks = ["## Commands", f"```sh\n{commands}\n```"]
+    if not page.joined and not benchmarks:
+        parts.append("No finished run yet.")
+    parts += benchmarks
+    parts += ["Left out: " + note.replace(f"{folder}/", "") for note in page.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _run_parts(page: _Page) -> list[str]:
+    """Returns tables and commands of a section's runs."""
+    runs, members = page.joined, page.members
+    if not runs:
+        return []
+    hours = sum(run.summary["seconds"] for run in runs) / 3600
+    count = f"{len(members)} run{'s' * (len(members) != 1)}, {hours:.1f} hours in sequence."
+    parts = ["## Runs", format_markdown(comparison_rows(runs)), f"{count} {_COLUMNS}"]
+    errors = {run.place: errors_by_task(run.summary["metrics"]) for run in runs}
+    sets = [by_test_set(run.summary) for run in runs]
+    if any(errors.values()):
+        rows = run_rows({place: found for place, found in errors.items() if found})
+        parts += ["Test error in % by task, mean over seeds; *failed* are tasks above 5%:", format_markdown(rows)]
+    elif any(sets):
+        rows = [names | own for names, own in zip(run_names(runs), sets, strict=True)]
+        parts += ["Accuracy by test set, with the same parameters:", format_markdown(rows)]
+    return [*parts, "## Commands", *_commands(page)]
+
+
+def _commands(page: _Page) -> list[str]:
+    """Returns the commands of a section's runs as patterns, the first ones if there are many."""
+    name = page.section.folder.name
+    patterns: dict[str, list[str]] = {}
+    for run in page.members:
+        patterns.setdefault(_pattern(run, name), []).append(run.place)
+    shown = list(patterns.items())[:_PATTERNS]
+    lines = []
+    for pattern, places in shown:
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        lines.append(f"# {'; '.join(places[:3])}{more}\n{pattern}")
+    block = "```sh\n" + "\n".join(lines) + "\n```"
+    more = len(patterns) - len(shown)
+    where = f"`{page.section.folder.parent.name}/{name}/{SUMMARIES}` has the command of every run as `command`"
+    note = f"RUN is the place of a run, such as `{page.members[0].place}`, MODEL its model; {where}"
+    if more:
+        note += f", also of the {more} settings that are not shown"
+    return [block, f"{note}."]
+
+
+def _pattern(run: Run, section: str) -> str:
+    words = []
+    for word in shlex.split(run.summary["command"])[1:]:
+        if word.startswith("--workdir="):
+            continue
+        if word.endswith(run.place):
+            word = word.removesuffix(run.place) + "RUN"
+        elif word.endswith((f":{run.summary['model']}", f"={run.summary['model']}")):
+            word = word.removesuffix(run.summary["model"]) + "MODEL"
+        words.append(word)
+    return f"{shlex.join(['python', *words])} --workdir=runs/{section}/RUN"
+
+
+def _with_figures(text: str, page: _Page) -> str:
+    """Draws the figures that a text shows, and returns it with links as seen from the page.
+
+    A text that shows no figure of the runs gets their learning curves at its end.
+    """
+    folder = page.section.folder
+    by_size = re.findall(r"\]\(" + re.escape(BY_SIZE).replace(r"\{\}", r"(\w+)") + r"\)", text)
+    if page.joined and not by_size and f"]({CURVES})" not in text:
+        with or_note(f"{folder}: no comparison"):
+            draw_comparison(page.joined, folder)
+            text += f"\n\n![Learning curves]({CURVES})"
+    elif f"]({CURVES})" in text:
+        draw_comparison(page.joined, folder)
+    for key in dict.fromkeys(by_size):
+        draw_test_sets(page.joined, key, folder)
+    pieces = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)  # code may look like a link
+    for index in range(0, len(pieces), 2):
+        for name in re.findall(r"!\[[^\]]*\]\((?![a-z]+:|/|#)([^)]+)\)", pieces[index]):
+            if not (folder / urllib.parse.unquote(name)).is_file():
+                raise ValueError(f"{folder / 'README.md'} shows {name}, which is neither there nor drawn from runs.")
+        pieces[index] = re.sub(r"\]\((?![a-z]+:|/|#)", f"]({_link(folder)}/", pieces[index])
+    return "".join(pieces)
+
+
+def _read_text(section: Section) -> str:
+    """Returns the README.md of a section; without a heading, or without the file, its folder's name is the heading."""
+    path = section.folder / "README.md"
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return text if text.startswith("# ") else f"# {section.folder.name}\n\n{text}".strip()
+
+
+def _title(text: str) -> str:
+    return text.splitlines()[0].removeprefix("# ").strip()
+
+
+def _link(folder: pathlib.Path) -> str:
+    return "../../" + urllib.parse.quote(f"{folder.parent.name}/{folder.name}", safe="/=,")

@@ -1,0 +1,168 @@
+"""Placeholders of texts and claims, which the report fills with numbers of runs.
+
+    {{SOURCE: FIELD}}             a number of a run, or of the rows of a file
+    {{SOURCE: FIELD | FORMAT}}    the same, formatted
+    {{table FILE ...: COLUMNS}}   a table of the rows of a benchmark file
+
+SOURCE is one of
+
+- the place of a run in its section, `copy/mnm-p`, where seeds that were trained apart count as one run, or the place
+  of one of them, `15_epochs/chain-p/seed_0`;
+- two places, `A - B` or `A / B`: difference or quotient of their means;
+- a file of the section and conditions on its rows, `training_step.json form=auto heads=1`. The rows are those of a
+  benchmark file, of a JSON list, or the lines of a `.jsonl` file.
+
+FIELD of a run is a metric, `test/accuracy`, or several by a pattern, `test/task=*/error`; with ` at UPDATE` its value
+on a learning curve; or a column of the table that compares runs, such as `seconds` or `updates to 90%`. FIELD of a file
+is a key of its rows, with dots for keys within, `settings.model.memory_layers`.
+
+FORMAT is made of a statistic and a format of Python, `mean .1%`. The statistic is `mean`, `std`, `min`, `max` or
+`above LEVEL` (how many values are larger, as in "2 of 5"); without one, several values are shown as mean ± sample
+standard deviation. The default format is `.4f`.
+"""
+
+import fnmatch
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launch.reporting.benchmark_table import benchmark_table
+from launch.reporting.table import compare
+from launch.runs.finished import Run
+
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_STATISTICS = {"mean": np.mean, "min": np.min, "max": np.max, "std": lambda values: np.std(values, ddof=1)}
+
+
+class Section(NamedTuple):
+    """A folder of runs and files that one page shows.
+
+    Attributes:
+      folder: the folder.
+      runs: its finished runs, by place; both joined runs and their members.
+    """
+
+    folder: pathlib.Path
+    runs: Mapping[str, Run]
+
+
+def fill(text: str, section: Section) -> str:
+    """Returns the text with each placeholder filled from the section.
+
+    Raises:
+      ValueError: a placeholder names no run, no metric or no row, or is malformed; the message quotes it.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        inner = " ".join(match[1].split())
+        try:
+            return _fill_one(inner, section)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ValueError(f"{section.folder}: cannot fill {{{{{inner}}}}}: {error}") from error
+
+    return _PLACEHOLDER.sub(replace, text)
+
+
+def find_rows(folder: pathlib.Path, selection: str) -> list[dict[str, Any]]:
+    """Returns the rows of a file that fulfil all conditions.
+
+    Args:
+      folder: folder of the file.
+      selection: name of the file and conditions, `training_step.json form=auto heads=1`.
+
+    Raises:
+      ValueError: there is no such file, or no such row.
+    """
+    name, *conditions = selection.split()
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"there is no file {name}")
+    text = path.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+    if isinstance(rows, dict):
+        rows = rows["rows"]
+    for condition in conditions:
+        key, _, value = condition.partition("=")
+        rows = [row for row in rows if str(row.get(key)).replace(" ", "_") == value]
+    if not rows:
+        raise ValueError(f"no row of {name} has {' '.join(conditions)}")
+    return rows
+
+
+def _fill_one(inner: str, section: Section) -> str:
+    if ": " not in inner:
+        raise ValueError("a placeholder is {{SOURCE: FIELD}} or {{SOURCE: FIELD | FORMAT}}")
+    source, _, rest = inner.partition(": ")
+    if source.startswith("table "):
+        rows = find_rows(section.folder, source.removeprefix("table "))
+        return benchmark_table(rows, [column.strip() for column in rest.split(",")])
+    field, _, form = (part.strip() for part in rest.partition(" | "))
+    if pair := re.fullmatch(r"(\S+) ([-/]) (\S+)", source):
+        first, second = (float(np.mean(_run_values(section, place, field))) for place in (pair[1], pair[3]))
+        return _format([first - second if pair[2] == "-" else first / second], form)
+    if re.match(r"\S+\.jsonl?(\s|$)", source):
+        return _format([_lookup(row, field) for row in find_rows(section.folder, source)], form)
+    run = _find_run(section, source)
+    columns = compare(run.summary, run.lines)
+    if field in columns:
+        return columns[field].replace("+-", "±")
+    return _format(_run_values(section, source, field), form)
+
+
+def _find_run(section: Section, place: str) -> Run:
+    if place not in section.runs:
+        near = sorted(section.runs)
+        raise ValueError(f"there is no run {place!r}; there are {', '.join(near) or 'none'}")
+    return section.runs[place]
+
+
+def _run_values(section: Section, place: str, field: str) -> list[float]:
+    run = _find_run(section, place)
+    name, _, update = field.partition(" at ")
+    if update:
+        found = [line[name] for line in run.lines if line["step"] == int(update) and name in line]
+        if not found:
+            raise ValueError(f"the curve of {place} has no {name} at {update}")
+        values = found[-1]
+    elif name in ("seeds", "steps", "seconds", "parameters"):
+        values = [run.summary[name]]
+    else:
+        metrics = run.summary["metrics"]
+        names = [metric for metric in metrics if fnmatch.fnmatchcase(metric, name)]
+        if not names:
+            raise ValueError(f"{place} has no metric {name}; it has {', '.join(metrics)}")
+        values = [value for metric in names for value in metrics[metric]["per_seed"]]
+    if None in values:
+        raise ValueError(f"{name} of {place} is not finite")
+    return values
+
+
+def _lookup(row: Mapping[str, Any], key: str) -> Any:
+    """Returns the value of a key, dots for keys within; a key that has dots itself is found too."""
+    if key in row:
+        return row[key]
+    for index in (match.start() for match in re.finditer(r"\.", key)):
+        if isinstance(row.get(key[:index]), dict):
+            return _lookup(row[key[:index]], key[index + 1 :])
+    raise ValueError(f"no key {key!r}; there are {', '.join(row)}")
+
+
+def _format(values: Sequence[Any], form: str) -> str:
+    if len(values) == 1 and isinstance(values[0], str):
+        return values[0]
+    parts = re.fullmatch(r"(?:(mean|std|min|max)\b|above (\S+))?\s*(\S*)", form)
+    if parts is None:
+        raise ValueError(f"{form!r} is no format: a statistic, then a format such as .1%")
+    statistic, level, spec = parts[1], parts[2], parts[3] or ".4f"
+    numbers = np.asarray(values, np.float64)
+    if level:
+        limit = float(level.removesuffix("%")) / (100 if level.endswith("%") else 1)
+        return f"{int(np.sum(numbers > limit))} of {numbers.size}"
+    if statistic:
+        return format(float(_STATISTICS[statistic](numbers)), spec)
+    mean = format(float(numbers.mean()), spec)
+    return mean if numbers.size == 1 else f"{mean} ± {format(float(numbers.std(ddof=1)), spec)}"
