@@ -34,7 +34,7 @@ def build(golden, rule: str) -> MNMCell:
         memory,
         heads=int(golden["heads"]),
         out_features=size,
-        dtype=jnp.float64,
+        param_dtype=jnp.float64,
         rngs=nnx.Rngs(0),
     )
     cell.controller.dense_i.kernel[...] = golden["param_lstm_weight_ih"].T

@@ -1,4 +1,4 @@
-"""Recurrent cells, one a file: each an `nnx.RNNCellBase`, `(carry, inputs [B, D]) -> (carry, outputs)`."""
+"""Recurrent cells, one per file. Each is an `nnx.RNNCellBase`: `(carry, inputs [B, D]) -> (carry, outputs)`."""
 
 from mnm_jax.cells._chain import ChainCarry, ChainCell
 from mnm_jax.cells._common import CellOutput, MemoryTrace, output_features, split_output

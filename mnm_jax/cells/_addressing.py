@@ -1,9 +1,10 @@
-"""How the NTM and the DNC find their slots: each step of the addressing a pure function with its equation.
+"""Addressing of the NTM and the DNC: one pure function per equation.
 
 Shape letters: `B` examples, `H` heads of any kind, `R` read heads, `N` slots, `W` features of a slot, `S` shifts.
-A weighting is `[..., N]`: at least 0, of sum 1 (NTM) or at most 1 (DNC).
+A weighting `[..., N]` has entries of at least 0 and the sum 1 (NTM) or at most 1 (DNC).
 
-Sources: NTM = Graves et al., 2014 (arXiv 1410.5401), section 3; DNC = Graves et al., Nature 2016, Methods.
+References:
+  NTM: Graves et al., 2014 (arXiv 1410.5401), section 3. DNC: Graves et al., Nature 2016, Methods.
 """
 
 import jax
@@ -11,60 +12,108 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Within the roots of the norms: a key or a slot of zeros is like nothing, and its derivatives are finite.
+# Under the roots of the norms: keys and slots of zeros then have similarity 0 and finite derivatives.
 _NORM_EPSILON = 1e-6
-# Within the logarithm of a weighting; far below any weight that matters.
+# In the logarithm of a weighting; far below any weight that matters.
 _LOG_EPSILON = 1e-12
 
 
 def content_weighting(memory: Array, keys: Array, strengths: Array) -> Array:
-    """C(M, k, beta)[i] = softmax_i(beta cos(k, M[i])): `[B, N, W]`, `[B, H, W]`, `[B, H]` to `[B, H, N]`.
+    """Returns the weighting by similarity of keys and slots.
 
-    cos(a, b) = a . b / (sqrt(a . a + eps) sqrt(b . b + eps)).
+        C(M, k, beta)[i] = softmax_i(beta cos(k, M[i]))
+        cos(a, b) = a . b / (sqrt(a . a + eps) sqrt(b . b + eps))
 
-    Source: NTM equations 5 and 6; DNC, "Content-based addressing".
+    Args:
+      memory: M, `[B, N, W]`.
+      keys: k, `[B, H, W]`.
+      strengths: beta, `[B, H]`.
+
+    Returns:
+      `[B, H, N]`.
+
+    References:
+      NTM, equations 5 and 6; DNC, "Content-based addressing".
     """
     keys = keys * jax.lax.rsqrt(jnp.sum(keys * keys, -1, keepdims=True) + _NORM_EPSILON)
-    # Divided after the product, which is smaller than the memory.
+    # The product is divided by the norms, since it is smaller than the memory.
     similarity = jnp.einsum("bhw,bnw->bhn", keys, memory)
     similarity = similarity * jax.lax.rsqrt(jnp.sum(memory * memory, -1) + _NORM_EPSILON)[:, None]
     return jax.nn.softmax(strengths[..., None] * similarity, axis=-1)
 
 
 def interpolate(content: Array, last: Array, gate: Array) -> Array:
-    """w^g_t = g w^c_t + (1 - g) w_{t-1}: `[B, H, N]` twice, `[B, H]`. Source: NTM equation 7."""
+    """Returns w^g_t = g w^c_t + (1 - g) w_{t-1}, `[B, H, N]`.
+
+    Args:
+      content: w^c_t, `[B, H, N]`.
+      last: w_{t-1}, `[B, H, N]`.
+      gate: g, `[B, H]`.
+
+    References:
+      NTM, equation 7.
+    """
     gate = gate[..., None]
     return gate * content + (1 - gate) * last
 
 
 def shift(weighting: Array, shifts: Array) -> Array:
-    """w~[i] = sum_j w[i - j] s[j], i modulo N: `[B, H, N]`, `[B, H, S]` to `[B, H, N]`. Source: NTM equation 8.
+    """Returns w~[i] = sum_j w[i - j] s[j], indices modulo N, `[B, H, N]`.
 
-    S is odd; j runs from -(S - 1) / 2 to (S - 1) / 2.
+    Args:
+      weighting: w, `[B, H, N]`.
+      shifts: s, `[B, H, S]` with odd S; j runs from -(S - 1) / 2 to (S - 1) / 2.
+
+    References:
+      NTM, equation 8.
     """
     furthest = shifts.shape[-1] // 2
-    # Few shifts: a sum of rolled copies costs less than a product with N x N shifts.
+    # S is small: a sum of rolled copies is cheaper than a product with an N x N matrix of shifts.
     moved = [shifts[..., j + furthest, None] * jnp.roll(weighting, j, -1) for j in range(-furthest, furthest + 1)]
     return sum(moved[1:], moved[0])
 
 
 def sharpen(weighting: Array, sharpness: Array) -> Array:
-    """w[i] = w~[i]^gamma / sum_j w~[j]^gamma: `[B, H, N]`, `[B, H]`. Source: NTM equation 9.
+    """Returns w[i] = w~[i]^gamma / sum_j w~[j]^gamma, `[B, H, N]`.
 
-    By logarithms: the powers themselves may all be too small to be represented.
+    It is computed from logarithms, since all powers may underflow.
+
+    Args:
+      weighting: w~, `[B, H, N]`.
+      sharpness: gamma, `[B, H]`.
+
+    References:
+      NTM, equation 9.
     """
     return jax.nn.softmax(sharpness[..., None] * jnp.log(weighting + _LOG_EPSILON), axis=-1)
 
 
 def read(memory: Array, weightings: Array) -> Array:
-    """r^i = sum_n w^i[n] M[n]: `[B, N, W]`, `[B, R, N]` to `[B, R, W]`. Source: NTM equation 2; DNC, "Read"."""
+    """Returns the read vectors r^i = sum_n w^i[n] M[n], `[B, R, W]`.
+
+    Args:
+      memory: M, `[B, N, W]`.
+      weightings: w, `[B, R, N]`.
+
+    References:
+      NTM, equation 2; DNC, "Read".
+    """
     return jnp.einsum("brn,bnw->brw", weightings, memory)
 
 
 def write(memory: Array, weightings: Array, erase: Array, add: Array) -> Array:
-    """M_t = M_{t-1} o prod_h (1 - w^h (x) e^h) + sum_h w^h (x) a^h: `[B, N, W]`, `[B, H, N]`, `[B, H, W]` twice.
+    """Returns the memory after all heads erase and then all heads add, `[B, N, W]`.
 
-    Source: NTM equations 3 and 4 (all heads erase, then all add); DNC, "Write".
+        M_t = M_{t-1} o prod_h (1 - w^h (x) e^h) + sum_h w^h (x) a^h
+
+    Args:
+      memory: M_{t-1}, `[B, N, W]`.
+      weightings: w, `[B, H, N]`.
+      erase: e, `[B, H, W]`, in [0, 1].
+      add: a, `[B, H, W]`.
+
+    References:
+      NTM, equations 3 and 4; DNC, "Write".
     """
     for head in range(erase.shape[1]):
         memory = memory * (1 - weightings[:, head, :, None] * erase[:, head, None])
@@ -72,9 +121,14 @@ def write(memory: Array, weightings: Array, erase: Array, add: Array) -> Array:
 
 
 def retention(free_gates: Array, read_weights: Array) -> Array:
-    """psi_t = prod_i (1 - f^i_t w^{r,i}_{t-1}), how much of a slot is not freed: `[B, R]`, `[B, R, N]` to `[B, N]`.
+    """Returns psi_t = prod_i (1 - f^i_t w^{r,i}_{t-1}), the share of each slot that is not freed, `[B, N]`.
 
-    Source: DNC, "Dynamic memory allocation", as `usage` and `allocation`.
+    Args:
+      free_gates: f_t, `[B, R]`.
+      read_weights: w^r_{t-1}, `[B, R, N]`.
+
+    References:
+      DNC, "Dynamic memory allocation".
     """
     kept = 1 - free_gates[..., None] * read_weights
     product = kept[:, 0]
@@ -84,14 +138,31 @@ def retention(free_gates: Array, read_weights: Array) -> Array:
 
 
 def usage(last: Array, write_weights: Array, retained: Array) -> Array:
-    """u_t = (u_{t-1} + w^w_{t-1} - u_{t-1} o w^w_{t-1}) o psi_t: all `[B, N]`."""
+    """Returns u_t = (u_{t-1} + w^w_{t-1} - u_{t-1} o w^w_{t-1}) o psi_t, `[B, N]`.
+
+    Args:
+      last: u_{t-1}, `[B, N]`.
+      write_weights: w^w_{t-1}, `[B, N]`.
+      retained: psi_t, `[B, N]`.
+
+    References:
+      DNC, "Dynamic memory allocation".
+    """
     return (last + write_weights - last * write_weights) * retained
 
 
 def allocation(used: Array) -> Array:
-    """a[phi[j]] = (1 - u[phi[j]]) prod_{i<j} u[phi[i]], phi the slots from least to most used: `[B, N]`.
+    """Returns the allocation weighting, which prefers the least used slots, `[B, N]`.
 
-    Of slots used alike the first comes first. The order is not differentiated, as in the paper.
+        a[phi[j]] = (1 - u[phi[j]]) prod_{i<j} u[phi[i]],   phi: the slots from least to most used
+
+    Among equally used slots the first comes first. The order is not differentiated, as in the paper.
+
+    Args:
+      used: u, `[B, N]`.
+
+    References:
+      DNC, "Dynamic memory allocation".
     """
     order = jnp.argsort(used, axis=-1, stable=True)
     ascending = jnp.take_along_axis(used, order, -1)
@@ -100,23 +171,46 @@ def allocation(used: Array) -> Array:
 
 
 def write_weighting(content: Array, allocated: Array, allocation_gate: Array, write_gate: Array) -> Array:
-    """w^w_t = g^w (g^a a_t + (1 - g^a) c^w_t): `[B, N]` twice, `[B]` twice. Source: DNC, as above."""
+    """Returns w^w_t = g^w (g^a a_t + (1 - g^a) c^w_t), `[B, N]`.
+
+    Args:
+      content: c^w_t, `[B, N]`.
+      allocated: a_t, `[B, N]`.
+      allocation_gate: g^a, `[B]`.
+      write_gate: g^w, `[B]`.
+
+    References:
+      DNC, "Dynamic memory allocation".
+    """
     to_free = allocation_gate[:, None]
     return write_gate[:, None] * (to_free * allocated + (1 - to_free) * content)
 
 
 def precedence(last: Array, write_weights: Array) -> Array:
-    """p_t = (1 - sum_i w^w_t[i]) p_{t-1} + w^w_t, how recently a slot was written: all `[B, N]`.
+    """Returns p_t = (1 - sum_i w^w_t[i]) p_{t-1} + w^w_t, how recently each slot was written, `[B, N]`.
 
-    Source: DNC, "Temporal memory linkage", as `link` and `follow`.
+    Args:
+      last: p_{t-1}, `[B, N]`.
+      write_weights: w^w_t, `[B, N]`.
+
+    References:
+      DNC, "Temporal memory linkage".
     """
     return (1 - jnp.sum(write_weights, -1, keepdims=True)) * last + write_weights
 
 
 def link(last: Array, write_weights: Array, last_precedence: Array) -> Array:
-    """L_t[i, j], how much i was written next after j: `[B, N, N]`, `[B, N]` twice.
+    """Returns L_t, where L_t[i, j] is the degree to which slot i was written right after slot j, `[B, N, N]`.
 
-    L_t[i, j] = (1 - w^w_t[i] - w^w_t[j]) L_{t-1}[i, j] + w^w_t[i] p_{t-1}[j],  L_t[i, i] = 0.
+        L_t[i, j] = (1 - w^w_t[i] - w^w_t[j]) L_{t-1}[i, j] + w^w_t[i] p_{t-1}[j],   L_t[i, i] = 0
+
+    Args:
+      last: L_{t-1}, `[B, N, N]`.
+      write_weights: w^w_t, `[B, N]`.
+      last_precedence: p_{t-1}, `[B, N]`.
+
+    References:
+      DNC, "Temporal memory linkage".
     """
     i, j = write_weights[:, :, None], write_weights[:, None, :]
     linked = (1 - i - j) * last + i * last_precedence[:, None, :]
@@ -124,15 +218,30 @@ def link(last: Array, write_weights: Array, last_precedence: Array) -> Array:
 
 
 def follow(links: Array, read_weights: Array) -> tuple[Array, Array]:
-    """(f^i_t = L_t w^{r,i}_{t-1}, b^i_t = L_t^T w^{r,i}_{t-1}): `[B, N, N]`, `[B, R, N]` to `[B, R, N]` twice."""
+    """Returns the forward weightings L_t w^{r,i}_{t-1} and the backward ones L_t^T w^{r,i}_{t-1}, `[B, R, N]` each.
+
+    Args:
+      links: L_t, `[B, N, N]`.
+      read_weights: w^r_{t-1}, `[B, R, N]`.
+
+    References:
+      DNC, "Temporal memory linkage".
+    """
     forward = jnp.einsum("bij,brj->bri", links, read_weights)
     backward = jnp.einsum("bij,bri->brj", links, read_weights)
     return forward, backward
 
 
 def read_weighting(backward: Array, content: Array, forward: Array, modes: Array) -> Array:
-    """w^{r,i}_t = pi^i[1] b^i_t + pi^i[2] c^{r,i}_t + pi^i[3] f^i_t: `[B, R, N]` thrice, `[B, R, 3]`.
+    """Returns w^{r,i}_t = pi^i[1] b^i_t + pi^i[2] c^{r,i}_t + pi^i[3] f^i_t, `[B, R, N]`.
 
-    Source: DNC, "Read weighting".
+    Args:
+      backward: b_t, `[B, R, N]`.
+      content: c^r_t, `[B, R, N]`.
+      forward: f_t, `[B, R, N]`.
+      modes: pi, `[B, R, 3]`.
+
+    References:
+      DNC, "Read weighting".
     """
     return modes[..., 0, None] * backward + modes[..., 1, None] * content + modes[..., 2, None] * forward

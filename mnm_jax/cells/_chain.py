@@ -1,37 +1,54 @@
-"""A memory cell that follows chains of facts: entity and relation make a key, and what is found is asked for next."""
+"""A memory cell that follows chains of facts: each answer of the memory can become part of the next key."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._params import ParamTree
-from mnm_jax.cells._common import CellOutput, MemoryTrace, check_inputs, check_sizes, make_gates, split_gates
+from mnm_jax.cells._common import (
+    CarryRngs,
+    Cell,
+    CellOutput,
+    MemoryTrace,
+    cast_inputs,
+    make_gates,
+    split_gates,
+)
 from mnm_jax.cells._lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState
 
 Array = jax.Array
 
-# Initial values, each of which lets learning start with chains that hold already; see the cell's docstring.
-_RELATION = 0.7  # of every relation feature: facts and questions then start with relations alike
-_FOUND = 0.7  # the part of what the first hop found in a write key
-_GATE_SCALE = 0.3  # of the gates' kernel, against 1 / sqrt(fan in)
+# Initial values that make chains of look-ups work before training; see the cell's docstring.
+_RELATION = 0.7  # every relation feature: facts and questions then start with equal relations
+_FOUND = 0.7  # share of the first hop's answer in a write key
+_GATE_SCALE = 0.3  # factor on the gates' kernel, whose scale is 1 / sqrt(fan in) otherwise
 
 
 class ChainCarry(NamedTuple):
-    """controller: the LSTM's (c, h). memory: phi."""
+    """Carry of a `ChainCell`.
+
+    Attributes:
+      controller: the LSTM's (c, h).
+      memory: phi, the fast weights.
+    """
 
     controller: tuple[Array, Array]
     memory: MemoryState
 
 
-class ChainCell(nnx.RNNCellBase):
-    """A controller that follows a chain of reads at every step, and writes what it makes of them.
+class ChainCell(Cell):
+    """A controller that follows a chain of reads at every step and writes a combination of entities and answers.
 
-    The last `P V` of the inputs' features are the codes of `P` entities, the things that the step is about (the words
-    picked from a sentence, say). One code serves as key, as value and as answer, so that an answer can be asked for:
+    The last `P V` features of the inputs are the codes of `P` entities that the step is about, such as the words
+    picked from a sentence. An entity's code serves as part of a key, as value and as answer, so that an answer can be
+    part of the next key:
 
         h_t, c_t = LSTM(x_t, h_{t-1}, c_{t-1}),   s_t = [x_t ; h_t],   m_t = tanh(A s_t + a)
         e_p = norm(code p of x_t)                                                         p = 1 ... P
@@ -42,28 +59,41 @@ class ChainCell(nnx.RNNCellBase):
         phi_t = Write(phi_{t-1}; k^w_t, v^w_t, beta_t),   y_t = [s_t ; r_1 ; ... ; r_N]
         L^meta_t = mean over heads and features of (f(k^w_t; phi_t) - v^w_t)^2
 
-    (x) is the outer product of an entity `[V]` and a relation `[R]`, `K = V R`; G are matrices of gates, linear in m_t,
-    one for each head and each entity named or found; norm gives mean zero and variance one. `MNMCell`, as the paper has
-    it, reads once, after the write, and sees the answer one step later: it needs as many steps as a question has hops.
+    (x) is the outer product of an entity `[V]` and a relation `[R]`, so that `K = V R`. G are matrices of gates, linear
+    in m_t, one gate for each head and each entity or answer; norm gives mean zero and variance one. `MNMCell`, as in
+    the paper, reads once, after the write, and its controller receives the answer one step later: it needs as many
+    steps as a question has hops.
 
-    At the start gates pass on the last answer, heads write in pairs (the entity of one under that of the other, and the
-    other way round), write keys lean on what the first hop found, and relations are alike. A chain of look-ups is then
-    whole from the first update on, and each part of it is improved by the gradient of the others.
+    Before training, the gates of each hop select the answer of the hop before it, heads write in pairs (the entity of
+    each under that of the other), write keys contain the answer of the first hop, and all relations are equal. Chains
+    of look-ups therefore work from the first update, and the gradient of each part passes through the others.
 
     Args:
       in_features: `D >= P V`.
       hidden_features: of the controller, and of m.
       memory: from `gradient_memory` or `local_memory`; its key size is a multiple `R` of its value size.
       entities: `P`.
-      heads: `H <= P`, reads side by side in each hop, and keys and values written.
-      hops: `N`, reads one after the other.
-      dtype: of parameters and carry but the memory's; see `MNMCell`.
+      heads: `H <= P`, parallel reads per hop, and keys and values written per step; 2 by default, a pair.
+      hops: `N`, successive reads per step.
+      dtype: dtype of the computation and of the carry except the memory's weights; None takes `param_dtype`.
+      param_dtype: dtype of the parameters except the memory's.
+      rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size out of range, or inputs of another shape than `[B, D]`.
+      ValueError: for a size out of range, or inputs whose shape is not `[B, D]`.
 
-    Source: the memory of Munkhdalai et al., NeurIPS 2019; keys of entity and relation and chained reads with normalised
-    answers as in TPR-RNN (Schlag and Schmidhuber, NeurIPS 2018).
+    Examples:
+      >>> from mnm_jax import local_memory, unroll
+      >>> memory = local_memory(16, 4, hidden_sizes=())                        # V = 4, R = 16 / 4
+      >>> cell = ChainCell(10, 8, memory, entities=2, heads=2, hops=3, rngs=nnx.Rngs(0))
+      >>> inputs = jnp.zeros((7, 5, 10))                                       # [T, B, D], two codes of 4 at the end
+      >>> carry, outputs = unroll(cell, None, inputs)
+      >>> print(outputs.features.shape)                                        # [T, B, D + hidden + N H V]
+      (7, 5, 42)
+
+    References:
+      Memory: Munkhdalai et al., NeurIPS 2019. Keys of entity and relation, and chained reads with normalised answers,
+      as in TPR-RNN: Schlag and Schmidhuber, NeurIPS 2018.
     """
 
     def __init__(
@@ -75,11 +105,11 @@ class ChainCell(nnx.RNNCellBase):
         entities: int,
         heads: int = 2,
         hops: int = 3,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        sizes = {"in_features": in_features, "hidden_features": hidden_features, "heads": heads, "hops": hops}
-        check_sizes(**sizes, entities=entities)
+        check_sizes(in_features=in_features, hidden_features=hidden_features, entities=entities, heads=heads, hops=hops)
         key_size, value_size = memory.key_size, memory.value_size
         if key_size % value_size:
             raise ValueError(f"key_size must be a multiple of value_size, got {key_size=}, {value_size=}.")
@@ -96,48 +126,39 @@ class ChainCell(nnx.RNNCellBase):
         self.hops = hops
         self.relation_features = key_size // value_size
         self.out_features = in_features + hidden_features + hops * heads * value_size
-        self.dtype = dtype
+        self.dtype = param_dtype if dtype is None else dtype
+        self.param_dtype = param_dtype
         self.memory = nnx.static(memory)
         self.memory_params = ParamTree(memory.init(rngs.params()))
 
-        def linear(i: int, o: int) -> nnx.Linear:
-            return nnx.Linear(i, o, param_dtype=dtype, rngs=rngs)
-
-        start = _first_gates(entities, heads, hops)
+        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        first_gates = _first_gates(entities, heads, hops)
         relations = (hops + 1) * heads * self.relation_features
-        self.controller = LSTMCell(in_features, hidden_features, param_dtype=dtype, rngs=rngs)
+        self.controller = LSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.hidden = linear(in_features + hidden_features, hidden_features)
         self.relations = linear(hidden_features, relations)
-        self.relations.bias[...] = jnp.full(relations, _RELATION, dtype)
-        self.gates = linear(hidden_features, start.size)
+        self.relations.bias[...] = jnp.full(relations, _RELATION, param_dtype)
+        self.gates = linear(hidden_features, first_gates.size)
         self.gates.kernel[...] *= _GATE_SCALE
-        self.gates.bias[...] = jnp.asarray(start.ravel(), dtype)
-        self.rate = make_gates(hidden_features + hops * heads * value_size, memory, dtype, rngs)
-
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
+        self.gates.bias[...] = jnp.asarray(first_gates.ravel(), param_dtype)
+        self.rate = make_gates(linear, hidden_features + hops * heads * value_size, memory)
 
     def linear_maps(self) -> list[nnx.Linear]:
-        """The maps that every step multiplies by, each outside of any derivative taken in the step itself."""
-        return [
-            self.controller.dense_i,
-            self.controller.dense_h,
-            self.hidden,
-            self.relations,
-            self.gates,
-            self.rate,
-        ]
+        """Returns the slow linear maps of every step, which lie outside of derivatives taken within a step."""
+        lstm = self.controller
+        return [lstm.dense_i, lstm.dense_h, self.hidden, self.relations, self.gates, self.rate]
 
-    def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> ChainCarry:
-        """The carry at the start of sequences of inputs shaped `input_shape = (B, D)`; needs no random key."""
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
+    ) -> ChainCarry:
+        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
         del rngs, carry_init
         memory = self.memory.start(self.memory_params.get_value(), input_shape[0])
-        return ChainCarry(self.controller.initialize_carry(input_shape), memory)
+        return ChainCarry(controller=self.controller.initialize_carry(input_shape), memory=memory)
 
     def __call__(self, carry: ChainCarry, inputs: Array) -> tuple[ChainCarry, CellOutput]:
-        """One step: inputs `[B, D]`; the features put out are `[B, D + hidden + N H V]`."""
-        check_inputs(inputs, self.in_features)
+        """Returns the carry and the outputs after one step with inputs `[B, D]`; features `[B, D + hidden + N H V]`."""
+        inputs = cast_inputs(inputs, self.in_features, self.dtype)
         params, memory, heads, hops = self.memory_params.get_value(), self.memory, self.heads, self.hops
         controller, hidden = self.controller(carry.controller, inputs)
         m = jnp.tanh(self.hidden(jnp.concatenate([inputs, hidden], -1)))
@@ -145,35 +166,39 @@ class ChainCell(nnx.RNNCellBase):
         gates = self.gates(m).reshape(-1, hops + 1, heads, self.entities + hops * heads)
 
         codes = inputs[:, self.in_features - self.entities * memory.value_size :]
-        known = _norm(codes.reshape(-1, self.entities, memory.value_size))
-        asked, keys, found = known[:, :heads], [], []
+        known = _normalise(codes.reshape(-1, self.entities, memory.value_size))
+        query, keys, answers = known[:, :heads], [], []
         for hop in range(hops):
-            keys.append(_key(asked, relations[:, hop]))
-            found.append(_norm(memory.read(params, carry.memory, keys[-1])))
-            known = jnp.concatenate([known, found[-1]], 1)
-            asked = _mix(gates[:, hop], known)
-        # After the last hop, what would be asked next is what is written under.
-        write_keys, write_values = _key(asked, relations[:, hops]), _mix(gates[:, hops], known)
+            keys.append(_join_key(query, relations[:, hop]))
+            answers.append(_normalise(memory.read(params, carry.memory, keys[-1])))
+            known = jnp.concatenate([known, answers[-1]], 1)
+            query = _combine(gates[:, hop], known)
+        # The query after the last hop is the entity part of the write keys.
+        write_keys, write_values = _join_key(query, relations[:, hops]), _combine(gates[:, hops], known)
 
-        findings = jnp.concatenate(found, 1).reshape(-1, hops * heads * memory.value_size)
-        rate, others = split_gates(memory, jax.nn.sigmoid(self.rate(jnp.concatenate([m, findings], -1))))
+        flat_answers = jnp.concatenate(answers, 1).reshape(-1, hops * heads * memory.value_size)
+        rate, others = split_gates(memory, jax.nn.sigmoid(self.rate(jnp.concatenate([m, flat_answers], -1))))
         state, info = memory.write(params, carry.memory, write_keys, write_values, rate, **others)
 
-        # Of the first hop, whose keys look for sentences; those of later hops look for what was found.
-        trace = MemoryTrace(write_keys, write_values, keys[0], found[0], rate)
-        features = jnp.concatenate([inputs, hidden, findings], -1)
-        return ChainCarry(controller, state), CellOutput(features, info.loss_after, info, trace)
+        # The reads of the first hop, whose keys are made of the inputs' entities; later keys are made of answers.
+        trace = MemoryTrace(
+            write_keys=write_keys, write_values=write_values, read_keys=keys[0], read_values=answers[0], rate=rate
+        )
+        features = jnp.concatenate([inputs, hidden, flat_answers], -1)
+        carry = ChainCarry(controller=controller, memory=state)
+        return carry, CellOutput(features=features, meta_loss=info.loss_after, write=info, trace=trace)
 
 
 def _first_gates(entities: int, heads: int, hops: int) -> np.ndarray:
-    """`[N + 1, H, P + N H]`: of the queries of hops 2 to N, of the write keys, and of the write values, in this order.
+    """Returns the initial gates `[N + 1, H, P + N H]` of queries 2 to N, of the write keys and of the write values.
 
-    >>> print(_first_gates(2, 2, 1))
-    [[[1.  0.  0.7 0. ]
-      [0.  1.  0.  0.7]]
-    <BLANKLINE>
-     [[0.  1.  0.  0. ]
-      [1.  0.  0.  0. ]]]
+    Examples:
+      >>> print(_first_gates(2, 2, 1))
+      [[[1.  0.  0.7 0. ]
+        [0.  1.  0.  0.7]]
+      <BLANKLINE>
+       [[0.  1.  0.  0. ]
+        [1.  0.  0.  0. ]]]
     """
     gates = np.zeros((hops + 1, heads, entities + hops * heads))
     for head in range(heads):
@@ -186,17 +211,17 @@ def _first_gates(entities: int, heads: int, hops: int) -> np.ndarray:
     return gates
 
 
-def _mix(gates: Array, known: Array) -> Array:
-    """The entities `[B, H, V]` that gates `[B, H, n or more]` make of the `n` known so far."""
+def _combine(gates: Array, known: Array) -> Array:
+    """Returns sums `[B, H, V]` of the `n` known entities and answers, weighted by the first `n` gates of each head."""
     return jnp.sum(gates[..., : known.shape[1], None] * known[:, None], 2)
 
 
-def _key(entities: Array, relations: Array) -> Array:
-    """`[B, H, V]` and `[B, H, R]` to `[B, H, V R]`."""
+def _join_key(entities: Array, relations: Array) -> Array:
+    """Returns keys `[B, H, V R]`, the outer products of entities `[B, H, V]` and relations `[B, H, R]`."""
     return (entities[..., None] * relations[..., None, :]).reshape(*entities.shape[:2], -1)
 
 
-def _norm(x: Array) -> Array:
-    """Mean zero and variance one over the last axis; answers that are nearly constant stay small."""
+def _normalise(x: Array) -> Array:
+    """Returns x with mean zero and variance one over the last axis, except that nearly constant answers stay small."""
     x = x - jnp.mean(x, -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3)

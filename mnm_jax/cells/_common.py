@@ -1,21 +1,34 @@
-"""What the cells share: their output, and the checks on what a user hands them."""
+"""Shared by the cells: their outputs, their base class, and the checks on sizes and inputs.
 
+Shape letters: `B` examples, `D` input features, `F` output features, `H` heads, `K`/`V` key and value features.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from mnm_jax.memory import Memory
+from mnm_jax.memory import Memory, WriteInfo
 from mnm_jax.memory._options import FORGET_LITTLE
 
 Array = jax.Array
+CarryRngs = nnx.Rngs | nnx.RngStream | None
+
+_FLAX_CELLS = (nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.SimpleCell, nnx.GRUCell)
 
 
 class MemoryTrace(NamedTuple):
-    """What went into and out of a memory in one step, for memory maps (figure 5 of the paper).
+    """Inputs and answers of a memory in one step, for memory maps (figure 5 of the paper).
 
-    write_keys, read_keys: `[B, H, K]`. write_values, read_values: `[B, H, V]`. rate: `[B]`, the write rate beta.
+    Attributes:
+      write_keys: `[B, H, K]`.
+      write_values: `[B, H, V]`.
+      read_keys: `[B, H, K]`.
+      read_values: `[B, H, V]`.
+      rate: `[B]`, the write rate beta.
     """
 
     write_keys: Array
@@ -26,64 +39,106 @@ class MemoryTrace(NamedTuple):
 
 
 class CellOutput(NamedTuple):
-    """Output of a cell with a memory.
+    """Outputs of a cell with a memory.
 
-    features: `[B, F]` what goes on to the next layer.
-    meta_loss: `[B]` the step's term of the meta objective (equation 5), or None for a memory that has none.
-    write: `WriteInfo`, or None for a memory that is no network.
-    trace: keys, values and rate of the step.
+    Attributes:
+      features: `[B, F]`, the input of the next layer.
+      meta_loss: `[B]`, the step's term of the meta objective (equation 5 of the paper); None for a memory without one.
+      write: measures of the write; None for a memory that is not a network.
+      trace: keys, values and write rate of the step.
     """
 
     features: Array
     meta_loss: Array | None
-    write: Any
+    write: WriteInfo | None
     trace: MemoryTrace
 
 
+class Cell(nnx.RNNCellBase):
+    """Base class of the cells: the sizes and dtypes that each of them offers.
+
+    Attributes:
+      in_features: `D`.
+      hidden_features: features of the controller's hidden state.
+      out_features: `F`.
+      dtype: dtype of the computation, the outputs and the carry.
+      param_dtype: dtype of the parameters.
+    """
+
+    in_features: int
+    hidden_features: int
+    out_features: int
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @property
+    def num_feature_axes(self) -> int:
+        """The number of feature axes of the inputs: 1."""
+        return 1
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
+    ) -> Any:
+        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
+        raise NotImplementedError
+
+    def __call__(self, carry: Any, inputs: Array) -> tuple[Any, Any]:  # type: ignore[override]
+        """Returns the carry and the outputs after one step with inputs `[B, D]`."""
+        raise NotImplementedError
+
+
 def split_output(outputs: Any) -> tuple[Array, Array | None]:
-    """(features, meta loss or None) of any cell's outputs: a plain array is all features."""
+    """Returns the features and the meta loss of any cell's outputs; an array is features without a meta loss."""
     if isinstance(outputs, CellOutput):
         return outputs.features, outputs.meta_loss
     return outputs, None
 
 
 def output_features(cell: nnx.RNNCellBase) -> int:
-    """Number of features a cell puts out; flax's own cells put out their hidden state."""
-    return getattr(cell, "out_features", None) or cell.hidden_features
+    """Returns the number of features that a cell puts out, its `out_features`.
+
+    flax's own cells lack the attribute; their outputs are their hidden state, so that `hidden_features` counts.
+
+    Raises:
+      TypeError: if a cell is not one of flax's and has no `out_features`.
+    """
+    if hasattr(cell, "out_features"):
+        return cell.out_features
+    if isinstance(cell, _FLAX_CELLS):
+        return cell.hidden_features
+    raise TypeError(f"{type(cell).__name__} has no out_features: set it to the number of features of its outputs.")
 
 
-# The hidden state of a fresh LSTM is small: a gain above one keeps the keys from shrinking with it. Small keys all look
-# alike to the memory, each write overwrites the one before, and learning waits.
+# The hidden state of a new LSTM is small. A gain above one keeps the keys from being small too: small keys are nearly
+# alike to the memory, so that each write overwrites the one before, and learning starts late.
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
 
 
-def make_gates(in_features: int, memory: Memory, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """The linear map to the write rate and the memory's other gates, before their sigmoid."""
-    linear = nnx.Linear(in_features, 1 + len(memory.gates), param_dtype=dtype, rngs=rngs)
+def make_gates(linear: Callable[[int, int], nnx.Linear], in_features: int, memory: Memory) -> nnx.Linear:
+    """Returns the linear map to the write rate and the memory's other gates, before their sigmoid."""
+    gates = linear(in_features, 1 + len(memory.gates))
     if "forget" in memory.gates:
-        linear.bias[...] = linear.bias[...].at[1 + memory.gates.index("forget")].set(FORGET_LITTLE)
-    return linear
+        gates.bias[...] = gates.bias[...].at[1 + memory.gates.index("forget")].set(FORGET_LITTLE)
+    return gates
 
 
 def split_gates(memory: Memory, gates: Array) -> tuple[Array, dict[str, Array]]:
-    """The write rate `[B]` and the memory's other gates by name, from `[B, 1 + their number]`."""
+    """Splits gates `[B, 1 + G]` into the write rate `[B]` and the memory's `G` other gates by name, `[B]` each."""
     return gates[:, 0], {name: gates[:, 1 + place] for place, name in enumerate(memory.gates)}
 
 
-def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """An orthogonal matrix of any dtype; the QR decomposition behind it has no half precision, so it is cast last."""
+def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Returns an orthogonal matrix of any dtype: drawn in float32 or wider, which the QR decomposition needs."""
     drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raises ValueError unless every named size is at least 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be >= 1, got {size}.")
+def cast_inputs(inputs: Array, in_features: int, dtype: DTypeLike) -> Array:
+    """Returns inputs in the dtype of the computation.
 
-
-def check_inputs(inputs: Array, in_features: int) -> None:
-    """Raises ValueError unless inputs are `[B, in_features]`."""
+    Raises:
+      ValueError: unless their shape is `[B, in_features]`.
+    """
     if inputs.ndim != 2 or inputs.shape[1] != in_features:
         raise ValueError(f"inputs must have shape [B, {in_features}], got {inputs.shape}.")
+    return inputs.astype(dtype)

@@ -1,4 +1,7 @@
-"""The differentiable neural computer: an LSTM with a memory that allocates slots and remembers their order."""
+"""The differentiable neural computer: an LSTM with a memory that allocates slots and records their order.
+
+Shape letters: `B` examples, `D` input features, `R` read heads, `N` slots, `W` features of a slot.
+"""
 
 from typing import NamedTuple
 
@@ -6,18 +9,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
+from mnm_jax._checks import check_sizes
 from mnm_jax.cells import _addressing as addressing
-from mnm_jax.cells._common import CellOutput, MemoryTrace, check_inputs, check_sizes, interaction_init
+from mnm_jax.cells._common import (
+    CarryRngs,
+    Cell,
+    CellOutput,
+    MemoryTrace,
+    cast_inputs,
+    interaction_init,
+)
 from mnm_jax.cells._lstm import LSTMCell
 
 Array = jax.Array
 
 
 class DNCMemory(NamedTuple):
-    """matrix: M `[B, N, W]`. usage: u `[B, N]`. link: L `[B, N, N]`. precedence: p `[B, N]`.
+    """State of the memory of a `DNCCell`.
 
-    write_weights: w^w `[B, N]`. read_weights: w^r `[B, R, N]`.
+    Attributes:
+      matrix: M, `[B, N, W]`.
+      usage: u, `[B, N]`.
+      link: L, `[B, N, N]`.
+      precedence: p, `[B, N]`.
+      write_weights: w^w, `[B, N]`.
+      read_weights: w^r, `[B, R, N]`.
     """
 
     matrix: Array
@@ -29,12 +47,19 @@ class DNCMemory(NamedTuple):
 
 
 class DNCInterface(NamedTuple):
-    """What the controller asks of the memory: the interface vector xi in parts, in the paper's order.
+    """The interface vector xi in parts, in the paper's order.
 
-    read_keys: k^r `[B, R, W]`. read_strengths: beta^r `[B, R]`, at least 1. write_key: k^w `[B, W]`.
-    write_strength: beta^w `[B]`, at least 1. erase: e `[B, W]` in [0, 1]. write_vector: v `[B, W]`.
-    free_gates: f `[B, R]`. allocation_gate: g^a `[B]`. write_gate: g^w `[B]`.
-    read_modes: pi `[B, R, 3]`: backward, content, forward.
+    Attributes:
+      read_keys: k^r, `[B, R, W]`.
+      read_strengths: beta^r, `[B, R]`, at least 1.
+      write_key: k^w, `[B, W]`.
+      write_strength: beta^w, `[B]`, at least 1.
+      erase: e, `[B, W]`, in [0, 1].
+      write_vector: v, `[B, W]`.
+      free_gates: f, `[B, R]`, in [0, 1].
+      allocation_gate: g^a, `[B]`, in [0, 1].
+      write_gate: g^w, `[B]`, in [0, 1].
+      read_modes: pi, `[B, R, 3]` with sum 1: backward, content, forward.
     """
 
     read_keys: Array
@@ -50,15 +75,21 @@ class DNCInterface(NamedTuple):
 
 
 class DNCCarry(NamedTuple):
-    """controller: the LSTM's (c, h). reads: r `[B, R, W]`. memory: all that the memory keeps."""
+    """Carry of a `DNCCell`.
+
+    Attributes:
+      controller: the LSTM's (c, h).
+      reads: r, `[B, R, W]`.
+      memory: state of the memory.
+    """
 
     controller: tuple[Array, Array]
     reads: Array
     memory: DNCMemory
 
 
-class DNCCell(nnx.RNNCellBase):
-    """An LSTM that writes into free or similar slots, and reads by content or along the order of the writes.
+class DNCCell(Cell):
+    """An LSTM that writes to free or similar slots, and reads by content or in the order of the writes.
 
         h_t, c_t = LSTM([x_t ; r^1_{t-1} ; ... ; r^R_{t-1}], h_{t-1}, c_{t-1}),      xi_t = A h_t + a
         psi_t = prod_i (1 - f^i_t w^{r,i}_{t-1}),      u_t = (u_{t-1} + w^w_{t-1} - u_{t-1} o w^w_{t-1}) o psi_t
@@ -69,17 +100,24 @@ class DNCCell(nnx.RNNCellBase):
         r^i_t = M_t^T w^{r,i}_t
         y_t = [h_t ; r^1_t ; ... ; r^R_t]
 
-    One layer of the paper's controller. Its output W_y h_t + W_r r_t is left to what comes next. A sequence begins with
-    zeros everywhere. The time of a step and the memory of its backward pass grow with N^2.
+    The controller has one layer. The paper's output W_y h_t + W_r r_t is left to the next layer of the model. A
+    sequence starts from zeros. The time per step and the memory of its backward pass grow with N^2.
 
     Args:
-      in_features: `D`. hidden_features: of the controller. slots: `N`. slot_features: `W`. read_heads: `R`.
-      dtype: of parameters and carry.
+      in_features: `D`.
+      hidden_features: of the controller.
+      slots: `N`.
+      slot_features: `W`.
+      read_heads: `R`.
+      dtype: dtype of the computation and the carry; None takes `param_dtype`.
+      param_dtype: dtype of the parameters.
+      rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size below 1, or inputs of another shape than `[B, D]`.
+      ValueError: for a size below 1, or inputs whose shape is not `[B, D]`.
 
-    Source: Graves et al., Nature 2016, Methods.
+    References:
+      Graves et al., Nature 2016, Methods.
     """
 
     def __init__(
@@ -90,7 +128,8 @@ class DNCCell(nnx.RNNCellBase):
         slots: int,
         slot_features: int,
         read_heads: int = 1,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_sizes(
@@ -105,55 +144,71 @@ class DNCCell(nnx.RNNCellBase):
         self.slots = slots
         self.slot_features = slot_features
         self.read_heads = read_heads
-        self.dtype = dtype
+        self.dtype = param_dtype if dtype is None else dtype
+        self.param_dtype = param_dtype
         reads = read_heads * slot_features
         self.out_features = hidden_features + reads
-        self.controller = LSTMCell(in_features + reads, hidden_features, param_dtype=dtype, rngs=rngs)
+        self.controller = LSTMCell(
+            in_features + reads, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.interface = nnx.Linear(
-            hidden_features, sum(self._sizes()), kernel_init=interaction_init, param_dtype=dtype, rngs=rngs
+            hidden_features,
+            sum(self._interface_sizes()),
+            kernel_init=interaction_init,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
 
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
-
-    def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> DNCCarry:
-        """The carry at the start of sequences of inputs shaped `input_shape = (B, D)`: zeros."""
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
+    ) -> DNCCarry:
+        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`: zeros."""
         del rngs, carry_init
-        batch, n, w, r = input_shape[0], self.slots, self.slot_features, self.read_heads
-        shapes = DNCMemory((n, w), (n,), (n, n), (n,), (n,), (r, n))
-        memory = DNCMemory(*(jnp.zeros((batch, *shape), self.dtype) for shape in shapes))
-        reads = jnp.zeros((batch, r, w), self.dtype)
-        return DNCCarry(self.controller.initialize_carry(input_shape), reads, memory)
+        zeros = lambda *shape: jnp.zeros((input_shape[0], *shape), self.dtype)  # noqa: E731
+        memory = DNCMemory(
+            matrix=zeros(self.slots, self.slot_features),
+            usage=zeros(self.slots),
+            link=zeros(self.slots, self.slots),
+            precedence=zeros(self.slots),
+            write_weights=zeros(self.slots),
+            read_weights=zeros(self.read_heads, self.slots),
+        )
+        return DNCCarry(
+            controller=self.controller.initialize_carry(input_shape),
+            reads=zeros(self.read_heads, self.slot_features),
+            memory=memory,
+        )
 
     def __call__(self, carry: DNCCarry, inputs: Array) -> tuple[DNCCarry, CellOutput]:
-        """One step: inputs `[B, D]`; the features put out are `[B, hidden + R W]`."""
-        check_inputs(inputs, self.in_features)
+        """Returns the carry and the outputs, features `[B, hidden + R W]`, after one step with inputs `[B, D]`."""
+        inputs = cast_inputs(inputs, self.in_features, self.dtype)
         last = carry.reads.reshape(inputs.shape[0], -1)
         controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, last], -1))
-        interface = self._interact(hidden)
+        interface = self._interface_parts(hidden)
         memory, reads = access(carry.memory, interface)
 
         features = jnp.concatenate([hidden, reads.reshape(inputs.shape[0], -1)], -1)
-        # Every read head is compared with the one write.
         to_heads = lambda x: jnp.broadcast_to(x[:, None], reads.shape)  # noqa: E731
         trace = MemoryTrace(
-            to_heads(interface.write_key),
-            to_heads(interface.write_vector),
-            interface.read_keys,
-            reads,
-            interface.write_gate,
+            write_keys=to_heads(interface.write_key),
+            write_values=to_heads(interface.write_vector),
+            read_keys=interface.read_keys,
+            read_values=reads,
+            rate=interface.write_gate,
         )
-        return DNCCarry(controller, reads, memory), CellOutput(features, None, None, trace)
+        carry = DNCCarry(controller=controller, reads=reads, memory=memory)
+        return carry, CellOutput(features=features, meta_loss=None, write=None, trace=trace)
 
-    def _sizes(self) -> tuple[int, ...]:
-        """Of the parts of the interface vector, in their order."""
+    def _interface_sizes(self) -> tuple[int, ...]:
+        """Returns the sizes of the fields of `DNCInterface`, in their order."""
         w, r = self.slot_features, self.read_heads
         return r * w, r, w, 1, w, w, r, 1, 1, 3 * r
 
-    def _interact(self, hidden: Array) -> DNCInterface:
-        """The interface from the controller's state `[B, hidden]`: xi_t, every part brought into its range."""
-        xi = DNCInterface(*jnp.split(self.interface(hidden), np.cumsum(self._sizes())[:-1].tolist(), axis=-1))
+    def _interface_parts(self, hidden: Array) -> DNCInterface:
+        """Returns the parts of xi_t, each mapped into its range, from the controller's state `[B, hidden]`."""
+        offsets = np.cumsum(self._interface_sizes())[:-1].tolist()
+        xi = DNCInterface._make(jnp.split(self.interface(hidden), offsets, axis=-1))
         one_plus = lambda x: 1 + jax.nn.softplus(x)  # noqa: E731
         return DNCInterface(
             read_keys=xi.read_keys.reshape(-1, self.read_heads, self.slot_features),
@@ -170,7 +225,7 @@ class DNCCell(nnx.RNNCellBase):
 
 
 def access(memory: DNCMemory, xi: DNCInterface) -> tuple[DNCMemory, Array]:
-    """One write, then one read: the new memory, and the read vectors `[B, R, W]`."""
+    """Writes and then reads; returns the new memory and the read vectors `[B, R, W]`."""
     retained = addressing.retention(xi.free_gates, memory.read_weights)
     used = addressing.usage(memory.usage, memory.write_weights, retained)
     content = addressing.content_weighting(memory.matrix, xi.write_key[:, None], xi.write_strength[:, None])[:, 0]
@@ -183,5 +238,12 @@ def access(memory: DNCMemory, xi: DNCInterface) -> tuple[DNCMemory, Array]:
     forward, backward = addressing.follow(links, memory.read_weights)
     content = addressing.content_weighting(matrix, xi.read_keys, xi.read_strengths)
     read_weights = addressing.read_weighting(backward, content, forward, xi.read_modes)
-    reads = addressing.read(matrix, read_weights)
-    return DNCMemory(matrix, used, links, precedence, write_weights, read_weights), reads
+    memory = DNCMemory(
+        matrix=matrix,
+        usage=used,
+        link=links,
+        precedence=precedence,
+        write_weights=write_weights,
+        read_weights=read_weights,
+    )
+    return memory, addressing.read(matrix, read_weights)

@@ -1,4 +1,8 @@
-"""The neural Turing machine: an LSTM whose heads move over a memory of slots."""
+"""The neural Turing machine: an LSTM whose heads move over a memory of slots.
+
+Shape letters: `B` examples, `D` input features, `H` heads of one kind, `R` read heads, `N` slots, `W` features of a
+slot, `S` shifts.
+"""
 
 from typing import NamedTuple
 
@@ -6,21 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
+from mnm_jax._checks import check_sizes
 from mnm_jax.cells import _addressing as addressing
-from mnm_jax.cells._common import CellOutput, MemoryTrace, check_inputs, check_sizes
+from mnm_jax.cells._common import CarryRngs, Cell, CellOutput, MemoryTrace, cast_inputs
 from mnm_jax.cells._lstm import LSTMCell
 
 Array = jax.Array
 
-# What every slot holds when a sequence begins.
-_EMPTY = 1e-6
+_EMPTY = 1e-6  # value of every slot at the start of a sequence
 
 
 class NTMCarry(NamedTuple):
-    """controller: the LSTM's (c, h). reads: r `[B, R, W]`. memory: M `[B, N, W]`.
+    """Carry of an `NTMCell`.
 
-    read_weights, write_weights: w `[B, H, N]` of every read head and of every write head.
+    Attributes:
+      controller: the LSTM's (c, h).
+      reads: r, `[B, R, W]`.
+      memory: M, `[B, N, W]`.
+      read_weights: w of the read heads, `[B, R, N]`.
+      write_weights: w of the write heads, `[B, H, N]`.
     """
 
     controller: tuple[Array, Array]
@@ -31,10 +41,14 @@ class NTMCarry(NamedTuple):
 
 
 class Focus(NamedTuple):
-    """Where heads are to point.
+    """Parameters of the weightings of some heads.
 
-    key: k `[B, H, W]`. strength: beta `[B, H]`, above 0. gate: g `[B, H]`: 1 goes by content, 0 stays.
-    shifts: s `[B, H, S]`, of sum 1. sharpness: gamma `[B, H]`, above 1.
+    Attributes:
+      key: k, `[B, H, W]`.
+      strength: beta, `[B, H]`, above 0.
+      gate: g, `[B, H]`, in [0, 1]: 1 selects by content, 0 keeps the last weighting.
+      shifts: s, `[B, H, S]`, with sum 1.
+      sharpness: gamma, `[B, H]`, above 1.
     """
 
     key: Array
@@ -44,8 +58,8 @@ class Focus(NamedTuple):
     sharpness: Array
 
 
-class NTMCell(nnx.RNNCellBase):
-    """An LSTM with read and write heads that find slots by content, or by moving on from where they are.
+class NTMCell(Cell):
+    """An LSTM with read and write heads that select slots by content or relative to the slots selected before.
 
         h_t, c_t = LSTM([x_t ; r^1_{t-1} ; ... ; r^R_{t-1}], h_{t-1}, c_{t-1})
         [k ; beta ; g ; s ; gamma]_t of every head, and [e ; a]_t of every write head, from A h_t + a
@@ -55,20 +69,28 @@ class NTMCell(nnx.RNNCellBase):
         r^i_t = M_t^T w^i_t
         y_t = [h_t ; r^1_t ; ... ; r^R_t]
 
-    The paper leaves the order open: here write heads look at M_{t-1} and read heads at M_t, read after write as in the
-    other cells. It leaves the beginning open, too: slots hold 1e-6 (the best start in Collier and Beel) and the first
-    read vectors are learned, as theirs; head h starts at slot h (learned weightings, theirs, learned no faster). tanh
-    for k and a is theirs as well.
+    The paper leaves the order open: here write heads compare their keys with M_{t-1} and read heads theirs with M_t,
+    read after write as in the other cells. It also leaves the initial state open. As in Collier and Beel, slots start
+    at 1e-6, the initial read vectors are learned, and k and a pass through a tanh. Head h starts at slot h; their
+    learned initial weightings learned no faster.
 
     Args:
-      in_features: `D`. hidden_features: of the controller. slots: `N`. slot_features: `W`.
-      read_heads: `R`. write_heads: of their own number. max_shift: a step moves a head by as many slots at most.
-      dtype: of parameters and carry.
+      in_features: `D`.
+      hidden_features: of the controller.
+      slots: `N`.
+      slot_features: `W`.
+      read_heads: `R`.
+      write_heads: number of write heads.
+      max_shift: largest number of slots by which a head moves per step.
+      dtype: dtype of the computation and the carry; None takes `param_dtype`.
+      param_dtype: dtype of the parameters.
+      rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size below 1, or inputs of another shape than `[B, D]`.
+      ValueError: for a size below 1, or inputs whose shape is not `[B, D]`.
 
-    Source: Graves et al., 2014 (arXiv 1410.5401), section 3; Collier and Beel, 2018 (arXiv 1807.08518).
+    References:
+      Graves et al., 2014 (arXiv 1410.5401), section 3; Collier and Beel, 2018 (arXiv 1807.08518).
     """
 
     def __init__(
@@ -81,7 +103,8 @@ class NTMCell(nnx.RNNCellBase):
         read_heads: int = 1,
         write_heads: int = 1,
         max_shift: int = 1,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_sizes(
@@ -100,39 +123,40 @@ class NTMCell(nnx.RNNCellBase):
         self.read_heads = read_heads
         self.write_heads = write_heads
         self.max_shift = max_shift
-        self.dtype = dtype
+        self.dtype = param_dtype if dtype is None else dtype
+        self.param_dtype = param_dtype
         reads = read_heads * slot_features
         self.out_features = hidden_features + reads
-        self.controller = LSTMCell(in_features + reads, hidden_features, param_dtype=dtype, rngs=rngs)
-        # Without the gain that the other cells start with: associative recall was learned more slowly with it.
-        interface = (read_heads + write_heads) * sum(self._sizes()) + write_heads * 2 * slot_features
-        self.interface = nnx.Linear(hidden_features, interface, param_dtype=dtype, rngs=rngs)
-        self.first_reads = nnx.Param(jnp.zeros((read_heads, slot_features), dtype))
+        self.controller = LSTMCell(
+            in_features + reads, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        # Without the initial gain of the other cells, with which associative recall was learned more slowly.
+        interface = (read_heads + write_heads) * sum(self._focus_sizes()) + write_heads * 2 * slot_features
+        self.interface = nnx.Linear(hidden_features, interface, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        self.first_reads = nnx.Param(jnp.zeros((read_heads, slot_features), param_dtype))
 
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
-
-    def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> NTMCarry:
-        """The carry at the start of sequences of inputs shaped `input_shape = (B, D)`; needs no random key."""
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
+    ) -> NTMCarry:
+        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
         del rngs, carry_init
         to_batch = lambda x: jnp.broadcast_to(x[None], (input_shape[0], *x.shape))  # noqa: E731
-        # Heads at one slot each: from equal weightings all slots would stay alike for ever.
+        # Each head starts at a slot of its own: with equal weightings all slots would stay equal.
         at_slots = lambda heads: jnp.eye(self.slots, dtype=self.dtype)[np.arange(heads) % self.slots]  # noqa: E731
         return NTMCarry(
-            self.controller.initialize_carry(input_shape),
-            to_batch(self.first_reads[...]),
-            jnp.full((input_shape[0], self.slots, self.slot_features), _EMPTY, self.dtype),
-            to_batch(at_slots(self.read_heads)),
-            to_batch(at_slots(self.write_heads)),
+            controller=self.controller.initialize_carry(input_shape),
+            reads=to_batch(self.first_reads[...].astype(self.dtype)),
+            memory=jnp.full((input_shape[0], self.slots, self.slot_features), _EMPTY, self.dtype),
+            read_weights=to_batch(at_slots(self.read_heads)),
+            write_weights=to_batch(at_slots(self.write_heads)),
         )
 
     def __call__(self, carry: NTMCarry, inputs: Array) -> tuple[NTMCarry, CellOutput]:
-        """One step: inputs `[B, D]`; the features put out are `[B, hidden + R W]`."""
-        check_inputs(inputs, self.in_features)
+        """Returns the carry and the outputs, features `[B, hidden + R W]`, after one step with inputs `[B, D]`."""
+        inputs = cast_inputs(inputs, self.in_features, self.dtype)
         last = carry.reads.reshape(inputs.shape[0], -1)
         controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, last], -1))
-        reading, writing, erase, add = self._interact(hidden)
+        reading, writing, erase, add = self._interface_parts(hidden)
 
         write_weights = point(carry.memory, carry.write_weights, writing)
         memory = addressing.write(carry.memory, write_weights, erase, add)
@@ -141,26 +165,30 @@ class NTMCell(nnx.RNNCellBase):
 
         features = jnp.concatenate([hidden, reads.reshape(inputs.shape[0], -1)], -1)
         trace = self._trace(writing.key, add, reading.key, reads)
-        return NTMCarry(controller, reads, memory, read_weights, write_weights), CellOutput(features, None, None, trace)
+        carry = NTMCarry(
+            controller=controller, reads=reads, memory=memory, read_weights=read_weights, write_weights=write_weights
+        )
+        return carry, CellOutput(features=features, meta_loss=None, write=None, trace=trace)
 
-    def _sizes(self) -> tuple[int, ...]:
-        """Of the parts of a head's focus, in their order."""
+    def _focus_sizes(self) -> tuple[int, ...]:
+        """Returns the sizes of the fields of `Focus` per head, in their order."""
         return self.slot_features, 1, 1, 2 * self.max_shift + 1, 1
 
-    def _interact(self, hidden: Array) -> tuple[Focus, Focus, Array, Array]:
-        """Focus of the read heads and of the write heads, erase and add vectors `[B, write_heads, W]`."""
+    def _interface_parts(self, hidden: Array) -> tuple[Focus, Focus, Array, Array]:
+        """Returns the read heads' focus, the write heads' focus, and erase and add vectors `[B, write_heads, W]`."""
         heads = self.read_heads + self.write_heads
-        until = heads * sum(self._sizes())
-        middle = until + self.write_heads * self.slot_features
-        focus, erase, add = jnp.split(self.interface(hidden), [until, middle], axis=-1)
-        focus = focus.reshape(-1, heads, sum(self._sizes()))
-        raw = Focus(*jnp.split(focus, np.cumsum(self._sizes())[:-1].tolist(), axis=-1))
+        sizes = self._focus_sizes()
+        focus_size = heads * sum(sizes)
+        parts = jnp.split(self.interface(hidden), [focus_size, focus_size + self.write_heads * self.slot_features], -1)
+        raw, erase, add = parts
+        offsets = np.cumsum(sizes)[:-1].tolist()
+        key, strength, gate, shifts, sharpness = jnp.split(raw.reshape(-1, heads, sum(sizes)), offsets, axis=-1)
         focus = Focus(
-            jnp.tanh(raw.key),
-            jax.nn.softplus(raw.strength[..., 0]),
-            jax.nn.sigmoid(raw.gate[..., 0]),
-            jax.nn.softmax(raw.shifts, axis=-1),
-            1 + jax.nn.softplus(raw.sharpness[..., 0]),
+            key=jnp.tanh(key),
+            strength=jax.nn.softplus(strength[..., 0]),
+            gate=jax.nn.sigmoid(gate[..., 0]),
+            shifts=jax.nn.softmax(shifts, axis=-1),
+            sharpness=1 + jax.nn.softplus(sharpness[..., 0]),
         )
         reading = jax.tree.map(lambda x: x[:, : self.read_heads], focus)
         writing = jax.tree.map(lambda x: x[:, self.read_heads :], focus)
@@ -168,14 +196,20 @@ class NTMCell(nnx.RNNCellBase):
         return reading, writing, jax.nn.sigmoid(to_heads(erase)), jnp.tanh(to_heads(add))
 
     def _trace(self, write_keys: Array, add: Array, read_keys: Array, reads: Array) -> MemoryTrace:
-        """Read and write heads in pairs; of the fewer, the first ones come again."""
+        """Returns the trace with read and write heads in pairs; the first heads of the smaller kind are repeated."""
         heads = np.arange(max(self.read_heads, self.write_heads))
         pair = lambda x: x[:, heads % x.shape[1]]  # noqa: E731
-        return MemoryTrace(pair(write_keys), pair(add), pair(read_keys), pair(reads), jnp.ones_like(reads[:, 0, 0]))
+        return MemoryTrace(
+            write_keys=pair(write_keys),
+            write_values=pair(add),
+            read_keys=pair(read_keys),
+            read_values=pair(reads),
+            rate=jnp.ones_like(reads[:, 0, 0]),
+        )
 
 
 def point(memory: Array, last: Array, focus: Focus) -> Array:
-    """The weightings `[B, H, N]` of heads that were at `last` (figure 2 of the paper)."""
+    """Returns the weightings `[B, H, N]` of heads whose last weightings are `last` (figure 2 of the paper)."""
     content = addressing.content_weighting(memory, focus.key, focus.strength)
     gated = addressing.interpolate(content, last, focus.gate)
     return addressing.sharpen(addressing.shift(gated, focus.shifts), focus.sharpness)

@@ -1,4 +1,4 @@
-"""The cells, and what the contract files share. A new cell is one line in CELLS."""
+"""The cells of the contract files. A new cell is one line in CELLS."""
 
 import functools
 import types
@@ -26,71 +26,42 @@ from mnm_jax import (
 from mnm_jax.cells import split_output
 
 T, B, D, H = 6, 3, 6, 5
+PAPER = WriteOptions()
 
 
-def mnm(factory, **options):
-    def make(dtype, in_features=D, hidden=H, seed=0):
-        memory = factory(4, 4, hidden_sizes=(4,), param_dtype=dtype)
-        return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed), **options)
-
-    return make
-
-
-def gated(dtype, in_features=D, hidden=H, seed=0):
-    memory = local_memory(4, 4, hidden_sizes=(4,), options=WriteOptions(forget=True, momentum=True), param_dtype=dtype)
-    return MNMCell(in_features, hidden, memory, dtype=dtype, rngs=nnx.Rngs(seed))
-
-
-def chain(factory):
-    def make(dtype, in_features=D, hidden=H, seed=0):
-        memory = factory(12, 3, hidden_sizes=(), param_dtype=dtype)
-        return ChainCell(in_features, hidden, memory, entities=2, heads=2, hops=2, dtype=dtype, rngs=nnx.Rngs(seed))
+def plain(cell, **options):
+    def make(param_dtype, in_features=D, hidden=H, seed=0, dtype=None):
+        return cell(in_features, hidden, **options, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(seed))
 
     return make
 
 
-def lstm(dtype, in_features=D, hidden=H, seed=0):
-    return LSTMCell(in_features, hidden, param_dtype=dtype, rngs=nnx.Rngs(seed))
-
-
-def rnn(dtype, in_features=D, hidden=H, seed=0):
-    return RNNCell(in_features, hidden, param_dtype=dtype, rngs=nnx.Rngs(seed))
-
-
-def plastic(**options):
-    def make(dtype, in_features=D, hidden=H, seed=0):
-        return PlasticCell(in_features, hidden, **options, dtype=dtype, rngs=nnx.Rngs(seed))
+def with_memory(cell, factory, *sizes, hidden_sizes=(), options=PAPER, **others):
+    def make(param_dtype, in_features=D, hidden=H, seed=0, dtype=None):
+        memory = factory(*sizes, hidden_sizes=hidden_sizes, options=options, param_dtype=param_dtype)
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        return cell(in_features, hidden, memory, **others, **dtypes, rngs=nnx.Rngs(seed))
 
     return make
 
 
-def salu(dtype, in_features=D, hidden=H, seed=0):
-    sizes = {"key_size": 4, "value_size": 4, "slots": 4}
-    return SALUCell(in_features, hidden, **sizes, dtype=dtype, rngs=nnx.Rngs(seed))
-
-
-def slots(cell, **options):
-    def make(dtype, in_features=D, hidden=H, seed=0):
-        sizes = {"slots": 4, "slot_features": 4}
-        return cell(in_features, hidden, **sizes, **options, dtype=dtype, rngs=nnx.Rngs(seed))
-
-    return make
-
+mnm = functools.partial(with_memory, MNMCell, hidden_sizes=(4,))
+chain = functools.partial(with_memory, ChainCell, entities=2, heads=2, hops=2)
 
 CELLS = {
-    "mnm-p": mnm(local_memory, heads=2),
-    "mnm-g": mnm(gradient_memory, heads=2),
-    "mnm-p-window": mnm(local_memory, meta_window=3),
-    "mnm-p-gated": gated,
-    "chain-p": chain(local_memory),
-    "chain-g": chain(gradient_memory),
-    "lstm": lstm,
-    "rnn": rnn,
-    "plastic": plastic(),
-    "neuromodulated": plastic(modulated=True),
-    "salu": salu,
-    "ntm": slots(NTMCell),
-    "dnc": slots(DNCCell, read_heads=2),
+    "mnm-p": mnm(local_memory, 4, 4, heads=2),
+    "mnm-g": mnm(gradient_memory, 4, 4, heads=2),
+    "mnm-p-window": mnm(local_memory, 4, 4, meta_window=3),
+    "mnm-p-gated": mnm(local_memory, 4, 4, options=WriteOptions(forget=True, momentum=True)),
+    "chain-p": chain(local_memory, 12, 3),
+    "chain-g": chain(gradient_memory, 12, 3),
+    "lstm": plain(LSTMCell),
+    "rnn": plain(RNNCell),
+    "plastic": plain(PlasticCell),
+    "neuromodulated": plain(PlasticCell, modulated=True),
+    "salu": plain(SALUCell, key_size=4, value_size=4, slots=4),
+    "ntm": plain(NTMCell, slots=4, slot_features=4),
+    "dnc": plain(DNCCell, slots=4, slot_features=4, read_heads=2),
 }
 # Made once: the compiled programs of a cell are then found again by the next test.
 MADE = {name: functools.cache(make) for name, make in CELLS.items()}
@@ -118,7 +89,7 @@ PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else na
 
 @pytest.fixture(params=PARAMS)
 def make(request):
-    """`(dtype, in_features=D, hidden=H, seed=0) -> cell`, for every cell."""
+    """`(param_dtype, in_features=D, hidden=H, seed=0, dtype=None) -> cell`, for every cell."""
     return MADE[request.param]
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import mnm_jax
-from mnm_jax import MNMCell, gradient_memory, local_memory, unroll
+from mnm_jax import MemoryCell, MNMCell, gradient_memory, local_memory, unroll
 from mnm_jax.cells import split_output
 
 T, B, D = 6, 3, 6
@@ -17,17 +17,34 @@ T, B, D = 6, 3, 6
 
 def test_every_exported_cell_is_here(common):
     exported = {getattr(mnm_jax, name) for name in mnm_jax.__all__ if name.endswith("Cell")}
-    assert exported == {type(make(jnp.float32)) for make in common.CELLS.values()}
+    assert exported - {MemoryCell} == {type(make(jnp.float32)) for make in common.CELLS.values()}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_carry_keeps_its_shapes_and_dtypes(make, dtype):
-    cell = make(dtype)
+DTYPES = [(jnp.float32, None), (jnp.bfloat16, None), (jnp.float32, jnp.bfloat16)]
+
+
+@pytest.mark.parametrize(("param_dtype", "dtype"), DTYPES)
+def test_the_carry_keeps_its_shapes_and_dtypes(make, param_dtype, dtype):
+    """Parameters and a memory's weights have `param_dtype`; the rest of the carry and all outputs have `dtype`."""
+    cell = make(param_dtype, dtype=dtype)
+    dtype = dtype or param_dtype
     kinds = partial(jax.tree.map, lambda x: (x.shape, x.dtype))
-    carry, x = cell.initialize_carry((B, D)), jnp.zeros((B, D), dtype)
-    new, outputs = jax.eval_shape(cell, carry, x)
-    assert kinds(new) == kinds(carry)
-    assert split_output(outputs)[0].dtype == dtype
+    assert (cell.dtype, cell.param_dtype) == (dtype, param_dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(cell, nnx.Param))} == {jnp.dtype(param_dtype)}
+    carry = cell.initialize_carry((B, D))
+    weights = isinstance(cell, MemoryCell)
+    others = carry._replace(memory=None) if weights else carry
+    assert {leaf.dtype for leaf in jax.tree.leaves(others)} - {jnp.dtype(jnp.int32)} == {jnp.dtype(dtype)}
+    if weights:
+        assert {leaf.dtype for leaf in jax.tree.leaves(carry.memory)} == {jnp.dtype(param_dtype)}
+    for given in (dtype, jnp.float32, jnp.int32):  # inputs are cast
+        x = jnp.zeros((B, D), given)
+        new, outputs = jax.eval_shape(cell, carry, x)
+        assert kinds(new) == kinds(carry)
+        assert split_output(outputs)[0].shape == (B, cell.out_features)
+        floats = [leaf.dtype for leaf in jax.tree.leaves(outputs._replace(write=None) if weights else outputs)]
+        assert set(floats) == {jnp.dtype(dtype)}
+    x = jnp.zeros((B, D), dtype)
     either = jax.eval_shape(lambda go: jax.lax.cond(go, lambda: cell(carry, x)[0], lambda: carry), True)
     assert kinds(either) == kinds(carry)
     many, _ = jax.eval_shape(jax.vmap(cell, (None, 0)), carry, jnp.zeros((2, B, D), dtype))
@@ -145,3 +162,20 @@ def test_works_inside_flax_rnn(make, common, x64):
     cell, x = make(jnp.float64), common.inputs()
     outputs = nnx.RNN(cell, time_major=True, rngs=nnx.Rngs(0))(x)
     common.close(split_output(outputs)[0], common.features(cell, x))
+
+
+def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_numbers(make, common):
+    """Gradients of float32 parameters are float32; numbers agree within a few roundings of bfloat16."""
+    half, whole = make(jnp.float32, dtype=jnp.bfloat16), make(jnp.float32)
+    x = common.inputs(jnp.float32)
+
+    def run(cell):
+        loss = lambda cell: jnp.mean(common.features(cell, x).astype(jnp.float32) ** 2)  # noqa: E731
+        return common.features(cell, x), jax.grad(loss)(cell)
+
+    (found, of_half), (expected, of_whole) = run(half), run(whole)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05 * np.abs(expected).max())
+    assert {leaf.dtype for leaf in jax.tree.leaves(of_half)} == {jnp.dtype(jnp.float32)}
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(of_whole))
+    for a, b in zip(jax.tree.leaves(of_half), jax.tree.leaves(of_whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.1 * largest)

@@ -20,7 +20,7 @@ GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_dnc.json").read_tex
 
 def make(dtype=jnp.float64, **options):
     sizes = {"slots": N, "slot_features": W, "read_heads": R} | options
-    return DNCCell(D, HIDDEN, **sizes, dtype=dtype, rngs=nnx.Rngs(0))
+    return DNCCell(D, HIDDEN, **sizes, param_dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def sigmoid(x):

@@ -17,7 +17,7 @@ B, D, HIDDEN, N, W, READ, WRITE, FURTHEST = 2, 3, 4, 5, 3, 1, 2, 2
 
 def make(dtype=jnp.float64, **options):
     sizes = {"slots": N, "slot_features": W, "read_heads": READ, "write_heads": WRITE, "max_shift": FURTHEST} | options
-    return NTMCell(D, HIDDEN, **sizes, dtype=dtype, rngs=nnx.Rngs(0))
+    return NTMCell(D, HIDDEN, **sizes, param_dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def inputs(steps, dtype=np.float64):

@@ -42,7 +42,7 @@ def run_by_hand(cell, x):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_both_rules_are_the_papers(x64, modulated):
-    cell = PlasticCell(D, N, modulated=modulated, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell = PlasticCell(D, N, modulated=modulated, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     cell.alpha.set_value(jax.random.normal(jax.random.key(1), (N, N), jnp.float64))
     if modulated:  # strong enough for the limits to be met
         cell.fan_out.set_value(jnp.arange(1.0, 6.0))
@@ -55,7 +55,7 @@ def test_both_rules_are_the_papers(x64, modulated):
 
 
 def test_without_alpha_it_is_the_plain_network(x64):
-    cell = PlasticCell(D, N, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell = PlasticCell(D, N, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     cell.alpha.set_value(jnp.zeros((N, N)))
     x = jax.random.normal(jax.random.key(2), (T, B, D), jnp.float64)
     hidden = np.zeros((B, N))

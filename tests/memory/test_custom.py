@@ -97,7 +97,7 @@ def test_in_a_cell_a_sequence_may_be_cut_anywhere(x64):
         apply=lambda weights, key: nnx.merge(graph, weights)(key),
         options=WriteOptions(momentum=True),
     )
-    cell = MNMCell(4, 6, memory, heads=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    cell = MNMCell(4, 6, memory, heads=2, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (6, B, 4), jnp.float32)
     run = jax.jit(unroll)
     whole = run(cell, None, x)

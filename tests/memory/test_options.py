@@ -222,7 +222,7 @@ CELL_OPTIONS = {
 
 def make_cell(options, factory=gradient_memory):
     memory = factory(4, 3, hidden_sizes=(5,), options=options, param_dtype=jnp.float64)
-    return MNMCell(4, 6, memory, heads=2, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    return MNMCell(4, 6, memory, heads=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", ["gates", "adam"])

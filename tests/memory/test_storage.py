@@ -105,7 +105,7 @@ def test_a_float32_memory_keeps_what_bfloat16_products_would_lose(form):
 
     def make(dtype):
         memory = local_memory(4, 4, hidden_sizes=(), param_dtype=jnp.float32)
-        return MNMCell(3, 5, memory, dtype=dtype, rngs=nnx.Rngs(0))
+        return MNMCell(3, 5, memory, param_dtype=dtype, rngs=nnx.Rngs(0))
 
     x = jax.random.normal(jax.random.key(0), (6, 2, 3))
 

@@ -74,7 +74,7 @@ def test_drift_over_4096_steps_is_small(x64):
 
     def gradient(dtype, form, every):
         make = lambda dtype: MNMCell(  # noqa: E731
-            3, 8, local_memory(8, 8, hidden_sizes=(8,), param_dtype=dtype), dtype=dtype, rngs=nnx.Rngs(0)
+            3, 8, local_memory(8, 8, hidden_sizes=(8,), param_dtype=dtype), param_dtype=dtype, rngs=nnx.Rngs(0)
         )
         leaves = [0.5 * leaf.astype(dtype) for leaf in jax.tree.leaves(make(jnp.float32))]
         cell = jax.tree.unflatten(jax.tree.structure(make(dtype)), leaves)

@@ -19,7 +19,7 @@ FORK = np.random.default_rng(2).random((T, B)) > 0.6
 
 def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=False, **options):
     memory = RULES[rule](4, 3, hidden_sizes=(5,), step_size=step_size, use_bias=use_bias, param_dtype=dtype)
-    return MNMCell(D, 6, memory, heads=heads, dtype=dtype, rngs=nnx.Rngs(0), **options)
+    return MNMCell(D, 6, memory, heads=heads, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
 
 
 def everything(cell, form, *, fresh=True, **options):
@@ -69,7 +69,7 @@ def test_options_of_the_cell(rule, options, x64):
 )
 def test_the_chained_cell(rule, options, x64):
     memory = RULES[rule](9, 3, hidden_sizes=(5,), param_dtype=jnp.float64)
-    cell = ChainCell(6, 6, memory, entities=2, heads=2, hops=3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell = ChainCell(6, 6, memory, entities=2, heads=2, hops=3, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     assert_forms_agree(cell, **options)
 
 

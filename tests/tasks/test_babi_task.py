@@ -170,8 +170,8 @@ def test_a_question_in_a_reading_is_answered_as_if_its_sentences_were_read_anew(
     """The reference comes from the parsed questions, and knows neither readings nor forks."""
     task, questions = wandering
     rngs = nnx.Rngs(0)
-    memory = make_memory(4, 4, hidden_sizes=(6,), dtype=jnp.float64)
-    cell = MNMCell(5, 8, memory, heads=2, dtype=jnp.float64, rngs=rngs)
+    memory = make_memory(4, 4, hidden_sizes=(6,), param_dtype=jnp.float64)
+    cell = MNMCell(5, 8, memory, heads=2, param_dtype=jnp.float64, rngs=rngs)
     model = SequenceModel(task.encoder(rngs), cell, task.output_features, rngs=rngs)
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
     word_ids = task._dataset.vocabulary.word_ids()
