@@ -8,7 +8,7 @@ limit          rates of the forms and of a large matrix product
 peers          the memory and titans-pytorch, where that is installed
 seeds          the dictionary recipe's update, its seeds mapped by `vmap` and by `lax.map`
 maze           steps of the maze per second: mazes and agent in one program, and the whole update
-block          the memory as a layer: a sequence in chunks, and token by token
+layer          the memory as a layer: a sequence in chunks, and token by token
 
 FILE.json is written after each group of rows, whose candidates are timed in turns; FILE.png shows it. The same command
 resumes an interrupted one. On a CPU every core is a device, and the devices share the batch.

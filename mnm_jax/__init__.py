@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnm_jax.cells import CellOutput, ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
-    from mnm_jax.layers import NeuralMemoryBlock
+    from mnm_jax.layers import NeuralMemoryLayer
     from mnm_jax.memory import (
         GatedState,
         Memory,
@@ -39,7 +39,7 @@ __all__ = [
     "MemoryParams",
     "MemoryState",
     "NTMCell",
-    "NeuralMemoryBlock",
+    "NeuralMemoryLayer",
     "PlasticCell",
     "RNNCell",
     "SALUCell",

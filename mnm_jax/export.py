@@ -1,4 +1,4 @@
-"""Models outside of this library and of Python: one step as StableHLO, parameters as safetensors.
+"""Export of models for use without this library: one step as StableHLO, parameters as safetensors.
 
 Shape letters: `B` examples.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mnm_jax._extras import extra
 from mnm_jax._params import leaf_names
 from mnm_jax.cells import split_output
 
@@ -30,30 +31,32 @@ def export_step(
     *,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax.export.Exported:
-    """One step as a function of plain dictionaries and arrays, for any batch, which needs nothing but jax to be called.
+    """Returns one step as a function of plain dictionaries and arrays, for any batch size, that needs jax alone.
 
         (weights, carry, inputs [B, ...]) -> (carry, outputs [B, ...])
 
-    weights and carry are dictionaries of arrays by name, as `to_arrays` makes them of a model and of its carry.
-    `exported.serialize()` are the bytes of a file, `jax.export.deserialize(bytes).call(weights, carry, inputs)` a step.
+    `weights` and `carry` are dictionaries of arrays by name, as `to_arrays` makes them of a model and of its carry.
+    `exported.serialize()` returns the bytes of a file; `jax.export.deserialize(data).call(weights, carry, inputs)` runs
+    a step. Serialising needs the extra "export".
 
     Args:
-      model: a cell, or any module that `step` knows how to run.
-      carry: of any batch, for shapes and dtypes alone. The first axis of every leaf is `B`.
-      inputs: likewise, of one step.
-      step: `(model, carry, inputs) -> (carry, outputs)`; None: a step of a cell, and of its output the features.
-      platforms: on which it is to run.
+      model: a cell, or any module that `step` can run.
+      carry: a carry of any batch size, for its shapes and dtypes; the first axis of every leaf is `B`.
+      inputs: the inputs of one step, likewise.
+      step: `(model, carry, inputs) -> (carry, outputs)`; None: a step of a cell, with the features of its output.
+      platforms: platforms to compile for.
 
     Raises:
-      ValueError: a leaf of the carry or of the inputs whose first axis is not that of all others.
+      ValueError: The leaves of carry and inputs differ in their first axis.
 
-    >>> from mnm_jax import LSTMCell
-    >>> cell = LSTMCell(3, 4, rngs=nnx.Rngs(0))
-    >>> exported = export_step(cell, cell.initialize_carry((1, 3)), jnp.zeros((1, 3)), platforms=("cpu",))
-    >>> carry = to_arrays(cell.initialize_carry((7, 3)))
-    >>> carry, features = jax.export.deserialize(exported.serialize()).call(to_arrays(cell), carry, jnp.ones((7, 3)))
-    >>> features.shape
-    (7, 4)
+    Examples:
+      >>> from mnm_jax import LSTMCell
+      >>> cell = LSTMCell(3, 4, rngs=nnx.Rngs(0))
+      >>> exported = export_step(cell, cell.initialize_carry((1, 3)), jnp.zeros((1, 3)), platforms=("cpu",))
+      >>> carry = to_arrays(cell.initialize_carry((7, 3)))
+      >>> carry, features = jax.export.deserialize(exported.serialize()).call(to_arrays(cell), carry, jnp.ones((7, 3)))
+      >>> features.shape
+      (7, 4)
     """
     take_step: Callable[[Any, Any, Array], tuple[Any, Any]] = _cell_step if step is None else step
     graphdef, weights = nnx.split(model)
@@ -61,29 +64,35 @@ def export_step(
     names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))
 
     def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Array) -> tuple[dict[str, Array], Any]:
-        made = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]))
-        carry, outputs = take_step(made, jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names]), inputs)
-        return dict(zip(carry_names, jax.tree.leaves(carry), strict=True)), outputs
+        rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]))
+        old = jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names])
+        new, outputs = take_step(rebuilt, old, inputs)
+        return dict(zip(carry_names, jax.tree.leaves(new), strict=True)), outputs
 
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((carry, inputs))}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"the first axis of carry and inputs must be the batch, the same in all, got {sorted(sizes)}.")
     (batch,) = jax.export.symbolic_shape("b")
     any_batch = lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
-    as_they_are = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), to_arrays(model))
-    given = (as_they_are, *jax.tree.map(any_batch, (to_arrays(carry), inputs)))
-    return jax.export.export(jax.jit(run), platforms=platforms)(*given)
+    weights_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), to_arrays(model))
+    shapes = (weights_shapes, *jax.tree.map(any_batch, (to_arrays(carry), inputs)))
+    return jax.export.export(jax.jit(run), platforms=platforms)(*shapes)
 
 
 def to_arrays(tree: Any) -> dict[str, Array]:
-    """The arrays of a module, of a carry or of any other pytree by name, as in `memory_params.weights[0]`."""
+    """Returns the arrays of a module, a carry or any other pytree by name, such as `memory_params.weights[0]`."""
     tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
-    """Writes arrays by name, as of `to_arrays`; the file is whole or not there at all. Needs safetensors."""
-    from safetensors.flax import save
+    """Writes arrays by name, as `to_arrays` returns them; the file appears only when complete.
+
+    Raises:
+      ImportError: safetensors is not installed.
+    """
+    with extra("export"):
+        from safetensors.flax import save
 
     path = pathlib.Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
@@ -92,17 +101,24 @@ def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> No
 
 
 def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
-    """Puts the arrays of a file, whoever wrote it, into a model of the same names, shapes and dtypes.
+    """Sets the parameters of a model from a file with the same names, shapes and dtypes.
+
+    Args:
+      path: a safetensors file of any origin.
+      model: the model to change; it is unchanged after an error.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: one that is not whole, or of another model; nothing is changed then.
+      FileNotFoundError: The file does not exist.
+      ImportError: safetensors is not installed.
+      ValueError: The file is damaged, or of another model.
     """
-    from safetensors import SafetensorError, deserialize
+    with extra("export"):
+        from safetensors import SafetensorError, deserialize
 
     try:
         content = deserialize(pathlib.Path(path).read_bytes())
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); write it anew.") from error
+        raise ValueError(f"{path} is damaged ({error}); write it again.") from error
     arrays = {name: _read(path, name, **tensor) for name, tensor in content}
     state = nnx.state(model)
     own = to_arrays(model)
@@ -117,9 +133,9 @@ def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
 
 
 def _read(path: Any, name: str, *, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
-    # The package's own reader goes through numpy, which has no bfloat16 of its own.
+    # safetensors' own reader uses NumPy dtypes, which lack bfloat16.
     if dtype not in _DTYPES:
-        raise ValueError(f"{path} has {name} as {dtype}; what can be read is {', '.join(_DTYPES)}.")
+        raise ValueError(f"{path} has {name} as {dtype}; readable are {', '.join(_DTYPES)}.")
     return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
 
 

@@ -133,3 +133,11 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy")[real], expected[real], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="seed must be from 0 to 1"):
         export_run(tmp_path / "run", tmp_path / "out", seed=2)
+
+
+def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
+    for name in ("safetensors", "safetensors.flax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (lambda: save_safetensors(tmp_path / "w", {}), lambda: load_safetensors(tmp_path / "w", make_cell())):
+        with pytest.raises(ImportError, match=r"safetensors.*: run pip install 'mnm_jax\[export\]'\."):
+            call()

@@ -7,19 +7,19 @@ import optax
 import pytest
 from flax import nnx
 
-from mnm_jax import ChainCell, MNMCell, NeuralMemoryBlock, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll
 from mnm_jax._params import ParamTree
 
 MODELS = {
     "cell": lambda rngs: MNMCell(3, 6, local_memory(4, 4, hidden_sizes=(5,)), rngs=rngs),
     "chain": lambda rngs: ChainCell(6, 6, gradient_memory(6, 3, hidden_sizes=()), entities=2, rngs=rngs),
-    "block": lambda rngs: NeuralMemoryBlock(3, heads=2, key_size=4, value_size=4, chunk=2, rngs=rngs),
+    "layer": lambda rngs: NeuralMemoryLayer(3, local_memory(4, 4, hidden_sizes=()), heads=2, chunk=2, rngs=rngs),
 }
 
 
 def run(model):
-    if isinstance(model, NeuralMemoryBlock):
-        return model(jax.random.normal(jax.random.key(0), (4, 2, 3)))[1]
+    if isinstance(model, NeuralMemoryLayer):
+        return model(None, jax.random.normal(jax.random.key(0), (4, 2, 3)))[1]
     return unroll(model, None, jax.random.normal(jax.random.key(0), (4, 2, model.in_features)))[1].features
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from examples.language_model.text import ALPHABET
-from mnm_jax import LSTMCell, NeuralMemoryBlock, unroll
+from mnm_jax import LSTMCell, NeuralMemoryLayer, WriteOptions, local_memory, unroll
 
 Array = jax.Array
 MODELS = ("memory", "memory-convolution", "lstm", "transformer")
@@ -19,17 +19,17 @@ _HEADS = 4
 
 
 class Memory(nnx.Module):
-    """`NeuralMemoryBlock` with two-layer memories of the local rule and a forgetting gate."""
+    """`NeuralMemoryLayer` with two-layer memories of the local rule and a forget gate."""
 
     def __init__(self, features: int, rngs: nnx.Rngs, convolution: int = 1):
         size = features // _HEADS
-        sizes = {"key_size": size, "value_size": size, "hidden_sizes": (size,)}
-        self.block = NeuralMemoryBlock(
-            features, heads=_HEADS, **sizes, chunk=32, forget=True, convolution=convolution, rngs=rngs
-        )
+        options = WriteOptions(key_norm="l2", forget=True)
+        memory = local_memory(size, size, hidden_sizes=(size,), options=options)
+        self.layer = NeuralMemoryLayer(features, memory, heads=_HEADS, chunk=32, convolution=convolution, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.block(x)[1]
+        """Returns the outputs `[T, B, D]` of inputs `[T, B, D]`."""
+        return self.layer(None, x)[1]
 
 
 class LSTM(nnx.Module):

@@ -125,7 +125,7 @@ def draw_maze(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
-def draw_block(rows: Rows, path: str | os.PathLike, title: str) -> None:
+def draw_layer(rows: Rows, path: str | os.PathLike, title: str) -> None:
     """Draws the time of each memory's layer, in chunks and token by token, forward and in training."""
     passes = [run for (run,) in _distinct(rows, "pass")]
     figure = _figure(title, 4.5 * len(passes) + 1, 4.2)

@@ -1,4 +1,4 @@
-"""The block's benchmark: a sequence in chunks, beside the same function one token after the other."""
+"""The layer's benchmark: a sequence in chunks, beside the same function one token after the other."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -11,19 +11,24 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.bench.measure import Candidate, Group, Program, compile_program, with_ratios
-from mnm_jax import NeuralMemoryBlock
+from mnm_jax import NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
+from mnm_jax.memory import Memory
 
-_SIZE = 64  # of keys, values and what is between
-MEMORIES: dict[str, Mapping[str, Any]] = {
-    "delta rule": {"rule": "gradient", "step_size": "sum"},
-    "local, two layers": {"rule": "local", "hidden_sizes": (_SIZE,), "forget": True},
-    "titans": {"rule": "gradient", "hidden_sizes": (_SIZE,), "forget": True, "momentum": True},
+_SIZE = 64  # features of keys, values and the hidden layer
+_UNIT_KEYS = WriteOptions(key_norm="l2")
+MEMORIES: dict[str, Memory] = {
+    "delta rule": matrix_memory(_SIZE, _SIZE, options=_UNIT_KEYS),
+    "local, two layers": local_memory(_SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True)),
+    # With the normalised step: the plain one overflows in an untrained layer.
+    "titans": gradient_memory(
+        _SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True, momentum=True)
+    ),
 }
 _FORMS = ("steps", "chunks", "maps")
 _AXIS = "batch"
 
 
-def block(
+def layer(
     devices: Sequence[jax.Device],
     *,
     memories: Sequence[str] = tuple(MEMORIES),
@@ -34,11 +39,22 @@ def block(
     heads: int = 4,
     chunk: int = 32,
 ) -> Iterator[Group]:
-    """The layer over a sequence: its outputs ("forward"), or value and gradient of their mean square ("training").
+    """Yields one group per memory, pass and length: the layer over a sequence, in three forms.
 
-    "steps": a scan over `block.step`, differentiated by JAX. "chunks": `block`. "maps": what both have to do besides
-    the memory, the maps to keys, values and queries and to the output. Heads have keys and values of 64. The batch is
-    divided over the devices that divide it, the same for all.
+    The pass "forward" computes the outputs, "training" value and gradient of their mean square. The form "steps" is a
+    scan over `NeuralMemoryLayer.step`, differentiated by JAX; "chunks" is `NeuralMemoryLayer.__call__`; "maps" is what
+    both compute besides the memory: the linear maps to keys, values and queries and to the output. Heads have keys and
+    values of 64 features. Every form divides the batch over the same devices, as many as divide it.
+
+    Args:
+      devices: to run on.
+      memories: names in `MEMORIES`.
+      passes: "forward", "training".
+      steps: lengths `T`.
+      batch: number of examples `B`.
+      features: number of features of the layer's inputs.
+      heads: number of memories.
+      chunk: tokens per chunk.
     """
     for name in memories:
         for run in passes:
@@ -52,26 +68,20 @@ def block(
 def _prepare(devices: Sequence[jax.Device], fields: Mapping[str, Any], chunk: int, form: str) -> Program:
     devices = devices[: max(n for n in range(1, len(devices) + 1) if fields["batch"] % n == 0)]
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    layer = NeuralMemoryBlock(
-        fields["width"],
-        heads=fields["heads"],
-        key_size=_SIZE,
-        value_size=_SIZE,
-        chunk=chunk,
-        **MEMORIES[fields["memory"]],
-        rngs=nnx.Rngs(0),
+    memory = MEMORIES[fields["memory"]]
+    graphdef, params = nnx.split(
+        NeuralMemoryLayer(fields["width"], memory, heads=fields["heads"], chunk=chunk, rngs=nnx.Rngs(0))
     )
-    graphdef, params = nnx.split(layer)
     inputs = jax.random.normal(jax.random.key(0), (fields["steps"], fields["batch"], fields["width"]))
 
     def outputs(params: Any, inputs: jax.Array) -> jax.Array:
         layer = nnx.merge(graphdef, params)
         if form == "chunks":
-            return layer(inputs)[1]
+            return layer(None, inputs)[1]
         if form == "maps":
             keys, values, queries = jnp.split(layer.to_vectors(inputs), 3, axis=-1)
             return layer.to_output(keys * queries + values)
-        return jax.lax.scan(layer.step, layer.initialize_carry(inputs.shape[1]), inputs)[1]
+        return jax.lax.scan(layer.step, layer.initialize_carry(inputs.shape[1:]), inputs)[1]
 
     def train(params: Any, inputs: jax.Array) -> Any:
         value = jax.value_and_grad(lambda params: jnp.mean(jnp.square(outputs(params, inputs))))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from launch.bench import figures
 from launch.bench.forms import limit, scaling, training_step
-from launch.bench.layer import block
+from launch.bench.layer import layer
 from launch.bench.maze import maze
 from launch.bench.measure import Group, Row
 from launch.bench.peers import peers
@@ -32,5 +32,5 @@ SUITES = {
     "peers": Suite(peers, figures.draw_peers),
     "seeds": Suite(seeds, figures.draw_seeds),
     "maze": Suite(maze, figures.draw_maze),
-    "block": Suite(block, figures.draw_block),
+    "layer": Suite(layer, figures.draw_layer),
 }

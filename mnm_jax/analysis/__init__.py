@@ -1,4 +1,4 @@
-"""What is looked at after training: memory maps and learning curves, as plain functions of numpy arrays."""
+"""Analysis of trained runs: memory maps and learning curves, as plain functions of NumPy arrays."""
 
 from mnm_jax.analysis._curves import LearningCurve, has_metric, learning_curve, steps_to_reach
 from mnm_jax.analysis._similarity import MemoryMaps, memory_maps

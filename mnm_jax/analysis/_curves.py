@@ -14,8 +14,13 @@ Lines = Sequence[Mapping[str, Any]]
 class LearningCurve(NamedTuple):
     """A metric over training, `[N]` each.
 
-    steps: updates made. mean; std: sample standard deviation (ddof=1) over seeds; standard_error: std / sqrt(S).
-    Both are 0 for one seed. All three are NaN where the metric of a seed was not finite.
+    Mean and spread are NaN where the metric of a seed was not finite. The spread of a single seed is 0.
+
+    Attributes:
+      steps: number of updates made.
+      mean: mean over seeds.
+      std: sample standard deviation (ddof=1) over seeds.
+      standard_error: `std / sqrt(S)`.
     """
 
     steps: np.ndarray
@@ -25,42 +30,52 @@ class LearningCurve(NamedTuple):
 
 
 def has_metric(lines: Lines, metric: str) -> bool:
-    """Whether any line holds the metric."""
+    """Returns True if any line holds the metric."""
     return any(isinstance(line.get(metric), list) for line in lines)
 
 
 def learning_curve(lines: Lines, metric: str) -> LearningCurve:
-    """Mean and spread over seeds of a metric at each step that has it.
+    """Returns mean and spread over seeds of a metric at each update for which it was recorded.
 
     Args:
-        lines: from `mnm_jax.training.read_metrics`; of two lines about the same step the later one counts.
-        metric: such as "valid/accuracy".
+      lines: from `mnm_jax.training.read_metrics`; of two lines for the same update the later one counts.
+      metric: the metric's name, such as "valid/accuracy".
 
     Raises:
-        ValueError: no line holds the metric, or lines differ in their number of seeds.
+      ValueError: No line holds the metric, or lines differ in their number of seeds.
 
-    >>> lines = [{"step": 10, "seconds": 1.5, "valid/accuracy": [0.25, 0.75]}, {"step": 20, "train/loss": [1.0, 1.0]}]
-    >>> curve = learning_curve(lines, "valid/accuracy")
-    >>> curve.steps.tolist(), curve.mean.tolist(), curve.standard_error.tolist()
-    ([10], [0.5], [0.25])
+    Examples:
+      >>> lines = [{"step": 10, "seconds": 1.5, "valid/accuracy": [0.25, 0.75]}, {"step": 20, "train/loss": [1.0, 1.0]}]
+      >>> curve = learning_curve(lines, "valid/accuracy")
+      >>> curve.steps.tolist(), curve.mean.tolist(), curve.standard_error.tolist()
+      ([10], [0.5], [0.25])
     """
     steps, values = _per_seed(lines, metric)
     seeds = values.shape[1]
     std = np.std(values, axis=1, ddof=1) if seeds > 1 else np.where(np.isfinite(values[:, 0]), 0.0, np.nan)
-    return LearningCurve(steps, np.mean(values, axis=1), std, std / np.sqrt(seeds))
+    return LearningCurve(steps=steps, mean=np.mean(values, axis=1), std=std, standard_error=std / np.sqrt(seeds))
 
 
 def steps_to_reach(lines: Lines, metric: str, level: float) -> np.ndarray:
-    """`[S]`: the first step at which the metric of each seed was `level` or more; NaN for a seed that never got there.
+    """Returns the number of updates after which each seed's metric first was at least `level`.
 
-    As fine as the metric was written: the true step is between the line before and this one.
+    The resolution is that of the record: the level was reached between the previous line and the returned one.
+
+    Args:
+      lines: from `mnm_jax.training.read_metrics`.
+      metric: the metric's name.
+      level: the level to reach.
+
+    Returns:
+      `[S]` float64; NaN for a seed that did not reach the level.
 
     Raises:
-        ValueError: as for `learning_curve`.
+      ValueError: No line holds the metric, or lines differ in their number of seeds.
 
-    >>> lines = [{"step": 10, "accuracy": [0.5, 0.1]}, {"step": 20, "accuracy": [0.95, 0.2]}]
-    >>> steps_to_reach(lines, "accuracy", 0.9)
-    array([20., nan])
+    Examples:
+      >>> lines = [{"step": 10, "accuracy": [0.5, 0.1]}, {"step": 20, "accuracy": [0.95, 0.2]}]
+      >>> steps_to_reach(lines, "accuracy", 0.9)
+      array([20., nan])
     """
     steps, values = _per_seed(lines, metric)
     reached = values >= level
@@ -68,7 +83,7 @@ def steps_to_reach(lines: Lines, metric: str, level: float) -> np.ndarray:
 
 
 def _per_seed(lines: Lines, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[N]`, ascending, and values `[N, S]`; what was not finite (null on disk) is NaN."""
+    """Returns updates `[N]`, ascending, and values `[N, S]` with NaN for null."""
     found = {line["step"]: line[metric] for line in lines if isinstance(line.get(metric), list)}
     if not found:
         known = sorted({name for line in lines for name, value in line.items() if isinstance(value, list)})

@@ -1,6 +1,6 @@
-"""Memory maps: what is read from a memory, compared with what was written into it (figure 5 of the paper).
+"""Memory maps: similarity of the reads from a memory to the writes into it (figure 5 of the paper).
 
-Shape letters: `T` time steps, `H` heads, `K` key features, `V` value features.
+Shape letters: `T` time steps, `H` heads, `K` key features, `V` value features, `F` features of either.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,13 @@ from mnm_jax.cells import MemoryTrace
 
 
 class MemoryMaps(NamedTuple):
-    """Cosine similarities `[T, T]` of keys and of values.
+    """Cosine similarities `[T, T]` in [-1, 1]: row t is the read of step t, column s the write of step s.
 
-    Row t is what was read at step t, column s what was written at step s; NaN where s > t, not written by then.
+    Entries with s > t are NaN: that write had not happened yet.
+
+    Attributes:
+      keys: similarity of keys.
+      values: similarity of values.
     """
 
     keys: np.ndarray
@@ -22,45 +26,47 @@ class MemoryMaps(NamedTuple):
 
 
 def memory_maps(trace: MemoryTrace) -> MemoryMaps:
-    """Similarity of what is read at each step with what was written at it or before.
+    """Returns the similarity of each step's read to the write of that step and of every earlier one.
 
         keys[t, s]   = mean over heads h of cos(k^r_{t,h}, k^w_{s,h}),      s <= t
         values[t, s] = mean over heads h of cos(v^r_{t,h}, v^w_{s,h}),      s <= t
 
-    A head is compared with its own writes, though all heads read one memory. The write rate plays no part: a write
-    of rate zero has its column too. The step itself (s = t) counts as written, as it is in every cell that does not
-    read first.
+    A head is compared with its own writes, though all heads read one memory. The write rate is ignored: a write of
+    rate zero has its column too. The write of the same step (s = t) counts, as in every cell that writes before it
+    reads.
 
     Args:
-        trace: of one sequence without its padding: keys `[T, H, K]`, values `[T, H, V]`, of any float dtype.
+      trace: trace of one sequence without its padding: keys `[T, H, K]`, values `[T, H, V]`, of any float dtype.
 
     Returns:
-        float64 in [-1, 1]; NaN where s > t, and where a vector is zero and has no direction.
+      The maps in float64, with NaN also where a vector is zero and has no direction.
 
     Raises:
-        ValueError: arrays of another shape.
+      ValueError: An array has another shape.
 
-    The key of the second step asks for what the first step wrote, and gets it:
+    Examples:
+      The read of the second step uses the key of the first write and returns its value:
 
-    >>> first, second = [[1.0, 0.0]], [[0.0, 1.0]]
-    >>> trace = MemoryTrace(
-    ...     write_keys=np.array([first, second]),
-    ...     write_values=np.array([second, first]),
-    ...     read_keys=np.array([first, first]),
-    ...     read_values=np.array([second, second]),
-    ...     rate=np.ones(2),
-    ... )
-    >>> memory_maps(trace).keys
-    array([[ 1., nan],
-           [ 1.,  0.]])
+      >>> first, second = [[1.0, 0.0]], [[0.0, 1.0]]
+      >>> trace = MemoryTrace(
+      ...     write_keys=np.array([first, second]),
+      ...     write_values=np.array([second, first]),
+      ...     read_keys=np.array([first, first]),
+      ...     read_values=np.array([second, second]),
+      ...     rate=np.ones(2),
+      ... )
+      >>> memory_maps(trace).keys
+      array([[ 1., nan],
+             [ 1.,  0.]])
     """
-    keys = _similarity("keys", trace.read_keys, trace.write_keys)
-    values = _similarity("values", trace.read_values, trace.write_values)
-    return MemoryMaps(keys, values)
+    return MemoryMaps(
+        keys=_similarity("keys", trace.read_keys, trace.write_keys),
+        values=_similarity("values", trace.read_values, trace.write_values),
+    )
 
 
 def _similarity(name: str, read: ArrayLike, written: ArrayLike) -> np.ndarray:
-    """Cosine similarity `[T, T]` of `[T, H, F]` with `[T, H, F]`, mean over heads, NaN above the diagonal."""
+    """Returns cosine similarities `[T, T]` of two arrays `[T, H, F]`, mean over heads, NaN above the diagonal."""
     if np.ndim(read) != 3 or np.shape(read) != np.shape(written):
         raise ValueError(
             f"read and written {name} must both be [T, H, F] of one sequence, got {np.shape(read)} and "

@@ -1,5 +1,5 @@
 """The memory as a layer of sequence models."""
 
-from mnm_jax.layers._layer import BlockCarry, NeuralMemoryBlock
+from mnm_jax.layers._layer import LayerCarry, NeuralMemoryLayer
 
-__all__ = ["BlockCarry", "NeuralMemoryBlock"]
+__all__ = ["LayerCarry", "NeuralMemoryLayer"]

@@ -1,4 +1,4 @@
-"""A convolution over the last few tokens, which lets keys and values see what came just before.
+"""A convolution over the last few tokens, which lets keys and values depend on the tokens just before.
 
 Shape letters: `T` time steps, `B` examples, `F` features, `n` taps.
 """
@@ -6,55 +6,68 @@ Shape letters: `T` time steps, `B` examples, `F` features, `n` taps.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+
+from mnm_jax._checks import check_sizes
 
 Array = jax.Array
 
 
 class ShortConvolution(nnx.Module):
-    """Every feature on its own, causal, as layers of linear attention have it (Yang et al., 2024).
+    """A causal convolution of every feature by itself, as in layers of linear attention.
 
         y_t = silu(sum_{j < n} c_j * u_{t-j})
 
-    Tokens of padding are left out: t counts the real ones. What comes before the first is zero.
+    Padding is left out: t counts the tokens that are not padding. Before the first token come zeros. It computes in the
+    dtype of its inputs.
 
     Args:
-      features: `F`.
-      taps: `n`, the token itself among them.
+      features: number of features `F`.
+      taps: number of tokens `n` that an output depends on, its own among them.
+      param_dtype: dtype of the kernel.
+      rngs: random keys.
 
     Raises:
-      ValueError: no taps.
+      ValueError: if `taps` is below 1.
+
+    References:
+      Yang et al., NeurIPS 2024.
     """
 
-    def __init__(self, features: int, taps: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        if taps < 1:
-            raise ValueError(f"taps must be >= 1, got {taps}.")
+    def __init__(self, features: int, taps: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        check_sizes(taps=taps)
         bound = taps**-0.5
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (taps, features), dtype, -bound, bound))
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (taps, features), param_dtype, -bound, bound))
 
-    def initialize_carry(self, batch_size: int) -> Array:
-        """The tokens before the first, `[n - 1, B, F]`."""
-        kernel = self.kernel.get_value()
-        return jnp.zeros((kernel.shape[0] - 1, batch_size, kernel.shape[1]), kernel.dtype)
+    def initialize_carry(self, batch_size: int, dtype: DTypeLike) -> Array:
+        """Returns the tokens before the first, `[B, n - 1, F]`."""
+        taps, features = self.kernel.get_value().shape
+        return jnp.zeros((batch_size, taps - 1, features), dtype)
 
-    def __call__(self, window: Array, inputs: Array, real: Array | None = None) -> tuple[Array, Array]:
-        """Inputs `[T, B, F]` after the tokens of `window`; the last n - 1 tokens, and outputs `[T, B, F]`.
+    def __call__(self, window: Array, inputs: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Runs the convolution over a sequence.
 
         Args:
-            real: `[T, B]`, False for padding, whose outputs mean nothing.
+          window: the last n - 1 tokens before the inputs, `[B, n - 1, F]`.
+          inputs: u, `[T, B, F]`.
+          mask: `[T, B]` bool, False = padding; the outputs there are arbitrary.
+
+        Returns:
+          The last n - 1 tokens, and the outputs `[T, B, F]`.
         """
-        kernel = self.kernel.get_value()
+        kernel = self.kernel.get_value().astype(inputs.dtype)
+        window = jnp.swapaxes(window, 0, 1)
         before, steps = window.shape[0], inputs.shape[0]
-        if real is not None:  # the real tokens first, in their order
-            real = real.astype(bool)
-            order = jnp.argsort(~real, axis=0, stable=True)
+        if mask is not None:  # move padding behind the tokens, whose order stays
+            order = jnp.argsort(~mask, axis=0, stable=True)
             inputs = jnp.take_along_axis(inputs, order[..., None], axis=0)
         tokens = jnp.concatenate([window, inputs])
         outputs = jax.nn.silu(
             sum(c * tokens[before - j : before - j + steps] for j, c in enumerate(kernel[:, None, None]))
         )
-        if real is None:
-            return tokens[steps:], outputs
-        count = jnp.cumsum(real, axis=0)
-        last = count[-1:] + jnp.arange(before)[:, None]
+        if mask is None:
+            return jnp.swapaxes(tokens[steps:], 0, 1), outputs
+        count = jnp.cumsum(mask, axis=0, dtype=jnp.int32)
+        last = count[-1:] + jnp.arange(before, dtype=jnp.int32)[:, None]
         outputs = jnp.take_along_axis(outputs, jnp.maximum(count - 1, 0)[..., None], axis=0)
-        return jnp.take_along_axis(tokens, last[..., None], axis=0), outputs
+        return jnp.swapaxes(jnp.take_along_axis(tokens, last[..., None], axis=0), 0, 1), outputs

@@ -1,212 +1,284 @@
-"""A memory whose keys, values and gates come from the inputs alone, so that a sequence is worked through in chunks.
+"""A layer of memories whose keys, values and gates depend on the inputs alone, so it processes a sequence in chunks.
 
-Shape letters: `T` time steps, `B` examples, `D` features, `H` heads (a memory each), `K` key and `V` value features.
+Shape letters: `T` time steps, `B` examples, `D` features, `H` heads (one memory each), `K` key features, `V` value
+features, `n` taps of the convolution.
 """
 
-from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._params import ParamTree
 from mnm_jax.layers._convolution import ShortConvolution
-from mnm_jax.memory import gradient_memory, local_memory
-from mnm_jax.memory._chunks import chunk as chunked
-from mnm_jax.memory._network import Network
+from mnm_jax.memory import Memory
+from mnm_jax.memory._chunks.chunk import ChunkState, Tokens, check_memory, chunk, step
+from mnm_jax.memory._chunks.mixture import Gates, mix
 from mnm_jax.memory._options import FORGET_LITTLE, normalise
 
 Array = jax.Array
-_RULES = {"local": local_memory, "gradient": gradient_memory}
-_STEP_SIZES = ("normalised", "sum")
 
 
-class BlockCarry(NamedTuple):
-    """What a layer knows between two tokens.
+class LayerCarry(NamedTuple):
+    """The state of a layer between two tokens.
 
-    fast: the memories, leaves `[H, B, ...]`. position: how many tokens the present chunk has had. window: the vectors
-    of the last tokens, `[n - 1, B, H (2K + V)]`, where there is a convolution of n.
+    Attributes:
+      memory: the memories of all heads, leaves `[B, H, ...]`.
+      position: number of tokens that the current chunk has had, `[B]`.
+      window: keys, values and queries of the last tokens, `[B, n - 1, H (2 K + V)]`; None without a convolution.
     """
 
-    fast: chunked.Fast
+    memory: ChunkState
     position: Array
     window: Array | None
 
 
-class NeuralMemoryBlock(nnx.Module):
+class NeuralMemoryLayer(nnx.Module):
     """A layer `[T, B, D] -> [T, B, D]` that writes every token into H memories and reads them, without recurrence.
 
-        k = W_k x / |W_k x|,  v = W_v x,  q = W_q x / |W_q x|,  r, alpha, m = sigmoid(W x + b)
-        phi_t = write(phi_{t-1}; k_t, v_t, r_t),  y_t = W_o [f(q_t; phi_t) of all heads]
+        k = W_k x,  v = W_v x,  q = W_q x,  r, alpha, m = sigmoid(W x + b)                              per head
+        phi_t = write(phi_{t-1}; k_t, v_t, r_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
 
-    Nothing that is read goes back into what is written, so a chunk of tokens is a few products of matrices
-    (`memory/_chunks`, with the equations). `__call__` runs over a sequence, `step` over one token; they are equal.
-    With a convolution, W_k x, W_v x and W_q x are those of the last tokens, weighed (`ShortConvolution`).
-    With the gradient rule and step_size="sum" a memory of one layer is DeltaNet (Yang et al., 2024), with `forget`
-    gated DeltaNet; several layers with `forget` and `momentum` are the memory of Titans (Behrouz et al., 2025).
+    Nothing that is read goes back into what is written, so a chunk of tokens is a few matrix products. `__call__` runs
+    over a sequence, `step` over one token; they compute the same function. With a convolution, k, v and q are weighted
+    sums over the last n tokens (Yang et al., NeurIPS 2024). The memory decides the rule, the normalisation of the keys
+    and the gates: alpha with `WriteOptions(forget=True)`, 2% per token at first, and m with `momentum=True`.
+
+    ==================  =============================================================================================
+    layer               memory
+    ==================  =============================================================================================
+    MNM-p               `local_memory(K, V, hidden_sizes=...)`
+    linear attention    `matrix_memory(K, V, "hebbian")`
+    DeltaNet            `matrix_memory(K, V, "delta", options=WriteOptions(key_norm="l2"))`
+    gated DeltaNet      the same with `WriteOptions(key_norm="l2", forget=True)`
+    Titans              `gradient_memory(K, V, hidden_sizes=..., step_size="sum", options=WriteOptions(forget=True,
+                        momentum=True))`; "sum" is the derivative of the sum of squares, twice that of Titans' loss
+    ==================  =============================================================================================
+
+    In a memory of several layers a token's hidden activations are those of the weights at the chunk's beginning, and
+    the gradient rule takes its whole step there: `chunk` is then part of the model. For a memory of one layer it is a
+    setting of speed alone.
 
     Args:
-      features: `D`.
-      heads: `H`.
-      key_size: `K` of a head.
-      value_size: `V` of a head.
-      hidden_sizes: of the memory's network; () is a matrix.
-      rule: "local" (MNM-p: every layer has its own target and corrects its newest answer) or "gradient" (MNM-g; through
-        several layers, taken at the beginning of the chunk).
-      chunk: tokens that are worked through at once. With more than one layer it is part of the model: inputs of the
-        layers are those of the weights at the chunk's beginning.
-      step_size: "normalised" (rate 1 meets the target exactly) or "sum" (the plain error times the rate).
-      forget: a gate alpha of its own, 2% a token at first.
-      momentum: a gate m of its own.
-      convolution: tokens that keys, values and queries see, their own among them; 1 is none.
-      epsilon: added to squared key norms by "normalised"; same unit.
-      dtype: of parameters and memories.
+      features: number of features `D`.
+      memory: from `local_memory`, `gradient_memory` or `matrix_memory`, or from `rule_memory` with an `ErrorRule` or a
+        `SnapshotRule`. Every head has its own, with its own slow parameters, and writes one key per token.
+      heads: number of memories `H`.
+      chunk: number of tokens that are processed at once.
+      convolution: number of tokens `n` that keys, values and queries depend on, their own among them; 1 for none.
+      dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. The memory keeps its fast
+        weights in its own `param_dtype`.
+      param_dtype: dtype of the layer's parameters, except those of the memory.
+      rngs: random keys.
 
     Raises:
-      ValueError: a size below 1, an unknown rule or step size, inputs of another shape.
+      ValueError: for a size below 1, or a memory that chunks cannot follow: one with an `optimizer`, several
+        `inner_steps` or a `max_norm`, a `custom_memory`, or a rule given as a function.
+
+    Examples:
+      Gated DeltaNet with two heads, over a sequence and then over one more token:
+
+      >>> from mnm_jax import WriteOptions, matrix_memory
+      >>> memory = matrix_memory(8, 8, options=WriteOptions(key_norm="l2", forget=True))
+      >>> layer = NeuralMemoryLayer(16, memory, heads=2, rngs=nnx.Rngs(0))
+      >>> inputs = jax.random.normal(jax.random.key(0), (101, 3, 16))
+      >>> carry, outputs = layer(None, inputs[:100])
+      >>> outputs.shape
+      (100, 3, 16)
+      >>> carry, output = layer.step(carry, inputs[100])
+      >>> _, expected = layer(None, inputs)
+      >>> bool(jnp.allclose(output, expected[100], atol=1e-5))
+      True
+
+    References:
+      Munkhdalai et al., NeurIPS 2019 (the rules); Yang et al., NeurIPS 2024 (DeltaNet in chunks); Yang et al., ICLR
+      2025 (gated DeltaNet); Behrouz et al., 2025 (Titans).
     """
 
     def __init__(
         self,
         features: int,
+        memory: Memory,
         *,
         heads: int = 1,
-        key_size: int = 32,
-        value_size: int = 32,
-        hidden_sizes: Sequence[int] = (),
-        rule: str = "local",
         chunk: int = 64,
-        step_size: str = "normalised",
-        forget: bool = False,
-        momentum: bool = False,
         convolution: int = 1,
-        epsilon: float = 1e-3,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if rule not in _RULES:
-            raise ValueError(f"rule must be one of {', '.join(_RULES)}, got {rule!r}.")
-        if step_size not in _STEP_SIZES:
-            raise ValueError(f"step_size must be one of {', '.join(_STEP_SIZES)}, got {step_size!r}.")
-        for name, size in (("features", features), ("heads", heads), ("chunk", chunk), ("convolution", convolution)):
-            if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size}.")
-        memory = _RULES[rule](key_size, value_size, hidden_sizes=hidden_sizes, epsilon=epsilon, param_dtype=dtype)
-        network = Network((key_size, *hidden_sizes, value_size), jnp.tanh, False)
-        self.rule = chunked.Rule(network, rule == "local", step_size == "normalised", epsilon, momentum)
+        check_sizes(features=features, heads=heads, chunk=chunk, convolution=convolution)
+        self.memory = check_memory(memory)
         self.features, self.heads, self.chunk = features, heads, chunk
-        self.forget, self.momentum = forget, momentum
+        self.dtype = jnp.dtype(param_dtype if dtype is None else dtype)
         self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
-        vectors = heads * (2 * key_size + value_size)
-        self.to_vectors = nnx.Linear(features, vectors, use_bias=False, param_dtype=dtype, rngs=rngs)
-        wide = convolution > 1
-        self.convolution = nnx.data(ShortConvolution(vectors, convolution, dtype=dtype, rngs=rngs) if wide else None)
-        self.to_gates = nnx.Linear(features, heads * (1 + forget + momentum), param_dtype=dtype, rngs=rngs)
-        if forget:
-            biases = self.to_gates.bias.get_value().reshape(heads, -1).at[:, 1].set(FORGET_LITTLE)
-            self.to_gates.bias.set_value(biases.reshape(-1))
-        self.to_output = nnx.Linear(heads * value_size, features, use_bias=False, param_dtype=dtype, rngs=rngs)
 
-    def initialize_carry(self, batch_size: int) -> BlockCarry:
-        """The memories at the beginning of sequences."""
-        start = jax.tree.map(
-            lambda w: jnp.broadcast_to(w[:, None], (self.heads, batch_size, *w.shape[1:])),
-            self.memory_params.get_value().weights,
+        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        vectors = heads * (2 * memory.key_size + memory.value_size)
+        self.to_vectors = linear(features, vectors, use_bias=False)
+        taps = ShortConvolution(vectors, convolution, param_dtype=param_dtype, rngs=rngs) if convolution > 1 else None
+        self.convolution = nnx.data(taps)
+        self.to_gates = linear(features, heads * (1 + len(memory.gates)))
+        if "forget" in memory.gates:
+            biases = self.to_gates.bias.get_value().reshape(heads, -1)
+            biases = biases.at[:, 1 + memory.gates.index("forget")].set(FORGET_LITTLE)
+            self.to_gates.bias.set_value(biases.reshape(-1))
+        self.to_output = linear(heads * memory.value_size, features, use_bias=False)
+
+    def initialize_carry(self, input_shape: tuple[int, ...]) -> LayerCarry:
+        """Returns the carry at the start of sequences of inputs shaped `input_shape = (B, D)`."""
+        batch_size = input_shape[0]
+        begin = jax.vmap(partial(self.memory.start, batch_size=batch_size), out_axes=1)
+        start = begin(self.memory_params.get_value()).weights
+        surprise = jax.tree.map(jnp.zeros_like, start) if "momentum" in self.memory.gates else ()
+        return LayerCarry(
+            memory=ChunkState(start=start, now=start, surprise=surprise),
+            position=jnp.zeros(batch_size, jnp.int32),
+            window=None if self.convolution is None else self.convolution.initialize_carry(batch_size, self.dtype),
         )
-        surprise = jax.tree.map(jnp.zeros_like, start) if self.momentum else ()
-        window = None if self.convolution is None else self.convolution.initialize_carry(batch_size)
-        return BlockCarry(chunked.Fast(start, start, surprise), jnp.zeros((), jnp.int32), window)
 
     def __call__(
-        self, inputs: Array, carry: BlockCarry | None = None, *, mask: Array | None = None
-    ) -> tuple[BlockCarry, Array]:
-        """A sequence `[T, B, D]`, in chunks; outputs `[T, B, D]`.
+        self, carry: LayerCarry | None, inputs: Array, *, mask: Array | None = None, time_major: bool = True
+    ) -> tuple[LayerCarry, Array]:
+        """Runs over a sequence, in chunks.
 
         Args:
-            carry: goes on from there, with a new chunk; None begins with phi_0.
-            mask: `[T, B]`, False for padding, which leaves the carry as it is.
+          carry: the carry to continue from, with a new chunk; None begins a new sequence.
+          inputs: `[T, B, D]`.
+          mask: `[T, B]` bool; where it is False the carry passes unchanged, the outputs are zero, and the inputs have
+            no influence and get exactly zero gradient, whatever they hold (NaN included).
+          time_major: whether time is the first axis of inputs, mask and outputs; otherwise it is the second.
+
+        Returns:
+          The last carry, and the outputs `[T, B, D]`.
+
+        Raises:
+          ValueError: for shapes that do not agree.
         """
+        if not time_major:
+            mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
+            carry, outputs = self(carry, jnp.swapaxes(inputs, 0, 1), mask=mask)
+            return carry, jnp.swapaxes(outputs, 0, 1)
         if inputs.ndim != 3 or inputs.shape[-1] != self.features:
             raise ValueError(f"inputs must have shape [T, B, D] = [T, B, {self.features}], got {inputs.shape}.")
-        steps, batch = inputs.shape[:2]
-        carry = self.initialize_carry(batch) if carry is None else carry
-        fast = carry.fast._replace(start=carry.fast.now)
-        params = self.memory_params.get_value()
-        whole = steps - steps % self.chunk
+        if mask is not None and (mask.shape != inputs.shape[:2] or mask.dtype != bool):
+            raise ValueError(f"mask must be bool of shape {inputs.shape[:2]}, got {mask.dtype} of {mask.shape}.")
+        carry = self.initialize_carry(inputs.shape[1:]) if carry is None else carry
+        if inputs.shape[0] == 0:
+            return carry, jnp.zeros(inputs.shape, self.dtype)
+        if mask is not None:
+            inputs = jnp.where(mask[..., None], inputs, 0)
         window, vectors = self._vectors(carry.window, inputs, mask)
-        gates = self._gates(inputs, mask)
-        mix = jax.vmap(partial(chunked.mix, self.rule))
+        memory, answers = self._run(_swap_heads(carry.memory), vectors, self._gates(inputs, mask))
+        outputs = self.to_output(answers)
+        if mask is not None:
+            outputs = jnp.where(mask[..., None], outputs, 0)
+        position = jnp.full(inputs.shape[1], inputs.shape[0] % self.chunk, jnp.int32)
+        return LayerCarry(memory=_swap_heads(memory), position=position, window=window), outputs
 
-        # Of the forward pass only the memories between chunks are kept. To compute a chunk again, and its tokens from
-        # `vectors` as they lie in memory, is faster than to store and load what its derivative needs.
+    def step(self, carry: LayerCarry | None, inputs: Array) -> tuple[LayerCarry, Array]:
+        """Runs over one token, as generating text needs it.
+
+        Args:
+          carry: the carry to continue from; None begins a new sequence.
+          inputs: `[B, D]`.
+
+        Returns:
+          The new carry, and the outputs `[B, D]`.
+
+        Raises:
+          ValueError: for inputs of another shape.
+        """
+        if inputs.ndim != 2 or inputs.shape[-1] != self.features:
+            raise ValueError(f"inputs must have shape [B, D] = [B, {self.features}], got {inputs.shape}.")
+        carry = self.initialize_carry(inputs.shape) if carry is None else carry
+        window, vectors = self._vectors(carry.window, inputs[None], None)
+        tokens = self._tokens(vectors, self._gates(inputs[None], None))
+        tokens = jax.tree.map(lambda x: x[:, :, 0], tokens)
+
+        begins = carry.position == 0
+        memory = _swap_heads(carry.memory)
+        choose = lambda now, start: jnp.where(begins[:, None, None], now, start)  # noqa: E731
+        memory = memory._replace(start=jax.tree.map(jax.vmap(choose), memory.now, memory.start))
+        memory, answers = jax.vmap(partial(step, self.memory))(self.memory_params.get_value(), memory, tokens)
+        outputs = self.to_output(_join_heads(answers[:, :, None]))[0]
+        position = (carry.position + 1) % self.chunk
+        return LayerCarry(memory=_swap_heads(memory), position=position, window=window), outputs
+
+    def _run(self, memory: ChunkState, vectors: Array, gates: Gates) -> tuple[ChunkState, Array]:
+        """Returns the memories after a sequence, leaves `[H, B, ...]`, and all answers `[T, B, H V]`."""
+        params, steps = self.memory_params.get_value(), vectors.shape[0]
+        whole = steps - steps % self.chunk
+        coefficients = jax.vmap(partial(mix, momentum="momentum" in self.memory.gates))
+
+        # The forward pass keeps the memories between chunks only. Computing a chunk again, and its tokens from
+        # `vectors` as they lie in memory, is faster than storing and loading what its derivative needs.
         @jax.checkpoint
-        def run(fast: chunked.Fast, part: tuple) -> tuple[chunked.Fast, Array]:
+        def run(memory: ChunkState, part: tuple) -> tuple[ChunkState, Array]:
             vectors, gates, mixture = part
-            work = jax.vmap(partial(chunked.chunk, self.rule))
-            fast, read = work(params, fast, self._tokens(vectors, gates), mixture)
-            return fast, _join(read)
+            work = jax.vmap(partial(chunk, self.memory))
+            memory, answers = work(params, memory, self._tokens(vectors, gates), mixture)
+            return memory, _join_heads(answers)
 
         answers = []
+        memory = memory._replace(start=memory.now)
         if whole:
-            chunks = vectors[:whole].reshape(-1, self.chunk, *vectors.shape[1:])
+            chunks = vectors[:whole].reshape(whole // self.chunk, self.chunk, *vectors.shape[1:])
             chunk_gates = jax.tree.map(lambda x: _split(x[:, :, :whole], self.chunk), gates)
-            fast, read = jax.lax.scan(run, fast, (chunks, chunk_gates, jax.vmap(mix)(chunk_gates)))
-            answers.append(read.reshape(whole, batch, -1))
+            memory, read = jax.lax.scan(run, memory, (chunks, chunk_gates, jax.vmap(coefficients)(chunk_gates)))
+            answers.append(read.reshape(whole, *read.shape[2:]))
         if steps > whole:
             rest = jax.tree.map(lambda x: x[:, :, whole:], gates)
-            begun = fast.start
-            fast, read = run(fast, (vectors[whole:], rest, mix(rest)))
-            fast = fast._replace(start=begun)
+            start = memory.start
+            memory, read = run(memory, (vectors[whole:], rest, coefficients(rest)))
+            memory = memory._replace(start=start)
             answers.append(read)
-        position = jnp.asarray(steps % self.chunk, jnp.int32)
-        return BlockCarry(fast, position, window), self.to_output(jnp.concatenate(answers))
-
-    def step(self, carry: BlockCarry, inputs: Array) -> tuple[BlockCarry, Array]:
-        """One token `[B, D]`, as generating text needs it."""
-        inputs = inputs[None]
-        window, vectors = self._vectors(carry.window, inputs, None)
-        tokens = jax.tree.map(lambda x: x[:, :, 0], self._tokens(vectors, self._gates(inputs, None)))
-        begins = carry.position == 0
-        start = jax.tree.map(lambda now, then: jnp.where(begins, now, then), carry.fast.now, carry.fast.start)
-        write = jax.vmap(partial(chunked.step, self.rule))
-        fast, read = write(self.memory_params.get_value(), carry.fast._replace(start=start), tokens)
-        output = self.to_output(_join(read[:, :, None]))[0]
-        return BlockCarry(fast, (carry.position + 1) % self.chunk, window), output
+        return memory, jnp.concatenate(answers)
 
     def _vectors(self, window: Array | None, inputs: Array, mask: Array | None) -> tuple[Array | None, Array]:
-        """Keys, values and queries of inputs `[T, B, D]` side by side, `[T, B, H (2K + V)]`, and the new window."""
+        """Returns the new window, and keys, values and queries side by side, `[T, B, H (2 K + V)]`."""
         vectors = self.to_vectors(inputs)
         return (window, vectors) if self.convolution is None else self.convolution(window, vectors, mask)
 
-    def _gates(self, inputs: Array, mask: Array | None) -> chunked.Gates:
-        """Of inputs `[T, B, D]`, leaves `[H, B, T]`."""
+    def _gates(self, inputs: Array, mask: Array | None) -> Gates:
+        """Returns the gates of inputs `[T, B, D]`, leaves `[H, B, T]`."""
         gates = jax.nn.sigmoid(self._by_head(self.to_gates(inputs)))
         mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
-        real = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
-        keep = 1 - gates[..., 1] if self.forget else jnp.ones_like(real)
-        momentum = gates[..., -1] if self.momentum else jnp.zeros_like(real)
-        return chunked.Gates(gates[..., 0], keep, momentum, real).masked()
+        counts = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
+        named = {name: gates[..., 1 + place] for place, name in enumerate(self.memory.gates)}
+        return Gates(
+            rate=gates[..., 0],
+            decay=1 - named["forget"] if "forget" in named else jnp.ones_like(counts),
+            momentum=named.get("momentum", jnp.zeros_like(counts)),
+            mask=counts,
+        ).masked()
 
-    def _tokens(self, vectors: Array, gates: chunked.Gates) -> chunked.Tokens:
-        """From `vectors [T, B, H (2K + V)]`, leaves `[H, B, T, ...]`."""
-        sizes = self.rule.network.sizes
-        ends = [sizes[0], sizes[0] + sizes[-1]]
-        keys, values, queries = jnp.split(self._by_head(vectors), ends, axis=-1)
-        return chunked.Tokens(normalise(keys, "l2"), values, normalise(queries, "l2"), gates)
+    def _tokens(self, vectors: Array, gates: Gates) -> Tokens:
+        """Returns the tokens of `vectors [T, B, H (2 K + V)]`, leaves `[H, B, T, ...]`."""
+        key_size, value_size, how = self.memory.key_size, self.memory.value_size, self.memory.options.key_norm
+        keys, values, queries = jnp.split(self._by_head(vectors), [key_size, key_size + value_size], axis=-1)
+        return Tokens(keys=normalise(keys, how), values=values, queries=normalise(queries, how), gates=gates)
 
     def _by_head(self, x: Array) -> Array:
-        """`[T, B, H X]` to `[H, B, T, X]`."""
-        return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, -1), (2, 1, 0), (0, 1, 2))
+        """Returns `[T, B, H X]` as `[H, B, T, X]`."""
+        return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads), (2, 1, 0), (0, 1, 2))
 
 
-def _join(x: Array) -> Array:
-    """`[H, B, T, V]` to `[T, B, H V]`."""
+def _swap_heads(tree: Any) -> Any:
+    """Returns leaves `[B, H, ...]` as `[H, B, ...]`, or the other way round."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
+def _join_heads(x: Array) -> Array:
+    """Returns `[H, B, T, V]` as `[T, B, H V]`."""
     joined = jnp.moveaxis(x, (2, 1, 0), (0, 1, 2))
-    return joined.reshape(*joined.shape[:2], -1)
+    return joined.reshape(*joined.shape[:2], joined.shape[2] * joined.shape[3])
 
 
 def _split(x: Array, size: int) -> Array:
-    """`[H, B, T]` to `[N, H, B, C]`."""
-    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size), 2, 0)
+    """Returns `[H, B, T]` as `[N, H, B, C]`, for chunks of `C = size` tokens."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] // size, size), 2, 0)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax.layers import NeuralMemoryBlock
+from mnm_jax import NeuralMemoryLayer, local_memory
 from mnm_jax.layers._convolution import ShortConvolution
 
 T, B, F = 7, 3, 4
 
 
 def make(taps=3):
-    layer = ShortConvolution(F, taps, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    layer = ShortConvolution(F, taps, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     return layer, jax.random.normal(jax.random.key(1), (T, B, F), jnp.float64)
 
 
@@ -28,17 +28,18 @@ def by_numpy(kernel, inputs):
 
 def test_it_weighs_the_last_tokens(x64):
     layer, inputs = make()
-    _, outputs = layer(layer.initialize_carry(B), inputs)
+    _, outputs = layer(layer.initialize_carry(B, jnp.float64), inputs)
     for b in range(B):
         expected = by_numpy(np.asarray(layer.kernel.get_value()), np.asarray(inputs[:, b]))
         np.testing.assert_allclose(outputs[:, b], expected, 1e-12)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 5])
-def test_it_goes_on_where_it_was_left(cut, x64):
+def test_it_continues_where_it_was_left(cut, x64):
     layer, inputs = make(4)
-    whole = layer(layer.initialize_carry(B), inputs)
-    window, first = layer(layer.initialize_carry(B), inputs[:cut])
+    start = layer.initialize_carry(B, jnp.float64)
+    whole = layer(start, inputs)
+    window, first = layer(start, inputs[:cut])
     window, second = layer(window, inputs[cut:])
     np.testing.assert_array_equal(window, whole[0])
     np.testing.assert_allclose(jnp.concatenate([first, second]), whole[1], 1e-12)
@@ -47,24 +48,24 @@ def test_it_goes_on_where_it_was_left(cut, x64):
 def test_padding_anywhere_is_as_if_it_were_not_there(x64):
     layer, inputs = make()
     real = np.array([[1, 1, 0, 1, 0, 1, 1], [0, 0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0]], bool).T
-    begun, _ = layer(layer.initialize_carry(B), 2 * inputs)
+    begun, _ = layer(layer.initialize_carry(B, jnp.float64), 2 * inputs)
     window, outputs = layer(begun, inputs, jnp.asarray(real))
     for b in range(B):
-        kept, expected = layer(begun[:, b : b + 1], inputs[real[:, b], b : b + 1])
+        kept, expected = layer(begun[b : b + 1], inputs[real[:, b], b : b + 1])
         np.testing.assert_allclose(outputs[real[:, b], b], expected[:, 0], 1e-12)
-        np.testing.assert_array_equal(window[:, b], kept[:, 0])
+        np.testing.assert_array_equal(window[b], kept[0])
     slope = jax.grad(lambda x: jnp.sum(jnp.where(real[..., None], layer(begun, x, jnp.asarray(real))[1], 0)))(inputs)
     assert np.all(np.asarray(slope)[~real] == 0) and np.all(np.asarray(slope)[real] != 0)
 
 
-def test_a_block_with_padding_goes_on_as_one_without(x64):
-    settings = {"chunk": 1, "key_size": 3, "value_size": 3, "convolution": 3, "dtype": jnp.float64}
-    block = NeuralMemoryBlock(F, **settings, rngs=nnx.Rngs(0))
+def test_a_layer_with_padding_continues_as_one_without(x64):
+    memory = local_memory(3, 3, hidden_sizes=(), param_dtype=jnp.float64)
+    layer = NeuralMemoryLayer(F, memory, chunk=1, convolution=3, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     _, inputs = make()
     mask = jnp.ones((T, B), bool).at[2:5].set(False)
-    carry, _ = block(inputs, mask=mask)
-    expected, _ = block(inputs[np.array([0, 1, 5, 6])])
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-12), carry.fast.now, expected.fast.now)
+    carry, _ = layer(None, inputs, mask=mask)
+    expected, _ = layer(None, inputs[np.array([0, 1, 5, 6])])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-12), carry.memory.now, expected.memory.now)
     np.testing.assert_array_equal(carry.window, expected.window)
 
 

@@ -1,23 +1,17 @@
-"""Writes and reads of a whole chunk of tokens at once, where keys and values do not depend on what is read.
+"""Writes and reads of a whole chunk of tokens at once, if keys and values do not depend on what is read.
 
-Token t of a chunk writes D_t = - sum_l x_{l,t} (x) delta_{l,t} and then reads, with a forgetting gate and momentum as
-in Titans (Behrouz et al., 2025, equations 13 and 14; g_t = 1 - alpha_t):
+Each token is a write with one head. The rule gives the pairs, and the coefficients of `mixture` say how much of each
+write is in the weights after each token, so all reads of a chunk are products of matrices:
 
-    S_t = m_t S_{t-1} + r_t D_t,    W_t = g_t W_{t-1} + S_t    (without S_t for padding)
+    y W_t = G_t y W_0 + P_t y S_0 - sum_{s <= t} A_ts r_s (y . x_s) delta_s
 
-Unrolled over a chunk that begins with W_0 and S_0 this is linear in them and in the writes, with numbers that depend on
-the gates alone (`Mixture`):
+Inputs and activations of the layers are those at the chunk's beginning. With an `ErrorRule` each token corrects the
+answer of the newest weights, x_t W_{t-1}, which takes one triangular solve per layer; with a `SnapshotRule` (the
+gradient through several layers) its pairs are those at the chunk's beginning, as in Titans. So a chunk of one token
+equals `Memory.write_read`, and a memory of one layer gives the same for any chunk.
 
-    W_t = G_t W_0 + P_t S_0 + sum_{s <= t} A_ts r_s D_s
-
-so that all reads of a chunk are products of matrices: y W_t = G_t y W_0 + P_t y S_0 - sum_s A_ts r_s (y . x_s) delta_s.
-
-Inputs and activations of a layer are those at the beginning of the chunk. What is corrected is the answer of the newest
-weights, x_t W_{t-1} (the delta rule, by one triangular solve a chunk), for the local rule and for a memory of one
-layer; the gradient through several layers takes the answer at the beginning of the chunk, as Titans does. A chunk of
-one token is the plain sequence of writes; a memory of one layer gives the same for any chunk.
-
-Shape letters: `B` examples (times heads), `C` tokens of a chunk, `N` chunks, `K` key features, `V` value features.
+Shape letters: `B` examples, `C` tokens of a chunk, `K` key features, `V` value features, `I`/`O` inputs and outputs of
+a layer.
 """
 
 from typing import NamedTuple
@@ -25,35 +19,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax.memory._chunks.mixture import Gates, Mixture
 from mnm_jax.memory._chunks.triangular import solve_unit_lower
-from mnm_jax.memory._network import Network, backward, forward
+from mnm_jax.memory._memory import Memory
+from mnm_jax.memory._network import forward
+from mnm_jax.memory._pair_memory import PairMemory
+from mnm_jax.memory._rules import ErrorRule, SnapshotRule
 from mnm_jax.memory._storage.dense import MemoryState
-from mnm_jax.memory._storage.products import shared_times
-from mnm_jax.memory._types import MemoryParams
+from mnm_jax.memory._storage.products import times
+from mnm_jax.memory._types import MemoryParams, Pair
 
 Array = jax.Array
 
 
-class Gates(NamedTuple):
-    """How tokens are written, `[...]` each.
-
-    keep: 1 - alpha, one forgets nothing. momentum: zero for none. real: 1, or 0 for padding, which changes nothing.
-    """
-
-    rate: Array
-    keep: Array
-    momentum: Array
-    real: Array
-
-    def masked(self) -> "Gates":
-        """The same, those of padding such that it leaves weights and surprise as they are."""
-        real = self.real > 0
-        rate, keep, momentum = (jnp.where(real, gate, none) for gate, none in zip(self[:3], (0, 1, 1), strict=True))
-        return Gates(rate, keep, momentum, self.real)
-
-
 class Tokens(NamedTuple):
-    """What tokens ask of a memory. keys, queries: `[..., K]`; values: `[..., V]`."""
+    """The writes and reads of tokens.
+
+    Attributes:
+      keys: write keys, normalised, `[..., K]`.
+      values: write values, `[..., V]`.
+      queries: read keys, normalised, `[..., K]`.
+      gates: `[...]` each.
+    """
 
     keys: Array
     values: Array
@@ -61,199 +48,188 @@ class Tokens(NamedTuple):
     gates: Gates
 
 
-class Fast(NamedTuple):
-    """A memory between two tokens. start: weights at the beginning of the chunk; now: the newest; surprise: S, or
-    nothing where there is no momentum."""
+class ChunkState(NamedTuple):
+    """A memory between two tokens, one `[B, I, O]` per layer in each field.
+
+    Attributes:
+      start: the weights at the beginning of the chunk.
+      now: the newest weights.
+      surprise: the running write S; empty without momentum.
+    """
 
     start: tuple[Array, ...]
     now: tuple[Array, ...]
     surprise: tuple[Array, ...]
 
 
-class Mixture(NamedTuple):
-    """What of which is in W_t, G and P `[B, C]` and A `[B, C, C]`, and in S at the end, `[B]` and `[B, C]`; P and the
-    last two are None without momentum."""
+class _Errors(NamedTuple):
+    """What the errors of one layer need of the chunk's beginning: `delta = scale (x W_now - wanted)`.
 
-    of_weights: Array
-    of_surprise: Array | None
-    of_writes: Array
-    kept_surprise: Array | None
-    kept_writes: Array | None
-
-
-def mix(rule: "Rule", gates: Gates) -> Mixture:
-    """The numbers of a chunk from its gates `[B, C]`."""
-    keep = gates.keep
-    batch, size = keep.shape
-    zero, one = jnp.zeros((batch,), keep.dtype), jnp.ones((batch,), keep.dtype)
-    none = jnp.zeros((batch, size), keep.dtype)
-    here = jnp.broadcast_to(jnp.eye(size, dtype=keep.dtype)[:, None], (size, batch, size))
-    if not rule.momentum:
-
-        def forget(carry, now):
-            weights, writes = carry
-            g, real, here = now
-            carry = g * weights, g[:, None] * writes + real[:, None] * here
-            return carry, carry
-
-        _, rows = jax.lax.scan(forget, (one, none), (keep.T, gates.real.T, here))
-        weights, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
-        return Mixture(weights, None, writes, None, None)
-
-    def step(carry, now):
-        weights, surprise, writes, kept, kept_writes = carry
-        g, m, real, here = now
-        kept, kept_writes = m * kept, m[:, None] * kept_writes + here
-        weights, surprise = g * weights, g * surprise + real * kept
-        writes = g[:, None] * writes + real[:, None] * kept_writes
-        return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
-
-    last, rows = jax.lax.scan(step, (one, zero, none, one, none), (keep.T, gates.momentum.T, gates.real.T, here))
-    weights, surprise, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
-    return Mixture(weights, surprise, writes, last[3], last[4])
-
-
-class Rule(NamedTuple):
-    """How tokens write. local: the rule of MNM-p, else the gradient; normalised: by |x|^2, else the plain error."""
-
-    network: Network
-    local: bool
-    normalised: bool
-    epsilon: float
-    momentum: bool = True
-
-    @property
-    def solves(self) -> bool:
-        """Whether a token corrects the answer of the newest weights, and not of those at the chunk's beginning."""
-        return self.local or self.network.depth == 1
-
-
-class _Writes(NamedTuple):
-    """Of each layer: inputs `[B, C, I]` and the answers x W to them at the chunk's beginning, `[B, C, O]`.
-
-    wanted: what is subtracted from W's answer, `[B, C, O]`; scales: `[B, C, 1]` what an error is multiplied by; or,
-    where nothing is solved for, deltas: what is written, `[B, C, O]`.
+    inputs: x, `[B, C, I]`; answers: x W_start, `[B, C, O]`; wanted: `[B, C, O]`; scale: `[B, C, 1]`.
     """
 
-    inputs: tuple[Array, ...]
-    answers: tuple[Array, ...]
-    wanted: tuple[Array, ...] | None
-    scales: tuple[Array, ...]
-    deltas: tuple[Array, ...] | None
+    inputs: Array
+    answers: Array
+    wanted: Array
+    scale: Array
 
 
-def _prepare(rule: Rule, params: MemoryParams, start: tuple[Array, ...], keys: Array, values: Array) -> _Writes:
-    """All that a write needs of the weights at the beginning of the chunk."""
-    if rule.solves:
-        return _prepare_errors(rule, params, start, keys, values)
-    storage = MemoryState(start)
-    passed = forward(rule.network, storage, keys)
-    error = passed.outputs[-1] - values
-    deltas = backward(rule.network, storage, passed, error)
-    if rule.normalised:
-        square = [jnp.sum(x * x, -1, keepdims=True) for x in passed.inputs]
-        tiny = float(jnp.finfo(error.dtype).tiny) ** 0.5
-        size = jnp.sum(error * error, -1, keepdims=True) + tiny
-        gains = [jnp.sum(delta * delta, -1, keepdims=True) / size for delta in deltas[:-1]]
-        kernel = square[-1] + sum(gain * inner for gain, inner in zip(gains, square[:-1], strict=True))
-        deltas = tuple(delta / (kernel + rule.epsilon) for delta in deltas)
-    return _Writes(passed.inputs, (), None, (), tuple(deltas))
+def check_memory(memory: Memory) -> PairMemory:
+    """Returns the memory, with the type that the chunked form needs.
 
-
-def _prepare_errors(rule: Rule, params: MemoryParams, start: tuple[Array, ...], keys: Array, values: Array) -> _Writes:
-    inputs, answers, ahead, z = [], [], [], keys
-    for layer, w in enumerate(start):
-        inputs.append(_with_bias(rule.network, z))
-        answers.append(inputs[-1] @ w)
-        z = rule.network.activation(answers[-1]) if layer < rule.network.depth - 1 else answers[-1]
-        # A hidden layer's error is that of its activation, whose derivative the local rule leaves out: the change of
-        # x W since the beginning of the chunk counts as that of the activation.
-        ahead.append(answers[-1] - z)
-    wanted: tuple[Array, ...] = (values,)
-    if rule.local:
-        targets = shared_times(values, params.targets.kernel) + params.targets.bias[None, None]
-        ends = [sum(rule.network.sizes[1 : layer + 2]) for layer in range(rule.network.depth - 1)]
-        wanted = tuple(map(jnp.add, jnp.split(targets, ends, axis=-1), ahead))
-    square = [jnp.sum(x * x, -1, keepdims=True) for x in inputs]
-    scales = [1 / (size + rule.epsilon) if rule.normalised else jnp.ones_like(size) for size in square]
-    return _Writes(tuple(inputs), tuple(answers), wanted, tuple(scales), None)
-
-
-def chunk(rule: Rule, params: MemoryParams, fast: Fast, tokens: Tokens, mixture: Mixture) -> tuple[Fast, Array]:
-    """A whole chunk that begins where `fast` is, `start` being `now`; the answers `[B, C, V]`, each after its write.
-
-    The `start` of what comes out is the end of the chunk, where the next one begins.
+    Raises:
+      ValueError: for a memory that the chunked form cannot write; it names the option and the remedy.
     """
-    rate = tokens.gates.rate
-    writes = _prepare(rule, params, fast.start, tokens.keys, tokens.values)
-    before = _shift(mixture)
-    deltas = []
-    for layer, x in enumerate(writes.inputs):
-        if writes.deltas is not None:
-            deltas.append(writes.deltas[layer])
-            continue
-        # E = G' X W_0 + P' X S_0 - T - (A' r s (X X^T)) E, the primed ones of the token before: triangular, with
-        # ones on the diagonal, which are not written down.
-        scale = writes.scales[layer]
-        known = before.of_weights[..., None] * writes.answers[layer] - writes.wanted[layer]
-        if rule.momentum:
-            known = known + before.of_surprise[..., None] * (x @ fast.surprise[layer])
-        coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (rate[..., None] * scale)[:, None, :, 0]
-        deltas.append(scale * solve_unit_lower(coupling, known))
+    if not isinstance(memory, PairMemory):
+        raise ValueError(
+            f"memory must be one that is written in pairs, got {type(memory).__name__}: use gradient_memory, "
+            "local_memory or matrix_memory, or run this memory step by step in MNMCell."
+        )
+    if not isinstance(memory.rule, ErrorRule | SnapshotRule):
+        raise ValueError(
+            f"memory must have a rule that can write chunks of tokens, got the rule {memory.rule}: give rule_memory an "
+            "ErrorRule or a SnapshotRule, or run this memory step by step in MNMCell."
+        )
+    options = memory.options
+    refused = {
+        "optimizer": (options.optimizer is not None, None),
+        "inner_steps": (options.inner_steps != 1, 1),
+        "max_norm": (options.max_norm is not None, None),
+    }
+    for name, (is_set, off) in refused.items():
+        if is_set:
+            raise ValueError(
+                f"memory must not have WriteOptions({name}={getattr(options, name)!r}), which the chunks of a layer "
+                f"cannot follow: leave {name}={off}, or run this memory step by step in MNMCell."
+            )
+    return memory
+
+
+def chunk(
+    memory: PairMemory, params: MemoryParams, state: ChunkState, tokens: Tokens, mixture: Mixture
+) -> tuple[ChunkState, Array]:
+    """Writes and reads a whole chunk that begins where `state` is, with `start` equal to `now`.
+
+    Args:
+      memory: checked by `check_memory`.
+      params: its slow parameters.
+      state: at the chunk's beginning.
+      tokens: fields `[B, C, ...]`.
+      mixture: of the tokens' gates.
+
+    Returns:
+      The state at the chunk's end, whose `start` is that end, and the answers `[B, C, V]`, each after its write.
+    """
+    network, momentum, rate = memory.network, memory.options.momentum, tokens.gates.rate
+    surprise = state.surprise if momentum else (None,) * network.depth
+    if isinstance(memory.rule, ErrorRule):
+        errors = _errors(memory, memory.rule, params, state.start, tokens.keys, tokens.values)
+        before = mixture.before()
+        pairs = tuple(_solve(error, s, rate, before) for error, s in zip(errors, surprise, strict=True))
+    else:
+        pairs = _snapshot_pairs(memory, state.start, tokens)
 
     weighted = mixture.of_writes * rate[:, None]
     z = tokens.queries
-    for layer, (x, delta) in enumerate(zip(writes.inputs, deltas, strict=True)):
-        y = _with_bias(rule.network, z)
-        z = mixture.of_weights[..., None] * (y @ fast.now[layer]) - (weighted * (y @ jnp.swapaxes(x, 1, 2))) @ delta
-        if rule.momentum:
-            z = z + mixture.of_surprise[..., None] * (y @ fast.surprise[layer])
-        if layer < rule.network.depth - 1:
-            z = rule.network.activation(z)
+    for layer, (x, delta) in enumerate(pairs):
+        y = network.layer_inputs(z)
+        z = mixture.of_weights[..., None] * times(y, state.now[layer])
+        z = z - (weighted * (y @ jnp.swapaxes(x, 1, 2))) @ delta
+        if momentum:
+            z = z + mixture.of_surprise[..., None] * times(y, state.surprise[layer])
+        if layer < network.depth - 1:
+            z = network.activation(z)
 
-    now, surprise = [], []
-    for layer, (x, delta) in enumerate(zip(writes.inputs, deltas, strict=True)):
-        written = jnp.swapaxes(x * (mixture.of_writes[:, -1] * rate)[..., None], 1, 2) @ delta
-        end = mixture.of_weights[:, -1, None, None] * fast.now[layer] - written
-        if rule.momentum:
-            momentum = fast.surprise[layer]
-            gathered = jnp.swapaxes(x * (mixture.kept_writes * rate)[..., None], 1, 2) @ delta
-            end = end + mixture.of_surprise[:, -1, None, None] * momentum
-            surprise.append(mixture.kept_surprise[:, None, None] * momentum - gathered)
-        now.append(end)
-    return Fast(tuple(now), tuple(now), tuple(surprise)), z
+    ends = []
+    for layer, (x, delta) in enumerate(pairs):
+        end = _scaled(mixture.of_weights[:, -1], state.now[layer])
+        end = end - _sum(x, mixture.of_writes[:, -1] * rate, delta).astype(end.dtype)
+        kept = None
+        if momentum:
+            kept = _scaled(mixture.kept_surprise, state.surprise[layer])
+            kept = kept - _sum(x, mixture.kept_writes * rate, delta).astype(kept.dtype)
+            end = end + _scaled(mixture.of_surprise[:, -1], state.surprise[layer])
+        ends.append((end, kept))
+    now, kept = zip(*ends, strict=True)
+    return ChunkState(start=now, now=now, surprise=kept if momentum else ()), z
 
 
-def step(rule: Rule, params: MemoryParams, fast: Fast, token: Tokens) -> tuple[Fast, Array]:
-    """One token, fields `[B, ...]`, as `chunk` takes it, and its answer `[B, V]`; `fast.start` stays as it is."""
+def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tokens) -> tuple[ChunkState, Array]:
+    """Writes and reads one token as `chunk` does; `state.start` stays as it is.
+
+    Args:
+      memory: checked by `check_memory`.
+      params: its slow parameters.
+      state: after the token before.
+      token: fields `[B, ...]`.
+
+    Returns:
+      The new state, and the answer `[B, V]`.
+    """
     gates = token.gates
     one = jax.tree.map(lambda field: field[:, None], token)
-    writes = _prepare(rule, params, fast.start, one.keys, one.values)
+    if isinstance(memory.rule, ErrorRule):
+        errors = _errors(memory, memory.rule, params, state.start, one.keys, one.values)
+        pairs = tuple(
+            Pair(e.inputs, e.scale * (times(e.inputs, w) - e.wanted)) for e, w in zip(errors, state.now, strict=True)
+        )
+    else:
+        pairs = _snapshot_pairs(memory, state.start, one)
     now, surprise = [], []
-    for layer, x in enumerate(writes.inputs):
-        if writes.deltas is None:
-            delta = writes.scales[layer] * (x @ fast.now[layer] - writes.wanted[layer])
-        else:
-            delta = writes.deltas[layer]
-        added = -gates.rate[:, None, None] * (jnp.swapaxes(x, 1, 2) @ delta)
-        if rule.momentum:
-            added = gates.momentum[:, None, None] * fast.surprise[layer] + added
+    for layer, (x, delta) in enumerate(pairs):
+        w = state.now[layer]
+        added = -_sum(x, gates.rate[:, None], delta).astype(w.dtype)
+        if memory.options.momentum:
+            added = _scaled(gates.momentum, state.surprise[layer]) + added
             surprise.append(added)
-        now.append(gates.keep[:, None, None] * fast.now[layer] + gates.real[:, None, None] * added)
-    answer = forward(rule.network, MemoryState(tuple(now)), one.queries).outputs[-1][:, 0]
-    return Fast(fast.start, tuple(now), tuple(surprise)), answer
+        now.append(_scaled(gates.decay, w) + _scaled(gates.mask, added))
+    answer = forward(memory.network, MemoryState(tuple(now)), one.queries).outputs[-1][:, 0]
+    return ChunkState(start=state.start, now=tuple(now), surprise=tuple(surprise)), answer
 
 
-def _shift(mixture: Mixture) -> Mixture:
-    """What the token before has: W_0 and nothing else for the first."""
-    first = jnp.ones_like(mixture.of_weights[:, :1])
-    surprise = mixture.of_surprise
-    return mixture._replace(
-        of_weights=jnp.concatenate([first, mixture.of_weights[:, :-1]], 1),
-        of_surprise=None if surprise is None else jnp.concatenate([0 * first, surprise[:, :-1]], 1),
-        of_writes=jnp.concatenate([jnp.zeros_like(mixture.of_writes[:, :1]), mixture.of_writes[:, :-1]], 1),
-    )
+def _errors(
+    memory: PairMemory, rule: ErrorRule, params: MemoryParams, start: tuple[Array, ...], keys: Array, values: Array
+) -> list[_Errors]:
+    """Returns, layer by layer, what the errors need of the weights at the chunk's beginning."""
+    network, storage = memory.network, MemoryState(start)
+    targets = rule.layer_targets(network, params.targets, storage, keys, values)
+    errors, z = [], keys
+    for layer, target in enumerate(targets):
+        x = network.layer_inputs(z)
+        answer, wanted = storage.product(layer, x), target
+        if layer < network.depth - 1:
+            z = network.activation(answer)
+            # A hidden layer's error is that of its activation, and the local rule leaves out the derivative: the change
+            # of x W since the chunk's beginning counts as the change of the activation.
+            wanted = target + (answer - z)
+        errors.append(_Errors(inputs=x, answers=answer, wanted=wanted, scale=rule.step_scale(x, answer.shape[-1])))
+    return errors
 
 
-def _with_bias(network: Network, z: Array) -> Array:
-    return jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1) if network.use_bias else z
+def _solve(errors: _Errors, surprise: Array | None, rate: Array, before: Mixture) -> Pair:
+    """Returns the pair of one layer, each token's error being that of the weights that the token before left.
+
+    E = G' X W_0 + P' X S_0 - T - (A' r s (X X^T)) E with the coefficients of the token before: a triangular system with
+    ones on the diagonal.
+    """
+    x, answers, wanted, scale = errors
+    known = before.of_weights[..., None] * answers - wanted
+    if surprise is not None:
+        known = known + before.of_surprise[..., None] * times(x, surprise)
+    coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (rate[..., None] * scale)[:, None, :, 0]
+    return Pair(x, scale * solve_unit_lower(coupling, known))
+
+
+def _snapshot_pairs(memory: PairMemory, start: tuple[Array, ...], tokens: Tokens) -> tuple[Pair, ...]:
+    assert isinstance(memory.rule, SnapshotRule)  # by `check_memory`
+    return memory.rule.row_pairs(memory.network, MemoryState(start), tokens.keys, tokens.values)
+
+
+def _sum(x: Array, factor: Array, delta: Array) -> Array:
+    """Returns sum_t factor_t x_t (x) delta_t: `[B, C, I], [B, C], [B, C, O] -> [B, I, O]`."""
+    return jnp.swapaxes(x * factor[..., None], 1, 2) @ delta
+
+
+def _scaled(factor: Array, w: Array) -> Array:
+    """Returns weights `[B, I, O]` times a factor `[B]`, in the dtype of the weights."""
+    return factor[:, None, None].astype(w.dtype) * w

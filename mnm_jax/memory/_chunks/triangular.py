@@ -1,4 +1,6 @@
-"""Triangular systems by products of matrices: a library's solver takes the batch one by one, and waits for its threads.
+"""Triangular systems by products of matrices.
+
+The CPU's library solver goes through a batch one system at a time, and took most of a chunk's time.
 
 Shape letters: `B` systems, `C` unknowns, `O` right sides.
 """
@@ -10,9 +12,13 @@ Array = jax.Array
 
 
 def solve_unit_lower(below: Array, right: Array) -> Array:
-    """(I + N)^-1 R, where N is what of `below [B, C, C]` is under the diagonal, and R is `[B, C, O]`.
+    """Returns (I + N)^-1 R, with N the part of `below` under its diagonal.
 
-    By the inverse, which the derivatives need again: the implicit function's, of any order.
+    It multiplies by the inverse, which derivatives of all orders (by the implicit function theorem) need again.
+
+    Args:
+      below: `[B, C, C]`; what is on or above the diagonal does not matter.
+      right: R, `[B, C, O]`.
     """
     below = jnp.tril(below, -1)
     inverse = _inverse(jax.lax.stop_gradient(below))
@@ -25,9 +31,9 @@ def solve_unit_lower(below: Array, right: Array) -> Array:
 
 
 def _inverse(below: Array) -> Array:
-    """(I + N)^-1 for strictly lower N `[B, C, C]`.
+    """Returns (I + N)^-1 for strictly lower N `[B, C, C]`.
 
-    Inverses of diagonal blocks, twice as large every time:
+    It inverts diagonal blocks, twice as large every time:
 
         [ P  0 ]^-1     [     P^-1         0   ]
         [ Q  S ]     =  [ -S^-1 Q P^-1    S^-1 ]

@@ -15,7 +15,7 @@ from flax import nnx
 from matplotlib import image
 
 from launch.bench.forms import compile_step, limit, scaling, step_flops, training_step
-from launch.bench.layer import block
+from launch.bench.layer import layer
 from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
 from launch.bench.peers import StreamCell, peers
 from launch.bench.run import run
@@ -354,7 +354,7 @@ def test_seeds_side_by_side_and_one_after_the_other_take_the_same_step():
 
 
 def test_a_sequence_in_chunks_and_token_by_token_is_one_function():
-    groups = list(block(jax.devices(), memories=("titans",), steps=(6,), batch=2, features=8, heads=2, chunk=4))
+    groups = list(layer(jax.devices(), memories=("titans",), steps=(6,), batch=2, features=8, heads=2, chunk=4))
     assert [group.candidates[0].fields["pass"] for group in groups] == ["forward", "training"]
     for group in groups:
         assert [candidate.fields["form"] for candidate in group.candidates] == ["steps", "chunks", "maps"]
