@@ -13,7 +13,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from mnm_jax import MNMCell, gradient_memory, unroll  # noqa: E402
+from mnm_jax import MNMCell, NeuralMemoryLayer, gradient_memory, unroll  # noqa: E402
 
 
 def check_contents() -> None:
@@ -54,6 +54,16 @@ def check_cell() -> None:
     assert after < before, (before, after)
 
 
+def check_layer() -> None:
+    """Checks that a layer's chunks give what its steps give."""
+    layer = NeuralMemoryLayer(3, gradient_memory(4, 4, hidden_sizes=()), chunk=2, rngs=nnx.Rngs(0))
+    inputs, carry = jax.random.normal(jax.random.key(4), (4, 2, 3)), None
+    _, whole = layer(None, inputs)
+    for t in range(4):
+        carry, outputs = layer.step(carry, inputs[t])
+        assert jnp.allclose(outputs, whole[t], atol=1e-5)
+
+
 def check_extra() -> None:
     """Checks that a part that needs an extra says which one."""
     from mnm_jax.training import MetricWriter
@@ -69,5 +79,6 @@ def check_extra() -> None:
 check_contents()
 check_memory()
 check_cell()
+check_layer()
 check_extra()
 print(f"mnm_jax {mnm_jax.__version__} works with its required packages alone.")
