@@ -36,6 +36,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session")
+def babi_dir():
+    """The folder of the bAbI archive: MNM_BABI_DIR, by default ../shared/data/babi as seen from the project."""
+    root = pathlib.Path(__file__).parents[1]
+    folder = pathlib.Path(os.environ.get("MNM_BABI_DIR", root.parent / "shared/data/babi"))
+    if not folder.is_dir():
+        pytest.skip(f"no bAbI data in {folder}: name the folder of tasks_1-20_v1-2.tar.gz as MNM_BABI_DIR")
+    return folder
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""

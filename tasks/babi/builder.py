@@ -1,6 +1,8 @@
 """The bAbI questions as a TFDS data set, without TensorFlow: `array_record` files and `tfds.data_source`.
 
-Import this module only where the extra packages `mnm_jax[data]` are needed; `tasks.babi` itself does without.
+Import this module only where the packages of `pip install 'mnm_jax[data]'` are required; `tasks.babi` imports none.
+
+Shape letters: `T` rows of a reading, `W` words of a row.
 """
 
 import collections
@@ -18,13 +20,13 @@ from tasks.babi.parse import parse
 from tasks.babi.readings import Reading, readings
 from tasks.babi.vocabulary import Vocabulary, build_vocabulary
 
-VALID_EVERY = 10  # every tenth training story is held out for validation
+VALID_EVERY = 10  # one story in ten of the training files is held out for validation
 SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class BabiConfig(tfds.core.BuilderConfig):
-    """Which questions, and how much of their stories: see `tasks.babi.Babi`."""
+    """The options of the data set; see `tasks.babi.Babi`."""
 
     tasks: tuple[int, ...] = tuple(range(1, 21))
     size: str = "10k"
@@ -33,18 +35,18 @@ class BabiConfig(tfds.core.BuilderConfig):
 
 
 class BabiQa(tfds.core.GeneratorBasedBuilder):
-    """One record a reading: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1: no question), `task`, `story_index`.
+    """One record per reading: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1: no question), `task`, `story_index`.
 
-    Splits "train", "valid" (every tenth story of the training files) and "test". The records keep the order of the
-    files, task by task. `info.metadata` holds `words` and `answers` (the vocabulary) and, for each split, the number
-    of rows `T`, of questions, and the task of every record (`steps`, `questions`, `tasks`), so that batches of like
-    length can be planned without reading the records.
+    Splits "train", "valid" (every tenth story of the training files) and "test". Records keep the order of the files,
+    task by task. `info.metadata` holds `words` and `answers` (the vocabulary), `counts` (uses of each word id in
+    training), and for each split the number of rows and of questions and the task of every record (`steps`,
+    `questions`, `tasks`), so that batches of similar length are planned without reading the records.
     """
 
     VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS = [BabiConfig(name="10k"), BabiConfig(name="1k", size="1k")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Put the official {ARCHIVE} of the bAbI project into the manual directory."
-    # TFDS would ask `importlib_resources`, which it installs for Python 3.8 only.
+    # Without it TFDS imports `importlib_resources`, which it installs for Python 3.8 only.
     code_path = epath.Path(__file__)
 
     def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
@@ -66,9 +68,9 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         config = self.builder_config
-        splits = {split: [] for split in SPLITS}
+        splits: dict[str, list[Reading]] = {split: [] for split in SPLITS}
         for (task, file_split), file in read_files(dl_manager.manual_dir, config.size, config.tasks).items():
             longest = config.max_sentences_task3 if task == 3 else config.max_sentences
             for reading in readings(parse(file.data, file.path, task), longest):
@@ -98,12 +100,13 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
 
 
 def _counts(found: Iterable[Reading], vocabulary: Vocabulary) -> list[int]:
-    """How often each word id is used, of the padding 0."""
+    """Returns the number of uses of each word id; 0 for the padding."""
     used = collections.Counter(word for reading in found for row in reading.rows for word in row)
     return [0, *(used[word] for word in vocabulary.words)]
 
 
 def _split(file_split: str, story_index: int) -> str:
+    """Returns the split of a story: "valid" for one in ten of the training files."""
     if file_split == "train" and story_index % VALID_EVERY == VALID_EVERY - 1:
         return "valid"
     return file_split

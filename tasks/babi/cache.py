@@ -1,4 +1,7 @@
-"""The encoded data set on disk: built once for each set of source files and options, then only opened."""
+"""The encoded data set on disk: built once for each set of source files and options, then only opened.
+
+Shape letter: `N` records of a split.
+"""
 
 import contextlib
 import hashlib
@@ -14,15 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from tasks.babi.archive import SourceFile, read_files, resolve
+from tasks.babi.archive import FileKey, SourceFile, data_folder, read_files
 from tasks.babi.encode import WORDS
 from tasks.babi.vocabulary import Vocabulary
 
-FORMAT = 3  # raise it when the records change: entries of another format are then never opened
+FORMAT = 3  # raise it when the records change: entries of another format are never opened
 
 
 class Options(NamedTuple):
-    """What decides the records, next to the source files: the fields of `tasks.babi.Babi` of the same names."""
+    """The options that the records depend on besides the source files; fields of `tasks.babi.Babi`."""
 
     tasks: tuple[int, ...]
     size: str
@@ -31,7 +34,13 @@ class Options(NamedTuple):
 
 
 class Split(NamedTuple):
-    """records: random access to readings. Of each, `[N]`: steps: its rows `T`; questions: how many; tasks: its task."""
+    """A split of the data set.
+
+    records: random access to readings, by `__getitem__` and `__getitems__`.
+    steps: number of rows of each record, `[N]`.
+    questions: number of questions of each record, `[N]`.
+    tasks: task of each record, `[N]`.
+    """
 
     records: Sequence[Mapping[str, Any]]
     steps: np.ndarray
@@ -40,8 +49,12 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """counts: how often the training stories use each word id. splits: "train", "test" and, where a file has ten
-    stories or more, "valid"."""
+    """The whole data set.
+
+    vocabulary: words and answers.
+    counts: uses of each word id in the training stories, `[words]`.
+    splits: "train", "test" and, if a file has ten stories or more, "valid".
+    """
 
     vocabulary: Vocabulary
     counts: np.ndarray
@@ -49,24 +62,30 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(data_dir: str, cache_dir: str, options: Options) -> Dataset:
-    """Opens the entry of `cache_dir` that belongs to the files in `data_dir`, and builds it first if there is none.
+    """Opens the entry of `cache_dir` for the files in `data_dir`; builds it first if there is none.
 
-    An entry is built in a folder of its own and renamed when it is whole, so a build that was cut short is never
-    taken for one; whatever it left behind lies in `.building-*` and may be deleted.
+    An entry is built in a folder of its own and renamed when it is complete, so an interrupted build is never opened.
+    It leaves a folder `.building-*`, which may be deleted.
+
+    Args:
+      data_dir: see `tasks.babi.archive.data_folder`.
+      cache_dir: the folder of the cache.
+      options: the options of the records.
 
     Raises:
-        FileNotFoundError, ValueError: see `tasks.babi.archive.read_files` and `tasks.babi.parse.parse`.
-        ImportError: the extra packages are not installed.
+      FileNotFoundError: see `tasks.babi.archive.read_files`.
+      ValueError: damaged files; see `tasks.babi.archive.read_files` and `tasks.babi.parse.parse`.
+      ImportError: the packages of `pip install mnm_jax[data]` are not installed.
     """
     files = read_files(data_dir, options.size, options.tasks)
-    _require_extra()
+    _require_packages()
     entry = Path(cache_dir).expanduser() / "babi" / _fingerprint(files, options)
     if not entry.exists():
-        _build(entry, data_dir, files, options)
+        _build(entry, data_dir, options)
     return _read(entry)
 
 
-def _require_extra() -> None:
+def _require_packages() -> None:
     for package in ("array_record", "grain", "tensorflow_datasets"):
         try:
             importlib.import_module(package)
@@ -74,14 +93,14 @@ def _require_extra() -> None:
             raise ImportError(f"the bAbI task needs {package}: pip install mnm_jax[data]") from error
 
 
-def _fingerprint(files: Mapping[tuple[int, str], SourceFile], options: Options) -> str:
-    """The same for the archive and for the folder it unpacks to; any other byte or option gives another one."""
+def _fingerprint(files: Mapping[FileKey, SourceFile], options: Options) -> str:
+    """Returns the name of an entry: equal for the archive and its folder, another for any other byte or option."""
     parts = [[*key, hashlib.sha256(file.data).hexdigest()] for key, file in files.items()]
     text = json.dumps([FORMAT, WORDS, options, parts])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _build(entry: Path, data_dir: str, files: Mapping[tuple[int, str], SourceFile], options: Options) -> None:
+def _build(entry: Path, data_dir: str, options: Options) -> None:
     import tensorflow_datasets as tfds
 
     from tasks.babi.builder import BabiConfig, BabiQa
@@ -91,15 +110,15 @@ def _build(entry: Path, data_dir: str, files: Mapping[tuple[int, str], SourceFil
         config = BabiConfig(name=entry.name, **options._asdict())
         builder = BabiQa(data_dir=folder, config=config)
         logging.info("Encoding the bAbI stories into %s.", entry)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download, and names the temporary folder
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a download into the temporary folder
             builder.download_and_prepare(
                 download_dir=f"{folder}/downloads",
-                download_config=tfds.download.DownloadConfig(manual_dir=resolve(data_dir), try_download_gcs=False),
+                download_config=tfds.download.DownloadConfig(manual_dir=data_folder(data_dir), try_download_gcs=False),
             )
         try:
             os.rename(builder.data_path, entry)
         except OSError:
-            if not entry.exists():  # else another process built the same entry first, and its files serve as well
+            if not entry.exists():  # if it exists, another process was first, and its files are the same
                 raise
 
 
@@ -109,8 +128,13 @@ def _read(entry: Path) -> Dataset:
     builder = tfds.builder_from_directory(entry)
     metadata = builder.info.metadata
     splits = {
-        name: Split(builder.as_data_source(name), *(np.asarray(metadata[field][name]) for field in Split._fields[1:]))
+        name: Split(
+            records=builder.as_data_source(name),
+            steps=np.asarray(metadata["steps"][name]),
+            questions=np.asarray(metadata["questions"][name]),
+            tasks=np.asarray(metadata["tasks"][name]),
+        )
         for name in metadata["steps"]
     }
-    vocabulary = Vocabulary(tuple(metadata["words"]), tuple(metadata["answers"]))
-    return Dataset(vocabulary, np.asarray(metadata["counts"]), splits)
+    vocabulary = Vocabulary(words=tuple(metadata["words"]), answers=tuple(metadata["answers"]))
+    return Dataset(vocabulary=vocabulary, counts=np.asarray(metadata["counts"]), splits=splits)

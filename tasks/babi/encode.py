@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tasks.babi.parse import Words
 from tasks.babi.readings import Reading
 from tasks.babi.vocabulary import PADDING, Vocabulary
 
@@ -16,11 +15,20 @@ WORDS = 11  # the longest sentence of the 20 tasks
 NO_QUESTION = -1
 
 
-def encode_rows(rows: Sequence[Words], word_ids: Mapping[str, int], where: str) -> np.ndarray:
-    """int32 `[T, W]`; short rows end in 0. where: what the rows are, for messages.
+def encode_rows(rows: Sequence[Sequence[str]], word_ids: Mapping[str, int], where: str) -> np.ndarray:
+    """Returns word ids, int32 `[T, W]`; short rows end in 0.
+
+    Args:
+      rows: words of each row.
+      word_ids: see `Vocabulary.word_ids`.
+      where: origin of the rows, for messages.
 
     Raises:
-        ValueError: a row is empty or longer than `W` = 11 words, or has a word that is not in `word_ids`.
+      ValueError: a row is empty or longer than `W` = 11 words, or has a word that is not in `word_ids`.
+
+    Examples:
+      >>> encode_rows([("mary", "left")], {"left": 1, "mary": 2}, "an example")
+      array([[2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=int32)
     """
     encoded = np.full((len(rows), WORDS), PADDING, np.int32)
     for target, row in zip(encoded, rows, strict=True):
@@ -36,7 +44,7 @@ def encode_rows(rows: Sequence[Words], word_ids: Mapping[str, int], where: str) 
 
 
 def encode_reading(reading: Reading, vocabulary: Vocabulary, word_ids: Mapping[str, int]) -> dict[str, Any]:
-    """A record: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1 at sentences), `task`, `story_index`."""
+    """Returns a record: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1 for a sentence), `task`, `story_index`."""
     answer_ids = vocabulary.answer_ids()
     answers = [NO_QUESTION if answer is None else answer_ids[answer] for answer in reading.answers]
     return {

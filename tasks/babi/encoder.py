@@ -12,28 +12,42 @@ from tasks.babi.vocabulary import PADDING
 
 Array = jax.Array
 
-_SLOPE = 0.7  # of an entity's first scores from one word to the next
+_SLOPE = 0.7  # change of an entity's initial scores from one word to the next
 
 
 class SentenceEncoder(nnx.Module):
-    """e_t = sum_j E[w_tj] * L[j] over the words j of sentence t; padding words add exactly zero.
+    """Encodes the words w_t1, ..., w_tW of each sentence; padding words add exactly zero.
 
-        s_t = e_t + C relu(A e_t + a)     without hidden units: e_t
+        e_t  = sum_j E[w_tj] * L[j]
+        s_t  = e_t + C relu(A e_t + a)                    (e_t without hidden units)
         c_tp = sum_j alpha_tpj Z[w_tj],   alpha_tp = softmax over j of (U[w_tj, p] + Q[j, p] + (B relu(A e_t + a))_jp)
 
-    The encoded sentence is [s_t ; c_t1 ; ... ; c_tP]. s is the bag of words with learned position vectors of TPR-RNN
-    (Schlag and Schmidhuber, NeurIPS 2018) and STM (Le et al., ICML 2020); its hidden units tell pairs of words (north
-    of, the office) from the two apart, which a sum does not. Entities c are words picked by attention: the code of a
-    word is the same wherever it stands.
+    The output is [s_t ; c_t1 ; ... ; c_tP]. e is the bag of words with learned position vectors of TPR-RNN and STM. Its
+    hidden units distinguish pairs of words ("north of", "the office"), which a sum does not. Entities c are words
+    picked by attention: the code of a word is the same at every position.
 
-    The initial values are a choice of this library: E normal with variance 1 / 6, about one over the words of a
-    sentence, so that a feature of s_t starts with variance near 1; L normal around 1 with deviation 0.1, so that word
-    order counts from the first step; U[w, p] = -log of the share of word w among all words, so that entities start as
-    the rare words, by inverse document frequency; and Q falls or rises by 0.7 a word in turn, so that the first entity
+    The initial values are ours. E is normal with variance 1 / 6, about one over the words of a sentence, so that s_t
+    starts with variance near 1. L is normal around 1 with deviation 0.1, so that word order counts from the first
+    update. U[w, p] is -log of the share of word w among all words, so that entities start as the rare words (inverse
+    document frequency). Q falls or rises by 0.7 per word, alternating over the entities, so that the first entity
     starts at the front of the sentence and the second at its end.
 
-    counts: `[words]`, how often each word id is used, of padding 0.
-    sentence_words: `W`. features: `D`. hidden: hidden units. entities, entity_features: `P`, `V`; 0 entities: none.
+    Args:
+      counts: uses of each word id in training, `[words]`; 0 for the padding.
+      sentence_words: `W`.
+      features: `D`.
+      hidden: hidden units; 0: none.
+      entities: `P`; 0: none.
+      entity_features: `V`.
+      rngs: random keys of the initial values.
+
+    Examples:
+      >>> encoder = SentenceEncoder(np.array([0, 3, 1]), 4, 8, entities=2, entity_features=5, rngs=nnx.Rngs(0))
+      >>> encoder(jnp.array([[[2, 1, 0, 0]]])).shape
+      (1, 1, 18)
+
+    References:
+      Schlag and Schmidhuber, TPR-RNN, NeurIPS 2018; Le et al., STM, ICML 2020.
     """
 
     def __init__(
@@ -56,7 +70,7 @@ class SentenceEncoder(nnx.Module):
         self.into, self.out = nnx.data(into), nnx.data(out)
         if entities:
             rarity = np.log((counts.sum() + len(counts)) / (counts + 1.0))
-            # -1, 1, -1/3, 1/3, ...: front, end, and nearer to the middle.
+            # -1, 1, -1/3, 1/3, ...: the front, the end, and then closer to the middle.
             slopes = _SLOPE * np.array([(2 * (p % 2) - 1) / (1 + p // 2 * 2) for p in range(entities)])
             self.codes = nnx.Param(normal(rngs.params(), (len(counts), entity_features)))
             self.word_scores = nnx.Param(jnp.asarray(np.tile(rarity[:, None], entities), jnp.float32))
@@ -64,7 +78,7 @@ class SentenceEncoder(nnx.Module):
             self.context = nnx.Linear(hidden or features, sentence_words * entities, rngs=rngs)
 
     def __call__(self, words: Array) -> Array:
-        """int `[T, B, W] -> [T, B, D + P V]`."""
+        """Returns `[T, B, D + P V]` for word ids `[T, B, W]`."""
         # A zero row in the table keeps padding out of value and gradient, whatever the stored row holds.
         table = self.embedding[...].at[PADDING].set(0)
         sentences = context = jnp.einsum("tbwd,wd->tbd", table[words], self.position[...])
@@ -77,7 +91,7 @@ class SentenceEncoder(nnx.Module):
         return jnp.concatenate([sentences, picked.reshape(*words.shape[:2], -1)], -1)
 
     def attention(self, words: Array, context: Array) -> Array:
-        """alpha `[T, B, W, P]`, zero on padding but in an empty sentence."""
+        """Returns alpha `[T, B, W, P]`; zero on padding, except in an empty sentence."""
         scores = self.word_scores[...][words] + self.place_scores[...][None, None]
         scores = scores + self.context(context).reshape(scores.shape)
         scores = jnp.where((words != PADDING)[..., None], scores, -1e9)

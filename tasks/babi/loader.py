@@ -1,7 +1,8 @@
-"""Batches of stories of like length.
+"""Batches of stories of similar length.
 
-A batch is padded to one of a few fixed lengths, and has one size a length, so that a program compiles for a few shapes
-only. Shape letters: `T` steps, `B` examples, `W` words of a sentence, `N` records of a split.
+A batch is padded to one of a few lengths, with one batch size per length, so that a program compiles for few shapes.
+
+Shape letters: `T` steps, `B` examples, `W` words of a sentence, `N` records of a split.
 """
 
 import functools
@@ -12,28 +13,29 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from mnm_jax.training._task import Batch
+from mnm_jax.training import Batch
 from tasks.babi.cache import Split
 from tasks.babi.encode import NO_QUESTION, WORDS
 from tasks.babi.vocabulary import PADDING
 
-# The rows of readings, sentences and questions: most tasks have 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
+# Rows of readings (sentences and questions): most tasks have 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
 _LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135)
-# Sizes of batches are multiples of it, so that they can be divided over devices and into groups.
+# Batch sizes are multiples of this, so that batches divide over devices and into micro-batches.
 _SIZE_STEP = 8
 
 
 def bucket_lengths(longest: int) -> np.ndarray:
-    """The lengths `T` that batches are padded to, rising; the last is `longest`.
+    """Returns the lengths `T` that batches are padded to, in rising order; the last one is `longest`.
 
-    >>> bucket_lengths(20)
-    array([ 3,  6, 10, 15, 20])
+    Examples:
+      >>> bucket_lengths(20)
+      array([ 3,  6, 10, 15, 20])
     """
     return np.array([length for length in _LENGTHS if length < longest] + [longest])
 
 
 def pad_batch(records: Sequence[Mapping[str, Any]], steps: int, batch_size: int) -> Batch:
-    """`records` side by side, `[T, B]`, padded to `steps`; missing examples are all padding and count nowhere."""
+    """Returns records as a batch `[T, B]`, padded to `steps`; missing examples are padding throughout."""
     shape = (steps, batch_size)
     batch = Batch(
         inputs=np.full((*shape, WORDS), PADDING, np.int32),
@@ -54,7 +56,12 @@ def pad_batch(records: Sequence[Mapping[str, Any]], steps: int, batch_size: int)
 
 
 class Bucket(NamedTuple):
-    """Records that are padded to the same `T` steps, and how many of them make a batch."""
+    """Records that are padded to the same length.
+
+    records: places in the split, `[n]`.
+    steps: the length `T` of their batches.
+    batch_size: records per batch.
+    """
 
     records: np.ndarray
     steps: int
@@ -62,9 +69,15 @@ class Bucket(NamedTuple):
 
 
 def make_buckets(split: Split, lengths: np.ndarray, batch_size: int, chosen: np.ndarray) -> list[Bucket]:
-    """The `chosen` records by length. A batch of any of them asks about `batch_size` questions.
+    """Groups records by length, such that a batch of any group asks about `batch_size` questions.
 
-    So the questions of all tasks weigh the same, whether a story has one or ten.
+    Questions of all tasks then have equal weight, whether a story has one question or ten.
+
+    Args:
+      split: the split that the records are from.
+      lengths: see `bucket_lengths`.
+      batch_size: questions per batch, approximately.
+      chosen: places of the records in the split, `[n]`.
     """
     places = np.searchsorted(lengths, split.steps[chosen])
     buckets = []
@@ -72,12 +85,15 @@ def make_buckets(split: Split, lengths: np.ndarray, batch_size: int, chosen: np.
         records = chosen[places == place]
         size = batch_size / split.questions[records].mean()
         size = max(_SIZE_STEP, round(size / _SIZE_STEP) * _SIZE_STEP)
-        buckets.append(Bucket(records, int(lengths[place]), min(size, len(records))))
+        buckets.append(Bucket(records=records, steps=int(lengths[place]), batch_size=min(size, len(records))))
     return buckets
 
 
 def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
-    """(steps, records) of every batch of one epoch, in random order; what fills no batch is drawn anew each epoch."""
+    """Returns (steps, records) of every batch of one epoch, in random order.
+
+    Records that do not fill a batch are left out; each epoch draws which ones.
+    """
     rng = np.random.default_rng([seed, epoch])
     batches = []
     for records, steps, size in buckets:
@@ -87,14 +103,18 @@ def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[i
 
 
 class BabiLoader:
-    """Endless training batches, shuffled each epoch; the position can be saved and restored exactly.
+    """An endless iterator of training batches, shuffled per epoch, whose position is saved and restored exactly.
 
-    split: the training records; lengths: see `bucket_lengths`; batch_size: questions of a batch, about.
-    change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: nothing.
-    part: (which, of how many): this one gives neighbouring examples of each batch, as many as any other part.
+    Args:
+      split: the training records.
+      lengths: see `bucket_lengths`.
+      seed: seed of the order, >= 0.
+      batch_size: questions per batch, approximately.
+      change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: no change.
+      part: (index, count): this loader returns one of `count` equal parts of each batch, of neighbouring examples.
 
     Raises:
-        ValueError: `batch_size` exceeds the number of questions.
+      ValueError: `batch_size` exceeds the number of questions.
     """
 
     def __init__(
@@ -112,16 +132,17 @@ class BabiLoader:
         self._records, self._seed, self._change, self._part = split.records, seed, change, part
         self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
         buckets = make_buckets(split, lengths, batch_size, np.arange(len(split.steps)))
-        self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # of one epoch
-        # Two: a batch of the next epoch is read ahead while the last ones of this epoch are still being read.
+        self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # per epoch
+        # Two plans: the first batches of the next epoch are read ahead while the last ones of this epoch are read.
         self._plan = functools.lru_cache(maxsize=2)(lambda epoch: epoch_plan(buckets, seed, epoch))
         batches = grain.MapDataset.range(self.batches).repeat().map_with_index(lambda index, _: self._read(index))
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
     def _read(self, index: int) -> Batch:
+        """Returns this loader's part of a batch; index: number of the batch since the start."""
         epoch, position = divmod(index, self.batches)
         steps, chosen = self._plan(epoch)[position]
-        # A bucket of few records gives a size that devices could not divide: the rest is padding, which counts nowhere.
+        # A bucket of few records has a size that devices cannot divide: padding, which counts nowhere, fills it up.
         which, count = self._part
         step = math.lcm(_SIZE_STEP, count)
         size = -(-len(chosen) // step) * step // count
@@ -139,14 +160,14 @@ class BabiLoader:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        """The position of the next batch, JSON-serialisable."""
+        """Returns the position of the next batch; JSON can hold it."""
         return {**self._identity, "position": self._iterator.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `get_state` was called.
+        """Continues from a position of `get_state`.
 
         Raises:
-            ValueError: the state belongs to another seed, batch size or number of questions.
+          ValueError: the position is from another seed, batch size or number of questions.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
@@ -155,7 +176,7 @@ class BabiLoader:
 
 
 def evaluation_batches(split: Split, chosen: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """The `chosen` records once each, shortest first; a last batch is filled up with examples that do not count."""
+    """Returns batches with each of the `chosen` records once, shortest first; padding fills the last of a length."""
     for records, steps, size in make_buckets(split, lengths, batch_size, chosen):
         for start in range(0, len(records), size):
             ids = records[start : start + size]

@@ -1,7 +1,7 @@
-"""The text format of the bAbI tasks: bytes of one file in, questions out.
+"""The text format of the bAbI tasks: the bytes of one file in, questions out.
 
-A file is a row of stories. Every line starts with an id that counts from 1 within its story; the id 1 starts the
-next story. A line is a sentence, or a question with its answer and the ids of the sentences that support it:
+A file is a sequence of stories. Every line starts with an id that counts from 1 within its story; id 1 starts the next
+story. A line is a sentence, or a question with its answer and the ids of the sentences that support it:
 
     1 Mary moved to the bathroom.
     2 John went to the hallway.
@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 Words = tuple[str, ...]
 
-# At most 9 digits: longer ids are damage, and Python limits the digits that `int` takes.
+# At most 9 digits: a longer id is damage, and Python limits the digits that `int` takes.
 _INTEGER = re.compile(r"[0-9]{1,9}")
 
 
 class BabiFormatError(ValueError):
-    """A line that is no bAbI line; the message names file and line, and what was expected there."""
+    """A malformed line; the message names the file, the line and the expected content."""
 
 
 class Question(NamedTuple):
-    """One question and the sentences told before it; words are lower case, without the final stop.
+    """One question and the sentences before it; words are lower-cased and without the final stop.
 
-    story: the sentences before the question, oldest first; earlier questions are left out.
-    question: its words.
+    story: the sentences before the question, oldest first, without earlier questions.
+    question: the words of the question.
     answer: one class; a list such as "milk,football" is one class too.
-    supports: positions in `story`, from 0, of the sentences that the answer follows from.
+    supports: positions in `story`, from 0, of the sentences that support the answer.
     story_index: number of the story in its file, from 0.
     task: 1 to 20.
     """
@@ -42,12 +42,23 @@ class Question(NamedTuple):
 
 
 def parse(data: bytes, path: str, task: int) -> Iterator[Question]:
-    """The questions of one file, in order.
+    r"""Returns the questions of one file, in order.
 
-    data: the whole file; path: its name, used in messages only; task: the number that the questions carry.
+    Args:
+      data: the bytes of the file.
+      path: its name, for messages.
+      task: the number of the task, which the questions carry.
 
     Raises:
-        BabiFormatError: at the first malformed line, or if the file holds no question.
+      BabiFormatError: at the first malformed line, or if the file holds no question.
+
+    Examples:
+      >>> text = b"1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary?\tbathroom\t1\n"
+      >>> (question,) = parse(text, "an example", task=1)
+      >>> question.question, question.answer, question.supports
+      (('where', 'is', 'mary'), 'bathroom', (0,))
+      >>> question.story[question.supports[0]]
+      ('mary', 'moved', 'to', 'the', 'bathroom')
     """
     lines = data.split(b"\n")
     if not lines[-1]:
@@ -64,7 +75,14 @@ def parse(data: bytes, path: str, task: int) -> Iterator[Question]:
             if "\t" in content:
                 question, answer, supports = _question(content, positions)
                 found = True
-                yield Question(tuple(story), question, answer, supports, story_index, task)
+                yield Question(
+                    story=tuple(story),
+                    question=question,
+                    answer=answer,
+                    supports=supports,
+                    story_index=story_index,
+                    task=task,
+                )
             else:
                 positions[line_id] = len(story)
                 story.append(_words(content, ".", "a sentence that ends with '.', or a question with tabs"))
@@ -76,10 +94,11 @@ def parse(data: bytes, path: str, task: int) -> Iterator[Question]:
 
 
 class _Expected(Exception):
-    """What a line should have held; `parse` adds file and line."""
+    """The expected content of a line; `parse` adds the file, the line and its content."""
 
 
 def _split_id(line: bytes, previous_id: int) -> tuple[int, str]:
+    """Returns the id of a line and the text after it."""
     try:
         text = line.removesuffix(b"\r").decode("utf-8")
     except UnicodeDecodeError:
@@ -94,6 +113,7 @@ def _split_id(line: bytes, previous_id: int) -> tuple[int, str]:
 
 
 def _words(text: str, stop: str, expected: str) -> Words:
+    """Returns the words of a text that ends with `stop`."""
     text = text.strip()
     if not text.endswith(stop):
         raise _Expected(expected)
@@ -104,6 +124,7 @@ def _words(text: str, stop: str, expected: str) -> Words:
 
 
 def _question(content: str, positions: dict[int, int]) -> tuple[Words, str, tuple[int, ...]]:
+    """Returns (words, answer, supports) of a question; positions: place in the story by line id."""
     fields = content.split("\t")
     if len(fields) != 3:
         raise _Expected("a question, a tab, its answer, a tab and the supporting ids")

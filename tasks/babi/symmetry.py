@@ -1,8 +1,8 @@
-"""Renaming people, places and things: what the generator of a task would have told as readily.
+"""Renaming of people, places and things: exact symmetries of the generators of the tasks.
 
-A story in which Mary and John have changed names, in sentences, questions and answers alike, is as likely as the one
-it was made from. What is no symmetry is left out: the places of task 20, where the hungry go to the kitchen, and sheep,
-which are one and many in the same word.
+A story in which Mary and John have exchanged names, in sentences, questions and answers alike, is as likely as the
+story it was made from. Names without such a symmetry keep theirs: the places of task 20, in which the hungry go to the
+kitchen, and sheep, whose singular and plural are one word.
 
 Shape letters: `T` rows of a reading, `W` words of a row.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from tasks.babi.encode import NO_QUESTION
 from tasks.babi.vocabulary import Vocabulary
 
-Entity = tuple[str, ...]  # all words for it
+Entity = tuple[str, ...]  # every word for one thing
 
 _PEOPLE = ("daniel", "john", "mary", "sandra")
 _OTHERS = ("bill", "fred", "julie", "mary")
@@ -24,14 +24,14 @@ _TOWN = ("bedroom", "cinema", "kitchen", "office", "park", "school")
 _THINGS = ("apple", "football", "milk")
 _COMPASS = (("north", "n"), ("east", "e"), ("south", "s"), ("west", "w"))
 
-# By task, groups of names that may be exchanged freely.
+# For each task, groups of names that may be exchanged freely.
 _FREE: dict[int, list[Sequence[str | Entity]]] = {
     **{task: [_PEOPLE, _ROOMS] for task in (1, 9, 12, 13)},
     **{task: [_PEOPLE, _ROOMS, _THINGS] for task in (2, 3, 6, 7, 8)},
     **{task: [_OTHERS, _TOWN] for task in (10, 14)},
     4: [_ROOMS],
     5: [("bill", "fred", "jeff", "mary"), _ROOMS, _THINGS],
-    11: [("mary", "sandra"), ("daniel", "john"), _ROOMS],  # she and he
+    11: [("mary", "sandra"), ("daniel", "john"), _ROOMS],  # pronouns: she, he
     15: [("emily", "gertrude", "jessica", "winona"), (("mouse", "mice"), ("cat", "cats"), ("wolf", "wolves"))],
     16: [
         ("bernhard", "brian", "greg", "julius", "lily"),
@@ -43,12 +43,25 @@ _FREE: dict[int, list[Sequence[str | Entity]]] = {
     19: [_ROOMS],
     20: [("antoine", "jason", "sumit", "yann")],
 }
-# Turned by quarters, and mirrored: what was north is then east, say, but opposite stays opposite.
+# Quarter turns and reflections: north may become east, and opposite directions stay opposite.
 _TURNED = {4: _COMPASS, 19: _COMPASS}
 
 
 class Renaming:
-    """Draws a renaming for a reading and carries it out on its record. vocabulary: of the records."""
+    """Draws a renaming for a reading and applies it to its record.
+
+    Args:
+      vocabulary: the vocabulary of the records.
+
+    Examples:
+      >>> words = ("bathroom", "bedroom", "is", "john", "mary", "where")
+      >>> renaming = Renaming(Vocabulary(words=words, answers=("bathroom", "bedroom")))
+      >>> record = {"words": np.array([[6, 3, 5]]), "answers": np.array([0]), "task": 1, "story_index": 0}
+      >>> names = {"mary": "john", "john": "mary", "bathroom": "bedroom", "bedroom": "bathroom"}
+      >>> renamed = renaming.apply(record, names)  # "where is mary" becomes "where is john"
+      >>> renamed["words"].tolist(), renamed["answers"].tolist()
+      ([[6, 3, 4]], [1])
+    """
 
     def __init__(self, vocabulary: Vocabulary):
         self._ids = vocabulary.word_ids()
@@ -57,20 +70,20 @@ class Renaming:
         self._classes = {answer: place for place, answer in enumerate(self._answers)}
 
     def draw(self, task: int, rng: np.random.Generator) -> dict[str, str]:
-        """New names by old ones, uniform over the symmetries of the task."""
-        names = {}
+        """Returns the new name of each old one, uniform over the symmetries of the task."""
+        names: dict[str, str] = {}
         for group in _FREE[task]:
             for old, place in zip(group, rng.permutation(len(group)), strict=True):
                 names.update(zip(_words(old), _words(group[place]), strict=True))
         if task in _TURNED:
             turn, mirror = rng.integers(4), rng.integers(2)
-            for place, old in enumerate(_TURNED[task]):
+            for place, directions in enumerate(_TURNED[task]):
                 new = _TURNED[task][(turn + (-place if mirror else place)) % 4]
-                names.update(zip(old, new, strict=True))
+                names.update(zip(directions, new, strict=True))
         return names
 
     def apply(self, record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-        """The record with its words `[T, W]` and answers `[T]` renamed; as it was if an answer would be no class."""
+        """Returns the record with words `[T, W]` and answers `[T]` renamed; unchanged if an answer has no class."""
         answers = np.array(record["answers"])
         for row in np.flatnonzero(answers != NO_QUESTION):
             renamed = tuple(names.get(word, word) for word in self._answers[answers[row]])
@@ -84,6 +97,7 @@ class Renaming:
         return {**record, "words": table[record["words"]], "answers": answers}
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Returns the record under a renaming drawn for its task."""
         return self.apply(record, self.draw(int(record["task"]), rng))
 
 

@@ -1,22 +1,26 @@
-"""bAbI question answering as a task."""
+"""bAbI question answering as a task.
+
+Shape letters: `T` steps, `B` examples, `W` words of a sentence, `D` features, `C` answers.
+"""
 
 import dataclasses
 import functools
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import ClassVar, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training._task import Batch, Loader, Mean
+from mnm_jax.training import Batch, Loader, Mean
 from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
 from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.symmetry import Renaming
 from tasks.babi.vocabulary import PADDING
+from tasks.checks import check_choice, check_not_negative, check_sizes
 from tasks.scoring import accuracy_and_error, cross_entropy
 
 Array = jax.Array
@@ -24,42 +28,77 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Babi:
-    """The 20 bAbI tasks (Weston et al., 2015), any set of them trained jointly.
+    r"""The 20 bAbI tasks, any set of them trained jointly, by the protocol of TPR-RNN and STM.
 
-    Protocol (that of TPR-RNN and STM). Words are lower-cased. A sentence is one step: a sum over its words of word
-    vector times learned position vector (`SentenceEncoder`). The question is encoded in the same way; the model answers
-    at that step, and only such steps count. A question sees the last 70 sentences before it, of task 3 the last 130.
-    The answer is one class; a list of answers is one class too. The vocabulary is that of train and test of the chosen
-    tasks (all 20: 145 words and 60 answers).
+    Sequence: a story, one sentence per step, with each question at the place where it is asked. Words are lower-cased;
+    `SentenceEncoder` maps a sentence or a question to a vector. The model answers at the question's step; only these
+    steps count. Each question is on a fork of the carry (`Batch.fork`), so it sees the sentences before it and no other
+    question, as in a sequence of its own. A question sees the last 70 sentences before it, in task 3 the last 130. An
+    answer is one class; a list of answers is one class too. All 20 tasks have 145 words and 60 answers.
 
-    Training. A story is read once, and each of its questions is asked on a fork of the carry (`Batch.fork`): it gives
-    what a sequence of its own would give, the sentences told before it and then the question, and nothing is carried
-    from one question to the next. One task distribution: stories of the chosen tasks, drawn without replacement in
-    each epoch; batches hold stories of like length, and about `batch_size` questions. Every tenth story of each
-    training file is held out for validation, the remaining 90% are trained on; the 1,000 test questions a task are used
-    for the final figures only. The objective is the cross entropy of the answer, in nats.
+    Meta-training: the task distribution is the training stories of the chosen tasks, without replacement per epoch; a
+    batch holds stories of similar length with about `batch_size` questions; each story starts with an empty memory. One
+    update minimises the cross entropy (nats) of the answers. Every tenth story of each training file is held out for
+    validation; the 1,000 test questions per task serve the final numbers alone.
 
-    The data set shipped beside this project differs from the official archive in one file, the training stories of
-    task 3 in size "10k"; a result trained on it is reported with the words "qa3 train = 1,925 genuine + 8,075
-    simulated questions".
+    Metrics: accuracy, and error = 1 - accuracy; evaluation sets for all chosen tasks together ("") and for each
+    ("task=N"). A task fails above 5% error. Chance: one over the number of plausible answers, which differs by task (6
+    rooms in task 1, yes and no in task 6). Oracle: the stories determine every answer; tests/tasks/test_babi_task.py
+    solves task 1.
 
-    tasks: which of 1 to 20. size: training questions a task, "1k" or "10k".
-    data_dir: holds the official `tasks_1-20_v1-2.tar.gz` or the folder that it unpacks to.
-    max_sentences, max_sentences_task3: sentences that a question sees, in all tasks but 3 and in task 3.
-    renaming: tell each training story with people, places and things renamed (`tasks.babi.symmetry`), each time anew.
-    embedding_features, hidden_features: of a sentence vector, and the hidden units of its encoder (0: none).
-    entities, entity_features: words that the encoder picks from each sentence, and the features of their codes, which
-    are put behind the sentence vector; memory cells that tell entities apart need them.
-    cache_dir: where the encoded stories are kept; built when first needed.
+    The files are read when first needed, with the packages of `pip install mnm_jax[data]`.
 
-    The files are read when first needed. Needs the extra packages of `pip install mnm_jax[data]`.
+    This project's results on size "10k" were trained on a copy of the archive that differs in one file; they are
+    reported with the words "qa3 train = 1,925 genuine + 8,075 simulated questions".
+
+    Args:
+      tasks: numbers of the chosen tasks, 1 to 20.
+      data_dir: folder that holds the official `tasks_1-20_v1-2.tar.gz` or the folder that it unpacks to; "": the
+        environment variable MNM_BABI_DIR.
+      size: training questions per task, "1k" or "10k".
+      max_sentences: sentences that a question sees, in all tasks except 3.
+      max_sentences_task3: sentences that a question sees in task 3.
+      renaming: renames people, places and things of each training story, anew each time it is drawn; see
+        `tasks.babi.symmetry`.
+      embedding_features: features of a sentence vector.
+      hidden_features: hidden units of the sentence encoder; 0: none.
+      entities: words that the encoder picks from each sentence; `ChainCell` needs them.
+      entity_features: features of an entity's code.
+      cache_dir: folder of the encoded stories; made when first needed.
 
     Raises:
-        ValueError: an argument out of range, or damaged files. FileNotFoundError: no data in `data_dir`.
+      ValueError: an argument out of range, or damaged files.
+      FileNotFoundError: no data in `data_dir`; the message says where to get the archive.
+
+    Examples:
+      A data set of one task, written here in the layout of the official archive:
+
+      >>> import pathlib, tempfile
+      >>> temporary = tempfile.TemporaryDirectory()
+      >>> folder = pathlib.Path(temporary.name, "tasks_1-20_v1-2", "en")
+      >>> folder.mkdir(parents=True)
+      >>> story = b"1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary?\tbathroom\t1\n"
+      >>> for split in ("train", "test"):
+      ...     _ = (folder / f"qa1_example_{split}.txt").write_bytes(10 * story)
+      >>> task = Babi(tasks=(1,), size="1k", data_dir=temporary.name, cache_dir=temporary.name)
+      >>> batch = next(iter(task.evaluations("test", 8)[""]()))
+      >>> batch.inputs.shape, task.answers
+      ((3, 8, 11), ('bathroom',))
+      >>> print(task.render(batch, 0))
+      1 mary moved to the bathroom
+      2 john went to the hallway
+      ? where is mary
+      = bathroom
+      >>> temporary.cleanup()
+
+    References:
+      Weston et al., Towards AI-Complete Question Answering, 2015: the data. Munkhdalai et al., Metalearned Neural
+      Memory, NeurIPS 2019, section 4.2. Schlag and Schmidhuber, TPR-RNN, NeurIPS 2018, and Le et al., STM, ICML 2020:
+      the protocol.
     """
 
     tasks: tuple[int, ...] = (1,)
-    data_dir: str = "../shared/data/babi"
+    data_dir: str = ""
     size: Literal["1k", "10k"] = "10k"
     max_sentences: int = 70
     max_sentences_task3: int = 130
@@ -74,25 +113,30 @@ class Babi:
     sample: ClassVar[None] = None
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.tasks, tuple | list) or not self.tasks:
-            raise ValueError(f"tasks must be a tuple of task numbers such as (1, 2), got tasks={self.tasks!r}.")
+            raise ValueError(f"tasks must be a tuple of task numbers such as (1, 2), got {self.tasks!r}.")
         for task in self.tasks:
             if not _is_integer(task) or not 1 <= task <= 20:
-                raise ValueError(f"tasks must be numbers from 1 to 20, got {task!r} in tasks={self.tasks!r}.")
+                raise ValueError(f"tasks must be numbers from 1 to 20, got {task!r} in {self.tasks!r}.")
         if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks must name each task once, got tasks={self.tasks!r}.")
+            raise ValueError(f"tasks must name each task once, got {self.tasks!r}.")
         object.__setattr__(self, "tasks", tuple(sorted(int(task) for task in self.tasks)))
-        if self.size not in SIZES:
-            raise ValueError(f"size must be one of {', '.join(map(repr, SIZES))}, got size={self.size!r}.")
-        for name in ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features"):
-            _check_at_least(name, getattr(self, name), 1)
-        for name in ("hidden_features", "entities"):
-            _check_at_least(name, getattr(self, name), 0)
+        check_choice("size", self.size, SIZES)
+        sizes = ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features")
+        numbers = {name: getattr(self, name) for name in (*sizes, "hidden_features", "entities")}
+        _check_integers(**numbers)
+        check_sizes(**{name: numbers[name] for name in sizes})
+        check_not_negative(**numbers)
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        options = Options(self.tasks, self.size, int(self.max_sentences), int(self.max_sentences_task3))
+        options = Options(
+            tasks=self.tasks,
+            size=self.size,
+            max_sentences=int(self.max_sentences),
+            max_sentences_task3=int(self.max_sentences_task3),
+        )
         return open_dataset(self.data_dir, self.cache_dir, options)
 
     @functools.cached_property
@@ -103,60 +147,72 @@ class Babi:
 
     @property
     def input_features(self) -> int:
+        """`D`: the features of a sentence vector, and the codes of its entities."""
         return self.embedding_features + self.entities * self.entity_features
 
     @property
     def entity_shape(self) -> tuple[int, int]:
-        """`(P, V)`: with how many codes the features of an input end, and the features of each."""
+        """`(P, V)`: number of entities at the end of the features of a step, and features of each."""
         return self.entities, self.entity_features
 
     @property
     def output_features(self) -> int:
-        """Number of answers; reads the data."""
-        return len(self._dataset.vocabulary.answers)
+        """`C`, the number of answers; reads the data."""
+        return len(self.answers)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The classes, by number; reads the data."""
+        """The answer of each class; reads the data."""
         return self._dataset.vocabulary.answers
 
     def encode(self, rows: Sequence[Sequence[str]]) -> np.ndarray:
-        """Word ids `[T, W]` of sentences and questions given as words in lower case.
+        """Returns word ids `[T, W]` of sentences and questions, given as words in lower case.
 
         Raises:
-            ValueError: a row is empty or too long, or has a word that is not in the vocabulary.
+          ValueError: a row is empty or too long, or has a word that is not in the vocabulary.
         """
         return encode_rows(rows, self._dataset.vocabulary.word_ids(), "the story")
 
     def loader(self, seed: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Loader:
-        """Endless training batches `[T, B, W]` of about `batch_size` questions; the same seed gives the same bytes.
+        """Returns an endless iterator of training batches `[T, B, W]`; equal seeds give equal bytes.
 
-        part: which of how many equal parts of each batch this process reads.
+        Args:
+          seed: seed of the order and of the renaming, >= 0.
+          batch_size: questions per batch, approximately.
+          part: (index, count): this process reads one of `count` equal parts of each batch.
         """
-        _check_at_least("seed", seed, 0)
-        _check_at_least("batch_size", batch_size, 1)
-        dataset = self._dataset
+        _check_integers(seed=seed, batch_size=batch_size)
+        check_not_negative(seed=seed)
+        check_sizes(batch_size=batch_size)
         from tasks.babi.loader import BabiLoader
 
+        dataset = self._dataset
         change = Renaming(dataset.vocabulary) if self.renaming else None
         return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change, part)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
-        """Word ids `[T, B, W]` to sentence vectors, and the codes of entities behind them, `[T, B, D]`."""
-        sizes = self.embedding_features, self.hidden_features, self.entities, self.entity_features
-        return SentenceEncoder(self._dataset.counts, WORDS, *sizes, rngs=rngs)
+        """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""
+        return SentenceEncoder(
+            self._dataset.counts,
+            sentence_words=WORDS,
+            features=self.embedding_features,
+            hidden=self.hidden_features,
+            entities=self.entities,
+            entity_features=self.entity_features,
+            rngs=rngs,
+        )
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """All questions of "valid" or "test" once each: "" all chosen tasks, "task=N" one of several.
+        """Returns sets with all questions of "valid" or "test" once each: "" all chosen tasks, "task=N" one of several.
 
         Raises:
-            ValueError: another split, or training files too short to hold a story out.
+          ValueError: another split, or training files too short to hold a story out.
         """
-        if split not in ("valid", "test"):
-            raise ValueError(f"split must be 'valid' or 'test', got split={split!r}.")
-        _check_at_least("batch_size", batch_size, 1)
+        check_choice("split", split, ("valid", "test"))
+        _check_integers(batch_size=batch_size)
+        check_sizes(batch_size=batch_size)
         if split not in self._dataset.splits:
-            raise ValueError(f"{self.tasks=} of {self.data_dir} have no validation: a file needs 10 stories or more.")
+            raise ValueError(f"tasks {self.tasks} have no validation: a file needs 10 stories or more.")
         from tasks.babi.loader import evaluation_batches
 
         data = self._dataset.splits[split]
@@ -169,15 +225,15 @@ class Babi:
         }
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
-        """-log softmax(logits)[answer] in nats at the question; logits `[T, B, C]`."""
+        """Returns the cross entropy in nats per question; logits `[T, B, C]`."""
         return cross_entropy(logits, batch)
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
-        """The parts of the questions whose most probable answer is right ("accuracy") and wrong ("error")."""
+        """Returns the fractions of right ("accuracy") and wrong ("error") answers; logits `[T, B, C]`."""
         return accuracy_and_error(logits, batch)
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """What stands on the time axis: the sentences and, as "? where is mary", the questions."""
+        """Returns each step of example `index`: a sentence, or a question as "? where is mary"."""
         length = int(np.sum(np.asarray(batch.mask)[:, index]))
         words = self._dataset.vocabulary.words
         rows = zip(np.asarray(batch.inputs)[:length, index], np.asarray(batch.fork)[:length, index], strict=True)
@@ -185,32 +241,22 @@ class Babi:
         return [f"? {text}" if asked else text for text, asked in texts]
 
     def render(self, batch: Batch, index: int) -> str:
-        """The sentences that the model is given, numbered; among them the questions, each with the right answer.
-
-        ```
-        1 mary moved to the bathroom
-        2 john went to the hallway
-        ? where is mary
-        = bathroom
-        ```
-        """
-        tokens = self.tokens(batch, index)
-        if not tokens:
-            return "(padding)"
-        lines, told = [], 0
-        for step, token in enumerate(tokens):
+        """Returns the sentences of example `index`, numbered, with its questions and, after "=", their answers."""
+        lines, sentences = [], 0
+        for step, token in enumerate(self.tokens(batch, index)):
             if batch.fork[step, index]:
-                lines += [token, f"= {self._dataset.vocabulary.answers[int(batch.targets[step, index])]}"]
+                lines += [token, f"= {self.answers[int(batch.targets[step, index])]}"]
             else:
-                told += 1
-                lines.append(f"{told} {token}")
-        return "\n".join(lines)
+                sentences += 1
+                lines.append(f"{sentences} {token}")
+        return "\n".join(lines) or "(padding)"
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_at_least(name: str, value: object, least: int) -> None:
-    if not _is_integer(value) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {name}={value!r}.")
+def _check_integers(**values: object) -> None:
+    for name, value in values.items():
+        if not _is_integer(value):
+            raise ValueError(f"{name} must be an integer, got {value!r}.")

@@ -2,12 +2,10 @@
 
 import io
 import tarfile
-from pathlib import Path
 
 import pytest
 
-from tasks.babi import archive
-from tasks.babi.archive import ARCHIVE, FOLDER, read_files
+from tasks.babi.archive import ARCHIVE, FOLDER, data_folder, read_files
 
 FILES = {
     f"{folder}/qa{task}_some-name_{split}.txt": f"{folder} {task} {split}".encode()
@@ -59,20 +57,17 @@ def test_the_folder_is_read_before_the_archive(tmp_path):
     assert read_files(tmp_path, "1k", [1])[1, "test"].data == b"mine"
 
 
-def test_a_relative_path_counts_from_here_then_from_the_project(tmp_path, monkeypatch):
-    here, project = tmp_path / "here", tmp_path / "project"
-    write_folder(project / "data")
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(archive, "_PROJECT", project)
-    assert archive.resolve("data") == project / "data"
-    assert texts(read_files("data", "1k", [1]))[1, "test"] == "en 1 test"
-    (here / "data").mkdir()
-    assert archive.resolve("data") == here / "data"
+def test_the_folder_is_the_one_given_or_that_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("MNM_BABI_DIR", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"as data_dir \(--config.task.data_dir=DIR\) or .* MNM_BABI_DIR;"):
+        data_folder("")
+    monkeypatch.setenv("MNM_BABI_DIR", str(tmp_path / "set"))
+    assert data_folder("") == tmp_path / "set"
+    assert data_folder(tmp_path / "given") == tmp_path / "given"  # an argument precedes the environment
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert data_folder("here/data") == tmp_path / "here/data" and data_folder("~/data") == tmp_path / "home/data"
 
-
-def test_the_project_root_holds_the_package():
-    assert (archive._PROJECT / "tasks/babi").samefile(Path(archive.__file__).parent)
 
 
 def test_missing_data_say_where_what_and_whence(tmp_path):

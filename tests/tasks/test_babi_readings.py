@@ -1,17 +1,12 @@
 """Readings: by hand, and as a property that every question sees what it was asked about and nothing else."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks.babi
 from tasks.babi import Question, parse
 from tasks.babi.archive import read_files
 from tasks.babi.readings import Reading, readings
-
-SHARED = Path(tasks.babi.__file__).resolve().parents[3] / "shared/data/babi"
 
 MARY, JOHN, LEFT = ("mary", "went", "home"), ("john", "slept"), ("mary", "left")
 WHERE, WHO, WHAT = ("where", "is", "mary"), ("who", "slept"), ("what", "is", "there")
@@ -97,11 +92,8 @@ def test_no_more_is_read_than_the_questions_need(questions, max_sentences):
     assert len(found) == len(starts)
 
 
-@pytest.mark.skipif(
-    not SHARED.is_dir(), reason="no bAbI data: put the official tasks_1-20_v1-2.tar.gz into ../shared/data/babi"
-)
 @pytest.mark.parametrize("max_sentences", [5, 70])
-def test_the_real_questions_see_the_last_sentences_before_them(max_sentences):
-    for (task, _), file in read_files(SHARED, "1k", range(1, 21)).items():
+def test_the_real_questions_see_the_last_sentences_before_them(babi_dir, max_sentences):
+    for (task, _), file in read_files(babi_dir, "1k", range(1, 21)).items():
         questions = list(parse(file.data, file.path, task))
         assert list(seen(readings(questions, max_sentences))) == asked(questions, max_sentences)

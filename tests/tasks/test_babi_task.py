@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,12 @@ pytest.importorskip("array_record")
 pytest.importorskip("grain")
 pytest.importorskip("tensorflow_datasets")
 
-import tasks.babi  # noqa: E402
 from mnm_jax import MNMCell, gradient_memory, local_memory  # noqa: E402
 from mnm_jax.training import Batch, Mean, SequenceModel  # noqa: E402
 from tasks.babi import Babi, BabiFormatError, parse  # noqa: E402
 from tasks.babi.archive import read_files  # noqa: E402
 from tasks.babi.readings import readings  # noqa: E402
 from tasks.babi.vocabulary import build_vocabulary  # noqa: E402
-
-SHARED = Path(tasks.babi.__file__).resolve().parents[3] / "shared/data/babi"
-needs_data = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="no bAbI data: put the official tasks_1-20_v1-2.tar.gz into ../shared/data/babi"
-)
 
 STORY = "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary?\tbathroom\t1\n"
 LONGER = STORY + "4 Mary left.\n5 Where is John?\thallway\t2\n"
@@ -231,18 +224,19 @@ def test_loss_gives_no_gradient_where_no_step_counts():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ()}, r"tasks must be a tuple of task numbers such as \(1, 2\), got tasks=\(\)"),
-        ({"tasks": 3}, "tasks must be a tuple of task numbers .* got tasks=3"),
+        ({"tasks": ()}, r"tasks must be a tuple of task numbers such as \(1, 2\), got \(\)"),
+        ({"tasks": 3}, "tasks must be a tuple of task numbers .* got 3"),
         ({"tasks": (1, 21)}, "tasks must be numbers from 1 to 20, got 21"),
         ({"tasks": (0,)}, "tasks must be numbers from 1 to 20, got 0"),
         ({"tasks": (True,)}, "tasks must be numbers from 1 to 20, got True"),
         ({"tasks": ("1",)}, "tasks must be numbers from 1 to 20, got '1'"),
         ({"tasks": (2, 2)}, "tasks must name each task once"),
-        ({"size": "2k"}, "size must be one of '1k', '10k', got size='2k'"),
-        ({"max_sentences": 0}, "max_sentences must be an integer >= 1, got max_sentences=0"),
-        ({"max_sentences": -3}, "got max_sentences=-3"),
-        ({"max_sentences_task3": 1.5}, "max_sentences_task3 must be an integer >= 1, got max_sentences_task3=1.5"),
-        ({"embedding_features": 0}, "embedding_features must be an integer >= 1"),
+        ({"size": "2k"}, "size must be one of '1k', '10k', got '2k'"),
+        ({"max_sentences": 0}, "max_sentences must be >= 1, got 0"),
+        ({"max_sentences": -3}, "max_sentences must be >= 1, got -3"),
+        ({"max_sentences_task3": 1.5}, "max_sentences_task3 must be an integer, got 1.5"),
+        ({"embedding_features": 0}, "embedding_features must be >= 1, got 0"),
+        ({"entities": -1}, "entities must be >= 0, got -1"),
     ],
 )
 def test_wrong_arguments_are_named(changes, message):
@@ -251,13 +245,13 @@ def test_wrong_arguments_are_named(changes, message):
 
 
 def test_wrong_calls_are_named(task):
-    with pytest.raises(ValueError, match="split must be 'valid' or 'test', got split='train'"):
+    with pytest.raises(ValueError, match="split must be one of 'valid', 'test', got 'train'"):
         task.evaluations("train", 4)
-    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got batch_size=0"):
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
         task.evaluations("test", 0)
-    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got batch_size=0"):
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
         task.loader(0, 0)
-    with pytest.raises(ValueError, match="seed must be an integer >= 0, got seed=-1"):
+    with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
         task.loader(-1, 4)
     with pytest.raises(ValueError, match="batch_size must be <= 45"):
         task.loader(0, 46)
@@ -266,7 +260,7 @@ def test_wrong_calls_are_named(task):
 def test_missing_validation_missing_data_and_damage_are_named(task, tmp_path):
     with pytest.raises(ValueError, match="have no validation: a file needs 10 stories or more"):
         dataclasses.replace(task, tasks=(7,)).evaluations("valid", 4)
-    with pytest.raises(FileNotFoundError, match="no bAbI data in .*tasks_1-20_v1-2.tar.gz"):
+    with pytest.raises(FileNotFoundError, match="no bAbI data in .*tasks_1-20_v1-2.tar.gz .* as data_dir"):
         dataclasses.replace(task, data_dir=str(tmp_path / "nowhere")).loader(0, 4)
     write_data(tmp_path, {1: (STORY, STORY.replace("\t1", "\t3"))})
     with pytest.raises(BabiFormatError, match=r"qa1_name_test\.txt:3: expected supporting ids of earlier sentences"):
@@ -274,8 +268,8 @@ def test_missing_validation_missing_data_and_damage_are_named(task, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def real_task(tmp_path_factory):
-    return Babi(data_dir=str(SHARED), size="1k", cache_dir=str(tmp_path_factory.mktemp("cache")))
+def real_task(babi_dir, tmp_path_factory):
+    return Babi(data_dir=str(babi_dir), size="1k", cache_dir=str(tmp_path_factory.mktemp("cache")))
 
 
 def last_location(story, question):
@@ -284,7 +278,6 @@ def last_location(story, question):
     return [sentence.split()[-1] for sentence in story if sentence.split()[1] == person][-1]
 
 
-@needs_data
 def test_an_oracle_solves_task_1(real_task):
     answers = real_task._dataset.vocabulary.answers
     right = questions = 0
@@ -305,7 +298,6 @@ def test_an_oracle_solves_task_1(real_task):
     assert right == questions == 1000
 
 
-@needs_data
 def test_one_tenth_of_the_real_stories_is_held_out(real_task):
     splits = real_task._dataset.splits
     # A story of task 1 is five questions, each after two more sentences.
@@ -315,9 +307,8 @@ def test_one_tenth_of_the_real_stories_is_held_out(real_task):
     assert len(real_task._dataset.vocabulary.answers) == 6
 
 
-@needs_data
-def test_the_facts_of_the_whole_data_set():
-    files = read_files(SHARED, "10k", range(1, 21))
+def test_the_facts_of_the_whole_data_set(babi_dir):
+    files = read_files(babi_dir, "10k", range(1, 21))
     parsed = {key: list(parse(file.data, file.path, key[0])) for key, file in files.items()}
     questions = [question for part in parsed.values() for question in part]
     assert {(split, len(part)) for (_, split), part in parsed.items()} == {("train", 10_000), ("test", 1000)}

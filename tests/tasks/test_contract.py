@@ -1,21 +1,20 @@
-"""What every task keeps to. A new task is one line in SETTINGS."""
+"""The contract of `mnm_jax.testing` for every task, and that it finds the faults of a task that breaks it."""
 
-import functools
-import itertools
-from pathlib import Path
+import dataclasses
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from launch.runs.build import build_task
 from launch.runs.registry import TASKS
-from mnm_jax.training import Batch
+from mnm_jax.testing import check_task
+from mnm_jax.testing._tasks import TASK_CHECKS
+from mnm_jax.training import Batch, Mean
 
-BABI_DATA = Path(__file__).resolve().parents[3] / "shared/data/babi"
-B = 4
 SETTINGS = {
     "dictionary": {"name": "dictionary", "evaluation_batches": 2},
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
@@ -26,167 +25,127 @@ SETTINGS = {
     "associative_recall": {"name": "associative_recall", "length": 3, "lengths": (4,), "evaluation_batches": 2},
     "priority_sort": {"name": "priority_sort", "length": 6, "lengths": (8,), "evaluation_batches": 2},
     "pairs": {"name": "pairs", "length": 5, "lengths": (2, 8), "evaluation_batches": 2},
-    "babi": {"name": "babi", "tasks": (1, 6), "size": "1k", "data_dir": str(BABI_DATA), "embedding_features": 5},
+    "maze": {"name": "maze", "size": 5, "episode_steps": 9, "evaluation_batches": 2},
+    "babi": {"name": "babi", "tasks": (1, 6), "size": "1k", "embedding_features": 5},
 }
+HOW_TO = pathlib.Path(__file__).parents[2] / "docs/how_to.md"
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+def task_of_the_how_to():
+    """Returns the task that the page writes."""
+    section = HOW_TO.read_text(encoding="utf-8").partition("## Add a task")[2]
+    names = {"__name__": "page"}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)  # noqa: S102
+    return names["FirstSymbol"]()
+
+
+@pytest.fixture(scope="module", params=[*SETTINGS, "how_to"])
 def task(request, tmp_path_factory):
+    if request.param == "how_to":
+        return task_of_the_how_to()
     settings = SETTINGS[request.param]
     if settings["name"] == "babi":
         for package in ("array_record", "grain", "tensorflow_datasets"):
             pytest.importorskip(package)
-        if not BABI_DATA.is_dir():
-            pytest.skip("no bAbI data: put the official tasks_1-20_v1-2.tar.gz into ../shared/data/babi")
-        settings = settings | {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
+        data_dir = request.getfixturevalue("babi_dir")
+        settings = settings | {"data_dir": str(data_dir), "cache_dir": str(tmp_path_factory.mktemp("cache"))}
     return build_task(settings)
 
 
 def test_every_task_is_here():
-    # Tasks that are played are in tests/tasks/test_actor_critic.py.
-    played = {name for name, entry in TASKS.items() if hasattr(entry.load(), "play")}
-    assert {settings["name"] for settings in SETTINGS.values()} == set(TASKS) - played
+    assert {settings["name"] for settings in SETTINGS.values()} == set(TASKS)
 
 
-@functools.cache
-def sampler(task):
-    return jax.jit(task.sample, static_argnums=1)
+@pytest.mark.parametrize("check", TASK_CHECKS, ids=lambda check: check.__name__)
+def test_contract(task, check):
+    check(task, 4)
 
 
-def training_batches(task, seed, count):
-    """The first batches of a training stream, as numpy arrays."""
-    if task.sample is None:
-        return list(itertools.islice(task.loader(seed, B), count))
-    keys = jax.random.split(jax.random.key(seed), count)
-    return [jax.device_get(sampler(task)(key, B)) for key in keys]
+@dataclasses.dataclass(frozen=True)
+class Last:
+    """Asks for the last symbol of two, with a fault if one is named."""
+
+    fault: str = ""
+    name = "last"
+    loader = None
+    input_features = output_features = 2
+
+    def encoder(self, rngs):
+        return (lambda inputs: inputs[..., :1]) if self.fault == "encoder" else (lambda inputs: inputs)
+
+    def sample(self, key, batch_size, step=None):
+        if self.fault == "constant":
+            key = jax.random.key(0)
+        symbols = jax.random.randint(key, (4, batch_size), 0, 2)
+        mask = jnp.ones(symbols.shape, bool).at[3, 0].set(False)
+        asked = jnp.zeros(symbols.shape).at[2].set(1.0)
+        if self.fault == "padding counts":
+            asked = asked.at[3].set(1.0)
+        if self.fault == "padding first":
+            mask = mask[::-1]
+        if self.fault == "integer mask":
+            mask = mask.astype(jnp.int32)
+        targets = symbols + 1 if self.fault == "targets" else symbols
+        return Batch(inputs=jax.nn.one_hot(symbols, 2), targets=targets, loss_mask=asked, mask=mask)
+
+    def evaluations(self, split, batch_size):
+        seed = np.random.randint(1 << 30) if self.fault == "other sets" else len(split)
+        name = "trained" if self.fault == "no name" else ""
+        return {name: lambda: [self.sample(jax.random.key(seed), batch_size)]}
+
+    def loss(self, logits, batch):
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], -1)[..., 0]
+        if self.fault == "bits":
+            nats = nats / jnp.log(2.0)
+        if self.fault == "product":
+            return Mean(jnp.sum(nats * batch.loss_mask), jnp.sum(batch.loss_mask))
+        if self.fault == "all steps":
+            return Mean(jnp.sum(nats), jnp.float32(nats.size))
+        return Mean(jnp.sum(jnp.where(batch.loss_mask > 0, nats, 0)), jnp.sum(batch.loss_mask))
+
+    def metrics(self, logits, batch):
+        right = jnp.argmax(logits, -1) == batch.targets
+        if self.fault == "wrong is right":
+            right = ~right
+        count = jnp.float32(right.size) if self.fault == "count" else jnp.sum(batch.loss_mask)
+        return {"accuracy": Mean(jnp.sum(jnp.where(right, batch.loss_mask, 0)), count)}
+
+    def tokens(self, batch, index):
+        tokens = [str(place) for place in np.argmax(batch.inputs[:, index], -1)]
+        return tokens if self.fault == "padding shown" else tokens[: int(batch.mask[:, index].sum())]
+
+    def render(self, batch, index):
+        line = " ".join(self.tokens(batch, index))
+        if self.fault == "hidden":
+            return line[:-1] + "?\n= 0"
+        return line if self.fault == "no answer" else f"{line}\n= {batch.targets[2, index]}"
 
 
-def same(a, b):
-    return jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes() and x.dtype == y.dtype, a, b))
+def test_a_task_without_a_fault_passes():
+    check_task(Last())
 
 
-def random_logits(task, batch, seed=0):
-    return jax.random.normal(jax.random.key(seed), (*batch.mask.shape, task.output_features))
-
-
-def asks_for_bits(batch):
-    return batch.targets.ndim == 3
-
-
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(task):
-    first, again, other = (training_batches(task, seed, 2) for seed in (3, 3, 4))
-    assert same(first, again)
-    assert not same(first[0], first[1]) and not same(first[0], other[0])
-
-
-def test_exactly_one_source_of_batches(task):
-    assert (task.sample is None) != (task.loader is None)
-
-
-def every_batch(task):
-    """A training batch and the first and last of every evaluation set."""
-    yield from training_batches(task, 0, 1)
-    for split in ("valid", "test"):
-        for batches in task.evaluations(split, B).values():
-            drawn = list(batches())
-            yield from (jax.device_get(drawn[0]), jax.device_get(drawn[-1]))
-
-
-def test_batches_are_what_model_and_loss_expect(task):
-    encoder = task.encoder(nnx.Rngs(0))
-    seen = set()
-    for batch in every_batch(task):
-        assert isinstance(batch, Batch)
-        shape = batch.inputs.shape[:2]
-        assert shape[1] == B or task.sample is None  # one that reads chooses: an example may ask more than once
-        assert (batch.targets.shape[:2], batch.loss_mask.shape, batch.mask.shape) == (shape,) * 3
-        if asks_for_bits(batch):
-            assert batch.targets.shape[2] == task.output_features and batch.targets.dtype == np.float32
-        else:
-            assert np.issubdtype(batch.targets.dtype, np.integer)
-        assert (batch.loss_mask.dtype, batch.mask.dtype) == (np.float32, np.bool_)
-        if batch.fork is not None:
-            assert (batch.fork.shape, batch.fork.dtype) == (shape, np.bool_)
-            assert not np.any(batch.fork & ~batch.mask)
-        features = jax.eval_shape(encoder, jnp.asarray(batch.inputs))
-        assert (features.shape, features.dtype) == ((*shape, task.input_features), jnp.float32)
-        counted = batch.loss_mask > 0
-        assert set(np.unique(batch.loss_mask)) <= {0, 1} and counted.any()
-        assert not np.any(counted & ~batch.mask)  # padding never counts
-        assert np.all(np.sort(batch.mask, 0)[::-1] == batch.mask)  # and comes last
-        seen |= set(batch.targets[counted].ravel())
-        classes = 2 if asks_for_bits(batch) else task.output_features
-        assert all(target in range(classes) for target in seen)
-    assert len(seen) > 1
-
-
-def test_the_oracle_has_no_loss_and_full_marks(task):
-    for batch in every_batch(task):
-        bits = batch.targets if asks_for_bits(batch) else jax.nn.one_hot(batch.targets, task.output_features)
-        logits = 1e4 * (2 * bits - 1)
-        loss, metrics = task.loss(logits, batch), task.metrics(logits, batch)
-        assert float(loss.value) == pytest.approx(0, abs=1e-6)
-        assert float(metrics["accuracy"].value) == 1
-        assert loss.count == metrics["accuracy"].count == batch.loss_mask.sum()
-        wrong = task.metrics(-logits, batch)
-        assert float(wrong["accuracy"].value) == 0
-
-
-def test_equal_logits_lose_the_log_of_the_number_of_classes(task):
-    (batch,) = training_batches(task, 0, 1)
-    loss = task.loss(jnp.zeros((*batch.mask.shape, task.output_features)), batch)
-    assert float(loss.value) == pytest.approx(np.log(2 if asks_for_bits(batch) else task.output_features), rel=1e-5)
-
-
-def numbers(task, logits, batch):
-    """Totals and counts of the loss and of every metric."""
-    return [np.asarray(leaf) for leaf in jax.tree.leaves((task.loss(logits, batch), dict(task.metrics(logits, batch))))]
-
-
-@pytest.mark.parametrize("value", [0.0, -1e6, np.inf, np.nan])
-def test_what_does_not_count_changes_no_number(task, value):
-    (batch,) = training_batches(task, 0, 1)
-    logits = random_logits(task, batch)
-    expected = numbers(task, logits, batch)
-    counted = batch.loss_mask > 0
-    other = jnp.where(counted[..., None], logits, value)
-    where = counted[..., None] if asks_for_bits(batch) else counted
-    changed = batch._replace(targets=np.where(where, batch.targets, np.zeros_like(batch.targets)))
-    np.testing.assert_array_equal(numbers(task, other, changed), expected)
-
-
-def test_padding_changes_no_number(task):
-    (batch,) = training_batches(task, 0, 1)
-    logits = random_logits(task, batch)
-    steps, examples = batch.mask.shape
-    padded = jax.tree.map(lambda x: np.zeros((steps + 3, examples + 2, *x.shape[2:]), x.dtype), batch)
-    for whole, part in zip(jax.tree.leaves(padded), jax.tree.leaves(batch), strict=True):
-        whole[:steps, :examples] = part
-    more = random_logits(task, padded, seed=1).at[:steps, :examples].set(logits)
-    np.testing.assert_allclose(numbers(task, more, padded), numbers(task, logits, batch), rtol=1e-6)
-
-
-def test_the_loss_has_no_gradient_where_no_step_counts(task):
-    (batch,) = training_batches(task, 0, 1)
-    gradient = jax.grad(lambda logits: task.loss(logits, batch).total)(random_logits(task, batch))
-    np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=-1), batch.loss_mask > 0)
-
-
-def test_evaluations_give_the_same_bytes_on_every_call(task):
-    for split in ("valid", "test"):
-        first, again = (task.evaluations(split, B) for _ in range(2))
-        assert "" in first and list(first) == list(again)
-        for name in first:
-            batches = [list(jax.device_get(list(source()))) for source in (first[name], first[name], again[name])]
-            assert same(batches[0], batches[1]) and same(batches[0], batches[2])
-
-
-def test_pictures_show_every_real_step(task):
-    (batch,) = training_batches(task, 0, 1)
-    for index in range(batch.mask.shape[1]):
-        picture, tokens = task.render(batch, index), task.tokens(batch, index)
-        assert len(tokens) == batch.mask[:, index].sum()
-        place = 0
-        for token in tokens:  # one after the other in the picture
-            place = picture.index(token, place) + len(token)
-        assert len(picture[place:].split()) >= 1  # what is to be answered follows
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("constant", "two batches of one run must differ"),
+        ("padding counts", "padding must not count"),
+        ("padding first", "padding must come last"),
+        ("integer mask", "loss_mask must be float32 and mask bool"),
+        ("targets", "targets must be in 0..1"),
+        ("encoder", "encoder must return shape"),
+        ("no name", "must have the trained setting"),
+        ("other sets", "must have the same bytes on every call"),
+        ("bits", "equal logits must have loss 0.69"),
+        ("product", "use jnp.where, not a product"),
+        ("all steps", "must count the steps of loss_mask"),
+        ("wrong is right", "logits of the targets must have accuracy 1"),
+        ("count", "logits of the targets must have accuracy 1"),
+        ("padding shown", "tokens must have one text per step, 3, got 4"),
+        ("hidden", "render must show the tokens in order"),
+        ("no answer", "render must show the answers after the last token"),
+    ],
+)
+def test_a_fault_is_found_and_named(fault, message):
+    with pytest.raises(AssertionError, match=f"^task last: .*{message}"):
+        check_task(Last(fault))

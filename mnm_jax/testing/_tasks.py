@@ -1,0 +1,268 @@
+"""The contract of a task: rules that the training program relies on, each as a function that checks one.
+
+Shape letters: `T` time steps, `B` examples, `D` input features, `C` outputs.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+if TYPE_CHECKING:  # mnm_jax.training needs the packages of `pip install mnm_jax[train]`
+    from mnm_jax.training import Batch, Task
+
+_SPLITS = ("valid", "test")
+
+
+def check_task(task: "Task", batch_size: int = 4) -> None:
+    """Checks that a task keeps the contract of `mnm_jax.training.Task`.
+
+    Batches are drawn or read, encoded, scored and rendered as the training program does it, with made-up logits. A task
+    with `play` is played by an agent that acts at random.
+
+    Args:
+      task: the task, with small sizes.
+      batch_size: examples per batch, `B`; questions per batch for a task that counts these.
+
+    Raises:
+      AssertionError: the task breaks a rule; the message names it.
+
+    Examples:
+      `docs/how_to.md` checks a task of forty lines.
+    """
+    for check in TASK_CHECKS:
+        check(task, batch_size)
+
+
+def batches_have_one_source(task: Any, batch_size: int) -> None:
+    """Checks that a task has either `sample` or `loader`."""
+    del batch_size
+    _require((task.sample is None) != (task.loader is None), task, "exactly one of sample and loader must be None")
+
+
+def equal_seeds_give_equal_bytes(task: Any, batch_size: int) -> None:
+    """Checks that batches depend on the seed and on nothing else."""
+    first, again, other = (_training_batches(task, seed, 2, batch_size) for seed in (3, 3, 4))
+    _require(_same(first, again), task, "equal seeds must give equal batches: draw everything from the key")
+    _require(not _same(first[0], first[1]), task, "two batches of one run must differ")
+    _require(not _same(first[0], other[0]), task, "other seeds must give other batches")
+
+
+def batches_fit_model_and_loss(task: Any, batch_size: int) -> None:
+    """Checks shapes, dtypes and masks of training and evaluation batches, and that the encoder accepts them."""
+    encoder = task.encoder(nnx.Rngs(0))
+    seen: set[int] = set()
+    for batch in _every_batch(task, batch_size):
+        shape = batch.inputs.shape[:2]
+        # A task that reads files may count questions, of which an example has several.
+        _require(task.sample is None or shape[1] == batch_size, task, f"B must be {batch_size}, got {shape[1]}")
+        for leaf in jax.tree.leaves(batch):
+            _require(leaf.shape[:2] == shape, task, f"every array must be [T, B, ...] = {shape}, got {leaf.shape}")
+        dtypes = (batch.loss_mask.dtype, batch.mask.dtype)
+        _require(dtypes == (np.float32, np.bool_), task, f"loss_mask must be float32 and mask bool, got {dtypes}")
+        counts = batch.loss_mask > 0
+        _require(set(np.unique(batch.loss_mask)) <= {0, 1}, task, "loss_mask must be 0 or 1")
+        _require(counts.any(), task, "loss_mask must be 1 at some step of a batch")
+        _require(not np.any(counts & ~batch.mask), task, "padding must not count: loss_mask 1 where mask is False")
+        _require(np.all(np.sort(batch.mask, 0)[::-1] == batch.mask), task, "padding must come last")
+        if batch.fork is not None:
+            _require(batch.fork.dtype == np.bool_, task, f"fork must be bool, got {batch.fork.dtype}")
+            _require(not np.any(batch.fork & ~batch.mask), task, "fork must be False where mask is False")
+        features = jax.eval_shape(encoder, jnp.asarray(batch.inputs))
+        expected = (*shape, task.input_features), jnp.dtype(jnp.float32)
+        found = features.shape, features.dtype
+        _require(found == expected, task, f"encoder must return shape and dtype {expected}, got {found}")
+        if not _is_played(task):
+            seen |= _check_targets(task, batch, counts)
+    _require(_is_played(task) or len(seen) > 1, task, "targets must take more than one value")
+
+
+def _check_targets(task: Any, batch: "Batch", counts: np.ndarray) -> set[int]:
+    """Checks targets of classes or bits; returns the values that count."""
+    targets = batch.targets
+    if _asks_for_bits(batch):
+        _require(targets.shape[2] == task.output_features, task, "targets [T, B, C] must have C = output_features bits")
+        _require(targets.dtype == np.float32, task, f"targets of bits must be float32, got {targets.dtype}")
+    else:
+        _require(np.issubdtype(targets.dtype, np.integer), task, f"targets must be integers, got {targets.dtype}")
+    classes = 2 if _asks_for_bits(batch) else task.output_features
+    seen = set(np.unique(targets[counts]).tolist())
+    _require(seen <= set(range(classes)), task, f"targets must be in 0..{classes - 1}, got {sorted(seen)}")
+    return seen
+
+
+def targets_score_full_marks(task: Any, batch_size: int) -> None:
+    """Checks that logits of the targets have no loss and accuracy 1, and the opposite logits accuracy 0."""
+    if _is_played(task):
+        return
+    for batch in _every_batch(task, batch_size):
+        bits = batch.targets if _asks_for_bits(batch) else jax.nn.one_hot(batch.targets, task.output_features)
+        logits = 1e4 * (2 * bits - 1)
+        loss, accuracy = task.loss(logits, batch), task.metrics(logits, batch)["accuracy"]
+        _require(float(loss.value) < 1e-6, task, f"logits of the targets must have loss 0, got {loss.value}")
+        _require(float(accuracy.value) == 1, task, f"logits of the targets must have accuracy 1, got {accuracy.value}")
+        counted = batch.loss_mask.sum()
+        _require(loss.count == accuracy.count == counted, task, "loss and accuracy must count the steps of loss_mask")
+        wrong = task.metrics(-logits, batch)["accuracy"].value
+        _require(float(wrong) == 0, task, f"logits of every other class must have accuracy 0, got {wrong}")
+
+
+def equal_logits_lose_log_classes(task: Any, batch_size: int) -> None:
+    """Checks that the loss is in nats: log C for equal logits of C classes, log 2 for a bit."""
+    if _is_played(task):
+        return
+    (batch,) = _training_batches(task, 0, 1, batch_size)
+    loss = float(task.loss(jnp.zeros((*batch.mask.shape, task.output_features)), batch).value)
+    expected = math.log(2 if _asks_for_bits(batch) else task.output_features)
+    _require(math.isclose(loss, expected, rel_tol=1e-5), task, f"equal logits must have loss {expected}, got {loss}")
+
+
+def uncounted_steps_change_no_number(task: Any, batch_size: int) -> None:
+    """Checks that logits and targets where `loss_mask` is 0 reach neither loss nor metrics, not even as NaN."""
+    (batch,) = _training_batches(task, 0, 1, batch_size)
+    logits, counts = _random_logits(task, batch), batch.loss_mask > 0
+    targets = jax.tree.map(lambda x: np.where(_align(counts, x), x, np.zeros_like(x)), batch.targets)
+    expected = _numbers(task, logits, batch)
+    for value in (0.0, -1e6, math.inf, math.nan):
+        found = _numbers(task, jnp.where(counts[..., None], logits, value), batch._replace(targets=targets))
+        _require(
+            all(map(np.array_equal, found, expected)),
+            task,
+            f"logits of {value} where loss_mask is 0 must not change loss and metrics; use jnp.where, not a product",
+        )
+
+
+def padding_changes_no_number(task: Any, batch_size: int) -> None:
+    """Checks that three more steps and two more examples of padding change neither loss nor metrics."""
+    (batch,) = _training_batches(task, 0, 1, batch_size)
+    logits = _random_logits(task, batch)
+    steps, examples = batch.mask.shape
+    padded = jax.tree.map(lambda x: np.pad(x, [(0, 3), (0, 2)] + [(0, 0)] * (x.ndim - 2)), batch)
+    more = _random_logits(task, padded, seed=1).at[:steps, :examples].set(logits)
+    found, expected = _numbers(task, more, padded), _numbers(task, logits, batch)
+    _require(np.allclose(found, expected, rtol=1e-6, atol=0), task, "padding must not change loss and metrics")
+
+
+def only_counted_steps_have_a_gradient(task: Any, batch_size: int) -> None:
+    """Checks that the gradient of the loss is zero exactly where `loss_mask` is 0."""
+    (batch,) = _training_batches(task, 0, 1, batch_size)
+    gradient = jax.grad(lambda logits: task.loss(logits, batch).total)(_random_logits(task, batch))
+    nonzero = np.any(np.asarray(gradient) != 0, axis=-1)
+    _require(np.array_equal(nonzero, batch.loss_mask > 0), task, "the loss must depend on the steps of loss_mask alone")
+
+
+def evaluations_repeat(task: Any, batch_size: int) -> None:
+    """Checks that evaluation sets have a "" among them, and the same names and bytes on every call."""
+    for split in _SPLITS:
+        first, again = (task.evaluations(split, batch_size) for _ in range(2))
+        _require("" in first, task, f'evaluations("{split}") must have the trained setting, named ""')
+        _require(list(first) == list(again), task, f'evaluations("{split}") must have the same names on every call')
+        for name in first:
+            drawn = [jax.device_get(list(source())) for source in (first[name], first[name], again[name])]
+            repeats = _same(drawn[0], drawn[1]) and _same(drawn[0], drawn[2])
+            _require(repeats, task, f"the set {name!r} of {split!r} must have the same bytes on every call")
+
+
+def pictures_show_every_step(task: Any, batch_size: int) -> None:
+    """Checks that `tokens` has a text per step that is no padding, and `render` shows them in order, then answers."""
+    (batch,) = _training_batches(task, 0, 1, batch_size)
+    for index in range(batch.mask.shape[1]):
+        picture, tokens = task.render(batch, index), task.tokens(batch, index)
+        steps = int(batch.mask[:, index].sum())
+        _require(len(tokens) == steps, task, f"tokens must have one text per step, {steps}, got {len(tokens)}")
+        place = 0
+        for token in tokens:
+            found = picture.find(token, place)
+            _require(found >= 0, task, f"render must show the tokens in order; {token!r} is missing in\n{picture}")
+            place = found + len(token)
+        answered = _is_played(task) or picture[place:].strip()
+        _require(answered, task, f"render must show the answers after the last token, got\n{picture}")
+
+
+TASK_CHECKS: tuple[Callable[[Any, int], None], ...] = (
+    batches_have_one_source,
+    equal_seeds_give_equal_bytes,
+    batches_fit_model_and_loss,
+    targets_score_full_marks,
+    equal_logits_lose_log_classes,
+    uncounted_steps_change_no_number,
+    padding_changes_no_number,
+    only_counted_steps_have_a_gradient,
+    evaluations_repeat,
+    pictures_show_every_step,
+)
+
+
+class _RandomAgent:
+    """An agent with equal logits, for tasks that are played."""
+
+    def __init__(self, outputs: int):
+        self._outputs = outputs
+
+    def start(self, batch_size: int) -> tuple[()]:
+        del batch_size
+        return ()
+
+    def step(self, carry: tuple[()], observations: jax.Array) -> tuple[tuple[()], jax.Array]:
+        return carry, jnp.zeros((len(observations), self._outputs))
+
+
+def _require(condition: Any, task: Any, message: str) -> None:
+    if not condition:
+        raise AssertionError(f"task {task.name}: {message}.")
+
+
+def _is_played(task: Any) -> bool:
+    return hasattr(task, "play")
+
+
+def _asks_for_bits(batch: "Batch") -> bool:
+    return batch.targets.ndim == 3
+
+
+def _play(task: Any, batch: "Batch") -> "Batch":
+    """Returns the batch, as numpy arrays, after an agent has played it if the task is played."""
+    if _is_played(task):
+        batch = jax.jit(lambda batch: task.play(_RandomAgent(task.output_features), batch))(batch)
+    return jax.device_get(batch)
+
+
+def _training_batches(task: Any, seed: int, count: int, batch_size: int) -> list["Batch"]:
+    """Returns the first batches of a training run."""
+    if task.sample is None:
+        return list(itertools.islice(task.loader(seed, batch_size), count))
+    sample = jax.jit(task.sample, static_argnums=1)
+    return [_play(task, sample(key, batch_size)) for key in jax.random.split(jax.random.key(seed), count)]
+
+
+def _every_batch(task: Any, batch_size: int) -> Iterator["Batch"]:
+    """Returns a training batch, and the first and the last of every evaluation set."""
+    yield from _training_batches(task, 0, 1, batch_size)
+    for split in _SPLITS:
+        for source in task.evaluations(split, batch_size).values():
+            drawn = list(source())
+            yield from (_play(task, drawn[0]), _play(task, drawn[-1]))
+
+
+def _random_logits(task: Any, batch: "Batch", seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (*batch.mask.shape, task.output_features))
+
+
+def _numbers(task: Any, logits: jax.Array, batch: "Batch") -> list[np.ndarray]:
+    """Returns totals and counts of the loss and of every metric."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((task.loss(logits, batch), dict(task.metrics(logits, batch))))]
+
+
+def _align(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns a mask `[T, B]` with axes of size 1 for the other axes of values `[T, B, ...]`."""
+    return mask.reshape(mask.shape + (1,) * (values.ndim - 2))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Returns whether two trees of arrays have equal bytes and dtypes."""
+    return jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes() and x.dtype == y.dtype, a, b))
