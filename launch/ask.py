@@ -12,6 +12,9 @@ lines of the bAbI files may be given as they are:
 
 Each question is followed by the most probable answers, and by the sentences whose write key is most similar to its read
 key (cosine, mean over heads: a row of the memory map). The story may continue after a question.
+
+The words come from the bAbI archive: in the folder that the run's config names, or that of --data_dir. If neither is
+given, the environment variable MNM_BABI_DIR names it.
 """
 
 import sys
@@ -32,7 +35,7 @@ def _read_story(path: str | None) -> list[str]:
 
 
 def main() -> None:
-    task, model = load_babi(_WORKDIR.value, _SEED.value)
+    task, model = load_babi(_WORKDIR.value, _SEED.value, _DATA_DIR.value)
     print("\n\n".join(map(format_answer, ask(task, model, _read_story(_STORY.value)))))
 
 
@@ -40,4 +43,5 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _STORY = flags.DEFINE_string("story", None, "File with the story and its questions; stdin if not given.")
     _SEED = flags.DEFINE_integer("seed", 0, "Index of the seed in the run, from 0.")
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the bAbI archive, instead of the one in the config.")
     run_command(main, "give the story as --story=FILE.")

@@ -17,17 +17,18 @@ from launch.runs.evaluate import evaluate_folder
 from launch.runs.metrics import summarise
 
 
-def evaluation_table(workdir: str | os.PathLike) -> str:
-    """Returns the table of a run, or of a folder of runs; raises as `launch.runs.evaluate.evaluate_folder`."""
-    found = evaluate_folder(workdir)
+def evaluation_table(workdir: str | os.PathLike, data_dir: str | None = None) -> str:
+    """Returns the table of a run, or of a folder of runs; see `launch.runs.evaluate.evaluate_folder`."""
+    found = evaluate_folder(workdir, data_dir)
     steps = " and ".join(f"{step:,}" for step in dict.fromkeys(found.steps))
     return f"{workdir}, step {steps}\n{end_table(summarise(found.metrics), found.seeds)}"
 
 
 def main() -> None:
-    print(evaluation_table(_WORKDIR.value))
+    print(evaluation_table(_WORKDIR.value, _DATA_DIR.value))
 
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the task's data, instead of the one in the config.")
     run_command(main, "give the run as --workdir=DIR.")

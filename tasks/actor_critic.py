@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._checks import check_sizes
 from mnm_jax.training import Batch, Mean
-from tasks.checks import check_sizes
 from tasks.environment import Environment
 from tasks.sampling import evaluation_set
 

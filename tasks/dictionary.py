@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mnm_jax._checks import check_sizes
 from mnm_jax.training import Batch, Mean
-from tasks.checks import check_sizes
 from tasks.sampling import evaluation_set
 from tasks.scoring import accuracy, cross_entropy
 from tasks.timeline import time_line

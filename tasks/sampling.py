@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
+from mnm_jax._checks import check_choice
 from mnm_jax.training import Batch
-from tasks.checks import check_choice
 
 _SEEDS = {"valid": 1, "test": 2}
 

@@ -2,9 +2,9 @@
 
     python -m launch.train --config=launch/configs/babi_joint.py --workdir=runs/babi/chain-p
 
-Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. The model is the chained memory
-cell with the learned local rule; others are chosen after a colon: `--config=launch/configs/babi_joint.py:chain-g`,
-`:lstm`, `:lstm-salu`. A batch asks about 128 questions, whatever the number of stories; an epoch is 1,366 updates.
+Needs `pip install mnm_jax[data]` and the official archive, in the folder `--config.task.data_dir` or, without this flag,
+in the folder of the environment variable MNM_BABI_DIR. The model is the chained memory cell with the learned local rule;
+others are chosen after a colon: `--config=launch/configs/babi_joint.py:chain-g`, `:lstm`, `:lstm-salu`. A batch asks about 128 questions, whatever the number of stories; an epoch is 1,366 updates.
 
 People, places and things are renamed in training (`renaming`; an exact symmetry of the stories, see
 `tasks/babi/symmetry.py`); published results but one are without. The memory is linear: a write with the normalised step
@@ -38,7 +38,7 @@ def get_config(model: str = "chain-p") -> ConfigDict:
             "task": {
                 "name": "babi",
                 "tasks": tuple(range(1, 21)),
-                "data_dir": "../shared/data/babi",
+                "data_dir": "",  # the environment variable MNM_BABI_DIR
                 "size": "10k",
                 "embedding_features": 128,
                 "renaming": True,

@@ -2,8 +2,9 @@
 
     python -m launch.train --config=launch/configs/babi_task1.py --workdir=runs/babi_task1
 
-Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. The model is MNM-p; others are
-chosen after a colon: `--config=launch/configs/babi_task1.py:mnm-g`, `:lstm`, `:lstm-salu`.
+Needs `pip install mnm_jax[data]` and the official archive, in the folder `--config.task.data_dir` or, without this flag,
+in the folder of the environment variable MNM_BABI_DIR. The model is MNM-p; others are chosen after a colon:
+`--config=launch/configs/babi_task1.py:mnm-g`, `:lstm`, `:lstm-salu`.
 
 The paper (Munkhdalai et al., NeurIPS 2019) trains one model on all 20 tasks jointly and reports a mean error of 0.55%
 for MNM-p; this recipe is not comparable with that figure.
@@ -31,7 +32,7 @@ def get_config(model: str = "mnm-p") -> ConfigDict:
             "task": {
                 "name": "babi",
                 "tasks": (1,),
-                "data_dir": "../shared/data/babi",
+                "data_dir": "",  # the environment variable MNM_BABI_DIR
                 "size": "10k",
                 "embedding_features": 96,
             },

@@ -32,13 +32,15 @@ class Answer(NamedTuple):
     sentences: list[tuple[float, int, str]]
 
 
-def load_babi(workdir: str | os.PathLike, seed: int = 0) -> tuple[Babi, SequenceModel]:
+def load_babi(
+    workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None
+) -> tuple[Babi, SequenceModel]:
     """Returns the task and the trained model of a bAbI run; arguments and errors as in `load_model`.
 
     Raises:
       ValueError: If the run is one of another task.
     """
-    task, model = load_model(workdir, seed)
+    task, model = load_model(workdir, seed, data_dir)
     if not isinstance(task, Babi):
         raise ValueError(f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions.")
     return task, model

@@ -26,24 +26,30 @@ class Evaluation(NamedTuple):
     steps: list[int]
 
 
-def evaluate_run(workdir: str | os.PathLike) -> tuple[dict[str, np.ndarray], int]:
+def evaluate_run(
+    workdir: str | os.PathLike, data_dir: str | None = None
+) -> tuple[dict[str, np.ndarray], int]:
     """Returns the test metrics `[S]` by name of a run's newest checkpoint, and its update; writes nothing.
+
+    Args:
+      workdir: Folder of the run.
+      data_dir: Folder of the task's data; None: the one that the config names.
 
     Raises:
       FileNotFoundError: If there is no run, no checkpoint or no data.
       ValueError: If the config or the checkpoint is damaged.
     """
-    task, make_model, training = build_parts(read_config(workdir))
+    task, make_model, training = build_parts(read_config(workdir, data_dir))
     params, step = load_params(workdir, make_model)
     return evaluate(split_model(make_model), params, task, "test", training.batch_size), step
 
 
-def evaluate_folder(workdir: str | os.PathLike) -> Evaluation:
-    """Evaluates a run, or a folder of runs that differ in their seed alone; raises as `evaluate_run`."""
+def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> Evaluation:
+    """Evaluates a run, or a folder of runs that differ in their seed alone; arguments and errors as in `evaluate_run`."""
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
     runs = members if members and not (workdir / CONFIG).exists() else [workdir]
-    evaluated = [evaluate_run(run) for run in runs]
+    evaluated = [evaluate_run(run, data_dir) for run in runs]
     metrics = {name: np.concatenate([found[name] for found, _ in evaluated]) for name in evaluated[0][0]}
     seeds: list[int] = []
     for training in (build_training(read_config(run)["training"]) for run in runs):

@@ -20,8 +20,12 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     unfinished.replace(path)
 
 
-def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
     """Returns the config of the run in `workdir`.
+
+    Args:
+      workdir: Folder of the run.
+      data_dir: Folder of the task's data, in place of the one that the config names; None: keeps that one.
 
     Raises:
       FileNotFoundError: If there is no run.
@@ -36,6 +40,8 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error
+    if data_dir is not None:
+        config["task"]["data_dir"] = data_dir
     return config
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._checks import check_sizes
 from tasks.algorithmic.bits import BitSequence, BitTask, rows, signs, with_flags
-from tasks.checks import check_sizes
 
 Array = jax.Array
 

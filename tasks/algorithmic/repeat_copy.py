@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnm_jax._checks import check_sizes
 from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, draw_up_to, rows, signs, with_flags
-from tasks.checks import check_sizes
 
 Array = jax.Array
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mnm_jax._checks import check_choice, check_not_negative, check_sizes
 from mnm_jax.training import Batch, Loader, Mean
 from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
@@ -20,7 +21,6 @@ from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.symmetry import Renaming
 from tasks.babi.vocabulary import PADDING
-from tasks.checks import check_choice, check_not_negative, check_sizes
 from tasks.scoring import accuracy_and_error, cross_entropy
 
 Array = jax.Array

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnm_jax._checks import check_sizes
 from mnm_jax.training import Batch, Mean
 from tasks.actor_critic import ActorCritic
-from tasks.checks import check_sizes
 from tasks.maze.environment import Maze, MazeParams
 from tasks.maze.render import ARROWS, render_episode
 

@@ -1,5 +1,8 @@
 """Asking a trained model: the story it is told is the one it is asked about."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -9,6 +12,7 @@ pytest.importorskip("grain")
 pytest.importorskip("tensorflow_datasets")
 
 from launch.runs.ask import ask, format_answer, load_babi  # noqa: E402
+from launch.runs.evaluate import evaluate_run  # noqa: E402
 from launch.train import run  # noqa: E402
 
 PLACES = ("garden", "kitchen")
@@ -87,6 +91,18 @@ def test_the_text_of_an_answer(told):
 def test_what_cannot_be_understood_is_named(told, lines, message):
     with pytest.raises(ValueError, match=message):
         ask(*told, lines)
+
+
+def test_another_folder_of_data_takes_the_place_of_the_one_in_the_config(workdir, tmp_path):
+    moved = tmp_path / "run"
+    shutil.copytree(workdir, moved)
+    data, config = workdir.parent / "data", json.loads((moved / "config.json").read_text())
+    config["task"]["data_dir"] = str(tmp_path / "nowhere")
+    (moved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="no bAbI data in .*nowhere"):
+        load_babi(moved)
+    assert ask(*load_babi(moved, data_dir=str(data)), ["Mary went to the garden.", "Where is Mary?"])
+    assert evaluate_run(moved, str(data))[0]["test/accuracy"] == 1
 
 
 def test_a_seed_or_a_run_that_is_not_there(workdir, tmp_path):

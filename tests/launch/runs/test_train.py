@@ -165,7 +165,7 @@ def test_a_batch_that_does_not_fit_leaves_the_workdir_to_the_corrected_config(tm
 def test_missing_babi_data_says_where_to_put_it(tmp_path):
     config = babi_task1.get_config()
     config.task.data_dir = str(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no bAbI data in .*: put tasks_1-20_v1-2\.tar\.gz"):
+    with pytest.raises(FileNotFoundError, match=r"no bAbI data in .*: name the folder .* tasks_1-20_v1-2\.tar\.gz"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
