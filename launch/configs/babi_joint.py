@@ -2,9 +2,10 @@
 
     python -m launch.train --config=launch/configs/babi_joint.py --workdir=runs/babi/chain-p
 
-Needs `pip install mnm_jax[data]` and the official archive, in the folder `--config.task.data_dir` or, without this flag,
-in the folder of the environment variable MNM_BABI_DIR. The model is the chained memory cell with the learned local rule;
-others are chosen after a colon: `--config=launch/configs/babi_joint.py:chain-g`, `:lstm`, `:lstm-salu`. A batch asks about 128 questions, whatever the number of stories; an epoch is 1,366 updates.
+Needs `pip install mnm_jax[data]` and the official archive, in the folder of `--config.task.data_dir` or, without it, of
+the environment variable MNM_BABI_DIR. The model is the chained memory cell with the learned local rule; others are
+chosen after a colon: `--config=launch/configs/babi_joint.py:chain-g`, `:lstm`, `:lstm-salu`. A batch asks about 128
+questions, whatever the number of stories; an epoch is 1,366 updates.
 
 People, places and things are renamed in training (`renaming`; an exact symmetry of the stories, see
 `tasks/babi/symmetry.py`); published results but one are without. The memory is linear: a write with the normalised step

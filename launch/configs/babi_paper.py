@@ -2,8 +2,8 @@
 
     python -m launch.train --config=launch/configs/babi_paper.py --workdir=runs/babi/mnm-p
 
-Needs `pip install mnm_jax[data]` and the official archive, in the folder `--config.task.data_dir` or, without this flag,
-in the folder of the environment variable MNM_BABI_DIR. The gradient rule is chosen after a colon:
+Needs `pip install mnm_jax[data]` and the official archive, in the folder of `--config.task.data_dir` or, without it, of
+the environment variable MNM_BABI_DIR. The gradient rule is chosen after a colon:
 `--config=launch/configs/babi_paper.py:mnm-g`.
 
 From the paper (Munkhdalai et al., NeurIPS 2019): the cell, its memory of three tanh layers without biases, the meta

@@ -2,8 +2,8 @@
 
     python -m launch.train --config=launch/configs/babi_task1.py --workdir=runs/babi_task1
 
-Needs `pip install mnm_jax[data]` and the official archive, in the folder `--config.task.data_dir` or, without this flag,
-in the folder of the environment variable MNM_BABI_DIR. The model is MNM-p; others are chosen after a colon:
+Needs `pip install mnm_jax[data]` and the official archive, in the folder of `--config.task.data_dir` or, without it, of
+the environment variable MNM_BABI_DIR. The model is MNM-p; others are chosen after a colon:
 `--config=launch/configs/babi_task1.py:mnm-g`, `:lstm`, `:lstm-salu`.
 
 The paper (Munkhdalai et al., NeurIPS 2019) trains one model on all 20 tasks jointly and reports a mean error of 0.55%

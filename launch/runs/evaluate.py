@@ -45,7 +45,7 @@ def evaluate_run(
 
 
 def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> Evaluation:
-    """Evaluates a run, or a folder of runs that differ in their seed alone; arguments and errors as in `evaluate_run`."""
+    """Evaluates a run, or a folder of runs that differ in their seed alone; arguments as in `evaluate_run`."""
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
     runs = members if members and not (workdir / CONFIG).exists() else [workdir]
