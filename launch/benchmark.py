@@ -29,7 +29,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _SUITE = flags.DEFINE_string("suite", None, f"One of {', '.join(SUITES)}.")
-    _OUT = flags.DEFINE_string("out", None, "The JSON file; the figure goes beside it, as .png.")
-    flags.mark_flags_as_required(["suite", "out"])
+    _SUITE = flags.DEFINE_string("suite", None, f"One of {', '.join(SUITES)}.", required=True)
+    _OUT = flags.DEFINE_string("out", None, "The JSON file; the figure goes beside it, as .png.", required=True)
     run_command(main, "give --suite=NAME and --out=FILE.json.")

@@ -32,10 +32,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _SUITE = flags.DEFINE_enum("suite", None, sorted(SUITES), "The comparison.")
+    _SUITE = flags.DEFINE_enum("suite", None, sorted(SUITES), "The comparison.", required=True)
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; runs/SUITE if not given.")
     _ONLY = flags.DEFINE_string("only", "*", "Only runs whose label matches, such as copy/* or */mnm-p.")
     _SET = flags.DEFINE_multi_string("set", [], "A setting for all runs, SECTION.KEY=VALUE; may be repeated.")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the command of every run and stop.")
-    flags.mark_flag_as_required("suite")
     run_command(main, "the suite is given as --suite=NAME.")

@@ -23,8 +23,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-    _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     _SEED = flags.DEFINE_integer("seed", 0, "Index of the seed in the run, from 0.")
-    flags.mark_flags_as_required(["workdir", "out"])
     run_command(main, "name the folder as --out=DIR.")

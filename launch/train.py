@@ -43,10 +43,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "How the work is divided over the devices.")
     _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of process 0, or auto.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     run_command(main, "settings are given as --config.KEY=VALUE.")

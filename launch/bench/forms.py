@@ -97,7 +97,7 @@ def step_flops(*, heads: int, width: int, layers: int) -> int:
     return 2 * width**2 * (memory * layers + 3 * maps)
 
 
-def compile_step(cell: nnx.Module, form: str, inputs: jax.Array, devices: Devices) -> Program:
+def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: Devices) -> Program:
     """Compiles value and gradient of mean(features^2) + mean(meta loss) with respect to all parameters of a cell.
 
     XLA runs the small operations of one CPU device on one core. The batch is therefore divided over the largest number
@@ -113,15 +113,15 @@ def compile_step(cell: nnx.Module, form: str, inputs: jax.Array, devices: Device
     devices = devices[: max(n for n in range(1, len(devices) + 1) if inputs.shape[1] % n == 0)]
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     graphdef, params = nnx.split(cell)
-    groups = _groups(form, cell, inputs.shape[1] // len(devices), devices)
+    parts = _micro_batches(form, cell, inputs.shape[1] // len(devices), devices)
 
     def objective(params: Any, inputs: jax.Array) -> tuple[jax.Array, tuple[()]]:
         _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, form=form)
         # The mean of the means of equal parts is the mean of the batch.
-        return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / groups, ()
+        return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / parts, ()
 
     def step(params: Any, inputs: jax.Array) -> Any:
-        (value, _), gradients = value_and_grad_in_micro_batches(objective, groups)(params, inputs)
+        (value, _), gradients = value_and_grad_in_micro_batches(objective, parts)(params, inputs)
         return jax.lax.pmean((value, gradients), _AXIS)
 
     divided = jax.shard_map(step, mesh=mesh, in_specs=(P(), _BATCH), out_specs=P(), check_vma=False)
@@ -144,7 +144,7 @@ def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
     return Candidate(fields, prepare, {"chosen": choose_form(cell, fields["steps"], form=fields["form"])})
 
 
-def _groups(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:
+def _micro_batches(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:
     return choose_micro_batches(cell, examples, devices[0].platform) if form != "plain" else 1
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -43,7 +44,9 @@ def maze(
 def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, driver: str) -> Program:
     config = recipe.get_config(f"9x9/{agent}")
     config.task.episode_steps, config.training.batch_size, config.training.seeds = steps, batch, 1
-    task, make_model, training = build_parts(config.to_dict())
+    parts = build_parts(config.to_dict())
+    task: Any = parts.task  # the maze, which can be played
+    make_model, training = parts.make_model, parts.training
     optimizer, graphdef = training.make_optimizer(), split_model(make_model)
     state = init_state(make_model, optimizer, 0, 1)
     placement = make_placement(devices)
@@ -53,8 +56,7 @@ def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, 
         play = lambda params, drawn: task.play(nnx.merge(graphdef, params), drawn).targets.returns  # noqa: E731
         return compile_program(play, (jax.device_put(params, placement.replicated), drawn), len(devices))
     meta_weight = training.meta_weight
-    options = {"meta_weight": meta_weight, "batch_size": batch, "devices": devices}
-    update = make_parallel_update(graphdef, task, optimizer, **options)
+    update = make_parallel_update(graphdef, task, optimizer, meta_weight=meta_weight, batch_size=batch, devices=devices)
     kept = [jax.device_put(state, placement.replicated)]
 
     def run() -> None:  # an update consumes the state that it is given

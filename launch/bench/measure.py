@@ -106,8 +106,9 @@ def measure(
         try:
             program = candidate.prepare()
             row |= {"temp_bytes": program.temp_bytes, "compile_seconds": program.compile_seconds}
-            if memory_bytes is not None and (program.temp_bytes or 0) > _SHARE * memory_bytes:
-                needed, there = (f"{size / 2**30:.1f} GiB" for size in (program.temp_bytes, memory_bytes))
+            needs = program.temp_bytes or 0
+            if memory_bytes is not None and needs > _SHARE * memory_bytes:
+                needed, there = (f"{size / 2**30:.1f} GiB" for size in (needs, memory_bytes))
                 row["note"] = f"not run: needs {needed} of temporary memory, more than {_SHARE:.0%} of {there}"
                 continue
             warm.append(_seconds(program.run, clock))

@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from launch.bench.forms import compile_step
 from launch.bench.measure import Candidate, Group, Program, with_ratios
 from mnm_jax import gradient_memory
 from mnm_jax._params import ParamTree
-from mnm_jax.memory import Memory
+from mnm_jax.memory import Memory, MemoryState
 
 Array = jax.Array
 
@@ -79,11 +79,11 @@ class StreamCell(nnx.RNNCellBase):
     def linear_maps(self) -> list[nnx.Linear]:
         return [self.maps, self.rate]
 
-    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> MemoryState:
         del rngs, carry_init
         return self.memory.start(self.memory_params.get_value(), input_shape[0])
 
-    def __call__(self, carry, inputs: Array):
+    def __call__(self, carry: MemoryState, inputs: Array) -> tuple[MemoryState, StreamOutput]:
         key_size, value_size = self.memory.key_size, self.memory.value_size
         vectors = jnp.split(self.maps(inputs)[:, None], [key_size, key_size + value_size], axis=-1)
         write_keys, write_values, read_keys = vectors

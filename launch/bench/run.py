@@ -13,6 +13,7 @@ from launch.bench.header import count_memory, make_header
 from launch.bench.measure import Row, measure, rest
 from launch.bench.suites import SUITES
 from launch.runs.workdir import write_json
+from mnm_jax._checks import check_choice
 
 _IDENTITY = ("suite", "device", "versions", "environment")  # all rows of one file agree in these
 
@@ -42,8 +43,7 @@ def run(
       ValueError: If the suite is unknown, the name does not end in .json, or the file is damaged or one of another
         suite, device, version or environment.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}; give it as --suite=NAME.")
+    check_choice("suite", suite, SUITES)
     out = pathlib.Path(out)
     if out.suffix != ".json":
         raise ValueError(f"out must end in .json, got {str(out)!r}; the figure will have its name with .png.")

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.runs.registry import MODELS
+from mnm_jax._checks import check_choice
 from mnm_jax.training import TrainConfig
 
+Settings = dict[str, Any]  # settings of a model, by name
 
-def choose_model(models: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+
+def choose_model(models: Mapping[str, Settings], name: str) -> dict[str, Any]:
     """Returns the section "model" of a recipe.
 
     Args:
@@ -18,8 +21,7 @@ def choose_model(models: Mapping[str, Mapping[str, Any]], name: str) -> dict[str
     Raises:
       ValueError: If neither the recipe nor the registry has the model.
     """
-    if name not in MODELS:
-        raise ValueError(f"the model must be one of {', '.join(MODELS)}, got {name!r}.")
+    check_choice("the recipe's model", name, MODELS)
     return {"name": name, **models.get(name, MODELS[name].settings)}
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model, training_section
+from launch.configs import Settings, choose_model, training_section
+from mnm_jax._checks import check_choice
 
 
 class Setting(NamedTuple):
@@ -36,9 +37,15 @@ TASKS = {
     "associative_recall": Setting({"length": 6}, steps=8000, curriculum=1000, batch_size=32),
     "priority_sort": Setting({"length": 20}),
 }
-_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "normalised"}
-_SLOTS = {"hidden_features": 100, "slots": 64, "memory_features": 20}
-MODELS = {
+_MEMORY: Settings = {
+    "hidden_features": 100,
+    "heads": 1,
+    "memory_features": 64,
+    "memory_layers": 2,
+    "step_size": "normalised",
+}
+_SLOTS: Settings = {"hidden_features": 100, "slots": 64, "memory_features": 20}
+MODELS: dict[str, Settings] = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
     "lstm-salu": {"hidden_features": 100, "slots": 64, "memory_features": 32},
@@ -50,8 +57,7 @@ MODELS = {
 
 def get_config(which: str = "copy/mnm-p") -> ConfigDict:
     task, _, model = which.partition("/")
-    if task not in TASKS:
-        raise ValueError(f"the recipe has the tasks {', '.join(TASKS)}, as in copy/mnm-p, got {which!r}.")
+    check_choice("the recipe's task", task, TASKS)
     setting = TASKS[task]
     return ConfigDict(
         {

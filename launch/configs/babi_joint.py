@@ -15,9 +15,9 @@ every sentence, the entities that the chained cell writes about and asks for.
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model, training_section
+from launch.configs import Settings, choose_model, training_section
 
-_CHAIN = {
+_CHAIN: Settings = {
     "hidden_features": 128,
     "heads": 2,
     "hops": 3,
@@ -25,7 +25,7 @@ _CHAIN = {
     "step_size": "normalised",
     "readout_features": 128,
 }
-_MODELS = {
+_MODELS: dict[str, Settings] = {
     "chain-p": _CHAIN,
     "chain-g": _CHAIN,
     "lstm": {"hidden_features": 256},

@@ -1,24 +1,29 @@
-"""bAbI task 1 (one supporting fact) alone, 10,000 training questions: a first look, not a row of the paper.
+"""bAbI task 1 (one supporting fact) alone, 10,000 training questions.
 
     python -m launch.train --config=launch/configs/babi_task1.py --workdir=runs/babi_task1
 
-Needs `pip install mnm_jax[data]` and the official archive, in the folder of `--config.task.data_dir` or, without it, of
-the environment variable MNM_BABI_DIR. The model is MNM-p; others are chosen after a colon:
-`--config=launch/configs/babi_task1.py:mnm-g`, `:lstm`, `:lstm-salu`.
+Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. The model is MNM-p. A colon
+selects another model: `--config=launch/configs/babi_task1.py:mnm-g`, `:lstm`, `:lstm-salu`.
 
 The paper (Munkhdalai et al., NeurIPS 2019) trains one model on all 20 tasks jointly and reports a mean error of 0.55%
-for MNM-p; this recipe is not comparable with that figure.
+for MNM-p; this recipe is not comparable with that number.
 
-Measured (RESULTS.md; 1 seed, 1,000 updates of 128 questions, one core of a shared CPU): mnm-p answers all 1,000 test
-questions right, and all validation questions from the first validation at 200 updates on; 15 minutes.
+Expected (RESULTS.md; 1 seed, 1,000 updates of 128 questions, one core of a shared CPU): mnm-p answers all 1,000 test
+questions correctly, and all validation questions from the first validation at 200 updates; 15 minutes.
 """
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model, training_section
+from launch.configs import Settings, choose_model, training_section
 
-_MEMORY = {"hidden_features": 96, "heads": 2, "memory_features": 96, "memory_layers": 2, "step_size": "normalised"}
-_MODELS = {
+_MEMORY: Settings = {
+    "hidden_features": 96,
+    "heads": 2,
+    "memory_features": 96,
+    "memory_layers": 2,
+    "step_size": "normalised",
+}
+_MODELS: dict[str, Settings] = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
     "lstm": {"hidden_features": 96},

@@ -1,27 +1,32 @@
-"""Dictionary inference, one cell of the paper's grid: strings of one letter, eight support pairs, eight queries.
+"""Dictionary inference, one setting of the paper's grid: strings of one letter, eight support pairs, eight queries.
 
     python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary
 
-The model is MNM-p; the others of the paper's comparison are chosen after a colon:
-`--config=launch/configs/dictionary.py:mnm-g`, `:lstm`, `:lstm-salu`. Other cells of the grid are
-`--config.task.length=3 --config.task.support=8`, and so on. Strings of several letters are learned where shorter ones
-are trained on beside them: `--config.task.mixed=True`.
+The model is MNM-p. A colon selects another model: `--config=launch/configs/dictionary.py:mnm-g`, `:lstm`,
+`:lstm-salu`. Other settings of the grid are `--config.task.length=3 --config.task.support=8`, and so on. Strings of
+several letters are learned if shorter ones are trained with them: `--config.task.mixed=True`.
 
 The paper (Munkhdalai et al., NeurIPS 2019, section 4.1, figure 2) shows learning curves: as length and support grow,
-LSTM and LSTM-SALU fall to chance and the memories keep learning. Lengths, supports and model sizes here are ours.
+LSTM and LSTM-SALU fall to chance and the memories still learn. Lengths, supports and model sizes here are ours.
 
-Measured (RESULTS.md; 5 seeds, 1,500 updates, one core of a shared CPU), test accuracy where chance is 0.164:
-mnm-p 0.9998 +- 0.0003 in 7 minutes, mnm-g 1.0000 in 7, lstm-salu 1.0000 in 4, lstm 0.165 in 2.
-With four pairs and 2,000 updates: mnm-g 0.999, lstm-salu 1.000, mnm-p 0.85 (one seed of five stays at chance; 1.000
-with `--config.model.memory_layers=2`).
+Expected (RESULTS.md; 5 seeds, 1,500 updates, one core of a shared CPU): test accuracy, with chance at 0.164, of
+mnm-p 0.9998 +- 0.0003 in 7 minutes, mnm-g 1.0000 in 7, lstm-salu 1.0000 in 4, lstm 0.165 in 2. With four pairs and
+2,000 updates: mnm-g 0.999, lstm-salu 1.000, mnm-p 0.85 (one seed of five stays at chance; 1.000 with
+`--config.model.memory_layers=2`).
 """
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model, training_section
+from launch.configs import Settings, choose_model, training_section
 
-_MEMORY = {"hidden_features": 128, "heads": 1, "memory_features": 32, "memory_layers": 3, "step_size": "normalised"}
-_MODELS = {
+_MEMORY: Settings = {
+    "hidden_features": 128,
+    "heads": 1,
+    "memory_features": 32,
+    "memory_layers": 3,
+    "step_size": "normalised",
+}
+_MODELS: dict[str, Settings] = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
     "lstm": {"hidden_features": 128},

@@ -1,6 +1,7 @@
-"""What may be worth another value in dictionary inference: learning rate and clipping, and the memory's shape.
+"""A search space for dictionary inference: learning rate, clipping, and the shape of the memory.
 
-python -m launch.sweep --config=launch/configs/dictionary.py --space=launch/configs/dictionary_space.py --num_trials=8
+    python -m launch.sweep --config=launch/configs/dictionary.py --space=launch/configs/dictionary_space.py \\
+        --num_trials=8
 """
 
 SPACE = {

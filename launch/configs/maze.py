@@ -12,11 +12,18 @@ of updates are ours, the same for every agent.
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model, training_section
+from launch.configs import Settings, choose_model, training_section
+from mnm_jax._checks import check_choice
 
 SIZES = {"9x9": 9, "11x11": 11, "13x13": 13}
-_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 32, "memory_layers": 2, "step_size": "normalised"}
-MODELS = {
+_MEMORY: Settings = {
+    "hidden_features": 100,
+    "heads": 1,
+    "memory_features": 32,
+    "memory_layers": 2,
+    "step_size": "normalised",
+}
+MODELS: dict[str, Settings] = {
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
     "lstm": {"hidden_features": 100},
@@ -29,8 +36,7 @@ MODELS = {
 
 def get_config(which: str = "9x9/mnm-p") -> ConfigDict:
     size, _, model = which.partition("/")
-    if size not in SIZES:
-        raise ValueError(f"the recipe has the sizes {', '.join(SIZES)}, as in 9x9/mnm-p, got {which!r}.")
+    check_choice("the recipe's size", size, SIZES)
     return ConfigDict(
         {
             "task": {

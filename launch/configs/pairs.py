@@ -10,10 +10,16 @@ equal state and at equal parameters, and the memories of this library in other w
 
 from ml_collections import ConfigDict
 
-from launch.configs import choose_model, training_section
+from launch.configs import Settings, choose_model, training_section
 
-_MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 32, "memory_layers": 1, "step_size": "normalised"}
-MODELS = {
+_MEMORY: Settings = {
+    "hidden_features": 100,
+    "heads": 1,
+    "memory_features": 32,
+    "memory_layers": 1,
+    "step_size": "normalised",
+}
+MODELS: dict[str, Settings] = {
     "mnm-p": _MEMORY,  # 32 * 32
     "mnm-g": _MEMORY,
     "lstm-salu": {"hidden_features": 100, "slots": 16, "memory_features": 32},  # 16 * (32 + 32)

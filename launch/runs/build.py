@@ -1,13 +1,14 @@
 """From a config to objects, with every key checked."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from launch.runs.registry import MODELS, TASKS
+from mnm_jax._checks import check_choice
 from mnm_jax.training import SequenceModel, Task, TrainConfig
 
 _SECTIONS = ("task", "model", "training")
@@ -95,11 +96,10 @@ def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def _split_name(section: str, config: Mapping[str, Any], known: Iterable[str]) -> tuple[str, dict[str, Any]]:
+def _split_name(section: str, config: Mapping[str, Any], known: Collection[str]) -> tuple[str, dict[str, Any]]:
     settings = dict(config)
     name = settings.pop("name", None)
-    if name not in known:
-        raise ValueError(f"{section}.name must be one of {', '.join(known)}, got {name!r}.")
+    check_choice(f"{section}.name", name, known)
     return name, settings
 
 

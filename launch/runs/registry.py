@@ -82,22 +82,31 @@ def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBas
 
 
 def _salu(*, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs) -> SALUCell:
-    sizes = {"key_size": memory_features, "value_size": memory_features, "slots": slots}
-    return SALUCell(features, hidden_features, **sizes, rngs=rngs)
+    return SALUCell(
+        features, hidden_features, key_size=memory_features, value_size=memory_features, slots=slots, rngs=rngs
+    )
 
 
 def _ntm(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> NTMCell:
-    sizes = {"slots": slots, "slot_features": memory_features, "read_heads": heads, "write_heads": heads}
-    return NTMCell(features, hidden_features, **sizes, rngs=rngs)
+    return NTMCell(
+        features,
+        hidden_features,
+        slots=slots,
+        slot_features=memory_features,
+        read_heads=heads,
+        write_heads=heads,
+        rngs=rngs,
+    )
 
 
 def _dnc(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> DNCCell:
-    sizes = {"slots": slots, "slot_features": memory_features, "read_heads": heads}
-    return DNCCell(features, hidden_features, **sizes, rngs=rngs)
+    return DNCCell(
+        features, hidden_features, slots=slots, slot_features=memory_features, read_heads=heads, rngs=rngs
+    )
 
 
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:

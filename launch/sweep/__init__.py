@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one recipe with other settings, side by side on Ray, the worst stopped early."""
+"""Sweeps: many runs of one recipe with other settings, in parallel on Ray, the worst stopped early."""

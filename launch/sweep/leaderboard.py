@@ -1,4 +1,4 @@
-"""What a sweep found: its trials from the best to the worst, as rows, JSON, and a figure of parallel coordinates."""
+"""The result of a sweep: its trials from best to worst as rows, and a figure of parallel coordinates."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,18 @@ def make_rows(
     *,
     largest: bool = True,
 ) -> list[Row]:
-    """One row a trial: name, state, area (mean of the metric over the evaluations), last, step, settings, error.
+    """Returns a row per trial: name, state, area, last, step, settings, error.
 
-    Finished ones first, then those stopped early, each from the best area to the worst, then those that failed.
+    The area is the mean of the metric over the evaluations. Finished trials come first, then trials stopped
+    early, each from the best area to the worst, then failed trials.
 
     Args:
-        defaults: the recipe's values of all settings that the space has.
-        errors: by name of trial.
+      trials: The trials of the sweep.
+      defaults: The recipe's values of all settings that the space has.
+      folder: Has a folder per trial.
+      metric: Such as "valid/accuracy".
+      errors: Messages by name of trial.
+      largest: Whether a larger metric is better.
     """
     rows = []
     for spec in trials:
@@ -57,7 +62,7 @@ def make_rows(
 
 
 def describe(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The rows as text by column, for a table."""
+    """Returns the rows as text by column, for a table."""
     columns = []
     for row in rows:
         numbers = {name: "-" if row[name] is None else f"{row[name]:.4f}" for name in ("area", "last")}
@@ -68,9 +73,9 @@ def describe(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
-    """Parallel coordinates: an axis a setting, and one of areas; a line a trial, dashed if it was stopped early.
+    """Draws parallel coordinates: an axis per setting and one of areas, a line per trial, dashed if stopped early.
 
-    The recipe as it is has a black line. Trials without a score are left out.
+    The unchanged recipe has a black line. Trials without a score are left out.
     """
     shown = [row for row in rows if row["area"] is not None]
     if not shown:
@@ -98,7 +103,7 @@ def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
             color="black" if recipe else colours(scale(row["area"])),
             linestyle="-" if row["state"] == _STATES[0] else "--",
             linewidth=2.5 if recipe or index == 0 else 1.2,
-            label="the recipe as it is" if recipe else None,
+            label="the unchanged recipe" if recipe else None,
         )
     for place, marks in enumerate(ticks):
         axes.axvline(place, color="0.7", linewidth=0.8, zorder=0)

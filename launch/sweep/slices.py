@@ -1,4 +1,4 @@
-"""A trial on several hosts at once: Ray Train starts a process on each and joins them for JAX."""
+"""A trial on several hosts: Ray Train starts a process on each and joins them for JAX."""
 
 import contextlib
 import pathlib
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray.train import RunConfig, ScalingConfig
+from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 
@@ -15,7 +15,14 @@ from launch.sweep.trial import LOG
 
 
 class Slice(NamedTuple):
-    """The hosts of a trial. resources: of each host; topology, accelerator: of a TPU slice ("4x4", "TPU-V6E")."""
+    """The hosts of a trial.
+
+    Attributes:
+      hosts: Number of hosts.
+      resources: Resources of each host.
+      topology: Of a TPU slice, such as "4x4".
+      accelerator: Of a TPU slice, such as "TPU-V6E".
+    """
 
     hosts: int
     resources: dict[str, float]
@@ -23,7 +30,7 @@ class Slice(NamedTuple):
     accelerator: str | None = None
 
     def start(self, command: Sequence[str], config: Mapping[str, Any], workdir: pathlib.Path) -> "_SliceJob":
-        """Begins a run of a config, as the command would, in a workdir that all of the hosts see."""
+        """Starts a run of a config, as the command would, in a workdir that all hosts share."""
         chips = bool(self.topology)
         # Ray's JAX backend joins processes for TPUs and GPUs; without either, JAX_PLATFORMS decides what they join as.
         joins = JaxConfig(use_tpu=not self.resources.get("GPU"), use_gpu=bool(self.resources.get("GPU")))
@@ -45,7 +52,7 @@ class Slice(NamedTuple):
 
 
 def _train(loop: Mapping[str, Any]) -> None:
-    """What each host runs."""
+    """Runs on each host."""
     from ml_collections import ConfigDict
 
     from launch.train import run
@@ -54,17 +61,18 @@ def _train(loop: Mapping[str, Any]) -> None:
 
 
 class _SliceJob:
-    """A `Job` whose hosts end when the process that started them does; they go on from their last checkpoint."""
+    """A `Job` whose hosts end with the process that started them; a new start resumes from the last checkpoint."""
 
     def __init__(self, trainer: JaxTrainer, log: pathlib.Path):
-        self._trainer, self._log, self._code = trainer, log, None
+        self._trainer, self._log = trainer, log
+        self._code: int | None = None
         threading.Thread(target=self._fit, daemon=True).start()
 
     def _fit(self) -> None:
         try:
             with contextlib.redirect_stdout(None):
                 self._trainer.fit()
-        except Exception as error:  # of whatever kind: it is the trial's, not the sweep's
+        except Exception as error:  # of any kind: the trial fails, the sweep continues
             with self._log.open("a") as file:
                 file.write(f"{error}\n")
             self._code = 1

@@ -1,8 +1,8 @@
-"""Search spaces as plain data, and the trials that they stand for.
+"""Search spaces as plain data, and the trials that they describe.
 
-A space is made of mappings and lists alone, so that it can be written to JSON:
+A space consists of mappings and lists alone, so that it can be written to JSON:
 
-    {"training.learning_rate": [1e-3, 3e-3], "model.heads": [1, 2]}    every value with every other: four trials
+    {"training.learning_rate": [1e-3, 3e-3], "model.heads": [1, 2]}    every combination: four trials
     {"product": [A, B]}    every trial of A with every trial of B
     {"zip": [A, B]}        the first trial of A with the first of B, the second with the second, ...
     {"chain": [A, B]}      the trials of A, then those of B
@@ -14,7 +14,7 @@ import itertools
 import json
 import pathlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -24,14 +24,25 @@ DEFAULT = "recipe"
 
 
 class TrialSpec(NamedTuple):
-    """One trial. name: hangs on the changes alone, so that a folder stays that of its trial."""
+    """One trial.
+
+    Attributes:
+      name: A hash of the changes, so that a trial keeps its folder in a larger sweep.
+      changes: Settings that differ from the recipe.
+    """
 
     name: str
     changes: Changes
 
 
 class PlannedTrial(NamedTuple):
-    """A trial with all that starting it takes. command: words; config: whole, of plain values."""
+    """A trial that is ready to start.
+
+    Attributes:
+      name: That of its `TrialSpec`.
+      command: Words of the command line.
+      config: The whole config, of plain values.
+    """
 
     name: str
     command: list[str]
@@ -39,13 +50,14 @@ class PlannedTrial(NamedTuple):
 
 
 def expand(space: Mapping[str, Any]) -> list[Changes]:
-    """The settings of every trial of a space, the last named setting changing fastest.
-
-    >>> expand({"chain": [{"model.heads": [1, 2]}, {"product": [{"model.heads": [4]}, {"seeds": 2}]}]})[1:]
-    [{'model.heads': 2}, {'model.heads': 4, 'training.seed': 0}, {'model.heads': 4, 'training.seed': 1}]
+    """Returns the settings of every trial of a space, the last named setting changing fastest.
 
     Raises:
-        ValueError: what is written is no space, or a setting is given twice for one trial.
+      ValueError: If the space is malformed, or a setting is given twice for one trial.
+
+    Examples:
+      >>> expand({"chain": [{"model.heads": [1, 2]}, {"product": [{"model.heads": [4]}, {"seeds": 2}]}]})[1:]
+      [{'model.heads': 2}, {'model.heads': 4, 'training.seed': 0}, {'model.heads': 4, 'training.seed': 1}]
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError(f"a search space is a mapping of settings, or of one of {_known()}, got {space!r}.")
@@ -66,12 +78,12 @@ def expand(space: Mapping[str, Any]) -> list[Changes]:
 
 
 def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSpec]:
-    """`number` trials drawn by lot (all for None) in the order of the space, and before them the recipe as it is.
+    """Returns the unchanged recipe, then `number` trials drawn at random (all for None) in the order of the space.
 
-    The lot is always the same, and a larger number only adds to it.
+    The draw is always the same, and a larger number only adds trials to it.
 
     Raises:
-        ValueError: the number is not from 1 to the number of trials.
+      ValueError: If the number is not from 1 to the number of trials.
     """
     if number is not None and not 1 <= number <= len(trials):
         raise ValueError(f"num_trials must be from 1 to {len(trials)}, the trials of the space, got {number}.")
@@ -81,10 +93,10 @@ def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSp
 
 
 def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
-    """A recipe's config with some settings changed.
+    """Returns a recipe's config with some settings changed.
 
     Raises:
-        ValueError: the recipe has no such setting, or one of another type.
+      ValueError: If the recipe has no such setting, or one of another type.
     """
     changed = config.copy_and_resolve_references()
     for name, value in changes.items():
@@ -99,10 +111,13 @@ def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
 
 
 def plan(spec: TrialSpec, config: ConfigDict, flags: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
-    """A trial of the recipe `config`, which `flags` choose and change on the command line.
+    """Returns a trial that is ready to start; raises as `apply`.
 
-    Raises:
-        ValueError: see `apply`.
+    Args:
+      spec: The trial.
+      config: The config of the recipe.
+      flags: Words of the command line that choose and change the recipe.
+      workdir: Folder of the sweep.
     """
     changes = [f"--config.{name}={value}" for name, value in spec.changes.items()]
     command = ["python", "-m", "launch.train", *flags, *changes, f"--workdir={workdir / 'trials' / spec.name}"]
@@ -134,7 +149,7 @@ def _chain(parts: list[list[Changes]]) -> list[Changes]:
     return list(itertools.chain.from_iterable(parts))
 
 
-def _merge(rows: Any) -> list[Changes]:
+def _merge(rows: Iterable[Sequence[Changes]]) -> list[Changes]:
     merged = []
     for row in rows:
         names = [name for changes in row for name in changes]

@@ -1,4 +1,4 @@
-"""One trial: a run of `launch.train` beside others, told to Ray Tune evaluation by evaluation."""
+"""One trial: a run of `launch.train` whose evaluations are reported to Ray Tune."""
 
 import ctypes
 import os
@@ -25,7 +25,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Score(NamedTuple):
-    """How well a trial does so far. area: the metric's mean over the evaluations up to `step`; last: the newest."""
+    """The score of a trial after an evaluation.
+
+    Attributes:
+      step: Updates made.
+      area: Mean of the metric over the evaluations up to `step`.
+      last: The metric at `step`.
+    """
 
     step: int
     area: float
@@ -33,25 +39,25 @@ class Score(NamedTuple):
 
 
 class Job(Protocol):
-    """A run that is going on somewhere."""
+    """A run that has been started."""
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Returns the exit code, None while it runs."""
 
     def stop(self) -> None:
-        """Ends it, after it has saved where that is possible."""
+        """Ends the run after it has saved, where that is possible."""
 
 
 def scores(workdir: pathlib.Path, metric: str) -> list[Score]:
-    """The score after each evaluation of a run; empty before the first.
+    """Returns the score after each evaluation of a run; empty before the first.
 
     Raises:
-        ValueError: it was evaluated, but has no such metric.
+      ValueError: If it was evaluated, but has no such metric.
     """
     lines = read_metrics(workdir)
     if not has_metric(lines, metric):
         if any(name.startswith("valid/") for line in lines for name in line):
-            learning_curve(lines, metric)  # raises, and names those there are
+            learning_curve(lines, metric)  # raises, and names the metrics there are
         return []
     curve = learning_curve(lines, metric)
     areas = np.cumsum(curve.mean) / np.arange(1, len(curve.mean) + 1)
@@ -60,7 +66,7 @@ def scores(workdir: pathlib.Path, metric: str) -> list[Score]:
 
 
 class Finished:
-    """A run that has ended before."""
+    """A run that had ended before the trial began."""
 
     def exit_code(self) -> int | None:
         return 0
@@ -70,7 +76,7 @@ class Finished:
 
 
 class Process:
-    """`launch.train` in a process of its own, which gets a SIGTERM when this one ends, however it ends."""
+    """`launch.train` in its own process, which gets a SIGTERM when the process that started it ends or is killed."""
 
     def __init__(self, command: Sequence[str], log: pathlib.Path, cwd: str, cpus: int):
         # Without a limit each of many trials would start a thread for every core.
@@ -104,9 +110,14 @@ class Process:
 
 
 class Where(NamedTuple):
-    """What all trials of a sweep share. folder: has one for each of them; cpus: cores of a trial.
+    """Settings that all trials of a sweep share.
 
-    start: `(command, config, workdir) -> Job`; None: a `Process`.
+    Attributes:
+      folder: Has a folder per trial.
+      cwd: Working directory of the trials.
+      metric: Such as "valid/accuracy".
+      cpus: Cores per trial.
+      start: `(command, config, workdir) -> Job`; None: a `Process`.
     """
 
     folder: str
@@ -117,9 +128,9 @@ class Where(NamedTuple):
 
 
 class Trial(tune.Trainable):
-    """Reports `progress` (percent of its updates), `area` and `last` once an evaluation; fails if the run does.
+    """Reports `progress` (percent of its updates), `area` and `last` once per evaluation; fails if the run fails.
 
-    The recipe itself reports at its end only, so that it is never stopped: all others are compared with it.
+    The unchanged recipe, with which all trials are compared, reports at its end only, so that it is never stopped.
     """
 
     def setup(self, config: Mapping[str, Any], *, where: Where) -> None:
@@ -128,7 +139,7 @@ class Trial(tune.Trainable):
         self._steps, self._whole = trial["config"]["training"]["steps"], trial["name"] == DEFAULT
         self._workdir = pathlib.Path(where.folder) / trial["name"]
         claim(self._workdir, trial["config"])
-        if (self._workdir / SUMMARY).is_file():  # but Tune was cut off before it took note
+        if (self._workdir / SUMMARY).is_file():  # Tune was interrupted before it recorded the end
             self._job: Job = Finished()
         elif where.start is None:
             self._job = Process(trial["command"], self._workdir / LOG, where.cwd, where.cpus)
@@ -137,21 +148,21 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            code = self._job.exit_code()  # before looking at what it wrote, so that nothing comes after
+            code = self._job.exit_code()  # read before the metrics, so that none are written in between
             found = scores(self._workdir, self._where.metric)
             if code is None:
-                # The last evaluation is told when all is written: Tune ends a trial that has made all its updates.
-                told = [] if self._whole else [score for score in found if score.step < self._steps]
+                # Tune ends a trial that has made all its updates, so the last evaluation is reported after the end.
+                scores_due = [] if self._whole else [score for score in found if score.step < self._steps]
             else:
-                told = found
+                scores_due = found
             if code:
                 raise RuntimeError(f"{_last_line(self._workdir / LOG)} (exit code {code}, see {self._workdir / LOG})")
             if code == 0 and not found:
                 raise RuntimeError(f"it was not evaluated once, see {self._workdir / LOG}.")
-            if len(told) > self._reported:
-                self._reported = len(told) if self._whole else self._reported + 1
-                score = told[self._reported - 1]
-                done = code == 0 and self._reported == len(told)
+            if len(scores_due) > self._reported:
+                self._reported = len(scores_due) if self._whole else self._reported + 1
+                score = scores_due[self._reported - 1]
+                done = code == 0 and self._reported == len(scores_due)
                 return {**score._asdict(), "progress": 100.0 * score.step / self._steps, "done": done}
             time.sleep(_POLL_SECONDS)
 

@@ -1,11 +1,11 @@
-"""A sweep on Ray Tune: who runs where and when, who is stopped early, and going on after a kill."""
+"""A sweep on Ray Tune, which places trials, stops the worst early, and resumes after a kill."""
 
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -13,16 +13,20 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from launch.sweep.space import PlannedTrial
-from launch.sweep.trial import Trial, Where
+from launch.sweep.trial import Job, Trial, Where
 
-_REDUCTION = 3  # of the trials at a rung, the best third goes on
+_REDUCTION = 3  # of the trials at a rung, the best third continues
 _FIRST_RUNG = 11  # percent of a trial's updates: rungs at 11, 33 and 99
 
 
 class Host(NamedTuple):
-    """What a trial gets. resources: CPU, GPU, TPU, of each host; hosts: how many, joined by Ray Train if several.
+    """Resources of a trial.
 
-    topology, accelerator: of a TPU slice, such as "4x4" and "TPU-V6E"; hosts are then those of the slice.
+    Attributes:
+      resources: CPU, GPU and TPU of each host.
+      hosts: Number of hosts, joined by Ray Train if several.
+      topology: Of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
+      accelerator: Of a TPU slice, such as "TPU-V6E".
     """
 
     resources: dict[str, float]
@@ -31,8 +35,8 @@ class Host(NamedTuple):
     accelerator: str | None = None
 
     @property
-    def start(self) -> Any:
-        """Of `Where`."""
+    def start(self) -> Callable[..., Job] | None:
+        """The field `start` of `Where`."""
         if self.hosts == 1 and self.topology is None:
             return None
         from launch.sweep.slices import Slice
@@ -41,7 +45,7 @@ class Host(NamedTuple):
 
     @property
     def room(self) -> dict[str, float]:
-        """What Tune keeps free for a trial. The room of several hosts is Ray Train's affair."""
+        """Resources that Tune reserves for a trial; for several hosts Ray Train reserves them."""
         return self._wanted if self.start is None else {"node:__internal_head__": 0.001}
 
     @property
@@ -60,22 +64,26 @@ def run(
     address: str | None = None,
     concurrent: int | None = None,
 ) -> dict[str, str]:
-    """Runs what is not finished of a sweep; returns the message of each trial that failed, by name.
+    """Runs the unfinished trials of a sweep; returns the message of each failed trial, by name.
 
-    The state of Tune is kept in `workdir/ray/`, under a name that hangs on the trials: a sweep of other trials in the
-    same workdir is another one, whose trials still find their own runs.
+    The state of Tune is kept in `workdir/ray/`, under a hash of the trials: other trials in the same workdir make
+    another sweep, whose trials still find their own runs.
 
     Args:
-        metric: of the evaluations, see `trial.scores`.
-        host: what a trial gets, of one host or of each of several.
-        address: of a Ray cluster; None: this machine alone.
-        concurrent: trials at a time; None: as many as there is room for.
+      trials: The trials.
+      workdir: Folder of the sweep.
+      metric: A metric of the evaluations, see `trial.scores`.
+      largest: Whether a larger metric is better.
+      early_stopping: Whether trials that fall behind are stopped (ASHA).
+      host: Resources of a trial.
+      address: Address of a Ray cluster; None: this machine alone.
+      concurrent: Trials at a time; None: as many as there is room for.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one ignores `verbose=0`
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it reports, `_Reporter` says in one line
-    ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="error")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints one line instead
+    ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     where = Where(str(workdir / "trials"), os.getcwd(), metric, max(1, int(host.resources["CPU"])), host.start)
     trainable = tune.with_resources(tune.with_parameters(Trial, where=where), tune.PlacementGroupFactory([host.room]))
     name = hashlib.sha256(json.dumps([trials, metric]).encode()).hexdigest()[:8]
@@ -107,7 +115,7 @@ def run(
         results = tuner.fit()
     finally:
         ray.shutdown()
-    failed = [result for result in results if result.error is not None]
+    failed = [result for result in (results[i] for i in range(len(results))) if result.error is not None]
     return {result.config["trial"]["name"]: _reason(result.error) for result in failed}
 
 
@@ -120,15 +128,15 @@ def _reason(error: Exception | None) -> str:
 
 
 class _Reporter(tune.Callback):
-    """One line when a trial has ended."""
+    """Prints a line when a trial has ended."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
-        self._say(trials, trial, f"{result['progress']:.0f}% of its updates, area {result['area']:.4f}")
+        self._print(trials, trial, f"{result['progress']:.0f}% of its updates, area {result['area']:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(trials, trial, "failed")
+        self._print(trials, trial, "failed")
 
-    def _say(self, trials: list[Any], trial: Any, what: str) -> None:
+    def _print(self, trials: list[Any], trial: Any, what: str) -> None:
         ended = sum(other.is_finished() or other is trial for other in trials)
         print(f"{_name(trial)}: {what}; {ended} have ended", flush=True)

@@ -1,11 +1,9 @@
-"""The progress of a run: a bar on a terminal, otherwise a line in the log at most once a minute."""
+"""The progress of a run: a bar on a terminal, otherwise a plain line at most once per minute."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
-
-from absl import logging
 
 from mnm_jax._extras import extra
 
@@ -24,7 +22,7 @@ class ProgressBar:
       total: number of updates of the run.
       step: number of updates made before this start of the run.
       clock: returns seconds; for tests.
-      console: where to draw the bar; None: standard error. If it is no terminal, lines are logged instead.
+      console: where to draw the bar; None: standard error. If it is no terminal, it gets lines instead.
       quiet: True: show nothing.
 
     Raises:
@@ -49,15 +47,16 @@ class ProgressBar:
         self._first_step = step
         self._clock = clock
         self._start = self._last_line = clock()
+        self._printed = step
         self._paused = 0.0
         self._pause_start: float | None = None
         self._metrics: dict[str, float] = {}
         self._quiet = quiet
         self._bar: Progress | None = None
-        console = console or Console(stderr=True)
-        if console.is_terminal and not quiet:
+        self._console = console or Console(stderr=True)
+        if self._console.is_terminal and not quiet:
             count, status = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[status]}")
-            self._bar = Progress(count, BarColumn(bar_width=10), TaskProgressColumn(), status, console=console)
+            self._bar = Progress(count, BarColumn(bar_width=10), TaskProgressColumn(), status, console=self._console)
             self._task = self._bar.add_task("", total=total, completed=step, status="")
             self._bar.start()
 
@@ -99,9 +98,8 @@ class ProgressBar:
         self._metrics |= metrics or {}
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=self.status())
-        elif not self._quiet and (self._clock() - self._last_line >= _LINE_SECONDS or step == self.total):
-            self._last_line = self._clock()
-            logging.info("update %d/%d %s", step, self.total, self.status())
+        elif self._clock() - self._last_line >= _LINE_SECONDS:
+            self._print_line()
 
     def status(self) -> str:
         """Returns rate, time left and metrics, as in `12.5 updates/s, 0:01:40 left, train/loss 0.25`."""
@@ -113,6 +111,14 @@ class ProgressBar:
         return ", ".join(parts + [f"{name} {value:.3g}" for name, value in self._metrics.items()])
 
     def close(self) -> None:
-        """Restores the terminal."""
+        """Restores the terminal, or prints the last line."""
         if self._bar is not None:
             self._bar.stop()
+        elif self.step != self._printed:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        if not self._quiet:
+            line = f"update {self.step}/{self.total} {self.status()}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._last_line, self._printed = self._clock(), self.step

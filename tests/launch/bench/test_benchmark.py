@@ -293,7 +293,7 @@ def test_a_damaged_file_is_refused_and_left(fake, tmp_path, damaged):
 
 
 def test_unknown_suites_other_names_and_empty_sizes_are_one_line(fake, tmp_path):
-    with pytest.raises(ValueError, match=r"suite must be one of training_step, .*, got 'speed'; give it as --suite"):
+    with pytest.raises(ValueError, match=r"suite must be one of 'training_step', .*, got 'speed'"):
         run("speed", tmp_path / "a.json")
     with pytest.raises(ValueError, match=r"out must end in \.json, got '.*a\.txt'"):
         run("fake", tmp_path / "a.txt", steps=(3,))
@@ -306,7 +306,7 @@ def test_the_command_line_reports_in_one_line(tmp_path):
     command = [sys.executable, "-m", "launch.benchmark", "--suite=speed", f"--out={tmp_path / 'a.json'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("suite must be one of training_step")
+    assert done.stderr.startswith("suite must be one of 'training_step'")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

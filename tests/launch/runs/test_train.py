@@ -131,8 +131,8 @@ def _change(section, **settings):
         (_change("model", heads=2), "model lstm has an unknown key 'heads'; known: hidden_features"),
         (_change("model", rngs=2), "unknown key 'rngs'"),
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
-        (_change("task", name="sort"), "task.name must be one of dictionary, babi, copy, repeat_copy"),
-        (_change("model", name="gru"), "one of mnm-p, mnm-g, chain-p, chain-g, lstm, lstm-salu, ntm, dnc, rnn, "),
+        (_change("task", name="sort"), "task.name must be one of 'dictionary', 'babi', 'copy', 'repeat_copy'"),
+        (_change("model", name="gru"), "model.name must be one of 'mnm-p', 'mnm-g', 'chain-p', 'chain-g', 'lstm', "),
         (
             _change("model", name="chain-p"),
             "chain-p needs a task with entities (babi, task.entities >= 1), got dict",
@@ -181,11 +181,11 @@ RECIPES = {
 
 
 def test_every_model_is_in_a_recipe_and_others_are_refused():
-    with pytest.raises(ValueError, match="the recipe has the sizes 9x9, 11x11, 13x13, as in 9x9/mnm-p, got '8x8/lstm"):
+    with pytest.raises(ValueError, match="size must be one of '9x9', '11x11', '13x13', got '8x8'"):
         maze.get_config("8x8/lstm")
     assert {model for models in RECIPES.values() for model in models} == set(MODELS)
     for recipe in RECIPES:
-        with pytest.raises(ValueError, match=f"the model must be one of {', '.join(MODELS)}, got 'gru'"):
+        with pytest.raises(ValueError, match="the recipe's model must be one of 'mnm-p', .*, got 'gru'"):
             recipe.get_config(which(recipe, "gru"))
 
 

@@ -1,0 +1,90 @@
+"""A whole sweep: from its space to the leaderboard's files."""
+
+import json
+import pathlib
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from launch.reporting.text_table import format_columns, format_markdown
+from launch.runs.build import build_training
+from launch.runs.workdir import write_json
+from launch.sweep.space import PlannedTrial, TrialSpec, choose_trials, expand, plan
+
+if TYPE_CHECKING:
+    from launch.sweep.tuning import Host
+
+
+def read_space(path: str) -> Mapping[str, Any]:
+    """Returns the space of a JSON file, or `SPACE` of a Python file.
+
+    Raises:
+      ValueError: If the Python file has no `SPACE`.
+      FileNotFoundError: If there is no such file.
+    """
+    if not path.endswith(".py"):
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    content = runpy.run_path(path)
+    if "SPACE" not in content:
+        raise ValueError(f"{path} has no SPACE.")
+    return content["SPACE"]
+
+
+def plan_trials(
+    space: Mapping[str, Any], number: int | None, config: ConfigDict, flags: Sequence[str], workdir: pathlib.Path
+) -> tuple[list[TrialSpec], list[PlannedTrial]]:
+    """Returns the trials of a sweep, and each of them ready to start.
+
+    Args:
+      space: The search space.
+      number: Number of trials drawn from it; None: all.
+      config: The config of the recipe.
+      flags: Words of the command line that choose and change the recipe.
+      workdir: Folder of the sweep.
+
+    Raises:
+      ValueError: If the space or a value of it is wrong.
+    """
+    specs = choose_trials(expand(space), number)
+    planned = [plan(spec, config, flags, workdir) for spec in specs]
+    for trial in planned:
+        build_training(trial.config["training"])
+    return specs, planned
+
+
+def run_sweep(
+    specs: Sequence[TrialSpec],
+    planned: Sequence[PlannedTrial],
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    host: "Host",
+    *,
+    metric: str,
+    largest: bool,
+    **options: Any,
+) -> str:
+    """Runs the unfinished trials, writes the leaderboard's files into `workdir`, and returns the table.
+
+    Args:
+      specs: The trials.
+      planned: The same trials, ready to start.
+      config: The config of the recipe.
+      workdir: Folder of the sweep.
+      host: Resources of a trial.
+      metric: Trials are compared by the area under its curve.
+      largest: Whether a larger metric is better.
+      **options: See `launch.sweep.tuning.run`.
+    """
+    from launch.sweep import leaderboard, tuning
+
+    errors = tuning.run(planned, workdir, metric=metric, largest=largest, host=host, **options)
+    names = dict.fromkeys(name for spec in specs for name in spec.changes)
+    defaults = {name: config[name.split(".", 1)[0]][name.split(".", 1)[1]] for name in names}
+    rows = leaderboard.make_rows(specs, defaults, workdir / "trials", metric, errors, largest=largest)
+    write_json(workdir / "leaderboard.json", rows)
+    text = leaderboard.describe(rows)
+    (workdir / "leaderboard.md").write_text(format_markdown(text) + "\n", encoding="utf-8")
+    leaderboard.draw(rows, metric, workdir / "leaderboard.png")
+    return format_columns(text)
