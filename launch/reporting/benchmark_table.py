@@ -67,9 +67,12 @@ def benchmark_parts(folder: pathlib.Path, link: str, without: Collection[str] = 
 
 
 def benchmark_commands(folder: pathlib.Path, names: Collection[str]) -> str:
-    """Returns the device and the command of some benchmark files of a folder as lines of a shell script."""
-    files = {path.name: report for path, report in benchmark_files(folder).items() if path.name in names}
-    return "\n".join(f"# {name}: {_describe(report)}\n{report['command']}" for name, report in files.items())
+    """Returns the commands of some benchmark files of a folder, by device, as lines of a shell script."""
+    commands: dict[str, list[str]] = {}
+    for path, report in benchmark_files(folder).items():
+        if path.name in names:
+            commands.setdefault(f"# {_describe(report)}", []).append(report["command"])
+    return "\n".join(line for device, own in commands.items() for line in [device, *dict.fromkeys(own)])
 
 
 def benchmark_files(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:

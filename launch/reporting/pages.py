@@ -11,6 +11,7 @@ import shlex
 import sys
 import urllib.parse
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from launch.reporting.benchmark_table import benchmark_commands, benchmark_parts
@@ -19,7 +20,7 @@ from launch.reporting.draw import BY_SIZE, CURVES, draw_comparison, draw_test_se
 from launch.reporting.placeholders import Section, fill
 from launch.reporting.table import by_test_set, comparison_rows, run_names
 from launch.reporting.task_errors import errors_by_task, run_rows
-from launch.reporting.text_table import format_markdown
+from launch.reporting.text_table import format_markdown, wrap
 from launch.runs.finished import Run, find_runs, join_seeds
 from launch.runs.light import SUMMARIES
 from launch.runs.metrics import natural
@@ -35,10 +36,14 @@ of one is a share, 1 = everything right. *anchor* is the number of the paper, or
 with. A claim that starts with "Not" or names another model as better is one where this library is behind. The command
 repeats a run from the beginning.
 """
-_COLUMNS = """\
-*accuracy*: test set, after the last update, mean ± sample standard deviation over seeds. *chance*: accuracy of
-guessing. *steps*: updates. *updates to 90%*: first validation with 90% right, mean over the seeds that reach it ("-":
-none does). *seconds*: all seeds together, with compilation and evaluation. *parameters*: per seed."""
+_COLUMNS = {
+    "chance": "*chance*: accuracy of guessing.",
+    "accuracy": "*accuracy*: test set, after the last update, mean ± sample standard deviation over seeds.",
+    "reward": "*reward*: per test episode, after the last update, mean ± sample standard deviation over seeds.",
+    "bits per character": "*bits per character*: test text, mean ± sample standard deviation over seeds.",
+    "updates to 90%": "*updates to 90%*: first validation with 90% right, mean over the seeds that reach it.",
+    "seconds": "*seconds*: all seeds together, with compilation and evaluation.",
+}
 
 
 class _Page(NamedTuple):
@@ -104,7 +109,7 @@ def _section_page(page: _Page) -> str:
     sources = f"{folder.parent.name}/{folder.name}/README.md or the runs"
     parts = [
         _MADE.format(folder=folder.parent.name, sources=sources),
-        _with_figures(fill(raw, section), page),
+        wrap(_with_figures(fill(raw, section), page)),
         *_run_parts(page),
     ]
     placed = {path.name for path in folder.glob("*.json") if path.name in raw}
@@ -126,7 +131,9 @@ def _run_parts(page: _Page) -> list[str]:
         return []
     hours = sum(run.summary["seconds"] for run in runs) / 3600
     count = f"{len(members)} run{'s' * (len(members) != 1)}, {hours:.1f} hours in sequence."
-    parts = ["## Runs", format_markdown(comparison_rows(runs)), f"{count} {_COLUMNS}"]
+    rows = comparison_rows(runs)
+    legend = " ".join([count, *(text for column, text in _COLUMNS.items() if column in rows[0])])
+    parts = ["## Runs", format_markdown(rows), wrap(legend)]
     errors = {run.place: errors_by_task(run.summary["metrics"]) for run in runs}
     sets = [by_test_set(run.summary) for run in runs]
     if any(errors.values()):
@@ -155,7 +162,7 @@ def _commands(page: _Page) -> list[str]:
     note = f"RUN is the place of a run, such as `{page.members[0].place}`, MODEL its model; {where}"
     if more:
         note += f", also of the {more} settings that are not shown"
-    return [block, f"{note}."]
+    return [block, wrap(f"{note}.")]
 
 
 def _pattern(run: Run, section: str) -> str:
@@ -191,8 +198,14 @@ def _with_figures(text: str, page: _Page) -> str:
         for name in re.findall(r"!\[[^\]]*\]\((?![a-z]+:|/|#)([^)]+)\)", pieces[index]):
             if not (folder / urllib.parse.unquote(name)).is_file():
                 raise ValueError(f"{folder / 'README.md'} shows {name}, which is neither there nor drawn from runs.")
-        pieces[index] = re.sub(r"\]\((?![a-z]+:|/|#)", f"]({_link(folder)}/", pieces[index])
+        pieces[index] = re.sub(r"\]\(([^)#]+)\)", partial(_as_seen_from_page, folder), pieces[index])
     return "".join(pieces)
+
+
+def _as_seen_from_page(folder: pathlib.Path, match: re.Match[str]) -> str:
+    """Returns a link of a section's text as seen from its page; one to no file of the section stays as it is."""
+    there = (folder / urllib.parse.unquote(match[1])).exists()
+    return f"]({_link(folder)}/{match[1]})" if there else match[0]
 
 
 def _read_text(section: Section) -> str:

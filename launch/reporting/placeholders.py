@@ -8,13 +8,13 @@ SOURCE is one of
 
 - the place of a run in its section, `copy/mnm-p`, where seeds that were trained apart count as one run, or the place
   of one of them, `15_epochs/chain-p/seed_0`;
-- two places, `A - B` or `A / B`: difference or quotient of their means;
 - a file of the section and conditions on its rows, `training_step.json form=auto heads=1`. The rows are those of a
-  benchmark file, of a JSON list, or the lines of a `.jsonl` file.
+  benchmark file, of a JSON list, or the lines of a `.jsonl` file;
+- two of these, `A - B` or `A / B`: difference or quotient of their means.
 
 FIELD of a run is a metric, `test/accuracy`, or several by a pattern, `test/task=*/error`; with ` at UPDATE` its value
-on a learning curve; or a column of the table that compares runs, such as `seconds` or `updates to 90%`. FIELD of a file
-is a key of its rows, with dots for keys within, `settings.model.memory_layers`.
+on a learning curve; or, without a FORMAT, a column of the table that compares runs, such as `updates to 90%`. FIELD of
+a file is a key of its rows, with dots for keys within, `settings.model.memory_layers`.
 
 FORMAT is made of a statistic and a format of Python, `mean .1%`. The statistic is `mean`, `std`, `min`, `max` or
 `above LEVEL` (how many values are larger, as in "2 of 5"); without one, several values are shown as mean ± sample
@@ -101,16 +101,20 @@ def _fill_one(inner: str, section: Section) -> str:
         rows = find_rows(section.folder, source.removeprefix("table "))
         return benchmark_table(rows, [column.strip() for column in rest.split(",")])
     field, _, form = (part.strip() for part in rest.partition(" | "))
-    if pair := re.fullmatch(r"(\S+) ([-/]) (\S+)", source):
-        first, second = (float(np.mean(_run_values(section, place, field))) for place in (pair[1], pair[3]))
+    if pair := re.fullmatch(r"(.+) ([-/]) (.+)", source):
+        first, second = (float(np.mean(_values(section, one, field))) for one in (pair[1], pair[3]))
         return _format([first - second if pair[2] == "-" else first / second], form)
+    if source in section.runs:
+        columns = compare(section.runs[source].summary, section.runs[source].lines)
+        if field in columns and not form:
+            return columns[field].replace("+-", "±")
+    return _format(_values(section, source, field), form)
+
+
+def _values(section: Section, source: str, field: str) -> list[Any]:
     if re.match(r"\S+\.jsonl?(\s|$)", source):
-        return _format([_lookup(row, field) for row in find_rows(section.folder, source)], form)
-    run = _find_run(section, source)
-    columns = compare(run.summary, run.lines)
-    if field in columns:
-        return columns[field].replace("+-", "±")
-    return _format(_run_values(section, source, field), form)
+        return [_lookup(row, field) for row in find_rows(section.folder, source)]
+    return _run_values(section, source, field)
 
 
 def _find_run(section: Section, place: str) -> Run:
@@ -128,7 +132,7 @@ def _run_values(section: Section, place: str, field: str) -> list[float]:
         if not found:
             raise ValueError(f"the curve of {place} has no {name} at {update}")
         values = found[-1]
-    elif name in ("seeds", "steps", "seconds", "parameters"):
+    elif name in ("seconds", "parameters"):
         values = [run.summary[name]]
     else:
         metrics = run.summary["metrics"]

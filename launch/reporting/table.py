@@ -17,7 +17,7 @@ _LEVEL = 0.9
 def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Returns a run's cells in the table that compares runs, by column.
 
-    The columns are seeds, steps (updates made), chance (on the test set, if the task reports it), accuracy (test, mean
+    The columns are seeds, updates, chance (on the test set, if the task reports it), accuracy (test, mean
     +- sample standard deviation over seeds), worst seed (its test accuracy), updates to 90% (first validation at which
     a seed has an accuracy of 90% or more, mean over the seeds that reach it), seconds (all seeds, with compilation and
     evaluation) and parameters (per seed). A task that is played has reward (per test episode) and worst seed instead
@@ -38,7 +38,7 @@ def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
         scores = {"bits per character": _mean_and_std(bits)}
     return {
         "seeds": str(summary["seeds"]),
-        "steps": f"{summary['steps']:,}",
+        "updates": f"{summary['steps']:,}",
         **({"chance": show(chance["mean"])} if chance else {}),
         **scores,
         "seconds": f"{summary['seconds']:,.0f}",

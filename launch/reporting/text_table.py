@@ -1,9 +1,12 @@
 """Plain tables: the metrics of one run, and rows as aligned text or as Markdown."""
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ABSENT = "-"
+_WIDTH = 120
 
 
 def format_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
@@ -26,6 +29,37 @@ def format_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     lines = [[cell.replace("+-", "±").replace("|", r"\|") for cell in line] for line in _lines(rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def wrap(text: str) -> str:
+    """Returns Markdown with the lines of paragraphs and of list items filled to 120 characters.
+
+    Code, tables, headings and pictures stay as they are.
+
+    Examples:
+      >>> print(wrap("A line\\nand another.\\n\\n- an item\\n  of a list\\n- and one"))
+      A line and another.
+      <BLANKLINE>
+      - an item of a list
+      - and one
+    """
+    parts = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
+    parts[::2] = ["\n\n".join(map(_wrap_block, part.split("\n\n"))) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _wrap_block(block: str) -> str:
+    if re.match(r"\n*(#|\||!\[|<|$)", block):
+        return block
+    lead = block[: len(block) - len(block.lstrip("\n"))]
+    filled = []
+    for item in re.split(r"\n(?=- )", block.strip("\n")):
+        indent = "  " * item.startswith("- ")
+        words = " ".join(item.split())
+        filled.append(
+            textwrap.fill(words, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        )
+    return lead + "\n".join(filled) + block[len(block.rstrip("\n")) :]
 
 
 def show(value: float | None) -> str:

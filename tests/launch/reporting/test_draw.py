@@ -35,9 +35,9 @@ def test_a_folder_of_runs(tmp_path, capsys, write_run, pixels, count, contents):
     write_run(tmp_path / "support=8/plain", "lstm", (0.25, 0.25, 0.25), [(10, 0.1, 0.2, 0.3)])
     write_run(tmp_path / "support=8/mnm-p")
     header, *lines = report_runs(tmp_path).splitlines()
-    assert header.split()[:4] == ["group", "model", "seeds", "steps"]
+    assert header.split()[:4] == ["group", "model", "seeds", "updates"]
     assert [line.split()[0] for line in lines] == ["support=8", "support=8", "support=16"]
-    assert "plain (lstm)  3      2,000  0.2500  0.2500 +- 0.0000  0.2500      -" in lines[1]
+    assert "plain (lstm)  3      2,000    0.2500  0.2500 +- 0.0000  0.2500      -" in lines[1]
     assert "0.7500 +- 0.2500  0.5000      13" in lines[0]
     assert capsys.readouterr().err == ""
 
@@ -58,7 +58,7 @@ def test_a_folder_of_runs(tmp_path, capsys, write_run, pixels, count, contents):
 
 def test_runs_without_groups(tmp_path, write_run, pixels, count):
     write_run(tmp_path / "mnm-g", "mnm-g")
-    assert report_runs(tmp_path).split()[:3] == ["model", "seeds", "steps"]
+    assert report_runs(tmp_path).split()[:3] == ["model", "seeds", "updates"]
     assert count(pixels(tmp_path / "learning_curves.png"), MODELS["mnm-g"].colour) > 100
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from launch.reporting import figures
+from launch.reporting.png import with_palette
 from launch.runs.registry import MODELS
 from mnm_jax.cells import MemoryTrace
 
@@ -55,3 +57,16 @@ def test_long_tokens_keep_their_ends():
     assert figures._shorten("mary moved to the bathroom") == "mary moved…the bathroom"
     assert figures._shorten("where is mary") == "where is mary"
     assert all(len(figures._shorten("x" * length)) == min(length, 24) for length in (23, 24, 25, 60))
+
+
+def test_a_palette_keeps_frequent_colours_exactly_and_rare_ones_nearly():
+    rng = np.random.default_rng(0)
+    picture = np.full((200, 200, 3), 255, np.uint8)
+    picture[:60] = (0, 114, 178)
+    picture[100:160, :, :] = rng.integers(100, 180, (60, 200, 3))  # many colours, as of smoothed lines
+    picture[199, :3] = (160, 10, 20)  # the rare end of a colour map
+    reduced = np.asarray(with_palette(Image.fromarray(picture)).convert("RGB"))
+    assert len(np.unique(reduced.reshape(-1, 3), axis=0)) <= 256
+    assert (reduced[:100] == picture[:100]).all()
+    difference = np.abs(reduced.astype(int) - picture)
+    assert difference[199, :3].max() < 12 and difference.max() < 32

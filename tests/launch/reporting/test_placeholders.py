@@ -32,7 +32,7 @@ def section(tmp_path, write_run, metric):
         ("{{g/a: test/task=*/error | mean .1%}}", "8.5%"),
         ("{{g/a - g/b: test/accuracy | .0%}}", "50%"),
         ("{{g/a / g/b: test/accuracy | .1f}}", "3.0"),
-        ("{{g/a: steps}} {{g/a: parameters}} {{g/a: worst seed}}", "2,000 23,118 0.5000"),
+        ("{{g/a: updates}} {{g/a: parameters}} {{g/a: worst seed}}", "2,000 23,118 0.5000"),
         ("{{g/b: valid/accuracy at 10}}", "0.1250"),
         ("{{step.json form=auto: ms | max .0f}}", "3"),
         ("{{step.json form=auto memory=two_layers:\n  ms | .1f}}", "2.0"),

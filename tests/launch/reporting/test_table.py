@@ -8,7 +8,7 @@ def test_the_row_of_a_run_by_hand(tmp_path, write_run):
     row = compare(*write_run(tmp_path / "run"))
     assert row == {
         "seeds": "3",
-        "steps": "2,000",
+        "updates": "2,000",
         "chance": "0.2500",
         "accuracy": "0.7500 +- 0.2500",
         "worst seed": "0.5000",
