@@ -141,7 +141,7 @@ def draw_layer(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 
 def _bars(axis: Axes, rows: Rows, place: str, name: str, measure: str) -> None:
-    """Bars of a measure: side by side by `name`, in clusters by `place`; what could not be measured is said."""
+    """Draws bars of a measure: one cluster per `place`, one bar per `name`; a cluster without a number is labelled."""
     places = [value for (value,) in _distinct(rows, place)]
     names = [value for (value,) in _distinct(rows, name)]
     width = 0.8 / max(1, len(names))

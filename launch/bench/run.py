@@ -1,4 +1,4 @@
-"""One benchmark: what its file lacks is measured, printed, written and drawn."""
+"""One benchmark: missing rows are measured, printed, written to its file and drawn."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def run(
     pause: Callable[[], None] = rest,
     **sizes: Any,
 ) -> dict[str, Any]:
-    """Measures the rows that `out` lacks, prints a line per row, draws the figure and returns the file's content.
+    """Measures the rows that are missing in `out`, prints a line per row, draws the figure and returns the file's content.
 
     The content is the header (see `make_header`) and rows (see `measure`). The file is written after every group.
 

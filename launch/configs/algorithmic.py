@@ -1,16 +1,20 @@
-"""The tasks of the Neural Turing Machine: any of five tasks with any of six models.
+"""The tasks of the Neural Turing Machine: five tasks, six models.
 
     python -m launch.train --config=launch/configs/algorithmic.py:copy/mnm-p --workdir=runs/algorithmic/copy/mnm-p
 
-After the colon TASK/MODEL: copy, repeat_copy, double_copy, associative_recall, priority_sort with mnm-p, mnm-g,
-lstm-salu, ntm, dnc, lstm. `python -m launch.compare --suite=algorithmic` trains them all.
+The colon is followed by TASK/MODEL: copy, repeat_copy, double_copy, associative_recall, priority_sort with mnm-p,
+mnm-g, lstm-salu, ntm, dnc, lstm. `python -m launch.compare --suite=algorithmic` trains them all.
 
 Tasks have the sizes of Graves et al., 2014 (bits, lengths, repeats), and a curriculum over the first updates. The
 controller is an LSTM of 100 units in every model with a memory, as in that paper. NTM and DNC have slots of 20 numbers
 as there, but 64 of them and not 128, since the DNC's time grows with their square; memories that are networks have two
 layers of 64. Optimiser, batch and number of updates are ours, the same for all models of a task. They were chosen with
 one or two seeds of the memories, by validation accuracy: the learning rate on copy, the limit of the gradient's norm on
-repeat copy (with 10, each new number of repeats undid what had been learned), the batch on associative recall.
+repeat copy (with 10, each new number of repeats erased what had been learned), the batch on associative recall.
+
+Expected (RESULTS.md; 5 seeds, one core of a shared CPU), test accuracy of mnm-p, mnm-g, lstm: copy 0.9996, 0.992,
+0.844; repeat copy 1.0000, 0.9997, 0.793; double copy 0.982, 0.952, 0.779; associative recall 0.995, 0.996, 0.926; priority
+sort 0.785, 0.753, 0.675. A memory takes 5 to 13 minutes for 3,000 updates, and 20 for associative recall.
 """
 
 from typing import NamedTuple
@@ -22,7 +26,14 @@ from mnm_jax._checks import check_choice
 
 
 class Setting(NamedTuple):
-    """A task: its settings, and what goes with it. curriculum: its updates."""
+    """The settings of a task.
+
+    Attributes:
+      task: Arguments of the task.
+      steps: Updates of the run.
+      curriculum: Updates until the task has its full size.
+      batch_size: `B`.
+    """
 
     task: dict[str, int]
     steps: int = 3000
@@ -56,6 +67,7 @@ MODELS: dict[str, Settings] = {
 
 
 def get_config(which: str = "copy/mnm-p") -> ConfigDict:
+    """Returns the config of TASK/MODEL."""
     task, _, model = which.partition("/")
     check_choice("the recipe's task", task, TASKS)
     setting = TASKS[task]

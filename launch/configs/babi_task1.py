@@ -32,6 +32,7 @@ _MODELS: dict[str, Settings] = {
 
 
 def get_config(model: str = "mnm-p") -> ConfigDict:
+    """Returns the config of a model."""
     return ConfigDict(
         {
             "task": {

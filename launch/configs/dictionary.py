@@ -35,6 +35,7 @@ _MODELS: dict[str, Settings] = {
 
 
 def get_config(model: str = "mnm-p") -> ConfigDict:
+    """Returns the config of a model."""
     return ConfigDict(
         {
             "task": {"name": "dictionary", "length": 1, "support": 8, "queries": 8, "mixed": False},

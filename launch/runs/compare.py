@@ -64,7 +64,7 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
       Labels of the runs that another process trains.
 
     Raises:
-      ValueError: If a folder holds a run of another config, finished or not. Other errors are those of `train`, at the
+      ValueError: If a folder holds a run of another config, finished or not. Errors of `train` pass through, at the
         first run that fails.
     """
     busy = []

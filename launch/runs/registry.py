@@ -166,7 +166,7 @@ _MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_la
 _SLOTS = {"hidden_features": 100, "slots": 64, "memory_features": 32}
 _HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, "step_size": "normalised"}
 
-# Colours are those of Okabe and Ito, and Tol's for the last ones.
+# Colours: Okabe and Ito's palette, then Tol's.
 MODELS: dict[str, ModelEntry] = _index(
     [
         ModelEntry("mnm-p", _mnm(local_memory), _MEMORY, "#0072B2", "W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)"),
@@ -204,7 +204,7 @@ def model_colours(names: Iterable[str]) -> dict[str, str]:
     as no other model of the figure has it.
 
     Args:
-      names: names of models, such as those of one figure.
+      names: names of models, such as all models of one figure.
 
     Examples:
       >>> model_colours(["lstm", "transformer", "mnm-g"])

@@ -32,7 +32,7 @@ class Slice(NamedTuple):
     def start(self, command: Sequence[str], config: Mapping[str, Any], workdir: pathlib.Path) -> "_SliceJob":
         """Starts a run of a config, as the command would, in a workdir that all hosts share."""
         chips = bool(self.topology)
-        # Ray's JAX backend joins processes for TPUs and GPUs; without either, JAX_PLATFORMS decides what they join as.
+        # Ray's JAX backend joins processes for TPUs and GPUs; without either, JAX_PLATFORMS decides.
         joins = JaxConfig(use_tpu=not self.resources.get("GPU"), use_gpu=bool(self.resources.get("GPU")))
         trainer = JaxTrainer(
             _train,

@@ -5,7 +5,7 @@ A space consists of mappings and lists alone, so that it can be written to JSON:
     {"training.learning_rate": [1e-3, 3e-3], "model.heads": [1, 2]}    every combination: four trials
     {"product": [A, B]}    every trial of A with every trial of B
     {"zip": [A, B]}        the first trial of A with the first of B, the second with the second, ...
-    {"chain": [A, B]}      the trials of A, then those of B
+    {"chain": [A, B]}      the trials of A, then the trials of B
     {"seeds": 3}           training.seed 0, 1, 2
 """
 

@@ -77,7 +77,7 @@ def run(
       early_stopping: Whether trials that fall behind are stopped (ASHA).
       host: Resources of a trial.
       address: Address of a Ray cluster; None: this machine alone.
-      concurrent: Trials at a time; None: as many as there is room for.
+      concurrent: Trials at a time; None: all that fit.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
