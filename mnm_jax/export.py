@@ -26,7 +26,7 @@ _DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": j
 def export_step(
     model: nnx.Module,
     carry: Any,
-    inputs: Array,
+    inputs: Array | jax.ShapeDtypeStruct,
     step: Callable[[Any, Any, Array], tuple[Any, Any]] | None = None,
     *,
     platforms: tuple[str, ...] = PLATFORMS,

@@ -83,7 +83,9 @@ class StreamCell(nnx.RNNCellBase):
         del rngs, carry_init
         return self.memory.start(self.memory_params.get_value(), input_shape[0])
 
-    def __call__(self, carry: MemoryState, inputs: Array) -> tuple[MemoryState, StreamOutput]:
+    def __call__(  # type: ignore[override]  # outputs are a tuple
+        self, carry: MemoryState, inputs: Array
+    ) -> tuple[MemoryState, StreamOutput]:
         key_size, value_size = self.memory.key_size, self.memory.value_size
         vectors = jnp.split(self.maps(inputs)[:, None], [key_size, key_size + value_size], axis=-1)
         write_keys, write_values, read_keys = vectors

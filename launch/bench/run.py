@@ -27,7 +27,7 @@ def run(
     pause: Callable[[], None] = rest,
     **sizes: Any,
 ) -> dict[str, Any]:
-    """Measures the rows that are missing in `out`, prints a line per row, draws the figure and returns the file's content.
+    """Measures the missing rows of a file, prints a line per row, draws the figure and returns the file's content.
 
     The content is the header (see `make_header`) and rows (see `measure`). The file is written after every group.
 

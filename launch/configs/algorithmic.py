@@ -13,8 +13,8 @@ one or two seeds of the memories, by validation accuracy: the learning rate on c
 repeat copy (with 10, each new number of repeats erased what had been learned), the batch on associative recall.
 
 Expected (RESULTS.md; 5 seeds, one core of a shared CPU), test accuracy of mnm-p, mnm-g, lstm: copy 0.9996, 0.992,
-0.844; repeat copy 1.0000, 0.9997, 0.793; double copy 0.982, 0.952, 0.779; associative recall 0.995, 0.996, 0.926; priority
-sort 0.785, 0.753, 0.675. A memory takes 5 to 13 minutes for 3,000 updates, and 20 for associative recall.
+0.844; repeat copy 1.0000, 0.9997, 0.793; double copy 0.982, 0.952, 0.779; associative recall 0.995, 0.996, 0.926;
+priority sort 0.785, 0.753, 0.675. A memory takes 5 to 13 minutes for 3,000 updates, and 20 for associative recall.
 """
 
 from typing import NamedTuple

@@ -10,8 +10,8 @@ agents have about 100 units. Their 100,000 updates at a rate of 1e-4 take days o
 number of updates are ours, the same for every agent.
 
 Expected (RESULTS.md; 3 seeds, 4,000 updates, one core of a shared CPU), reward per test episode in 9x9: mnm-g 340,
-mnm-p 335, lstm-salu 321, neuromodulated 312, plastic 291, lstm 262, rnn 152. The seeds together take 24 to 33 minutes with a
-memory, 9 for lstm, 7 for rnn, 94 to 111 for the plastic networks.
+mnm-p 335, lstm-salu 321, neuromodulated 312, plastic 291, lstm 262, rnn 152. The seeds together take 24 to 33 minutes
+with a memory, 9 for lstm, 7 for rnn, 94 to 111 for the plastic networks.
 """
 
 from ml_collections import ConfigDict

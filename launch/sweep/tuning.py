@@ -116,7 +116,7 @@ def run(
     finally:
         ray.shutdown()
     failed = [result for result in (results[i] for i in range(len(results))) if result.error is not None]
-    return {result.config["trial"]["name"]: _reason(result.error) for result in failed}
+    return {(result.config or {})["trial"]["name"]: _reason(result.error) for result in failed}
 
 
 def _name(trial: Any) -> str:
