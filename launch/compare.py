@@ -13,8 +13,8 @@ from absl import flags
 
 from launch.command import run_command
 from launch.reporting.draw import report_runs
-from launch.runs.compare import choose, plan, train_all
-from launch.runs.suites import SUITES
+from launch.suites.runs import SUITES
+from launch.suites.train import choose, plan, train_all
 from launch.train import run
 
 

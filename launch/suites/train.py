@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from launch.runs.suites import Suite, SuiteRun, make_run
 from launch.runs.workdir import SUMMARY, claim
+from launch.suites.runs import Suite, SuiteRun, make_run
 
 
 def choose(suite: Suite, only: str, settings: Sequence[str]) -> Suite:

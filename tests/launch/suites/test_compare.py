@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from launch.runs import compare, suites
 from launch.runs.build import build_training
-from launch.runs.suites import SUITES, make_run, parameters, width_for
 from launch.runs.workdir import claim
+from launch.suites import runs as suites
+from launch.suites import train as compare
+from launch.suites.runs import SUITES, make_run, parameters, width_for
 from mnm_jax.training import Interrupted
 
 ROOT = pathlib.Path(__file__).parents[3]
