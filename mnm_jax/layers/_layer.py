@@ -5,7 +5,7 @@ features, `n` taps of the convolution.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,12 +173,12 @@ class NeuralMemoryLayer(nnx.Module):
         if mask is not None:
             inputs = jnp.where(mask[..., None], inputs, 0)
         window, vectors = self._vectors(carry.window, inputs, mask)
-        memory, answers = self._run(_swap_heads(carry.memory), vectors, self._gates(inputs, mask))
+        memory, answers = self._run(carry.memory, vectors, self._gates(inputs, mask))
         outputs = self.to_output(answers)
         if mask is not None:
             outputs = jnp.where(mask[..., None], outputs, 0)
         position = jnp.full(inputs.shape[1], inputs.shape[0] % self.chunk, jnp.int32)
-        return LayerCarry(memory=_swap_heads(memory), position=position, window=window), outputs
+        return LayerCarry(memory=memory, position=position, window=window), outputs
 
     def step(self, carry: LayerCarry | None, inputs: Array) -> tuple[LayerCarry, Array]:
         """Runs over one token, as generating text needs it.
@@ -198,19 +198,16 @@ class NeuralMemoryLayer(nnx.Module):
         carry = self.initialize_carry(inputs.shape) if carry is None else carry
         window, vectors = self._vectors(carry.window, inputs[None], None)
         tokens = self._tokens(vectors, self._gates(inputs[None], None))
-        tokens = jax.tree.map(lambda x: x[:, :, 0], tokens)
-
-        begins = carry.position == 0
-        memory = _swap_heads(carry.memory)
-        choose = lambda now, start: jnp.where(begins[:, None, None], now, start)  # noqa: E731
-        memory = memory._replace(start=jax.tree.map(jax.vmap(choose), memory.now, memory.start))
-        memory, answers = jax.vmap(partial(step, self.memory))(self.memory_params.get_value(), memory, tokens)
-        outputs = self.to_output(_join_heads(answers[:, :, None]))[0]
+        begins = carry.position[:, None, None, None] == 0
+        start = jax.tree.map(partial(jnp.where, begins), carry.memory.now, carry.memory.start)
+        memory = carry.memory._replace(start=start)
+        memory, answers = step(self.memory, self.memory_params.get_value(), memory, tokens)
         position = (carry.position + 1) % self.chunk
-        return LayerCarry(memory=_swap_heads(memory), position=position, window=window), outputs
+        carry = LayerCarry(memory=memory, position=position, window=window)
+        return carry, self.to_output(_join_heads(answers))[0]
 
     def _run(self, memory: ChunkState, vectors: Array, gates: Gates) -> tuple[ChunkState, Array]:
-        """Returns the memories after a sequence, leaves `[H, B, ...]`, and all answers `[T, B, H V]`."""
+        """Returns the memories after a sequence, and all answers `[T, B, H V]`."""
         params, steps = self.memory_params.get_value(), vectors.shape[0]
         whole = steps - steps % self.chunk
         coefficients = jax.vmap(partial(mix, momentum="momentum" in self.memory.gates))
@@ -220,8 +217,7 @@ class NeuralMemoryLayer(nnx.Module):
         @jax.checkpoint
         def run(memory: ChunkState, part: tuple) -> tuple[ChunkState, Array]:
             vectors, gates, mixture = part
-            work = jax.vmap(partial(chunk, self.memory))
-            memory, answers = work(params, memory, self._tokens(vectors, gates), mixture)
+            memory, answers = chunk(self.memory, params, memory, self._tokens(vectors, gates), mixture)
             return memory, _join_heads(answers)
 
         answers = []
@@ -245,10 +241,10 @@ class NeuralMemoryLayer(nnx.Module):
         return (window, vectors) if self.convolution is None else self.convolution(window, vectors, mask)
 
     def _gates(self, inputs: Array, mask: Array | None) -> Gates:
-        """Returns the gates of inputs `[T, B, D]`, leaves `[H, B, T]`."""
+        """Returns the gates of inputs `[T, B, D]`, leaves `[B, H, T]`."""
         gates = jax.nn.sigmoid(self._by_head(self.to_gates(inputs)))
         mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
-        counts = jnp.broadcast_to(mask.T[None], gates.shape[:-1]).astype(gates.dtype)
+        counts = jnp.broadcast_to(mask.T[:, None], gates.shape[:-1]).astype(gates.dtype)
         named = {name: gates[..., 1 + place] for place, name in enumerate(self.memory.gates)}
         return Gates(
             rate=gates[..., 0],
@@ -258,27 +254,22 @@ class NeuralMemoryLayer(nnx.Module):
         ).masked()
 
     def _tokens(self, vectors: Array, gates: Gates) -> Tokens:
-        """Returns the tokens of `vectors [T, B, H (2 K + V)]`, leaves `[H, B, T, ...]`."""
+        """Returns the tokens of `vectors [T, B, H (2 K + V)]`, leaves `[B, H, T, ...]`."""
         key_size, value_size, how = self.memory.key_size, self.memory.value_size, self.memory.options.key_norm
         keys, values, queries = jnp.split(self._by_head(vectors), [key_size, key_size + value_size], axis=-1)
         return Tokens(keys=normalise(keys, how), values=values, queries=normalise(queries, how), gates=gates)
 
     def _by_head(self, x: Array) -> Array:
-        """Returns `[T, B, H X]` as `[H, B, T, X]`."""
-        return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads), (2, 1, 0), (0, 1, 2))
-
-
-def _swap_heads(tree: Any) -> Any:
-    """Returns leaves `[B, H, ...]` as `[H, B, ...]`, or the other way round."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+        """Returns `[T, B, H X]` as `[B, H, T, X]`."""
+        return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads), 0, 2)
 
 
 def _join_heads(x: Array) -> Array:
-    """Returns `[H, B, T, V]` as `[T, B, H V]`."""
-    joined = jnp.moveaxis(x, (2, 1, 0), (0, 1, 2))
+    """Returns `[B, H, T, V]` as `[T, B, H V]`."""
+    joined = jnp.moveaxis(x, 2, 0)
     return joined.reshape(*joined.shape[:2], joined.shape[2] * joined.shape[3])
 
 
 def _split(x: Array, size: int) -> Array:
-    """Returns `[H, B, T]` as `[N, H, B, C]`, for chunks of `C = size` tokens."""
+    """Returns `[B, H, T]` as `[T / C, B, H, C]`, for chunks of `C = size` tokens."""
     return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] // size, size), 2, 0)

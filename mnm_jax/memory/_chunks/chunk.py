@@ -10,11 +10,12 @@ answer of the newest weights, x_t W_{t-1}, which takes one triangular solve per 
 gradient through several layers) its pairs are those at the chunk's beginning, as in Titans. So a chunk of one token
 equals `Memory.write_read`, and a memory of one layer gives the same for any chunk.
 
-Shape letters: `B` examples, `C` tokens of a chunk, `K` key features, `V` value features, `I`/`O` inputs and outputs of
-a layer.
+Shape letters: `B` examples, `H` memories per example, `N` = B H, `C` tokens of a chunk, `K` key features, `V` value
+features, `I`/`O` inputs and outputs of a layer.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class Tokens(NamedTuple):
 
 
 class ChunkState(NamedTuple):
-    """A memory between two tokens, one `[B, I, O]` per layer in each field.
+    """Memories between two tokens, one `[B, H, I, O]` per layer in each field.
 
     Attributes:
       start: the weights at the beginning of the chunk.
@@ -65,7 +66,7 @@ class ChunkState(NamedTuple):
 class _Errors(NamedTuple):
     """What the errors of one layer need of the chunk's beginning: `delta = scale (x W_now - wanted)`.
 
-    inputs: x, `[B, C, I]`; answers: x W_start, `[B, C, O]`; wanted: `[B, C, O]`; scale: `[B, C, 1]`.
+    inputs: x, `[N, C, I]`; answers: x W_start, `[N, C, O]`; wanted: `[N, C, O]`; scale: `[N, C, 1]`.
     """
 
     inputs: Array
@@ -112,18 +113,20 @@ def chunk(
 
     Args:
       memory: checked by `check_memory`.
-      params: its slow parameters.
+      params: its slow parameters, leaves `[H, ...]`.
       state: at the chunk's beginning.
-      tokens: fields `[B, C, ...]`.
+      tokens: fields `[B, H, C, ...]`.
       mixture: of the tokens' gates.
 
     Returns:
-      The state at the chunk's end, whose `start` is that end, and the answers `[B, C, V]`, each after its write.
+      The state at the chunk's end, whose `start` is that end, and the answers `[B, H, C, V]`, each after its write.
     """
-    network, momentum, rate = memory.network, memory.options.momentum, tokens.gates.rate
-    surprise = state.surprise if momentum else (None,) * network.depth
+    network, momentum, sizes = memory.network, memory.options.momentum, tokens.keys.shape[:2]
+    targets = _targets(memory, params, state, tokens)
+    state, tokens, mixture, targets = _flatten((state, tokens, mixture, targets))
+    rate, surprise = tokens.gates.rate, state.surprise if momentum else (None,) * network.depth
     if isinstance(memory.rule, ErrorRule):
-        errors = _errors(memory, memory.rule, params, state.start, tokens.keys, tokens.values)
+        errors = _errors(memory, memory.rule, state.start, tokens.keys, targets)
         before = mixture.before()
         pairs = tuple(_solve(error, s, rate, before) for error, s in zip(errors, surprise, strict=True))
     else:
@@ -151,7 +154,7 @@ def chunk(
             end = end + _scaled(mixture.of_surprise[:, -1], state.surprise[layer])
         ends.append((end, kept))
     now, kept = zip(*ends, strict=True)
-    return ChunkState(start=now, now=now, surprise=kept if momentum else ()), z
+    return _unflatten((ChunkState(start=now, now=now, surprise=kept if momentum else ()), z), sizes)
 
 
 def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tokens) -> tuple[ChunkState, Array]:
@@ -159,17 +162,19 @@ def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tok
 
     Args:
       memory: checked by `check_memory`.
-      params: its slow parameters.
+      params: its slow parameters, leaves `[H, ...]`.
       state: after the token before.
-      token: fields `[B, ...]`.
+      token: fields `[B, H, 1, ...]`.
 
     Returns:
-      The new state, and the answer `[B, V]`.
+      The new state, and the answer `[B, H, 1, V]`.
     """
-    gates = token.gates
-    one = jax.tree.map(lambda field: field[:, None], token)
+    start, sizes = state.start, token.keys.shape[:2]
+    targets = _targets(memory, params, state, token)
+    state, one, targets = _flatten((state, token, targets))
+    gates = jax.tree.map(lambda gate: gate[:, 0], one.gates)
     if isinstance(memory.rule, ErrorRule):
-        errors = _errors(memory, memory.rule, params, state.start, one.keys, one.values)
+        errors = _errors(memory, memory.rule, state.start, one.keys, targets)
         pairs = tuple(
             Pair(e.inputs, e.scale * (times(e.inputs, w) - e.wanted)) for e, w in zip(errors, state.now, strict=True)
         )
@@ -183,16 +188,27 @@ def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tok
             added = _scaled(gates.momentum, state.surprise[layer]) + added
             surprise.append(added)
         now.append(_scaled(gates.decay, w) + _scaled(gates.mask, added))
-    answer = forward(memory.network, MemoryState(tuple(now)), one.queries).outputs[-1][:, 0]
-    return ChunkState(start=state.start, now=tuple(now), surprise=tuple(surprise)), answer
+    answer = forward(memory.network, MemoryState(tuple(now)), one.queries).outputs[-1]
+    now, surprise, answer = _unflatten((tuple(now), tuple(surprise), answer), sizes)
+    return ChunkState(start=start, now=now, surprise=surprise), answer
+
+
+def _targets(memory: PairMemory, params: MemoryParams, state: ChunkState, tokens: Tokens) -> tuple[Array, ...]:
+    """Returns the targets of every layer, `[B, H, C, O]`; empty for a rule without.
+
+    They alone depend on slow parameters, which differ from head to head: all else is the same for every memory.
+    """
+    if not isinstance(memory.rule, ErrorRule):
+        return ()
+    targets = jax.vmap(partial(memory.rule.layer_targets, memory.network), (0, 1, 1, 1), out_axes=1)
+    return targets(params.targets, MemoryState(state.start), tokens.keys, tokens.values)
 
 
 def _errors(
-    memory: PairMemory, rule: ErrorRule, params: MemoryParams, start: tuple[Array, ...], keys: Array, values: Array
+    memory: PairMemory, rule: ErrorRule, start: tuple[Array, ...], keys: Array, targets: tuple[Array, ...]
 ) -> list[_Errors]:
     """Returns, layer by layer, what the errors need of the weights at the chunk's beginning."""
     network, storage = memory.network, MemoryState(start)
-    targets = rule.layer_targets(network, params.targets, storage, keys, values)
     errors, z = [], keys
     for layer, target in enumerate(targets):
         x = network.layer_inputs(z)
@@ -226,10 +242,20 @@ def _snapshot_pairs(memory: PairMemory, start: tuple[Array, ...], tokens: Tokens
 
 
 def _sum(x: Array, factor: Array, delta: Array) -> Array:
-    """Returns sum_t factor_t x_t (x) delta_t: `[B, C, I], [B, C], [B, C, O] -> [B, I, O]`."""
+    """Returns sum_t factor_t x_t (x) delta_t: `[N, C, I], [N, C], [N, C, O] -> [N, I, O]`."""
     return jnp.swapaxes(x * factor[..., None], 1, 2) @ delta
 
 
 def _scaled(factor: Array, w: Array) -> Array:
-    """Returns weights `[B, I, O]` times a factor `[B]`, in the dtype of the weights."""
+    """Returns weights `[N, I, O]` times a factor `[N]`, in the dtype of the weights."""
     return factor[:, None, None].astype(w.dtype) * w
+
+
+def _flatten(tree: Any) -> Any:
+    """Returns leaves `[B, H, ...]` as `[N, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
+
+
+def _unflatten(tree: Any, sizes: tuple[int, ...]) -> Any:
+    """Returns leaves `[N, ...]` as `[B, H, ...]`, for `sizes = (B, H)`."""
+    return jax.tree.map(lambda x: x.reshape(*sizes, *x.shape[1:]), tree)
