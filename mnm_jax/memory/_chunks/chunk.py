@@ -169,28 +169,29 @@ def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tok
     Returns:
       The new state, and the answer `[B, H, 1, V]`.
     """
-    start, sizes = state.start, token.keys.shape[:2]
     targets = _targets(memory, params, state, token)
-    state, one, targets = _flatten((state, token, targets))
-    gates = jax.tree.map(lambda gate: gate[:, 0], one.gates)
+    flat, one, targets = _flatten((state, token, targets))
     if isinstance(memory.rule, ErrorRule):
-        errors = _errors(memory, memory.rule, state.start, one.keys, targets)
+        errors = _errors(memory, memory.rule, flat.start, one.keys, targets)
         pairs = tuple(
-            Pair(e.inputs, e.scale * (times(e.inputs, w) - e.wanted)) for e, w in zip(errors, state.now, strict=True)
+            Pair(e.inputs, e.scale * (times(e.inputs, w) - e.wanted)) for e, w in zip(errors, flat.now, strict=True)
         )
     else:
-        pairs = _snapshot_pairs(memory, state.start, one)
+        pairs = _snapshot_pairs(memory, flat.start, one)
+
+    # The weights keep their shape here: reshaped ones are neither updated in place nor together with the momentum.
+    rate, decay, momentum, mask = (gate[..., 0] for gate in token.gates)
     now, surprise = [], []
-    for layer, (x, delta) in enumerate(pairs):
+    for layer, (x, delta) in enumerate(_unflatten(pairs, token.keys.shape[:2])):
         w = state.now[layer]
-        added = -_sum(x, gates.rate[:, None], delta).astype(w.dtype)
+        added = -_sum(x, rate[..., None], delta).astype(w.dtype)
         if memory.options.momentum:
-            added = _scaled(gates.momentum, state.surprise[layer]) + added
+            added = _scaled(momentum, state.surprise[layer]) + added
             surprise.append(added)
-        now.append(_scaled(gates.decay, w) + _scaled(gates.mask, added))
-    answer = forward(memory.network, MemoryState(tuple(now)), one.queries).outputs[-1]
-    now, surprise, answer = _unflatten((tuple(now), tuple(surprise), answer), sizes)
-    return ChunkState(start=start, now=now, surprise=surprise), answer
+        now.append(_scaled(decay, w) + _scaled(mask, added))
+    state = ChunkState(start=state.start, now=tuple(now), surprise=tuple(surprise))
+    answer = forward(memory.network, MemoryState(_flatten(state.now)), one.queries).outputs[-1]
+    return state, _unflatten(answer, token.keys.shape[:2])
 
 
 def _targets(memory: PairMemory, params: MemoryParams, state: ChunkState, tokens: Tokens) -> tuple[Array, ...]:
@@ -242,13 +243,13 @@ def _snapshot_pairs(memory: PairMemory, start: tuple[Array, ...], tokens: Tokens
 
 
 def _sum(x: Array, factor: Array, delta: Array) -> Array:
-    """Returns sum_t factor_t x_t (x) delta_t: `[N, C, I], [N, C], [N, C, O] -> [N, I, O]`."""
-    return jnp.swapaxes(x * factor[..., None], 1, 2) @ delta
+    """Returns sum_t factor_t x_t (x) delta_t: `[..., C, I], [..., C], [..., C, O] -> [..., I, O]`."""
+    return jnp.swapaxes(x * factor[..., None], -2, -1) @ delta
 
 
 def _scaled(factor: Array, w: Array) -> Array:
-    """Returns weights `[N, I, O]` times a factor `[N]`, in the dtype of the weights."""
-    return factor[:, None, None].astype(w.dtype) * w
+    """Returns weights `[..., I, O]` times a factor `[...]`, in the dtype of the weights."""
+    return factor[..., None, None].astype(w.dtype) * w
 
 
 def _flatten(tree: Any) -> Any:
