@@ -35,4 +35,4 @@ lint: venv
 	$(RUN) mypy
 
 docs: venv
-	$(RUN) mkdocs build --quiet --config-file .ci/mkdocs.yml
+	$(RUN) sphinx -W --keep-going --quiet -b html -d build/doctrees docs build/docs
