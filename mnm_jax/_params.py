@@ -7,12 +7,22 @@ from flax import nnx
 
 
 class ParamTree(nnx.Module):
-    """A pytree of arrays, one `nnx.Param` a leaf.
+    """A pytree of arrays as a module, with one `nnx.Param` per leaf.
 
-    `nnx.Optimizer` loses the structure of a parameter that is a tree itself with its second update (flax 0.12).
+    `nnx.Optimizer` loses the structure of a single parameter that is a tree at its second update (flax 0.12).
+
+    Args:
+      tree: any pytree of arrays.
+
+    Examples:
+      >>> params = ParamTree({"weights": (jnp.zeros(2), jnp.ones(3))})
+      >>> params.names
+      ('weights[0]', 'weights[1]')
+      >>> params.get_value()["weights"][1]
+      Array([1., 1., 1.], dtype=float32)
     """
 
-    def __init__(self, tree: Any):
+    def __init__(self, tree: Any) -> None:
         leaves, structure = jax.tree.flatten(tree)
         self.structure: Any = structure
         self.names = tuple(leaf_names(tree))
@@ -20,29 +30,22 @@ class ParamTree(nnx.Module):
             setattr(self, name, nnx.Param(leaf))
 
     def get_value(self) -> Any:
-        """The tree."""
+        """Returns the tree."""
         return jax.tree.unflatten(self.structure, [getattr(self, name).get_value() for name in self.names])
 
     def set_value(self, tree: Any) -> None:
-        """Puts in a tree of the same structure."""
+        """Replaces the tree by one of the same structure."""
         for name, leaf in zip(self.names, self.structure.flatten_up_to(tree), strict=True):
             getattr(self, name).set_value(leaf)
 
 
-def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
-    """Sets the bias of a linear map that has one."""
-    if linear.bias is None:
-        raise ValueError("the linear map has no bias.")
-    linear.bias.set_value(values)
-
-
 def leaf_names(tree: Any) -> list[str]:
-    """Names of the leaves in the order of `jax.tree.leaves`, as one would write them: `cell.weights[0]`."""
+    """Returns the names of the leaves in the order of `jax.tree.leaves`, written as in code: `cell.weights[0]`."""
     return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _name(path: tuple) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     keys = [getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))) for entry in path]
-    if keys and keys[-1] == "value":  # the inside of an nnx.Variable
+    if keys and keys[-1] == "value":  # the value inside an nnx.Variable
         keys.pop()
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

@@ -107,7 +107,7 @@ class Dictionary:
         dictionary = jax.random.permutation(dictionary_key, LETTERS)
         # Letters of the support and of the queries; a line is a string and its translation.
         support_letters, query_letters = self.length * self.support, self.length * self.queries
-        length: int | Array = self.length
+        length = self.length
         if self.mixed:
             length = jax.random.randint(jax.random.fold_in(key, 0), (), 1, self.length + 1)
         pairs = support_letters // length

@@ -25,7 +25,7 @@ def run(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_optimiser_of_flax_trains_them_as_optax_does(name):
-    """For several updates, with one that keeps averages shaped as the parameters."""
+    """Over several updates of Adam, which keeps averages in the shape of the parameters."""
     model, by_hand = (MODELS[name](nnx.Rngs(0)) for _ in range(2))
     before = jax.tree.leaves(model.memory_params.get_value())
     loss = lambda model: jnp.mean(jnp.square(run(model) - 1))  # noqa: E731

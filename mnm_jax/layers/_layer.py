@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_sizes
-from mnm_jax._params import ParamTree, set_bias
+from mnm_jax._params import ParamTree
 from mnm_jax.layers._convolution import ShortConvolution
 from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.chunk import ChunkState, Tokens, check_memory, chunk, step
@@ -124,8 +124,9 @@ class NeuralMemoryLayer(nnx.Module):
         self.convolution = nnx.data(taps)
         self.to_gates = linear(features, heads * (1 + len(memory.gates)))
         if "forget" in memory.gates:
-            zeros = jnp.zeros((heads, 1 + len(memory.gates)), param_dtype)
-            set_bias(self.to_gates, zeros.at[:, 1 + memory.gates.index("forget")].set(FORGET_LITTLE).reshape(-1))
+            biases = self.to_gates.bias.get_value().reshape(heads, -1)
+            biases = biases.at[:, 1 + memory.gates.index("forget")].set(FORGET_LITTLE)
+            self.to_gates.bias.set_value(biases.reshape(-1))
         self.to_output = linear(heads * memory.value_size, features, use_bias=False)
 
     def initialize_carry(self, input_shape: tuple[int, ...]) -> LayerCarry:
@@ -237,9 +238,7 @@ class NeuralMemoryLayer(nnx.Module):
     def _vectors(self, window: Array | None, inputs: Array, mask: Array | None) -> tuple[Array | None, Array]:
         """Returns the new window, and keys, values and queries side by side, `[T, B, H (2 K + V)]`."""
         vectors = self.to_vectors(inputs)
-        if self.convolution is None or window is None:
-            return window, vectors
-        return self.convolution(window, vectors, mask)
+        return (window, vectors) if self.convolution is None else self.convolution(window, vectors, mask)
 
     def _gates(self, inputs: Array, mask: Array | None) -> Gates:
         """Returns the gates of inputs `[T, B, D]`, leaves `[B, H, T]`."""

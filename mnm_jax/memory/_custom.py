@@ -1,7 +1,6 @@
 """A memory whose network and inner loss are the user's own."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -178,7 +177,7 @@ class CustomMemory(Memory):
         size, gradient = jax.value_and_grad(lambda w: self.loss(self._answers(w, keys), values))(weights)
         if self.step_size == "sum":
             return gradient
-        square = functools.reduce(jnp.add, (jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
+        square = sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient))
         scale = 2 * size.astype(square.dtype) / (square + self.epsilon)
         return jax.tree.map(lambda g: scale.astype(g.dtype) * g, gradient)
 

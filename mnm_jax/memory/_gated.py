@@ -3,7 +3,6 @@
 Shape letter: `B` examples.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -98,8 +97,7 @@ def bound(norm: Array, max_norm: float) -> Array:
 
 def norm(tree: Any) -> Array:
     """Returns the norm `[B]` of all leaves `[B, ...]` together."""
-    squares = (jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree))
-    return safe_root(functools.reduce(jnp.add, squares))
+    return safe_root(sum(jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)))
 
 
 def distance(a: GatedState, b: GatedState) -> Array:

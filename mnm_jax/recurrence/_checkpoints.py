@@ -7,11 +7,21 @@ import jax
 import jax.numpy as jnp
 
 
-def scan_chunks(chunk: Callable, carry: Any, xs: Any, every: int) -> tuple[Any, Any]:
-    """`chunk: (carry, xs of some steps) -> (carry, outputs of these steps)`, over all whole chunks and what is left."""
+def scan_chunks(chunk: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, every: int) -> tuple[Any, Any]:
+    """Scans over all whole chunks of a sequence and then runs the rest of it.
+
+    Args:
+      chunk: `(carry, xs of some steps) -> (carry, outputs of these steps)`.
+      carry: the first carry.
+      xs: the whole sequence, leaves `[T, ...]`.
+      every: steps per chunk.
+
+    Returns:
+      The last carry and the outputs, leaves `[T, ...]`.
+    """
     length = jax.tree.leaves(xs)[0].shape[0]
     whole = length - length % every
-    head = jax.tree.map(lambda x: x[:whole].reshape(-1, every, *x.shape[1:]), xs)
+    head = jax.tree.map(lambda x: x[:whole].reshape(whole // every, every, *x.shape[1:]), xs)
     tail = jax.tree.map(lambda x: x[whole:], xs)
     carry, outputs = jax.lax.scan(chunk, carry, head)
     outputs = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), outputs)

@@ -1,4 +1,6 @@
-"""Which execution form when: the one table of crossovers."""
+"""The choice of an execution form, and the measured crossovers behind it."""
+
+from typing import Any
 
 import jax
 from flax import nnx
@@ -7,63 +9,78 @@ from mnm_jax.recurrence._protocol import MemoryCell
 
 FORMS = ("auto", "plain", "factored", "reversible")
 
-# Rows written, steps times H, up to which factors are cheaper than dense weights of d x d, as a part of d.
+# Largest T H for which the factored form is faster, as a fraction of the layer width d. CPU: measured.
 _FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 1 / 2, "tpu": 1 / 2}
-# Checkpoints: from how many steps on, and steps between two. There, fresh memory is as dear as computing again.
+# (smallest number of steps with checkpoints, steps between two of them). There, fresh memory costs as much as
+# computing the steps again. Measured.
 _CHECKPOINTS = {"cpu": (1024, 256)}
-# Rows after which the form "factored", where it is asked for, forms dense weights of them.
+# Rows, as a fraction of d, after which the form "factored" folds them into dense weights.
 _FOLD_AT = {"cpu": 1 / 8, "gpu": 1 / 2, "tpu": 1 / 2}
 
 
 def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset: bool = False) -> str:
-    """The form in which `unroll` runs a cell over so many steps.
+    """Returns the execution form in which `unroll` runs a cell.
 
     | sequence | form |
     |---|---|
     | a cell without a neural memory, or whose memory forgets or has an optimiser | plain |
     | with resets, over which weights cannot be computed back | factored |
-    | T H <= d / 16 on a CPU (measured), d / 2 elsewhere (on paper) | factored |
+    | `T H <= d / 16` on a CPU (measured), `d / 2` elsewhere (estimated) | factored |
     | longer | reversible |
-    | 1,024 steps or more on a CPU (measured) | reversible, with a checkpoint every 256 steps |
+    | at least 1,024 steps on a CPU (measured) | reversible, with a checkpoint every 256 steps |
 
-    with H rows a write and d the width of the memory's widest layer. "reversible" asked for with resets is "factored".
+    H is the number of rows that a write adds and d the width of the memory's widest layer.
+
+    Args:
+      cell: any cell.
+      steps: `T`.
+      form: the form that was asked for. With resets, "reversible" becomes "factored".
+      reset: whether the sequence has resets.
+
+    Returns:
+      "plain", "factored" or "reversible".
+
+    Examples:
+      >>> from mnm_jax import MNMCell, local_memory
+      >>> cell = MNMCell(3, 4, local_memory(64, 64, hidden_sizes=()), rngs=nnx.Rngs(0))
+      >>> choose_form(cell, 4), choose_form(cell, 100), choose_form(cell, 100, reset=True)
+      ('factored', 'reversible', 'factored')
     """
-    if not has_forms(cell):
+    if form == "plain" or not has_forms(cell):
         return "plain"
-    if form == "plain":
-        return form
     if reset:
         return "factored"
     if form != "auto":
         return form
-    return "factored" if steps <= _rows(cell, _FACTORED_UP_TO) else "reversible"
+    return "factored" if steps <= _steps_for_rows(cell, _FACTORED_UP_TO) else "reversible"
 
 
 def has_forms(cell: nnx.RNNCellBase) -> bool:
-    """Whether a cell has a neural memory whose writes the hand-written backward passes can follow."""
+    """Returns whether the hand-written backward passes apply: the cell's memory is written in pairs alone."""
     return isinstance(cell, MemoryCell) and cell.memory.pairs_only
 
 
 def choose_checkpoints(steps: int) -> int | None:
-    """Steps between two checkpoints of the form "reversible" where "auto" chose it; None: no checkpoints."""
+    """Returns the steps between two checkpoints where "auto" chose the form "reversible"; None: no checkpoints."""
     least, every = _CHECKPOINTS.get(jax.default_backend(), (steps + 1, None))
     return every if steps >= least else None
 
 
-def choose_fold(cell: nnx.RNNCellBase) -> int:
-    """Steps after which factors are folded into dense weights."""
-    return _rows(cell, _FOLD_AT)
+def choose_fold(cell: Any) -> int:
+    """Returns the number of steps after which a `MemoryCell`'s factors are folded into dense weights."""
+    return _steps_for_rows(cell, _FOLD_AT)
 
 
 def keeps_dense_cotangent() -> bool:
-    """Whether the cotangent of weights that are folded every few steps is better kept as matrices.
+    """Returns whether the cotangent of factored weights is kept as matrices if the weights are folded.
 
-    It takes three times as many rows a step as the weights. On a CPU their bookkeeping costs more than the matrices.
+    Per step it grows by three times as many rows as the weights. On a CPU, a product with so many rows costs more than
+    the matrices do.
     """
     return jax.default_backend() == "cpu"
 
 
-def _rows(cell: nnx.RNNCellBase, parts: dict[str, float]) -> int:
-    """Steps that write a part of d rows, by backend."""
+def _steps_for_rows(cell: Any, fractions: dict[str, float]) -> int:
+    """Returns the steps in which a `MemoryCell` writes a fraction of d rows; the fraction depends on the backend."""
     width = max(max(w.shape) for w in cell.memory_params.get_value().weights)
-    return max(1, int(width * parts.get(jax.default_backend(), 1 / 2)) // cell.heads)
+    return max(1, int(width * fractions.get(jax.default_backend(), 1 / 2)) // cell.heads)

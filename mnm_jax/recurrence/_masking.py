@@ -1,24 +1,87 @@
-"""A choice for every example, in all leaves of a pytree."""
+"""The meaning of mask, reset and fork in one step, shared by all execution forms."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mnm_jax.memory import Pair
+
 Array = jax.Array
 
 
-def select(condition: Array, on_true: Any, on_false: Any) -> Any:
-    """Leaf by leaf `where`, with a condition `[B]` for leaves `[B, ...]`."""
+class Steps(NamedTuple):
+    """Inputs and flags of one step; or of a sequence, with a leading axis `T`. See `unroll` for their meaning.
 
-    def pick(a, b):
+    Attributes:
+      inputs: `[B, D]`.
+      mask: `[B]` bool, False = padding; None: no padding.
+      reset: `[B]` bool, True = a new sequence begins at this step; None: nowhere.
+      fork: `[B]` bool, True = the new carry is discarded after this step; None: nowhere.
+    """
+
+    inputs: Array
+    mask: Array | None = None
+    reset: Array | None = None
+    fork: Array | None = None
+
+    @property
+    def carried(self) -> Array | None:
+        """`[B]` bool: the examples whose new carry is passed to the next step; None: all of them."""
+        if self.fork is None:
+            return self.mask
+        return ~self.fork if self.mask is None else self.mask & ~self.fork
+
+    def enter(self, carry: Any, start: Any) -> tuple[Any, Array]:
+        """Returns the carry and the inputs that a step computes with.
+
+        Args:
+          carry: the carry of the step before.
+          start: the carry at the start of a sequence, for a batch of one; not used without resets.
+        """
+        if self.reset is not None:
+            carry = select(self.reset, start, carry)
+        # A masked input is replaced before it is used: a cotangent of zero times NaN would still be NaN.
+        return carry, self.inputs if self.mask is None else jnp.where(self.mask[:, None], self.inputs, 0)
+
+    def leave(self, new: Any, old: Any, outputs: Any) -> tuple[Any, Any]:
+        """Returns the carry and the outputs of a step.
+
+        Args:
+          new: the carry that the cell returned.
+          old: the carry that it was given.
+          outputs: the outputs that it returned.
+        """
+        carried = self.carried
+        if carried is not None:
+            new = select(carried, new, old)
+        if self.mask is not None:
+            outputs = select(self.mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
+        return new, outputs
+
+
+def check_steps(steps: Steps, *, time_major: bool = True) -> None:
+    """Raises a ValueError unless the inputs are `[T, B, D]` and the flags `[T, B]` bool."""
+    if steps.inputs.ndim != 3:
+        axes = "[T, B, D]" if time_major else "[B, T, D]"
+        raise ValueError(f"inputs must have shape {axes}, got {steps.inputs.shape}.")
+    expected = steps.inputs.shape[:2]
+    for name, flags in steps._asdict().items():
+        if name != "inputs" and flags is not None and (flags.shape != expected or flags.dtype != bool):
+            raise ValueError(f"{name} must be bool of shape {expected}, got {flags.dtype} of {flags.shape}.")
+
+
+def select(condition: Array, on_true: Any, on_false: Any) -> Any:
+    """Returns `where` leaf by leaf, with a condition `[B]` for leaves `[B, ...]`."""
+
+    def pick(a: Array, b: Array) -> Array:
         return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, on_true, on_false)
 
 
-def who_stays(keep: Array | None, fork: Array | None) -> Array | None:
-    """`[B]`: whose new carry goes on to the next step; None: everybody's."""
-    if fork is None:
-        return keep
-    return ~fork if keep is None else keep & ~fork
+def mask_pairs(pairs: tuple[Pair, ...], mask: Array | None) -> tuple[Pair, ...]:
+    """Returns pairs whose delta is zero for masked examples, so that their weights stay the same to the bit."""
+    if mask is None:
+        return pairs
+    return tuple(Pair(p.inputs, jnp.where(mask[:, None, None], p.delta, 0)) for p in pairs)

@@ -1,4 +1,4 @@
-"""Time: how a cell is run over a sequence."""
+"""Runs a cell over a sequence."""
 
 from typing import Any
 
@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.recurrence._checkpoints import scan_chunks
-from mnm_jax.recurrence._fast.adjoint import Inputs
-from mnm_jax.recurrence._fast.program import unroll_by_hand
+from mnm_jax.recurrence._fast.program import unroll_fast
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
-from mnm_jax.recurrence._masking import select, who_stays
+from mnm_jax.recurrence._masking import Steps, check_steps
 from mnm_jax.recurrence._protocol import MemoryCell
+from mnm_jax.recurrence._vary import vary_alike
 
 Array = jax.Array
 
@@ -26,80 +27,101 @@ def unroll(
     fork: Array | None = None,
     form: str = "auto",
     checkpoint_every: int | None = None,
+    time_major: bool = True,
 ) -> tuple[Any, Any]:
     """Runs a cell over time: `carry_t, y_t = cell(carry_{t-1}, x_t)`.
 
-    The carry goes in and comes out, so a long sequence may be run in several calls.
+    A long sequence may be run in several calls: the last carry of one is the first carry of the next.
 
     Args:
       cell: any `nnx.RNNCellBase` whose carry leaves are `[B, ...]`.
-      carry: where to start; None begins a new sequence, as `cell.initialize_carry((B, D))` does, and tells that all
-        examples share the memory they start from.
+      carry: the first carry; None begins a new sequence as `cell.initialize_carry((B, D))` does, and lets the fast
+        forms use that all examples share their initial memory.
       inputs: `[T, B, D]`.
-      mask: `[T, B]` bool; where it is False the carry passes unchanged, to the bit, the outputs are zero, and the
+      mask: `[T, B]` bool, False = padding: the carry is passed on unchanged, to the bit, the outputs are zero, and the
         inputs have no influence and get exactly zero gradient, whatever they hold (NaN included).
-      reset: `[T, B]` bool; where it is True a new sequence begins at this step, before its input is seen: episodes
-        packed one after the other give what separate runs give.
-      fork: `[T, B]` bool; where it is True the step is taken on a fork of the carry: its output is as ever, and the
-        carry passes on unchanged, to the bit. Questions asked in the middle of a story do not change what is known.
-      form: what the backward pass keeps of a cell with a neural memory; all give the same values and gradients.
-        "plain": the weights of every step, by autodiff; the only one for other cells, for forward-mode derivatives and
-        for derivatives of derivatives. "reversible": no weights, they are computed back from the last ones.
-        "factored": no weights are formed at all, only what was written is kept. "auto": see `choose_form`.
-      checkpoint_every: "plain", "reversible": keep the carry of every C-th step only, and compute the steps between
-        again in the backward pass: memory for T / C carries and what C steps keep, instead of what T steps keep, for
-        one more forward pass. It also stops rounding from growing in weights that are computed back. "factored": form
-        weights every C-th step, which bounds the cost of a step; None: every `choose_fold(cell)` steps.
+      reset: `[T, B]` bool, True = a new sequence begins at this step, before its input is seen. Episodes packed one
+        after the other give the same as separate runs.
+      fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the carry of the
+        step before is passed on unchanged, to the bit. So a question in the middle of a story leaves no trace.
+      form: what the backward pass keeps, for a cell with a neural memory. All forms return the same values and
+        gradients; only "plain" has forward-mode derivatives.
+
+        * "plain": the weights of every step, by autodiff; for other cells the only form.
+        * "reversible": no weights; they are computed back from the last ones.
+        * "factored": no weights are formed at all, only the writes are kept.
+        * "auto": see `choose_form`.
+      checkpoint_every: `C`. For "plain" and "reversible": keep the carry of every C-th step only and compute the steps
+        between again in the backward pass. That takes the memory of T / C carries and of C steps, instead of T steps,
+        for one more forward pass. It also keeps the rounding error of weights that are computed back from growing. For
+        "factored": form dense weights every C-th step, which bounds the cost of a step; None: every
+        `max(1, d / (8 H))` steps on a CPU and `max(1, d / (2 H))` elsewhere.
+      time_major: whether inputs, mask, reset, fork and outputs have the axes `[T, B, ...]`; if False, `[B, T, ...]`.
 
     Returns:
-      (the last carry, the outputs `[T, B, ...]`).
+      The last carry and the outputs `[T, B, ...]`.
 
     Raises:
       ValueError: for shapes that do not agree, an unknown form or one that the cell does not have, or
         `checkpoint_every` below 1.
-    """
-    if inputs.ndim != 3:
-        raise ValueError(f"inputs must have shape [T, B, D], got {inputs.shape}.")
-    for name, flags in [("mask", mask), ("reset", reset), ("fork", fork)]:
-        if flags is not None and (flags.shape != inputs.shape[:2] or flags.dtype != bool):
-            raise ValueError(f"{name} must be bool of shape {inputs.shape[:2]}, got {flags.dtype} of {flags.shape}.")
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be >= 1, got {checkpoint_every=}.")
 
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {FORMS}, got {form=}.")
+    Examples:
+      >>> from mnm_jax import MNMCell, local_memory, unroll
+      >>> cell = MNMCell(3, 8, local_memory(4, 4, hidden_sizes=()), out_features=2, rngs=nnx.Rngs(0))
+      >>> inputs = jnp.ones((6, 5, 3))                       # T = 6, B = 5, D = 3
+      >>> mask = jnp.arange(6)[:, None] < jnp.array([[6, 6, 4, 2, 1]])
+      >>> carry, outputs = unroll(cell, None, inputs, mask=mask)
+      >>> outputs.features.shape
+      (6, 5, 2)
+      >>> carry, more = unroll(cell, carry, inputs)          # continues the sequences
+      >>> carry.memory.weights[0].shape
+      (5, 4, 4)
+    """
+    check_choice("form", form, FORMS)
+    if checkpoint_every is not None:
+        check_sizes(checkpoint_every=checkpoint_every)
+    xs = Steps(inputs, mask, reset, fork)
+    check_steps(xs, time_major=time_major)
+    if not time_major:
+        xs = _swap_axes(xs)
+    cell, carry, xs = vary_alike((cell, carry, xs))
+
     if has_forms(cell):
-        chosen = choose_form(cell, inputs.shape[0], form=form, reset=reset is not None)
+        steps = xs.inputs.shape[0]
+        chosen = choose_form(cell, steps, form=form, reset=reset is not None)
         if checkpoint_every is None and chosen == "factored":
             checkpoint_every = choose_fold(cell)
         if checkpoint_every is None and (form, chosen) == ("auto", "reversible"):
-            checkpoint_every = choose_checkpoints(inputs.shape[0])
-        form = chosen
-        if form != "plain":
-            return unroll_by_hand(cell, carry, Inputs(inputs, mask, reset, fork), form, checkpoint_every)
+            checkpoint_every = choose_checkpoints(steps)
+        form = chosen if steps else "plain"
     elif form not in ("auto", "plain"):
         lacks = "has no memory"
         if isinstance(cell, MemoryCell):
             lacks = "has a memory that is not written in pairs alone, so not"
         raise ValueError(f"{type(cell).__name__} {lacks} to run in {form=}: use form='plain'.")
+    if form in ("auto", "plain"):
+        carry, outputs = _unroll_plain(cell, carry, xs, checkpoint_every)
+    else:
+        carry, outputs = unroll_fast(cell, carry, xs, form, checkpoint_every)
+    return carry, outputs if time_major else _swap_axes(outputs)
+
+
+def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: int | None) -> tuple[Any, Any]:
     if carry is None:
-        carry = cell.initialize_carry(inputs.shape[1:])
+        carry, _ = vary_alike((cell.initialize_carry(xs.inputs.shape[1:]), xs))
+    start = None if xs.reset is None else cell.initialize_carry((1, xs.inputs.shape[2]))
 
-    def step(carry, xs):
-        x, keep, fresh, aside = xs
-        if fresh is not None:
-            carry = select(fresh, cell.initialize_carry(x.shape), carry)
-        # A masked input is replaced before it is used: a gradient of zero times NaN would still be NaN.
-        new, outputs = cell(carry, x if keep is None else jnp.where(keep[:, None], x, 0))
-        stays = who_stays(keep, aside)
-        if stays is not None:
-            new = select(stays, new, carry)
-        if keep is not None:
-            outputs = select(keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
-        return new, outputs
+    def step(carry: Any, x: Steps) -> tuple[Any, Any]:
+        carry, inputs = x.enter(carry, start)
+        new, outputs = cell(carry, inputs)
+        return x.leave(new, carry, outputs)
 
-    xs = (inputs, mask, reset, fork)
-    if checkpoint_every is None:
+    if every is None:
         return jax.lax.scan(step, carry, xs)
     chunk = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs), prevent_cse=False)
-    return scan_chunks(chunk, carry, xs, checkpoint_every)
+    return scan_chunks(chunk, carry, xs, every)
+
+
+def _swap_axes(tree: Any) -> Any:
+    """Returns leaves `[T, B, ...]` for leaves `[B, T, ...]`, and the other way round."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

@@ -6,7 +6,7 @@ Shape letters: `T` time steps, `B` examples, `D` input features, `C` bits of an 
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,11 +125,11 @@ class BitTask(abc.ABC):
         sets = {"": self} | (self.wider() if split == "test" else {})
         return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 
-    def wider(self) -> dict[str, Self]:
+    def wider(self) -> dict[str, "BitTask"]:
         """Returns the settings that are evaluated at the end besides the trained one, by name."""
         return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
 
-    def with_length(self, length: int) -> Self:
+    def with_length(self, length: int) -> "BitTask":
         """Returns this task with sequences of one length."""
         return dataclasses.replace(self, length=length, shortest=length)
 

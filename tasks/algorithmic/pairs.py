@@ -1,7 +1,7 @@
 """Pairs: how many random pairs a memory recalls after one pass, and whether a new value replaces the old one."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -92,12 +92,12 @@ class Pairs(BitTask):
             mask=mask,
         )
 
-    def wider(self) -> dict[str, Self]:
+    def wider(self) -> dict[str, BitTask]:
         once = super().wider()
         twice = {f"overwriting={task.length}": task.with_length(2 * task.length) for task in once.values()}
         return once | {name: dataclasses.replace(task, overwriting=1) for name, task in twice.items()}
 
-    def with_length(self, length: int) -> Self:
+    def with_length(self, length: int) -> BitTask:
         return dataclasses.replace(self, length=length, shortest=length, overwriting=0)
 
     def token(self, row: np.ndarray) -> str:

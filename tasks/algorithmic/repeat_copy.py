@@ -1,7 +1,7 @@
 """Repeat copy: repeat a sequence of vectors a given number of times."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -88,12 +88,12 @@ class RepeatCopy(BitTask):
             mask=t <= end,
         )
 
-    def wider(self) -> dict[str, Self]:
+    def wider(self) -> dict[str, BitTask]:
         full = self.with_length(self.length)
         more = {f"repeats={r}": dataclasses.replace(full, repeats=r, fewest=r) for r in self.more_repeats}
         return super().wider() | more
 
-    def with_length(self, length: int) -> Self:
+    def with_length(self, length: int) -> BitTask:
         return dataclasses.replace(self, length=length, shortest=length, fewest=self.repeats)
 
     def token(self, row: np.ndarray) -> str:

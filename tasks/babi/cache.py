@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -33,32 +33,16 @@ class Options(NamedTuple):
     max_sentences_task3: int
 
 
-class Records(Protocol):
-    """Random access to readings by index."""
-
-    def __len__(self) -> int:
-        """Returns the number of readings."""
-        ...
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Returns one reading."""
-        ...
-
-    def __getitems__(self, indices: Sequence[int]) -> Sequence[Mapping[str, Any]]:
-        """Returns several readings."""
-        ...
-
-
 class Split(NamedTuple):
     """A split of the data set.
 
-    records: the readings.
+    records: random access to readings, by `__getitem__` and `__getitems__`.
     steps: number of rows of each record, `[N]`.
     questions: number of questions of each record, `[N]`.
     tasks: task of each record, `[N]`.
     """
 
-    records: Records
+    records: Sequence[Mapping[str, Any]]
     steps: np.ndarray
     questions: np.ndarray
     tasks: np.ndarray

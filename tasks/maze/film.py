@@ -7,7 +7,7 @@ Shape letter: `T` steps of the episode.
 
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def draw_film(episode: Episode, path: str | os.PathLike, title: str) -> None:
       path: the PNG file. It is written under another name and renamed when it is complete.
       title: the figure's title.
     """
-    mosaic: list[Any] = [[str(frame) for frame in range(_FRAMES)]]
+    mosaic = [[str(frame) for frame in range(_FRAMES)]]
     if episode.rate is not None:
         mosaic.append(["rate"] * _FRAMES)
     figure = Figure(figsize=(_WIDTH, 2.2 if episode.rate is None else 3.8), layout="constrained")

@@ -10,7 +10,7 @@ from mnm_jax import MNMCell, local_memory, unroll
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
 from mnm_jax.memory._storage.products import minus_outer
-from mnm_jax.memory._storage.transposed import Transposed
+from mnm_jax.memory._storage.transposed import TransposedState
 from mnm_jax.memory._types import Pair
 
 B, H, I, O, C = 3, 2, 5, 4, 4  # noqa: E741
@@ -24,14 +24,14 @@ def written(writes):
     return [(Pair(normal(10 + t, B, H, I), normal(20 + t, B, H, O)),) for t in range(writes)]
 
 
-def factored(shared=None, own=None, *, resets=False, fresh=False):
+def factored(shared=None, own=None, *, resets=False, was_reset=False):
     return FactoredState(
         shared,
         own,
         empty_pairs(((H, I, O),), B, C, jnp.float64),
         jnp.zeros((), jnp.int32),
         jnp.zeros(B, jnp.int32) if resets else None,
-        jnp.zeros(B, bool) if fresh else None,
+        jnp.zeros(B, bool) if was_reset else None,
     )
 
 
@@ -47,7 +47,7 @@ def assert_is(storage, weights, fold=True):
 def test_dense_and_transposed(x64):
     w = normal(0, B, I, O)
     dense = MemoryState((jnp.asarray(w),))
-    for storage in (dense, Transposed.of(dense)):
+    for storage in (dense, TransposedState.of(dense)):
         assert_is(storage, w, fold=False)
         (pair,) = written(1)[0]
         after = w - np.einsum("bhi,bho->bio", *pair)
@@ -76,14 +76,14 @@ def test_factored_reset_forgets_what_an_example_wrote(x64):
     shared, own = normal(0, I, O), normal(1, B, I, O)
     flags = np.array([True, False, True])
     a, b = written(2)
-    storage = factored((jnp.asarray(shared),), (jnp.asarray(own),), resets=True, fresh=True)
+    storage = factored((jnp.asarray(shared),), (jnp.asarray(own),), resets=True, was_reset=True)
     storage = storage.subtract(a).reset(flags).subtract(b)
     change = [np.einsum("bhi,bho->bio", *pairs[0]) for pairs in (a, b)]
     kept = own - change[0] - change[1]
     expected = np.where(flags[:, None, None], shared - change[1], kept)
     assert_is(storage, expected)
-    total = own.sum(0) - (change[0] + change[1]).sum(0)
-    np.testing.assert_allclose(storage.total()[0], total, atol=1e-12)
+    total = -(change[0] + change[1]).sum(0)
+    np.testing.assert_allclose(storage.sum_of_pairs()[0], total, atol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12, 40])

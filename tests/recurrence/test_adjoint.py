@@ -1,4 +1,4 @@
-"""What the forms are for: nothing of size d^2 is kept, and little is lost by computing weights back."""
+"""The fast forms keep nothing of size d^2 per step, and computing weights back adds little rounding error."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ T, B, D = 11, 3, 17
 
 
 def arrays(jaxpr, found=None):
-    """Shapes of everything that a program computes, loops and branches included."""
+    """Returns the shapes of all arrays that a program computes, in loops and branches too."""
     found = set() if found is None else found
     for equation in jaxpr.eqns:
         found.update(tuple(v.aval.shape) for v in equation.outvars)
@@ -35,7 +35,7 @@ def shapes_of_gradient(factory, form):
 
 
 @pytest.mark.parametrize("factory", [local_memory, gradient_memory])
-def test_what_each_form_keeps(factory):
+def test_which_forms_keep_dense_weights(factory):
     every_step, every_example = (T, B, D, D), (B, D, D)
     plain = shapes_of_gradient(factory, "plain")
     reversible = shapes_of_gradient(factory, "reversible")
@@ -43,13 +43,13 @@ def test_what_each_form_keeps(factory):
     assert every_example in plain
     assert every_example in reversible
     assert not any(shape[-3:] == every_example and shape[0] == T for shape in reversible)
-    # Folding into the last carry, which the loss does not see, is the one place where dense weights appear.
+    # Dense weights appear only where factors are folded into the last carry, which the loss does not use.
     assert not any(shape[-3:] == every_example and len(shape) > 3 for shape in factored)
     assert every_step not in factored
 
 
 def test_checkpoints_bound_the_memory_of_long_sequences():
-    """With C = 64 of T = 1,024 steps: 16 carries and what 64 steps keep, a small part of what 1,024 steps keep."""
+    """With C = 64 of T = 1,024 steps: 16 carries and what 64 steps keep, instead of what 1,024 steps keep."""
     cell = MNMCell(5, D, local_memory(D, D, hidden_sizes=(D,)), heads=2, rngs=nnx.Rngs(0))
 
     def temp_bytes(every):
@@ -67,8 +67,8 @@ def test_checkpoints_bound_the_memory_of_long_sequences():
 def test_drift_over_4096_steps_is_small(x64):
     """Weights computed back in single precision, in a system whose errors do not grow by themselves.
 
-    Measured, relative to the norm of the gradient: 9.5e-7 is what single precision costs the plain form; weights
-    computed back differ from it by 1.5e-6, anchored every 256 steps by 6e-7.
+    Measured, relative to the norm of the gradient: single precision costs the plain form 9.5e-7; with weights computed
+    back the gradient differs from the plain one by 1.5e-6, with a checkpoint every 256 steps by 6e-7.
     """
     steps, every = 4096, 256
 

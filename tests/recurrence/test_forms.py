@@ -1,13 +1,17 @@
-"""All execution forms compute one function: values and gradients, for every rule, option and way to run a cell."""
+"""All execution forms compute the same values and gradients, for every rule and option of the cell and of `unroll`."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 
-from mnm_jax import ChainCell, LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, LSTMCell, MNMCell, WriteOptions, choose_form, gradient_memory, local_memory, unroll
 from mnm_jax.recurrence._forms import choose_checkpoints
+from mnm_jax.recurrence._textbook import unroll_textbook
 
 T, B, D = 7, 3, 4
 SLOW = pytest.mark.slow  # one more case of what a quicker one covers
@@ -23,19 +27,24 @@ def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=Fals
 
 
 def everything(cell, form, *, fresh=True, **options):
-    """Carry and outputs, and the gradients of all of it in cell, first carry and inputs."""
+    """Returns carry and outputs, and the gradients of all of it in cell, first carry and inputs."""
+    run = unroll_textbook if form == "textbook" else functools.partial(unroll, form=form)
     x = jax.random.normal(jax.random.key(0), (T, B, cell.in_features), cell.dtype)
     carry = jax.jit(lambda: unroll(cell, None, x[:2], form="plain")[0])()
 
     def loss(cell, carry, x):
-        result = unroll(cell, None if fresh else carry, x, form=form, **options)
+        result = run(cell, None if fresh else carry, x, **options)
         return sum(jnp.sum(jnp.sin((i + 1) * leaf)) for i, leaf in enumerate(jax.tree.leaves(result))), result
 
     (_, result), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(cell, carry, x)
     return result, jax.tree.leaves(gradients)
 
 
-def assert_forms_agree(cell, forms=("factored", "reversible"), tolerance=1e-9, **options):
+def assert_forms_agree(cell, tolerance=1e-9, **options):
+    """The textbook form takes part, except with resets, which it does not have, and with checkpoints."""
+    forms = ("factored", "reversible")
+    if not {"reset", "checkpoint_every"} & set(options):
+        forms += ("textbook",)
     expected = everything(cell, "plain", **options)
     largest = max(np.abs(g).max() for g in expected[1])
     assert largest > 0.1
@@ -73,7 +82,7 @@ def test_the_chained_cell(rule, options, x64):
     assert_forms_agree(cell, **options)
 
 
-# The rules take turns: how steps are masked, forked and cut into chunks does not depend on what they write.
+# The rules alternate: masks, forks and chunks do not depend on the rule.
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
@@ -106,7 +115,7 @@ def test_masks_resets_chunks_and_a_carry(rule, options, x64):
     ],
 )
 def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, x64):
-    """Three stories told once with questions in between = each question after its story told anew; and nothing else."""
+    """A question on a fork gets the answer that it gets at the end of its story, and the carry is that without it."""
     cell = make(rule)
     x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
     carry, outputs = unroll(cell, None, x, fork=jnp.asarray(FORK), form=form)
@@ -129,8 +138,91 @@ def test_single_precision(rule, interaction):
     assert_forms_agree(make(rule, dtype=jnp.float32, interaction=interaction), tolerance=1e-4, mask=MASK)
 
 
+# MNM-g without a mask: at a zero key and value its third derivatives are NaN in every form.
+@pytest.mark.parametrize(("rule", "options"), [("local", {"mask": MASK[:4], "fork": FORK[:4]}), ("gradient", {})])
+def test_derivatives_of_derivatives(rule, options, x64):
+    """The gradient of a function of the gradient, in every form."""
+    cell = make(rule)
+    x = jax.random.normal(jax.random.key(0), (4, B, D), jnp.float64)
+
+    def mixed(tree):
+        return sum(jnp.sum(jnp.sin((i + 1) * leaf)) for i, leaf in enumerate(jax.tree.leaves(tree)))
+
+    def second(run):
+        first = jax.grad(lambda cell, x: mixed(run(cell, None, x, **options)), argnums=(0, 1))
+        return jax.tree.leaves(jax.jit(jax.grad(lambda cell, x: mixed(first(cell, x)), argnums=(0, 1)))(cell, x))
+
+    expected = second(functools.partial(unroll, form="plain"))
+    largest = max(np.abs(g).max() for g in expected)
+    assert np.isfinite(largest) and largest > 0.1
+    for run in (unroll_textbook, *(functools.partial(unroll, form=form) for form in ("reversible", "factored"))):
+        for a, b in zip(second(run), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8 * largest)
+
+
+@pytest.mark.parametrize(
+    ("form", "every"),
+    [("plain", None), ("factored", None), ("reversible", None), ("reversible", 3), ("factored", 3)],
+)
+def test_examples_may_be_divided_over_devices_by_shard_map(form, every, x64):
+    """With its default checks: value and gradient on two devices are those on one."""
+    graphdef, params = nnx.split(make("local"))
+    x = jax.random.normal(jax.random.key(0), (T, 4, D), jnp.float64)
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+
+    def loss(params, x):
+        _, outputs = unroll(nnx.merge(graphdef, params), None, x, form=form, checkpoint_every=every)
+        return jnp.mean(outputs.features**2) + jnp.mean(outputs.meta_loss)
+
+    divided = jax.shard_map(
+        jax.value_and_grad(lambda params, x: jax.lax.pmean(loss(params, x), "batch")),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, "batch")),
+        out_specs=PartitionSpec(),
+    )
+    expected = jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params, x))
+    for a, b in zip(jax.tree.leaves(jax.jit(divided)(params, x)), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", ["plain", "reversible"])
+def test_batch_major_sequences(form, x64):
+    """With the first two axes of all sequences swapped, the same carry, and the outputs with theirs swapped."""
+    cell = make("local")
+    x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
+    run = jax.jit(unroll, static_argnames=("form", "time_major"))
+    carry, outputs = run(cell, None, x, mask=jnp.asarray(MASK), fork=jnp.asarray(FORK), form=form)
+    swapped = run(
+        cell, None, jnp.swapaxes(x, 0, 1), mask=MASK.T.copy(), fork=FORK.T.copy(), form=form, time_major=False
+    )
+    for a, b in zip(jax.tree.leaves(carry), jax.tree.leaves(swapped[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(swapped[1]), strict=True):
+        np.testing.assert_array_equal(a, jnp.swapaxes(b, 0, 1))
+
+
+@pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
+def test_empty_sequences_and_batches(form, x64):
+    """No steps: the first carry, and gradients that are zero except in its path. No examples: empty results."""
+    cell = make("local")
+    start = cell.initialize_carry((B, D))
+
+    def run(cell, steps, batch):
+        carry, outputs = unroll(cell, None, jnp.ones((steps, batch, D)), form=form)
+        return jnp.sum(carry.memory.weights[0]) + jnp.sum(outputs.features), (carry, outputs)
+
+    gradient, (carry, outputs) = jax.jit(jax.grad(run, has_aux=True), static_argnums=(1, 2))(cell, 0, B)
+    jax.tree.map(np.testing.assert_array_equal, carry, start)
+    assert outputs.features.shape == (0, B, 9)
+    np.testing.assert_array_equal(gradient.memory_params.get_value().weights[0], np.full((4, 5), B))
+    np.testing.assert_array_equal(gradient.rate.kernel[...], 0)
+    gradient, (carry, outputs) = jax.jit(jax.grad(run, has_aux=True), static_argnums=(1, 2))(cell, 2, 0)
+    assert outputs.features.shape == (2, 0, 9) and carry.memory.weights[0].shape == (0, 4, 5)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
+
+
 def test_seeds_may_be_mapped(x64):
-    """`vmap` over cells gives each what it gets alone."""
+    """`vmap` over cells returns the gradient of each cell."""
     cells = [make("local"), jax.tree.map(lambda p: 0.9 * p, make("local"))]
     x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
     leaves, tree = zip(*map(jax.tree.flatten, cells), strict=True)
@@ -159,9 +251,19 @@ def test_auto_chooses_by_length_resets_and_cell():
     assert [choose_checkpoints(steps) for steps in (1023, 1024)] == [None, 256]
 
 
-def test_errors_name_the_form():
+def test_errors_name_the_argument_and_the_form():
     cell, x = LSTMCell(D, 4, rngs=nnx.Rngs(0)), jnp.zeros((T, B, D))
-    with pytest.raises(ValueError, match="form='fast'"):
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'factored', 'reversible', got 'fast'"):
         unroll(cell, None, x, form="fast")
     with pytest.raises(ValueError, match="LSTMCell has no memory to run in form='factored': use form='plain'"):
         unroll(cell, None, x, form="factored")
+    memory = local_memory(4, 3, hidden_sizes=(), options=WriteOptions(forget=True))
+    gated = MNMCell(D, 6, memory, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="MNMCell has a memory that is not written in pairs alone"):
+        unroll(gated, None, x, form="reversible")
+    with pytest.raises(ValueError, match=r"inputs must have shape \[B, T, D\], got \(3, 4\)"):
+        unroll(cell, None, x[0], time_major=False)
+    with pytest.raises(ValueError, match=r"mask must be bool of shape \(7, 3\), got float32 of \(7, 3\)"):
+        unroll(cell, None, x, mask=jnp.zeros((T, B)))
+    with pytest.raises(ValueError, match="checkpoint_every must be >= 1, got 0"):
+        unroll(cell, None, x, checkpoint_every=0)

@@ -143,16 +143,18 @@ def chunk(
         if layer < network.depth - 1:
             z = network.activation(z)
 
-    now, kept = [], []
+    ends = []
     for layer, (x, delta) in enumerate(pairs):
         end = _scaled(mixture.of_weights[:, -1], state.now[layer])
         end = end - _sum(x, mixture.of_writes[:, -1] * rate, delta).astype(end.dtype)
+        kept = None
         if momentum:
-            surprise_end = _scaled(mixture.kept_surprise, state.surprise[layer])
-            kept.append(surprise_end - _sum(x, mixture.kept_writes * rate, delta).astype(surprise_end.dtype))
+            kept = _scaled(mixture.kept_surprise, state.surprise[layer])
+            kept = kept - _sum(x, mixture.kept_writes * rate, delta).astype(kept.dtype)
             end = end + _scaled(mixture.of_surprise[:, -1], state.surprise[layer])
-        now.append(end)
-    return _unflatten((ChunkState(start=tuple(now), now=tuple(now), surprise=tuple(kept)), z), sizes)
+        ends.append((end, kept))
+    now, kept = zip(*ends, strict=True)
+    return _unflatten((ChunkState(start=now, now=now, surprise=kept if momentum else ()), z), sizes)
 
 
 def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tokens) -> tuple[ChunkState, Array]:

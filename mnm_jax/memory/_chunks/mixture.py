@@ -13,7 +13,7 @@ depend on the gates alone:
 Shape letters: `B` examples, `C` tokens of a chunk.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,10 @@ class Mixture(NamedTuple):
     """
 
     of_weights: Array
-    of_surprise: Any
+    of_surprise: Array | None
     of_writes: Array
-    kept_surprise: Any
-    kept_writes: Any
+    kept_surprise: Array | None
+    kept_writes: Array | None
 
     def before(self) -> "Mixture":
         """Returns the coefficients that each token finds: those of the token before it, and W_0 alone for the first."""
@@ -91,7 +91,6 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
             carry = g * weights, g[:, None] * writes + counts[:, None] * here
             return carry, carry
 
-        rows: tuple[Array, Array]
         _, rows = jax.lax.scan(forget, (one, none), (decay.T, gates.mask.T, here))
         weights, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
         return Mixture(

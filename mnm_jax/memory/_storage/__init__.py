@@ -1,0 +1,1 @@
+"""Storages of the fast weights: dense, factored, and either of them with its transpose kept."""

@@ -1,4 +1,4 @@
-"""Dense storage: every example carries its own weight matrices. The simplest form, and the reference."""
+"""Dense storage: every example carries its own weight matrices. The simplest storage, and the reference."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,17 @@ Array = jax.Array
 
 
 class MemoryState(NamedTuple):
-    """Fast weights phi_t of every example, one `[B, I, O]` a layer. A `Storage`."""
+    """The fast weights phi_t of every example. A `Storage`.
+
+    Attributes:
+      weights: one `[B, I, O]` per layer.
+    """
 
     weights: tuple[Array, ...]
 
     @property
     def batch_size(self) -> int:
+        """`B`."""
         return self.weights[0].shape[0]
 
     def product(self, layer: int, x: Array) -> Array:
@@ -37,10 +42,10 @@ class MemoryState(NamedTuple):
         return shared_times(x, kernel)
 
     def transpose(self) -> "MemoryState":
-        """W^T as the weights."""
+        """Returns the storage of W^T."""
         return MemoryState(tuple(jnp.swapaxes(w, 1, 2) for w in self.weights))
 
 
 def start(weights: tuple[Array, ...], batch_size: int) -> MemoryState:
-    """phi_0 for each of `batch_size` examples."""
+    """Returns phi_0 for each of `batch_size` examples."""
     return MemoryState(tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights))

@@ -1,10 +1,10 @@
-"""Factored storage: weights are never formed; what was written is kept as the factors it came in.
+"""Factored storage: the weights are never formed; the writes are kept as the factors in which they came.
 
     x W_t = x W_0 - sum_{s <= t} (x X_s^T) D_s
 
 with the pairs (X_s `[H, I]`, D_s `[H, O]`) of all writes so far. W_0 may be shared by the batch, so that its product
-is one large matrix product instead of B small ones. Cheaper than dense weights while few pairs are kept, and smaller:
-t H (I + O) numbers an example where dense weights take I O.
+is one large matrix product instead of B small ones. Factors are faster than dense weights while there are few pairs,
+and smaller: `t H (I + O)` numbers per example and layer, where dense weights take `I O`.
 """
 
 from typing import NamedTuple
@@ -21,11 +21,14 @@ Array = jax.Array
 class FactoredState(NamedTuple):
     """W_0 and the pairs written since. A `Storage`.
 
-    shared: W_0 of the whole batch, `[I, O]` a layer, or None. own: W_0 of every example, `[B, I, O]`, or None; with
-    neither W_0 is zero. fresh: `[B]` bool, who starts from `shared` where there are both kinds, or from zero where
-    there are only `own`; None: nobody.
-    pairs: buffers of C writes, `[B, C, H, I]` and `[B, C, H, O]` a layer. count: writes held, those before it are in
-    use. first: `[B]`, an example's first write that still counts; None: all do.
+    Attributes:
+      shared: W_0 of the whole batch, `[I, O]` per layer; or None.
+      own: W_0 of every example, `[B, I, O]` per layer; or None. With neither, W_0 is zero. With both, an example starts
+        from its own until its first reset, and then from the shared one.
+      pairs: buffers of C writes, `[B, C, H, I]` and `[B, C, H, O]` per layer.
+      count: scalar, the number of writes held; the buffers are filled from the front.
+      first: `[B]`, the first write that an example has made since its last reset; None: no resets.
+      was_reset: `[B]` bool, the examples that start from `shared` though there are `own` weights; None: no example.
     """
 
     shared: tuple[Array, ...] | None
@@ -33,22 +36,25 @@ class FactoredState(NamedTuple):
     pairs: tuple[Pair, ...]
     count: Array
     first: Array | None = None
-    fresh: Array | None = None
+    was_reset: Array | None = None
 
     @property
     def batch_size(self) -> int:
+        """`B`."""
         return self.pairs[0].inputs.shape[0]
 
     def product(self, layer: int, x: Array) -> Array:
+        """See `Storage`."""
         inputs, delta = self.pairs[layer]
         return self._apply(layer, x, inputs, delta, transposed=False)
 
     def product_transposed(self, layer: int, c: Array) -> Array:
+        """See `Storage`."""
         inputs, delta = self.pairs[layer]
         return self._apply(layer, c, delta, inputs, transposed=True)
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "FactoredState":
-        """Puts the pairs of one write into the buffers. More than C writes are the caller's mistake: see `fold`."""
+        """Puts the pairs of one write into the buffers. The caller ensures that they hold fewer than C writes."""
 
         def put(buffer: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(buffer, new[:, None], self.count, axis=1)
@@ -56,15 +62,16 @@ class FactoredState(NamedTuple):
         return self._replace(pairs=jax.tree.map(put, self.pairs, pairs), count=self.count + 1)
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
+        """See `Storage`."""
         return shared_times(x, kernel)
 
     def reset(self, flags: Array) -> "FactoredState":
-        """Back to `shared`, or to zero where there is none, for the flagged examples `[B]`; needs `first`."""
-        fresh = None if self.fresh is None else self.fresh | flags
-        return self._replace(first=jnp.where(flags, self.count, self.first), fresh=fresh)
+        """Returns W_0 to `shared`, or to zero without it, for the flagged examples `[B]`; needs `first`."""
+        was_reset = None if self.was_reset is None else self.was_reset | flags
+        return self._replace(first=jnp.where(flags, self.count, self.first), was_reset=was_reset)
 
     def pop(self) -> tuple["FactoredState", tuple[Pair, ...]]:
-        """The last write taken out again, and its pairs. The buffers stay as they are: the count moves back."""
+        """Returns the storage before the last write, and that write's pairs. The buffers stay: the count goes back."""
         last = self.count - 1
 
         def take(buffer: Array) -> Array:
@@ -72,12 +79,12 @@ class FactoredState(NamedTuple):
 
         return self._replace(count=last), jax.tree.map(take, self.pairs)
 
-    def since(self, first: Array | None, fresh: Array | None) -> "FactoredState":
-        """As it was at a step whose `first` and `fresh` these were."""
-        return self._replace(first=first, fresh=fresh)
+    def restore_resets(self, first: Array | None, was_reset: Array | None) -> "FactoredState":
+        """Returns the storage with the `first` and `was_reset` of an earlier step."""
+        return self._replace(first=first, was_reset=was_reset)
 
     def transpose(self) -> "FactoredState":
-        """W^T as the weights."""
+        """Returns the storage of W^T."""
         return self._replace(
             shared=None if self.shared is None else tuple(w.T for w in self.shared),
             own=None if self.own is None else tuple(jnp.swapaxes(w, 1, 2) for w in self.own),
@@ -85,73 +92,81 @@ class FactoredState(NamedTuple):
         )
 
     def fold(self) -> tuple[Array, ...]:
-        """W_t of every example as dense weights, `[B, I, O]` a layer."""
+        """Returns W_t of every example as dense weights, `[B, I, O]` per layer."""
         valid, dtype = self._valid(), self._dtype()
         folded = []
         for layer, (inputs, delta) in enumerate(self.pairs):
             rows = _rows(inputs * valid[..., None, None])
             written = jnp.einsum("bri,bro->bio", rows, _rows(delta), preferred_element_type=dtype)
             shared = 0 if self.shared is None else self.shared[layer][None]
-            if self.fresh is not None:
-                base = jnp.where(self.fresh[:, None, None], shared, self.own[layer])
+            if self.was_reset is not None:
+                base = jnp.where(self.was_reset[:, None, None], shared, self.own[layer])
             else:
                 base = shared if self.own is None else self.own[layer]
             folded.append(base - written)
         return tuple(folded)
 
-    def total(self) -> tuple[Array, ...]:
-        """The own weights minus all pairs in the buffers, summed over examples, whether they still count or not.
+    def sum_of_pairs(self) -> tuple[Array, ...]:
+        """Returns minus the sum of all pairs in the buffers over writes and examples, `[I, O]` per layer.
 
-        For the cotangent of W_0, to which every example adds in all its episodes: one large product a layer.
+        Resets are disregarded. It is the cotangent of a W_0 to which every example adds in each of its episodes: one
+        large product per layer.
         """
-        totals = []
-        for layer, (inputs, delta) in enumerate(self.pairs):
-            written = jnp.einsum("bchi,bcho->io", inputs, delta, preferred_element_type=self._dtype())
-            totals.append(-written if self.own is None else jnp.sum(self.own[layer], 0) - written)
-        return tuple(totals)
+        return tuple(
+            -jnp.einsum("bchi,bcho->io", inputs, delta, preferred_element_type=self._dtype())
+            for inputs, delta in self.pairs
+        )
 
     def _dtype(self) -> jnp.dtype:
-        """Of the weights; of the buffers where there are none, or float32 if these are of less."""
+        """Returns the dtype of the dense weights; without dense weights, that of the buffers, but at least float32."""
         weights = self.shared or self.own
         if weights:
             return weights[0].dtype
         dtype = self.pairs[0].inputs.dtype
-        return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+        return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
     def _valid(self) -> Array:
-        """`[B or 1, C]`: which of the writes in the buffers count, in the dtype of the buffers."""
+        """Returns one for the writes since the last reset, else zero, `[B or 1, C]`, in the dtype of the buffers."""
         write = jnp.arange(self.pairs[0].inputs.shape[1], dtype=jnp.int32)[None]
         valid = write < self.count
         if self.first is not None:
             valid = valid & (write >= self.first[:, None])
         return valid.astype(self.pairs[0].inputs.dtype)
 
-    def _apply(self, layer: int, x: Array, asked: Array, given: Array, *, transposed: bool) -> Array:
-        scores = jnp.einsum("bqi,bri->bqr", x, _rows(asked))
-        valid = jnp.repeat(self._valid(), asked.shape[2], axis=1, total_repeat_length=asked.shape[1] * asked.shape[2])
-        written = jnp.einsum("bqr,bro->bqo", scores * valid[:, None], _rows(given))
+    def _apply(self, layer: int, x: Array, left: Array, right: Array, *, transposed: bool) -> Array:
+        """Returns x W_0 - (x left^T) right, with W_0^T if transposed."""
+        scores = jnp.einsum("bqi,bri->bqr", x, _rows(left))
+        valid = jnp.repeat(self._valid(), left.shape[2], axis=1, total_repeat_length=left.shape[1] * left.shape[2])
+        written = jnp.einsum("bqr,bro->bqo", scores * valid[:, None], _rows(right))
         base = self._base(layer, x, transposed)
         return -written if base is None else base - written
 
     def _base(self, layer: int, x: Array, transposed: bool) -> Array | None:
+        """Returns x W_0, or x W_0^T if transposed; None if W_0 is zero."""
         shared = own = None
         if self.shared is not None:
             shared = jnp.einsum("bqo,io->bqi" if transposed else "bqi,io->bqo", x, self.shared[layer].astype(x.dtype))
         if self.own is not None:
             own = jnp.einsum("bqo,bio->bqi" if transposed else "bqi,bio->bqo", x, self.own[layer].astype(x.dtype))
-        if self.fresh is None:
+        if self.was_reset is None:
             return own if shared is None else shared
         if own is None:
             return shared
-        return jnp.where(self.fresh[:, None, None], 0 if shared is None else shared, own)
+        return jnp.where(self.was_reset[:, None, None], 0 if shared is None else shared, own)
 
 
-def empty_pairs(shapes: tuple[tuple[int, int, int], ...], batch_size: int, writes: int, dtype) -> tuple[Pair, ...]:
-    """Buffers for `writes` writes of (H, I, O) a layer."""
-    zeros = lambda *shape: jnp.zeros((batch_size, writes, *shape), dtype)  # noqa: E731
+def empty_pairs(
+    shapes: tuple[tuple[int, int, int], ...], batch_size: int, writes: int, dtype: jnp.dtype
+) -> tuple[Pair, ...]:
+    """Returns buffers for `writes` writes of `(H, I, O)` per layer."""
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros((batch_size, writes, *shape), dtype)
+
     return tuple(Pair(zeros(heads, fan_in), zeros(heads, fan_out)) for heads, fan_in, fan_out in shapes)
 
 
 def _rows(buffer: Array) -> Array:
     """`[B, C, H, F] -> [B, C H, F]`."""
-    return buffer.reshape(buffer.shape[0], -1, buffer.shape[3])
+    batch_size, writes, heads, features = buffer.shape
+    return buffer.reshape(batch_size, writes * heads, features)

@@ -1,4 +1,4 @@
-"""The inner products of a dense memory, in the layouts that are fast.
+"""The products of a dense memory, in the memory layouts that are fast.
 
 A product is computed in the dtype of the rows, which may be lower than that of the weights; weights keep theirs.
 
@@ -12,46 +12,45 @@ Array = jax.Array
 
 
 def times(x: Array, w: Array) -> Array:
-    """x W: `[B, H, I], [B, I, O] -> [B, H, O]`."""
+    """Returns x W: `[B, H, I], [B, I, O] -> [B, H, O]`."""
     return jnp.einsum("bhi,bio->bho", x, w.astype(x.dtype))
 
 
 def times_transposed(c: Array, w: Array) -> Array:
-    """c W^T: `[B, H, O], [B, I, O] -> [B, H, I]`. On a CPU half as fast as `times`."""
+    """Returns c W^T: `[B, H, O], [B, I, O] -> [B, H, I]`. On a CPU it takes twice the time of `times`."""
     return jnp.einsum("bho,bio->bhi", c, w.astype(c.dtype))
 
 
 def shared_times(x: Array, kernel: Array) -> Array:
-    """x M, with one M for all examples: `[B, H, I], [I, O] -> [B, H, O]`."""
+    """Returns x M, with one M for all examples: `[B, H, I], [I, O] -> [B, H, O]`."""
     return jnp.einsum("bhi,io->bho", x, kernel.astype(x.dtype))
 
 
-def mix_rows(shares: Array, rows: Array) -> Array:
-    """S^T X: `[B, Q, H], [B, Q, I] -> [B, H, I]`, for few rows."""
-    return jax.lax.platform_dependent(shares, rows, cpu=_mix_few, default=_mix_by_product)
+def mix_rows(scores: Array, rows: Array) -> Array:
+    """Returns S^T X: `[B, Q, H], [B, Q, I] -> [B, H, I]`, for few rows."""
+    return jax.lax.platform_dependent(scores, rows, cpu=_mix_few, default=_mix_by_product)
 
 
-def _mix_by_product(shares: Array, rows: Array) -> Array:
-    return jnp.einsum("bqh,bqi->bhi", shares, rows)
+def _mix_by_product(scores: Array, rows: Array) -> Array:
+    return jnp.einsum("bqh,bqi->bhi", scores, rows)
 
 
-def _mix_few(shares: Array, rows: Array) -> Array:
+def _mix_few(scores: Array, rows: Array) -> Array:
     # The CPU's product is naive in this layout; a sum of few terms becomes one loop.
     if rows.shape[1] > 16:
-        return _mix_by_product(shares, rows)
-    return sum(shares[:, q, :, None] * rows[:, q, None, :] for q in range(rows.shape[1]))
+        return _mix_by_product(scores, rows)
+    return sum(scores[:, q, :, None] * rows[:, q, None, :] for q in range(rows.shape[1]))
 
 
 def minus_outer(w: Array, x: Array, delta: Array) -> Array:
-    """W - sum_h x_h (x) delta_h: `[B, I, O], [B, H, I], [B, H, O] -> [B, I, O]`, in the dtype of W."""
+    """Returns W - sum_h x_h (x) delta_h: `[B, I, O], [B, H, I], [B, H, O] -> [B, I, O]`, in the dtype of W."""
     return _minus_outer(w, x.astype(w.dtype), delta.astype(w.dtype))
 
 
 @jax.custom_jvp
 def _minus_outer(w: Array, x: Array, delta: Array) -> Array:
-    """On a CPU, where the product would first be a matrix of its own, W is instead read and written in place, some rows
-    at a time. The loop keeps the compiler from computing the rows anew for every element of W that they meet.
-    """
+    # On a CPU the product would first be a matrix of its own. Instead W is read and written in place, for some rows at
+    # a time. Without the loop, the compiler would compute the rows again for every element of W that they meet.
     return jax.lax.platform_dependent(w, x, delta, cpu=_in_place, default=_by_product)
 
 
@@ -64,18 +63,22 @@ def _in_place(w: Array, x: Array, delta: Array) -> Array:
     if rows == 1 or rows > 32:
         return _by_product(w, x, delta)
     group = next(size for size in (4, 3, 2, 1) if rows % size == 0 and rows > size)
-    cut = lambda rows: [jnp.swapaxes(rows[:, k::group], 0, 1) for k in range(group)]  # noqa: E731
 
-    def step(w, some):
+    def split(rows: Array) -> list[Array]:
+        return [jnp.swapaxes(rows[:, k::group], 0, 1) for k in range(group)]
+
+    def step(w: Array, some: tuple[list[Array], list[Array]]) -> tuple[Array, None]:
         for a, b in zip(*some, strict=True):
             w = w - a[:, :, None] * b[:, None, :]
         return w, None
 
-    return jax.lax.scan(step, w, (cut(x), cut(delta)))[0]
+    return jax.lax.scan(step, w, (split(x), split(delta)))[0]
 
 
 @_minus_outer.defjvp
-def _minus_outer_jvp(primals, tangents):
+def _minus_outer_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
     # As products, not as sums: their transposes are products again.
     (w, x, delta), (dw, dx, ddelta) = primals, tangents
     change = jnp.einsum("bhi,bho->bio", dx, delta) + jnp.einsum("bhi,bho->bio", x, ddelta)

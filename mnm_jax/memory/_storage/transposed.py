@@ -1,4 +1,9 @@
-"""Any storage with its weights kept as W^T: for those who ask mostly for c W^T, which is then the fast product."""
+"""A storage of W that keeps W^T.
+
+Nearly all products of the backward pass are with W^T, and on a CPU `c W^T` takes twice as long as `x W`. Measured: the
+time of value and gradient without this storage is 1.07 to 1.22 times the time with it for one head, and 1.01 to 1.11
+times for four (form "reversible", batch 64, width 128, 3 layers, 32 and 128 steps, both rules, two CPU cores).
+"""
 
 from typing import NamedTuple
 
@@ -12,39 +17,49 @@ from mnm_jax.memory._types import Pair
 Array = jax.Array
 
 
-class Transposed(NamedTuple):
-    """turned: the storage of W^T. A `Storage` of W."""
+class TransposedState(NamedTuple):
+    """A `Storage` of W.
 
-    turned: MemoryState | FactoredState
+    Attributes:
+      transpose: the storage of W^T.
+    """
+
+    transpose: MemoryState | FactoredState
 
     @classmethod
-    def of(cls, storage: MemoryState | FactoredState) -> "Transposed":
+    def of(cls, storage: MemoryState | FactoredState) -> "TransposedState":
+        """Returns the same weights, kept as W^T."""
         return cls(storage.transpose())
 
     @property
     def batch_size(self) -> int:
-        return self.turned.batch_size
+        """`B`."""
+        return self.transpose.batch_size
 
     def product(self, layer: int, x: Array) -> Array:
-        return self.turned.product_transposed(layer, x)
+        """See `Storage`."""
+        return self.transpose.product_transposed(layer, x)
 
     def product_transposed(self, layer: int, c: Array) -> Array:
-        return self.turned.product(layer, c)
+        """See `Storage`."""
+        return self.transpose.product(layer, c)
 
-    def subtract(self, pairs: tuple[Pair, ...]) -> "Transposed":
-        return Transposed(self.turned.subtract(_swap(pairs)))
+    def subtract(self, pairs: tuple[Pair, ...]) -> "TransposedState":
+        """See `Storage`."""
+        return TransposedState(self.transpose.subtract(_swap(pairs)))
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
+        """See `Storage`."""
         return shared_times(x, kernel)
 
-    def pop(self) -> tuple["Transposed", tuple[Pair, ...]]:
+    def pop(self) -> tuple["TransposedState", tuple[Pair, ...]]:
         """See `FactoredState.pop`."""
-        turned, pairs = self.turned.pop()
-        return Transposed(turned), _swap(pairs)
+        transpose, pairs = self.transpose.pop()
+        return TransposedState(transpose), _swap(pairs)
 
-    def since(self, first: Array | None, fresh: Array | None) -> "Transposed":
-        """See `FactoredState.since`."""
-        return Transposed(self.turned.since(first, fresh))
+    def restore_resets(self, first: Array | None, was_reset: Array | None) -> "TransposedState":
+        """See `FactoredState.restore_resets`."""
+        return TransposedState(self.transpose.restore_resets(first, was_reset))
 
 
 def _swap(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:

@@ -1,17 +1,19 @@
-"""A run over time whose backward pass is derived by hand: no weights of a step are kept for it.
+"""A run over time whose backward pass is derived by hand and keeps no weights of the steps.
 
-Let W_t be the weights after step t, y = q W the products that a step asks for, and L_t = d loss / d W_t. Backwards,
+Let W_t be the weights after step t, q W the products that a step takes, y their results, and L_t the cotangent of W_t
+(a suffix `_ct` means cotangent). Backwards in time:
 
-    W_{t-1} = W_t + X_t^T D_t                                the write taken back
-    dX_t = - D_t L_t^T,   dD_t = - X_t L_t                   what the pairs of step t mean for all that came later
-    dq = dy W^T                                              through each product of step t, by `tape.Replay`
-    L_{t-1} = L_t + sum over products of q^T dy
+    W_{t-1} = W_t + X_t^T D_t                               the write is taken back
+    X_ct = - D_t L_t^T,   D_ct = - X_t L_t                  the effect of step t's pairs on all later steps
+    q_ct = y_ct W^T                                         through each product of step t, by `Replay`
+    L_{t-1} = L_t + sum over products of q^T y_ct
 
-W and L go through time side by side, each in a storage of its own: dense matrices, or factors, since L grows by outer
-products just as W does. Kept from the forward pass are small carries, the answers y and the pairs: O(T H d) numbers an
-example where plain autodiff keeps T d^2.
+W and L each have a storage of their own: dense matrices, or factors, since L grows by outer products as W does. From
+the forward pass are kept: small carries, the results y and the pairs, `O(T H d)` numbers per example, where plain
+autodiff keeps `T d^2`.
 
-Dense weights that are taken back differ from the ones of the forward pass by rounding; factors do not.
+Dense weights that are computed back differ by rounding from the weights of the forward pass; factors do not.
+`docs/derivation.md` derives all of it.
 """
 
 from collections.abc import Callable
@@ -20,268 +22,256 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
+from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
-from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
-from mnm_jax.memory._storage.transposed import Transposed
-from mnm_jax.memory._types import Pair, Storage
-from mnm_jax.recurrence._fast.tape import Answers, Log, Question, Recorder, Replay, growth
+from mnm_jax.memory._storage.factored import FactoredState
+from mnm_jax.memory._storage.transposed import TransposedState
+from mnm_jax.recurrence._fast.record import Log, Pairs, Product, Products, Recorder
+from mnm_jax.recurrence._fast.replay import Replay, growth
+from mnm_jax.recurrence._fast.states import (
+    Growth,
+    Start,
+    State,
+    Weights,
+    broadcast,
+    open_cotangent,
+    open_weights,
+    start_cotangent,
+)
+from mnm_jax.recurrence._masking import Steps
 
 Array = jax.Array
-Weights = tuple[Array, ...]
-
-
-class Start(NamedTuple):
-    """The weights that a run starts from. shared: `[I, O]` a layer, where a reset leads back to, and the start itself
-    if there are no own ones. own: `[B, I, O]` a layer. Either may be None."""
-
-    shared: Weights | None
-    own: Weights | None
-
-
-class Inputs(NamedTuple):
-    """inputs: `[T, B, D]`. keep, reset, fork: `[T, B]` bool or None."""
-
-    inputs: Array
-    keep: Array | None
-    reset: Array | None
-    fork: Array | None
 
 
 class Program(NamedTuple):
-    """step: `(theta, small, storage, Inputs of one step) -> (small, storage, outputs)`, pure.
-    factored: keep the weights as factors. dense_cotangent: but not their cotangent; needs own weights and no resets.
-    kernels: `(theta) -> [I, O] of every slow linear map` whose products the step logs, that of the rule last.
-    add_kernels: `(theta, {map: what to add to its kernel}) -> theta`."""
+    """A cell's step, and how its weights are kept. Static.
 
-    step: Callable
+    Attributes:
+      step: `(theta, small, storage, one step's Steps) -> (small, storage, outputs)`, a pure function; the storage is a
+        `Recorder` or a `Replay`.
+      factored: whether the weights are kept as factors.
+      dense_cotangent: whether their cotangent is kept as matrices; for factored weights this needs own weights at the
+        start, and no resets.
+      kernels: `(theta) -> kernels [I, O]` of the slow linear maps whose products the step logs, the rule's last.
+      add_kernels: `(theta, {map: what is added to its kernel}) -> theta`.
+    """
+
+    step: Callable[..., tuple[Any, Any, Any]]
     factored: bool
     dense_cotangent: bool
-    kernels: Callable
-    add_kernels: Callable
+    kernels: Callable[[Any], list[Array]]
+    add_kernels: Callable[[Any, dict[int, Array]], Any]
 
-    def turn(self, theta: Any) -> list[Array]:
-        """The kernels transposed, once for all steps, since a CPU is slow at it."""
-        return [jax.lax.stop_gradient(kernel.T) for kernel in self.kernels(theta)]
+    def transposed_kernels(self, theta: Any) -> list[Array]:
+        """Returns the transposed kernels: once for all steps, since transposing takes a CPU long."""
+        return [kernel.T for kernel in self.kernels(theta)]
 
 
 class _Shapes(NamedTuple):
-    """What a step asks for and writes, and how often; arrays are `ShapeDtypeStruct`s."""
+    """The products and writes of a step; arrays are `ShapeDtypeStruct`s.
 
-    questions: list[Question]
-    linear: list[int]
+    Attributes:
+      products: the products with the fast weights.
+      maps: the slow map of each product with one.
+      writes: how often the step writes.
+      operands: the operands of the products with the fast weights.
+      pairs: the pairs that it writes.
+    """
+
+    products: list[Product]
+    maps: list[int]
     writes: int
-    asked: list[Any]
-    pairs: tuple[Pair, ...]
+    operands: list[jax.ShapeDtypeStruct]
+    pairs: Pairs
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the rows."""
+        return self.pairs[0].inputs.dtype
+
+    def sizes(self, rows: list[int]) -> tuple[tuple[int, int, int], ...]:
+        """Returns (rows, I, O) of each layer."""
+        return tuple((n, p.inputs.shape[2], p.delta.shape[2]) for n, p in zip(rows, self.pairs, strict=True))
+
+    @property
+    def rows_written(self) -> list[int]:
+        """The rows that a step writes to each layer."""
+        return [p.inputs.shape[1] for p in self.pairs]
+
+    @property
+    def rows_multiplied(self) -> list[int]:
+        """The rows that a step multiplies with each layer, by which the cotangent of its weights grows."""
+        rows = [0] * len(self.pairs)
+        for product, operand in zip(self.products, self.operands, strict=True):
+            rows[product.layer] += operand.shape[1]
+        return rows
 
 
 class _Saved(NamedTuple):
-    """Of each step, for the backward pass. small: the carry before it. answers: what its products gave; all else that
-    happened in it follows from them. since: (first, fresh) of the factored storage, which change at a reset."""
+    """The state saved per step for the backward pass; everything else in the step follows from it.
+
+    Attributes:
+      small: the small carry before the step.
+      results: the results of its products.
+      resets: `first` and `was_reset` of factored storage, which change at a reset.
+    """
 
     small: Any
-    answers: Answers
-    since: tuple[Array | None, Array | None]
+    results: Products
+    resets: tuple[Array | None, Array | None]
 
 
-class _Pending(NamedTuple):
-    """What the cotangent of the weights is still to take up. rows: as `growth` gives them; reset: `[B]` or None."""
+def run(
+    program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
+) -> tuple[Any, Weights, Any]:
+    """Runs all steps. Differentiable in theta, small, start and inputs.
 
-    rows: tuple[Pair, ...]
-    reset: Array | None
+    Args:
+      program: the step.
+      theta: its parameters.
+      kernels: `program.transposed_kernels(theta)`, an argument so that several runs share it.
+      small: the first small carry.
+      start: the first weights.
+      xs: the sequence.
 
-    def add_to(self, of_weights: Storage) -> Storage:
-        of_weights = of_weights.subtract(self.rows)
-        return of_weights if self.reset is None else of_weights.reset(self.reset)
+    Returns:
+      The last small carry, the last weights `[B, I, O]` per layer, and the outputs `[T, ...]`.
+
+    Raises:
+      ValueError: for dense weights and a reset, over which they cannot be computed back.
+    """
+    if xs.reset is not None and not program.factored:
+        raise ValueError("dense weights cannot be computed back over a reset: use factors.")
+    small, last, outputs = _run(program, theta, kernels, small, start, xs)
+    if isinstance(last, MemoryState):
+        return small, last.weights, outputs
+    # Folded here, so that autodiff skips it if the loss does not use the last weights.
+    shared = start.shared if start.own is None or xs.reset is not None else None
+    return small, last._replace(shared=shared, own=start.own).fold(), outputs
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(
-    program: Program, theta: Any, turned: list[Array], small: Any, start: Start, xs: Inputs
-) -> tuple[Any, Weights, Any]:
-    """(small carry, own weights, outputs `[T, ...]`) after all steps. Differentiable in theta, small, start, inputs.
-
-    turned: `program.turn(theta)`, which the backward pass multiplies by; given so that several runs share it.
-
-    Raises:
-      ValueError: dense weights and a reset, over which they cannot be taken back.
-    """
-    del turned
-    return _forward(program, theta, small, start, xs)[0]
+def _run(
+    program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
+) -> tuple[Any, State, Any]:
+    return _run_forward(program, theta, kernels, small, start, xs)[0]
 
 
-def _forward(program: Program, theta: Any, small: Any, start: Start, xs: Inputs):
-    if xs.reset is not None and not program.factored:
-        raise ValueError("dense weights cannot be taken back over a reset: use factors.")
+def _run_forward(
+    program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
+) -> tuple[tuple[Any, State, Any], Any]:
     shapes = _shapes(program.step, theta, small, start, xs)
 
-    def body(carry, x: Inputs):
+    def body(carry: tuple[Any, State], x: Steps) -> tuple[tuple[Any, State], tuple[Any, _Saved]]:
         small, storage = carry
-        if x.reset is not None:
-            storage = storage.reset(x.reset)
+        resets: tuple[Array | None, Array | None] = (None, None)
+        if isinstance(storage, FactoredState):
+            storage = storage if x.reset is None else storage.reset(x.reset)
+            resets = (storage.first, storage.was_reset)
         log = Log()
-        late = program.factored and shapes.writes > 1
-        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.keep, x.fork, late), x)
-        since = (storage.first, storage.fresh) if program.factored else (None, None)
-        return (new, recorder.close()), (outputs, _Saved(small, Answers(log.memory.answers, log.maps.answers), since))
+        join_writes = program.factored and shapes.writes > 1
+        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.mask, x.fork, join_writes), x)
+        return (new, recorder.close()), (outputs, _Saved(small, log.results, resets))
 
-    storage = _open(program, shapes, start, xs)
+    storage = open_weights(start, program.factored, shapes.sizes(shapes.rows_written), shapes.dtype, xs)
     (small, storage), (outputs, saved) = jax.lax.scan(body, (small, storage), xs)
-    own = storage.fold() if program.factored else storage.weights
-    return (small, own, outputs), (saved, storage, shapes)
+    last = storage._replace(shared=None, own=None) if isinstance(storage, FactoredState) else storage
+    return (small, last, outputs), (theta, kernels, start, xs, saved, storage)
 
 
-def _run_forward(program: Program, theta: Any, turned: list[Array], small: Any, start: Start, xs: Inputs):
-    given = jax.tree.map(lambda leaf: leaf.value, (theta, turned, small, start, xs))
-    theta, turned, small, start, xs = given
-    result, (saved, storage, _) = _forward(program, theta, small, start, xs)
-    return result, (theta, turned, start, xs, saved, storage)
+def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    theta, kernels, start, xs, saved, storage = residuals
+    small_ct, last_ct, outputs_ct = cotangents
+    shapes = _shapes(program.step, theta, jax.tree.map(lambda x: x[0], saved.small), start, xs)
 
+    def body(carry: tuple[Any, ...], at_step: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        theta_ct, small_ct, weights, weights_ct, pending = carry
+        x, saved, outputs_ct, last_ct = at_step
+        # The growth of the step after this one is added here, where nothing reads the old cotangent any more, so that
+        # the compiler updates it in place. Added in its own step, value and gradient take 1.2 to 1.36 times as long for
+        # one head and 1.11 to 1.16 times for four.
+        weights_ct = pending.add_to(weights_ct)
+        probes = jax.tree.map(jnp.zeros_like, saved.results)
 
-def _run_backward(program: Program, residuals, cotangents):
-    theta, turned, start, xs, saved, storage = residuals
-    of_small, of_own, of_outputs = cotangents
-    of_small = jax.tree.map(_instantiate, of_small, is_leaf=_is_zero)
-    first_small = jax.tree.map(lambda x: x[0], saved.small)
-    shapes = _shapes(program.step, theta, first_small, start, xs)
-    # Outputs that the loss does not see cost nothing: their cotangents are zeros known as such.
-    of_outputs, tree = jax.tree.flatten(of_outputs, is_leaf=_is_zero)
-    seen = [not _is_zero(leaf) for leaf in of_outputs]
-    of_outputs = [leaf for leaf in of_outputs if not _is_zero(leaf)]
-
-    def body(carry, at_step):
-        of_theta, of_small, weights, of_weights, pending = carry
-        x, saved, of_outputs = at_step
-        # Growth waits for the next turn, where nobody reads the old cotangent any more: so it can grow in place.
-        of_weights = pending.add_to(of_weights)
-        probes = jax.tree.map(jnp.zeros_like, saved.answers)
-
-        def replayed(weights, theta, small, inputs, probes):
+        def replayed(
+            weights: Storage | None, theta: Any, small: Any, inputs: Array, probes: Products
+        ) -> tuple[tuple[Any, Any, Pairs], Products]:
             log = Log()
-            replay = Replay(weights, log, x.keep, x.fork, saved.answers, probes, turned)
+            replay = Replay(weights, log, x.mask, x.fork, saved.results, probes, kernels)
             small, _, outputs = program.step(theta, small, replay, x._replace(inputs=inputs))
-            outputs = [leaf for leaf, wanted in zip(tree.flatten_up_to(outputs), seen, strict=True) if wanted]
-            return (small, outputs, log.pairs), Answers(log.memory.asked, log.maps.asked)
+            return (small, outputs, log.pairs), log.operands
 
         if program.factored:
             weights, pairs = weights.pop()
-            weights = weights.since(*saved.since)
+            weights = weights.restore_resets(*saved.resets)
         else:
-            # What was written follows from the answers without any weights; the compiler joins this with the replay.
-            (_, _, pairs), _ = replayed(weights, theta, saved.small, x.inputs, probes)
+            # The pairs follow from the results without any weights; the compiler merges this with the replay below.
+            (_, _, pairs), _ = replayed(None, theta, saved.small, x.inputs, probes)
             weights = weights.subtract(tuple(Pair(p.inputs, -p.delta) for p in pairs))
-        of_pairs = tuple(
-            Pair(-of_weights.product_transposed(layer, p.delta), -of_weights.product(layer, p.inputs))
+        pairs_ct = tuple(
+            Pair(-weights_ct.product_transposed(layer, p.delta), -weights_ct.product(layer, p.inputs))
             for layer, p in enumerate(pairs)
         )
+        if last_ct is not None:
+            pairs_ct = jax.tree.map(jnp.add, pairs_ct, last_ct)
 
-        _, pull, asked = jax.vjp(partial(replayed, weights), theta, saved.small, x.inputs, probes, has_aux=True)
-        of_theta_now, of_small, of_inputs, of_answers = pull((of_small, of_outputs, of_pairs))
-        rows = growth(shapes.questions, asked.memory, of_answers.memory, len(pairs))
-        of_theta = jax.tree.map(jnp.add, of_theta, of_theta_now)
-        carry = (of_theta, of_small, weights, of_weights, _Pending(rows, x.reset))
-        return carry, (of_inputs, asked.maps, of_answers.maps)
+        operands: Products
+        _, vjp, operands = jax.vjp(partial(replayed, weights), theta, saved.small, x.inputs, probes, has_aux=True)
+        theta_ct_now, small_ct, inputs_ct, results_ct = vjp((small_ct, outputs_ct, pairs_ct))
+        rows = growth(shapes.products, operands.memory, results_ct.memory, len(pairs))
+        theta_ct = jax.tree.map(jnp.add, theta_ct, theta_ct_now)
+        carry = (theta_ct, small_ct, weights, weights_ct, Growth(rows, x.reset))
+        return carry, (inputs_ct, operands.maps, results_ct.maps)
 
-    storage = Transposed.of(storage)  # nearly all products of the backward pass are with W^T
-    of_theta = jax.tree.map(jnp.zeros_like, theta)
-    carry = (of_theta, of_small, storage, *_open_cotangent(program, shapes, of_own, xs))
-    carry, (of_inputs, asked, of_answers) = jax.lax.scan(body, carry, (xs, saved, of_outputs), reverse=True)
-    of_theta, of_small, _, of_weights, pending = carry
-    of_weights = pending.add_to(of_weights)
-    # The gradients of slow linear maps: one large product each, over all steps at once.
-    slow = program.kernels(theta)
-    kernels: dict[int, Array] = {}
-    for index, x, c in zip(shapes.linear, asked, of_answers, strict=True):
-        of_kernel = jnp.einsum("...i,...o->io", x, c, preferred_element_type=slow[index].dtype)
-        kernels[index] = kernels.get(index, 0) + of_kernel
-    of_theta = program.add_kernels(of_theta, kernels)
-    return of_theta, None, of_small, _of_start(start, of_weights, of_own), Inputs(of_inputs, None, None, None)
+    pairs_ct: Pairs | None = None
+    dense_ct: Weights | None = None
+    if isinstance(last_ct, MemoryState):
+        dense_ct = last_ct.weights
+    else:
+        pairs_ct = jax.tree.map(lambda buffer: jnp.moveaxis(buffer, 1, 0), last_ct.pairs)
+        dense_ct = tuple(map(jnp.zeros_like, start.own)) if program.dense_cotangent else None
+    cotangent = open_cotangent(dense_ct, shapes.sizes(shapes.rows_multiplied), shapes.dtype, xs)
+    carry = (jax.tree.map(jnp.zeros_like, theta), small_ct, TransposedState.of(storage), *cotangent)
+    carry, (inputs_ct, operands, results_ct) = jax.lax.scan(
+        body, carry, (xs, saved, outputs_ct, pairs_ct), reverse=True
+    )
+    theta_ct, small_ct, _, weights_ct, pending = carry
+    theta_ct = program.add_kernels(theta_ct, _kernel_cotangents(shapes, program.kernels(theta), operands, results_ct))
+    return theta_ct, None, small_ct, start_cotangent(start, pending.add_to(weights_ct)), Steps(inputs_ct)
 
 
-run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
+_run.defvjp(_run_forward, _run_backward)
 
 
-def _shapes(step: Callable, theta: Any, small: Any, start: Start, xs: Inputs) -> _Shapes:
-    """Traces one step for what it asks for, without computing anything."""
-    questions, linear, writes = [], [], []
+def _kernel_cotangents(
+    shapes: _Shapes, kernels: list[Array], operands: list[Array], results_ct: list[Array]
+) -> dict[int, Array]:
+    """Returns the cotangents of the slow maps' kernels: one large product per map, over all steps at once.
+
+    One product per step instead takes 1.23 to 1.33 times as long for one head and 1.05 to 1.19 times for four, value
+    and gradient.
+    """
+    cotangents: dict[int, Array] = {}
+    for index, x, ct in zip(shapes.maps, operands, results_ct, strict=True):
+        kernel_ct = jnp.einsum("...i,...o->io", x, ct, preferred_element_type=kernels[index].dtype)
+        cotangents[index] = cotangents.get(index, 0) + kernel_ct
+    return cotangents
+
+
+def _shapes(step: Callable[..., Any], theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
+    """Traces one step for its products and writes, without computing anything."""
+    logs: list[Log] = []
     own = start.own
     if own is None:
-        own = tuple(jax.ShapeDtypeStruct((xs.inputs.shape[1], *w.shape), w.dtype) for w in start.shared)
+        own = jax.eval_shape(partial(broadcast, batch_size=xs.inputs.shape[1]), start.shared or ())
 
-    def trace(theta, small, own, x):
+    def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[list[Array], Pairs]:
         log = Log()
-        step(theta, small, Recorder(MemoryState(own), log, x.keep, x.fork), x)
-        questions.extend(log.questions)
-        linear.extend(log.linear)
-        writes.append(log.writes)
-        return log.memory.asked, log.pairs
+        logs.append(log)
+        step(theta, small, Recorder(MemoryState(own), log, x.mask, x.fork), x)
+        return log.operands.memory, log.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    asked, pairs = jax.eval_shape(trace, theta, small, own, x)
-    return _Shapes(questions, linear, writes[0], asked, pairs)
-
-
-def _open(program: Program, shapes: _Shapes, start: Start, xs: Inputs) -> Storage:
-    steps, batch_size = xs.inputs.shape[:2]
-    if not program.factored:
-        return MemoryState(start.own if start.own is not None else _broadcast(start.shared, batch_size))
-    sizes = tuple((p.inputs.shape[1], p.inputs.shape[2], p.delta.shape[2]) for p in shapes.pairs)
-    return FactoredState(
-        start.shared if start.own is None or xs.reset is not None else None,
-        start.own,
-        empty_pairs(sizes, batch_size, steps, shapes.pairs[0].inputs.dtype),
-        jnp.zeros((), jnp.int32),
-        None if xs.reset is None else jnp.zeros(batch_size, jnp.int32),
-        None if xs.reset is None or start.own is None else jnp.zeros(batch_size, bool),
-    )
-
-
-def _open_cotangent(program: Program, shapes: _Shapes, of_own: Weights, xs: Inputs) -> tuple[Storage, _Pending]:
-    """L_T, and nothing to be added to it yet."""
-    steps, batch_size = xs.inputs.shape[:2]
-    rows = [0] * len(shapes.pairs)
-    for question, asked in zip(shapes.questions, shapes.asked, strict=True):
-        rows[question.layer] += asked.shape[1]
-    sizes = tuple((n, p.inputs.shape[2], p.delta.shape[2]) for n, p in zip(rows, shapes.pairs, strict=True))
-    dtype = shapes.pairs[0].inputs.dtype
-    nothing = jax.tree.map(lambda buffer: buffer[:, 0], empty_pairs(sizes, batch_size, 1, dtype))
-    pending = _Pending(nothing, None if xs.reset is None else jnp.zeros(batch_size, bool))
-    if program.dense_cotangent:
-        return MemoryState(tuple(map(_instantiate, of_own))), pending
-    own = None if all(map(_is_zero, of_own)) else tuple(map(_instantiate, of_own))
-    storage = FactoredState(
-        None,
-        own,
-        empty_pairs(sizes, batch_size, steps + 1, dtype),
-        jnp.zeros((), jnp.int32),
-        None if xs.reset is None else jnp.zeros(batch_size, jnp.int32),
-        None if xs.reset is None or own is None else jnp.zeros(batch_size, bool),
-    )
-    return storage, pending
-
-
-def _of_start(start: Start, of_weights: Storage, of_own: Weights) -> Start:
-    """L_0, summed over the batch where the batch shares W_0."""
-    if isinstance(of_weights, MemoryState):
-        if start.own is not None:
-            return Start(None if start.shared is None else tuple(map(jnp.zeros_like, start.shared)), of_weights.weights)
-        return Start(tuple(jnp.sum(w, 0) for w in of_weights.weights), None)
-    if start.own is None:
-        return Start(of_weights.total(), None)
-    own = of_weights.fold()
-    if start.shared is None:
-        return Start(None, own)
-    return Start(tuple(jnp.subtract(a, jnp.sum(b, 0)) for a, b in zip(of_weights.total(), own, strict=True)), own)
-
-
-def _broadcast(weights: Weights, batch_size: int) -> Weights:
-    return tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights)
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _instantiate(leaf: Any) -> Array:
-    return jnp.zeros(leaf.shape, leaf.dtype) if _is_zero(leaf) else leaf
+    operands, pairs = jax.eval_shape(trace, theta, small, own, x)
+    return _Shapes(logs[0].products, logs[0].maps, logs[0].writes, operands, pairs)

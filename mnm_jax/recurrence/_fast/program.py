@@ -1,90 +1,85 @@
-"""A cell with a neural memory, run by `adjoint.run`: the memory is taken out of the carry and goes beside it."""
+"""Runs a memory cell by `adjoint.run`, with the memory taken out of the carry."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mnm_jax.memory import MemoryState
-from mnm_jax.memory._types import Storage
+from mnm_jax.recurrence._carry import CarryLayout
 from mnm_jax.recurrence._checkpoints import scan_chunks
-from mnm_jax.recurrence._fast.adjoint import Inputs, Program, Start, run
-from mnm_jax.recurrence._fast.tape import RULE_MAP, Recorder, Replay
+from mnm_jax.recurrence._fast.adjoint import Program, run
+from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
+from mnm_jax.recurrence._fast.replay import Replay
+from mnm_jax.recurrence._fast.states import Start, Weights, broadcast
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
-from mnm_jax.recurrence._masking import select, who_stays
+from mnm_jax.recurrence._masking import Steps
+from mnm_jax.recurrence._vary import vary_alike
 
 Array = jax.Array
 
 
-class _Carry(NamedTuple):
-    """How a carry is put together: all leaves but the memory are small."""
+def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, every: int | None) -> tuple[Any, Any]:
+    """Runs a memory cell in the form "reversible" or "factored".
 
-    tree: Any
-    place: int
+    Args:
+      cell: a `MemoryCell` whose memory is written in pairs alone.
+      carry: the first carry, or None.
+      xs: the sequence, time first.
+      form: "reversible" or "factored".
+      every: steps between two sets of dense weights that are kept; None: one run over the whole sequence.
 
-    def split(self, carry: Any) -> tuple[list[Array], Storage]:
-        leaves = self.tree.flatten_up_to(carry)
-        return leaves[: self.place] + leaves[self.place + 1 :], leaves[self.place]
-
-    def join(self, small: list[Array], memory: Storage) -> Any:
-        return jax.tree.unflatten(self.tree, [*small[: self.place], memory, *small[self.place :]])
-
-
-def unroll_by_hand(cell: nnx.RNNCellBase, carry: Any | None, xs: Inputs, form: str, every: int | None):
-    """(the last carry, outputs) as `unroll` gives them; `every`: steps between two sets of weights that are kept."""
-    batch_size = xs.inputs.shape[1]
+    Returns:
+      The last carry and the outputs `[T, B, ...]`.
+    """
+    steps, batch_size = xs.inputs.shape[:2]
     begin = cell.initialize_carry((1, xs.inputs.shape[2]))
-    leaves, tree = jax.tree.flatten(begin, is_leaf=_is_memory)
-    shape = _Carry(tree, next(i for i, leaf in enumerate(leaves) if _is_memory(leaf)))
-    begin, memory = shape.split(begin)
+    layout = CarryLayout.of(begin)
+    begin, memory = vary_alike((layout.split(begin), xs))[0]
     shared = tuple(w[0] for w in memory.weights)
     if carry is None:
         small = [jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in begin]
         start = Start(shared, None)
     else:
-        small, memory = shape.split(carry)
+        small, memory = layout.split(carry)
         start = Start(None if xs.reset is None else shared, memory.weights)
     factored = form == "factored"
-    program = Program(_step(shape), factored, not factored, _kernels, _add_kernels)
     theta = (cell, begin)
-    turned = program.turn(theta)
-    if every is None or every >= xs.inputs.shape[0]:
-        small, own, outputs = run(program, theta, turned, small, start, xs)
-        return shape.join(small, MemoryState(own)), outputs
+    program = Program(_step(layout), factored, not factored, _kernels, _add_kernels)
+    kernels = program.transposed_kernels(theta)
+    if every is None or every >= steps:
+        small, own, outputs = run(program, theta, kernels, small, start, xs)
+        return layout.join(small, MemoryState(own)), outputs
 
-    own = start.own or tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in shared)
-    home = None if xs.reset is None else shared
+    own = start.own or broadcast(shared, batch_size)
     if factored and xs.reset is None and keeps_dense_cotangent():
         program = program._replace(dense_cotangent=True)
 
-    def chunk(carry, xs):
-        small, own, outputs = run(program, theta, turned, carry[0], Start(home, carry[1]), xs)
+    def chunk(carry: tuple[list[Array], Weights], xs: Steps) -> tuple[tuple[list[Array], Weights], Any]:
+        start = Start(None if xs.reset is None else shared, carry[1])
+        small, own, outputs = run(program, theta, kernels, carry[0], start, xs)
         return (small, own), outputs
 
     if not factored:
         chunk = jax.checkpoint(chunk, prevent_cse=False)  # what its steps keep is computed again, too
     (small, own), outputs = scan_chunks(chunk, (small, own), xs, every)
-    return shape.join(small, MemoryState(own)), outputs
+    return layout.join(small, MemoryState(own)), outputs
 
 
-def _step(shape: _Carry):
-    def step(theta: Any, small: list[Array], memory: Storage, x: Inputs):
+def _step(layout: CarryLayout) -> Callable[..., tuple[list[Array], Any, Any]]:
+    """Returns one step as `Program.step` describes it, with theta = (cell, small carry at the start of a sequence)."""
+
+    def step(theta: Any, small: list[Array], memory: Recorder | Replay, x: Steps) -> tuple[list[Array], Any, Any]:
         cell, begin = _copy(theta)
         for index, linear in enumerate(cell.linear_maps()):
             linear.dot_general = memory.dot_general(index)
-        if x.reset is not None:
-            small = select(x.reset, begin, small)
-        # A masked input is replaced before it is used: a gradient of zero times NaN would still be NaN.
-        inputs = x.inputs if x.keep is None else jnp.where(x.keep[:, None], x.inputs, 0)
-        carry, outputs = cell(shape.join(small, memory), inputs)
-        new, memory = shape.split(carry)
-        stays = who_stays(x.keep, x.fork)
-        if stays is not None:
-            new = select(stays, new, small)
-        if x.keep is not None:
-            outputs = select(x.keep, outputs, jax.tree.map(jnp.zeros_like, outputs))
-        return new, memory, outputs
+        small, inputs = x.enter(small, begin)
+        carry, outputs = cell(layout.join(small, memory), inputs)
+        new, written = layout.split(carry)
+        small, outputs = x.leave(new, small, outputs)
+        return small, written, outputs
 
     return step
 
@@ -110,9 +105,5 @@ def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
 
 
 def _copy(theta: Any) -> Any:
-    """Modules made at this trace level, which alone may be changed here."""
+    """Returns modules made at this trace level, the only ones that may be changed at it."""
     return jax.tree.map(lambda leaf: leaf, theta)
-
-
-def _is_memory(leaf: Any) -> bool:
-    return isinstance(leaf, MemoryState | Recorder | Replay)

@@ -1,0 +1,164 @@
+"""Records the products of one step with the memory's weights, and the pairs that the step writes.
+
+A step touches the fast weights only through products with them and through the pairs that it subtracts. So the
+backward pass can run a step again without any weights: the results of its products are known from the forward pass
+(`replay.py`), and its derivative takes one product with the transposed weights per product.
+
+Shape letters: `B` examples, `Q` rows of one product, `H` rows written, `I`/`O` a layer's inputs and outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory import Pair, Storage
+from mnm_jax.recurrence._masking import mask_pairs
+
+Array = jax.Array
+Pairs = tuple[Pair, ...]
+
+RULE_MAP = -1  # the slow map of the write rule, which is the last one of the kernels
+
+
+class Product(NamedTuple):
+    """A product with the fast weights: x W_l, or c W_l^T if transposed. Static."""
+
+    layer: int
+    transposed: bool
+
+
+class Products(NamedTuple):
+    """The products of one step in their order, or arrays of the same shapes.
+
+    Attributes:
+      memory: of the products with fast weights, `[B, Q, ...]` each.
+      maps: of the products with slow linear maps.
+    """
+
+    memory: list[Array]
+    maps: list[Array]
+
+
+class Log:
+    """The products and the writes of one step, in their order.
+
+    Attributes:
+      products: the products with the fast weights.
+      maps: the slow map of each product with one: its index in the cell's `linear_maps()`, or `RULE_MAP`.
+      operands: the left operands of all products.
+      results: the results of all products.
+      pairs: the pairs subtracted, `()` before the first write; zero for examples whose step is masked or forked.
+      visible: the pairs that the rest of the step sees; zero for examples whose step is masked.
+      writes: how often pairs were subtracted.
+    """
+
+    def __init__(self) -> None:
+        self.products: list[Product] = []
+        self.maps: list[int] = []
+        self.operands = Products([], [])
+        self.results = Products([], [])
+        self.pairs: Pairs = ()
+        self.visible: Pairs = ()
+        self.writes = 0
+
+    def add_product(self, product: Product, operand: Array, result: Array) -> Array:
+        """Logs a product with the fast weights and returns its result."""
+        self.products.append(product)
+        self.operands.memory.append(operand)
+        self.results.memory.append(result)
+        return result
+
+    def add_map(self, index: int, operand: Array, result: Array) -> Array:
+        """Logs a product with a slow map and returns its result."""
+        self.maps.append(index)
+        self.operands.maps.append(operand)
+        self.results.maps.append(result)
+        return result
+
+    def add_pairs(self, pairs: Pairs, mask: Array | None, fork: Array | None) -> tuple[Pairs, Pairs]:
+        """Logs a write and returns its pairs: those that the rest of the step sees, and those that are carried on."""
+        self.writes += 1
+        visible = mask_pairs(pairs, mask)
+        carried = visible if fork is None else mask_pairs(visible, ~fork)
+        self.pairs = join_pairs(self.pairs, carried)
+        self.visible = self.pairs if fork is None else join_pairs(self.visible, visible)
+        return visible, carried
+
+
+class Recorder(NamedTuple):
+    """A `Storage` that computes with another one and logs products and writes.
+
+    Attributes:
+      storage: the other storage.
+      log: the log of the step.
+      mask: `[B]` bool, False = nothing is written; None: no padding.
+      fork: `[B]` bool, True = only this step sees its writes; None: nowhere.
+      join_writes: whether all writes of the step go into the storage together, by `close`. Factored storage counts
+        steps by its writes.
+      outside: the pairs of this step that it sees and the storage does not hold.
+    """
+
+    storage: Storage
+    log: Log
+    mask: Array | None
+    fork: Array | None = None
+    join_writes: bool = False
+    outside: Pairs = ()
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return self.storage.batch_size
+
+    def product(self, layer: int, x: Array) -> Array:
+        """See `Storage`."""
+        result = self.storage.product(layer, x)
+        if self.outside:
+            result = result - _low_rank_product(x, *self.outside[layer])
+        return self.log.add_product(Product(layer, False), x, result)
+
+    def product_transposed(self, layer: int, c: Array) -> Array:
+        """See `Storage`."""
+        result = self.storage.product_transposed(layer, c)
+        if self.outside:
+            result = result - _low_rank_product(c, *self.outside[layer][::-1])
+        return self.log.add_product(Product(layer, True), c, result)
+
+    def dot_general(self, index: int) -> Callable[..., Array]:
+        """Returns the `lax.dot_general` of the slow map with this index."""
+
+        def logged(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+            return self.log.add_map(index, x, jax.lax.dot_general(x, kernel, *args, **kwargs))
+
+        return logged
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        """See `Storage`."""
+        return self.log.add_map(RULE_MAP, x, self.storage.slow_product(x, kernel))
+
+    def subtract(self, pairs: Pairs) -> "Recorder":
+        """See `Storage`."""
+        visible, carried = self.log.add_pairs(pairs, self.mask, self.fork)
+        if self.join_writes:
+            return self._replace(outside=join_pairs(self.outside, visible))
+        written = self._replace(storage=self.storage.subtract(carried))
+        if self.fork is None:
+            return written
+        # A write on a fork is never subtracted and added back, which would leave rounding errors in the weights.
+        return written._replace(outside=join_pairs(self.outside, mask_pairs(visible, self.fork)))
+
+    def close(self) -> Storage:
+        """Returns the storage after the step."""
+        return self.storage.subtract(self.log.pairs) if self.join_writes else self.storage
+
+
+def join_pairs(a: Pairs, b: Pairs) -> Pairs:
+    """Returns the rows of both, layer by layer; no pairs at all are `()`."""
+    return b if not a else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), a, b)
+
+
+def _low_rank_product(x: Array, inputs: Array, delta: Array) -> Array:
+    """x X^T D: `[B, Q, I] -> [B, Q, O]`."""
+    return jnp.einsum("bqh,bho->bqo", jnp.einsum("bqi,bhi->bqh", x, inputs), delta)

@@ -1,0 +1,150 @@
+"""Runs a step again in the backward pass, with the results of its products known and without its weights.
+
+Shape letters: `B` examples, `Q` rows of one product, `H` rows written, `I`/`O` a layer's inputs and outputs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory import Pair, Storage
+from mnm_jax.memory._storage.products import mix_rows
+from mnm_jax.recurrence._fast.record import RULE_MAP, Log, Pairs, Product, Products
+
+Array = jax.Array
+
+
+class Replay(NamedTuple):
+    """A `Storage` that returns known results, with the derivatives that products with the weights would have.
+
+    Attributes:
+      storage: the weights before the step, for the derivatives of the results; they are not differentiated themselves.
+        None: the results are constants of the step.
+      log: the log of the step.
+      mask: as in `Recorder`.
+      fork: as in `Recorder`.
+      results: the results of the forward pass.
+      probes: zeros that are added to the results; their cotangents are the cotangents of the results.
+      kernels: the kernels of the slow linear maps, transposed.
+    """
+
+    storage: Storage | None
+    log: Log
+    mask: Array | None
+    fork: Array | None
+    results: Products
+    probes: Products
+    kernels: list[Array]
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return self.results.memory[0].shape[0]
+
+    def product(self, layer: int, x: Array) -> Array:
+        """See `Storage`."""
+        return self._product(Product(layer, False), x)
+
+    def product_transposed(self, layer: int, c: Array) -> Array:
+        """See `Storage`."""
+        return self._product(Product(layer, True), c)
+
+    def dot_general(self, index: int) -> Callable[..., Array]:
+        """Returns the `lax.dot_general` of the slow map with this index."""
+
+        def replayed(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+            del kernel, args, kwargs  # the same as in the forward pass, which has made the result
+            return self._map(index, x)
+
+        return replayed
+
+    def slow_product(self, x: Array, kernel: Array) -> Array:
+        """See `Storage`."""
+        del kernel
+        return self._map(RULE_MAP, x)
+
+    def subtract(self, pairs: Pairs) -> "Replay":
+        """See `Storage`."""
+        self.log.add_pairs(pairs, self.mask, self.fork)
+        return self
+
+    def _map(self, index: int, x: Array) -> Array:
+        place = len(self.log.maps)
+        result = self.results.maps[place]
+        if self.storage is not None:
+            result = _known_map(x, self.kernels[index], result)
+        return self.log.add_map(index, x, result + self.probes.maps[place])
+
+    def _product(self, product: Product, x: Array) -> Array:
+        place = len(self.log.products)
+        result = self.results.memory[place]
+        if self.storage is not None:
+            written = self.log.visible[product.layer] if self.log.visible else None
+            result = _known_product(product, self.storage, x, written, result)
+        return self.log.add_product(product, x, result + self.probes.memory[place])
+
+
+def growth(products: list[Product], operands: list[Array], cotangents: list[Array], layers: int) -> Pairs:
+    """Returns what a step adds to the cotangent of the weights, q^T (cotangent of q W) for each product.
+
+    Args:
+      products: the products of the step.
+      operands: q of each.
+      cotangents: the cotangents of their results.
+      layers: the number of layers.
+
+    Returns:
+      One pair per layer, as `Storage.subtract` takes them.
+    """
+    rows: list[list[Pair]] = [[] for _ in range(layers)]
+    for product, x, ct in zip(products, operands, cotangents, strict=True):
+        rows[product.layer].append(Pair(ct, -x) if product.transposed else Pair(x, -ct))
+    return tuple(jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *layer) for layer in rows)
+
+
+@jax.custom_vjp
+def _known_map(x: Array, kernel_transposed: Array, result: Array) -> Array:
+    """result = x M. The cotangent of M is left to the end of the backward pass."""
+    del x, kernel_transposed
+    return result
+
+
+_known_map.defvjp(
+    lambda x, kernel_transposed, result: (result, kernel_transposed),
+    lambda kernel_transposed, ct: (ct @ kernel_transposed.astype(ct.dtype), None, None),
+)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _known_product(product: Product, storage: Storage, x: Array, written: Pair | None, result: Array) -> Array:
+    """result = x (W - X^T D), with W in `storage` and the pair (X, D) written earlier in the same step."""
+    del product, storage, x, written
+    return result
+
+
+def _known_product_forward(
+    product: Product, storage: Storage, x: Array, written: Pair | None, result: Array
+) -> tuple[Array, tuple]:
+    del product
+    return result, (storage, x, written)
+
+
+def _known_product_backward(product: Product, saved: tuple, ct: Array) -> tuple[None, Array, Pair | None, None]:
+    storage, x, written = saved
+    times_transpose = storage.product if product.transposed else storage.product_transposed
+    x_ct = times_transpose(product.layer, ct)
+    if written is None:
+        return None, x_ct, None, None
+    inputs, delta = written[::-1] if product.transposed else written
+    scores = jnp.einsum("bqi,bhi->bqh", x, inputs)
+    scores_ct = jnp.einsum("bqo,bho->bqh", ct, delta)
+    x_ct = x_ct - jnp.einsum("bqh,bhi->bqi", scores_ct, inputs)
+    inputs_ct = -mix_rows(scores_ct, x)
+    delta_ct = -mix_rows(scores, ct)
+    return None, x_ct, Pair(*((delta_ct, inputs_ct) if product.transposed else (inputs_ct, delta_ct))), None
+
+
+_known_product.defvjp(_known_product_forward, _known_product_backward)

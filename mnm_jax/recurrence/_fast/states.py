@@ -1,0 +1,105 @@
+"""The weights and their cotangent, at the two ends of a sequence."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax.memory._storage.dense import MemoryState
+from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
+from mnm_jax.recurrence._fast.record import Pairs
+from mnm_jax.recurrence._masking import Steps
+from mnm_jax.recurrence._vary import vary_alike
+
+Array = jax.Array
+Weights = tuple[Array, ...]
+State = MemoryState | FactoredState
+Sizes = tuple[tuple[int, int, int], ...]  # (rows per step, I, O) of each layer
+
+
+class Start(NamedTuple):
+    """The weights at the start of a run.
+
+    Attributes:
+      shared: `[I, O]` per layer, the weights after a reset, and the first ones without `own`; or None.
+      own: `[B, I, O]` per layer, or None.
+    """
+
+    shared: Weights | None
+    own: Weights | None
+
+
+class Growth(NamedTuple):
+    """The rows that one step adds to the cotangent of the weights, kept until the step before it adds them.
+
+    Attributes:
+      rows: one pair per layer, as `Storage.subtract` takes them.
+      reset: the step's reset flags `[B]`, or None.
+    """
+
+    rows: Pairs
+    reset: Array | None
+
+    def add_to(self, cotangent: State) -> State:
+        """Returns the cotangent of the weights before the step."""
+        cotangent = cotangent.subtract(self.rows)
+        if isinstance(cotangent, FactoredState) and self.reset is not None:
+            return cotangent.reset(self.reset)
+        return cotangent
+
+
+def open_weights(start: Start, factored: bool, sizes: Sizes, dtype: jnp.dtype, xs: Steps) -> State:
+    """Returns the storage of the first weights, with room for the writes of all steps if it is factored."""
+    steps, batch_size = xs.inputs.shape[:2]
+    if not factored:
+        return MemoryState(start.own or broadcast(start.shared or (), batch_size))
+    state = FactoredState(
+        start.shared if start.own is None or xs.reset is not None else None,
+        start.own,
+        empty_pairs(sizes, batch_size, steps, dtype),
+        jnp.zeros((), jnp.int32),
+        None if xs.reset is None else jnp.zeros(batch_size, jnp.int32),
+        None if xs.reset is None or start.own is None else jnp.zeros(batch_size, bool),
+    )
+    return vary_alike((state, xs))[0]
+
+
+def open_cotangent(dense: Weights | None, sizes: Sizes, dtype: jnp.dtype, xs: Steps) -> tuple[State, Growth]:
+    """Returns the cotangent of the last weights, and no growth.
+
+    Args:
+      dense: the cotangent as matrices; None: it is zero, and kept as factors.
+      sizes: the rows by which each layer's cotangent grows per step.
+      dtype: of the factors.
+      xs: the sequence.
+    """
+    steps, batch_size = xs.inputs.shape[:2]
+    nothing = jax.tree.map(lambda buffer: buffer[:, 0], empty_pairs(sizes, batch_size, 1, dtype))
+    growth = Growth(nothing, None if xs.reset is None else jnp.zeros(batch_size, bool))
+    if dense is not None:
+        cotangent: State = MemoryState(dense)
+    else:
+        first = None if xs.reset is None else jnp.zeros(batch_size, jnp.int32)
+        buffers = empty_pairs(sizes, batch_size, steps + 1, dtype)
+        cotangent = FactoredState(None, None, buffers, jnp.zeros((), jnp.int32), first)
+    return vary_alike((cotangent, growth, xs))[:2]
+
+
+def start_cotangent(start: Start, cotangent: State) -> Start:
+    """Returns the cotangent of the start, from the cotangent of the first weights."""
+    if isinstance(cotangent, MemoryState):
+        if start.own is None:
+            return Start(tuple(jnp.sum(w, 0) for w in cotangent.weights), None)
+        return Start(None if start.shared is None else tuple(map(jnp.zeros_like, start.shared)), cotangent.weights)
+    if start.own is None:
+        return Start(cotangent.sum_of_pairs(), None)
+    own = cotangent.fold()
+    if start.shared is None:
+        return Start(None, own)
+    # An episode that did not begin with the own weights began with the shared ones.
+    return Start(tuple(all_ - jnp.sum(w, 0) for all_, w in zip(cotangent.sum_of_pairs(), own, strict=True)), own)
+
+
+def broadcast(weights: Weights, batch_size: int) -> Weights:
+    """Returns shared weights `[I, O]` once per example, `[B, I, O]`."""
+    return tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights)

@@ -1,0 +1,31 @@
+"""Makes arrays vary over the same mesh axes, as loops under `jax.shard_map` with its default checks require."""
+
+from typing import Any, TypeVar
+
+import jax
+
+Tree = TypeVar("Tree")
+
+
+def vary_alike(tree: Tree) -> Tree:
+    """Returns the tree with every leaf varying over all manual mesh axes that any of its leaves varies over.
+
+    Without `jax.shard_map`, and with `check_vma=False`, that is the tree itself. A parameter that is the same on all
+    devices is cast once per sequence here; its gradient is then summed over devices once, not in every step.
+    """
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+    if not axes:
+        return tree
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - _varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    aval = jax.typeof(leaf)
+    if hasattr(aval, "vma"):  # the name of the attribute depends on the version of JAX
+        return aval.vma
+    return getattr(getattr(aval, "mat", None), "varying", frozenset())

@@ -1,0 +1,59 @@
+"""The textbook form by itself; `test_forms.py` compares it with the others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import MNMCell, WriteOptions, local_memory
+from mnm_jax.recurrence._textbook import unroll_textbook
+
+T, B, D = 5, 2, 3
+
+
+def cell(**options):
+    memory = local_memory(4, 4, hidden_sizes=(5,), options=WriteOptions(**options), param_dtype=jnp.float64)
+    return MNMCell(D, 6, memory, heads=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+
+def test_its_gradient_is_that_of_finite_differences(x64):
+    """Along random directions in the parameters, the first weights and the inputs, with several writes per step."""
+    model = cell(inner_steps=2)
+    carry = model.initialize_carry((B, D))
+    x = jax.random.normal(jax.random.key(0), (T, B, D))
+    mask = jnp.array([[True, True], [True, False], [True, True], [False, True], [True, True]])
+
+    @jax.jit
+    def loss(arguments):
+        model, carry, x = arguments
+        last, outputs = unroll_textbook(model, carry, x, mask=mask, fork=~mask[::-1])
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves((last, outputs)))
+
+    arguments = (model, carry, x)
+    gradient = jax.grad(loss)(arguments)
+    rng, step = np.random.default_rng(0), 1e-6
+    for _ in range(3):
+        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), arguments)
+        ahead, behind = (
+            loss(jax.tree.map(lambda leaf, along: leaf + sign * step * along, arguments, direction))  # noqa: B023
+            for sign in (1, -1)
+        )
+        expected = (ahead - behind) / (2 * step)
+        product = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+        np.testing.assert_allclose(product, expected, rtol=1e-6)
+
+
+def test_it_keeps_pairs_and_no_weights(x64):
+    """The residuals of a sequence hold the weights of one step, and no array `[T, B, d, d]`."""
+    model, x = cell(), jnp.zeros((T, B, D))
+    jaxpr = jax.make_jaxpr(lambda model, x: jax.vjp(lambda *args: unroll_textbook(args[0], None, args[1]), model, x)[1])
+    shapes = [aval.shape for aval in jaxpr(model, x).out_avals]
+    assert (T, B, 2, 4) in shapes and (T, B, 2, 5) in shapes  # the pairs
+    assert (B, 4, 5) in shapes  # the last weights
+    assert not any(shape[:2] == (T, B) and len(shape) == 4 and shape[2:] in ((4, 5), (5, 4)) for shape in shapes)
+
+
+def test_shapes_that_do_not_agree_are_named(x64):
+    with pytest.raises(ValueError, match=r"fork must be bool of shape \(5, 2\), got bool of \(2, 5\)"):
+        unroll_textbook(cell(), None, jnp.zeros((T, B, D)), fork=jnp.zeros((B, T), bool))
