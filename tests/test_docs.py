@@ -132,6 +132,12 @@ def test_equations_in_plain_text_become_latex(extension, text, latex):
     assert extension("equations").to_latex(text) == latex
 
 
+def test_only_several_equations_are_aligned(extension):
+    to_math = extension("equations").to_math
+    assert to_math(["a = b"]) == "a = b"
+    assert to_math(["a = b", "", "c <- d"]) == "a &= b \\\\\nc &\\leftarrow d"
+
+
 def test_code_and_drawings_are_no_equations(extension):
     is_equations = extension("equations").is_equations
     assert is_equations(["h_t = tanh(A x_t)", "read over slots"])

@@ -27,7 +27,8 @@ def is_equations(lines: list[str]) -> bool:
 
 def to_math(lines: list[str]) -> str:
     """Returns a block of equations as LaTeX, aligned at each line's first equals sign."""
-    return " \\\\\n".join(to_latex(line) for line in lines if line.strip())
+    rows = [to_latex(line) for line in lines if line.strip()]
+    return " \\\\\n".join(rows) if len(rows) > 1 else re.sub(r"(?<!\\)&", "", rows[0])
 
 
 def to_latex(line: str) -> str:
