@@ -1,9 +1,9 @@
 """The cell against numbers of independent PyTorch programs, in float64; the README beside the files describes them.
 
-The folder comes from MNM_GOLDEN_DIR (default `../shared/golden`, relative to the project). It holds `mnm_p_*.npz`, and
-`equations/mnm_g_*.npz`, whose inner gradient is the one that the paper's equations state: write keys and values count
-as constants. The files `mnm_g_*.npz` beside `mnm_p_*.npz` hold another derivative, that of one autograd graph through
-all steps, which the library does not compute.
+The folder comes from MNM_GOLDEN_DIR (default `../shared/golden`, relative to the project; its folder `equations` works
+too). It holds `mnm_p_*.npz`, and `equations/mnm_g_*.npz`, whose inner gradient is the one that the paper's equations
+state: write keys and values count as constants. The files `mnm_g_*.npz` beside `mnm_p_*.npz` hold another derivative,
+that of one autograd graph through all steps, which the library does not compute.
 """
 
 import os
@@ -19,7 +19,11 @@ from mnm_jax import MNMCell, gradient_memory, local_memory, unroll
 from mnm_jax.memory import MemoryParams, TargetMaps
 
 FOLDER = pathlib.Path(os.environ.get("MNM_GOLDEN_DIR", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
-FILES = [*sorted(FOLDER.glob("mnm_p_*.npz")), *sorted(FOLDER.glob("equations/mnm_*.npz"))]
+EQUATIONS = FOLDER / "equations"
+FILES = [
+    *sorted(FOLDER.glob("mnm_p_*.npz")),
+    *sorted((EQUATIONS if EQUATIONS.is_dir() else FOLDER).glob("mnm_g_*.npz")),
+]
 RELATIVE = 1e-9
 
 

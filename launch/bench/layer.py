@@ -44,7 +44,7 @@ def layer(
     The pass "forward" computes the outputs, "training" value and gradient of their mean square. The form "steps" is a
     scan over `NeuralMemoryLayer.step`, differentiated by JAX; "chunks" is `NeuralMemoryLayer.__call__`; "maps" is what
     both compute besides the memory: the linear maps to keys, values and queries and to the output. Heads have keys and
-    values of 64 features. Every form divides the batch over the same devices, as many as divide it.
+    values of 64 features. Every form divides the batch over the same devices: the largest number that divides it.
 
     Args:
       devices: to run on.

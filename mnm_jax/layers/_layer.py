@@ -43,7 +43,7 @@ class NeuralMemoryLayer(nnx.Module):
         k = W_k x,  v = W_v x,  q = W_q x,  r, alpha, m = sigmoid(W x + b)                              per head
         phi_t = write(phi_{t-1}; k_t, v_t, r_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
 
-    Nothing that is read goes back into what is written, so a chunk of tokens is a few matrix products. `__call__` runs
+    Writes do not depend on earlier reads, so a chunk of tokens is a few matrix products. `__call__` runs
     over a sequence, `step` over one token; they compute the same function. With a convolution, k, v and q are weighted
     sums over the last n tokens (Yang et al., NeurIPS 2024). The memory decides the rule, the normalisation of the keys
     and the gates: alpha with `WriteOptions(forget=True)`, 2% per token at first, and m with `momentum=True`.
@@ -59,7 +59,7 @@ class NeuralMemoryLayer(nnx.Module):
                         momentum=True))`; "sum" is the derivative of the sum of squares, twice that of Titans' loss
     ==================  =============================================================================================
 
-    In a memory of several layers a token's hidden activations are those of the weights at the chunk's beginning, and
+    In a memory of several layers a token's hidden activations follow from the weights at the chunk's beginning, and
     the gradient rule takes its whole step there: `chunk` is then part of the model. For a memory of one layer it is a
     setting of speed alone.
 
@@ -70,9 +70,9 @@ class NeuralMemoryLayer(nnx.Module):
       heads: number of memories `H`.
       chunk: number of tokens that are processed at once.
       convolution: number of tokens `n` that keys, values and queries depend on, their own among them; 1 for none.
-      dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. The memory keeps its fast
-        weights in its own `param_dtype`.
-      param_dtype: dtype of the layer's parameters, except those of the memory.
+      dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Fast weights keep the dtype
+        of the memory's parameters.
+      param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.
       rngs: random keys.
 
     Raises:
@@ -123,10 +123,8 @@ class NeuralMemoryLayer(nnx.Module):
         taps = ShortConvolution(vectors, convolution, param_dtype=param_dtype, rngs=rngs) if convolution > 1 else None
         self.convolution = nnx.data(taps)
         self.to_gates = linear(features, heads * (1 + len(memory.gates)))
-        if "forget" in memory.gates:
-            biases = self.to_gates.bias.get_value().reshape(heads, -1)
-            biases = biases.at[:, 1 + memory.gates.index("forget")].set(FORGET_LITTLE)
-            self.to_gates.bias.set_value(biases.reshape(-1))
+        biases = [FORGET_LITTLE if name == "forget" else 0.0 for name in ("rate", *memory.gates)]
+        self.to_gates.bias = nnx.Param(jnp.tile(jnp.asarray(biases, param_dtype), heads))
         self.to_output = linear(heads * memory.value_size, features, use_bias=False)
 
     def initialize_carry(self, input_shape: tuple[int, ...]) -> LayerCarry:
@@ -236,9 +234,11 @@ class NeuralMemoryLayer(nnx.Module):
         return memory, jnp.concatenate(answers)
 
     def _vectors(self, window: Array | None, inputs: Array, mask: Array | None) -> tuple[Array | None, Array]:
-        """Returns the new window, and keys, values and queries side by side, `[T, B, H (2 K + V)]`."""
+        """Returns the new window, and keys, values and queries joined, `[T, B, H (2 K + V)]`."""
         vectors = self.to_vectors(inputs)
-        return (window, vectors) if self.convolution is None else self.convolution(window, vectors, mask)
+        if self.convolution is None or window is None:
+            return None, vectors
+        return self.convolution(window, vectors, mask)
 
     def _gates(self, inputs: Array, mask: Array | None) -> Gates:
         """Returns the gates of inputs `[T, B, D]`, leaves `[B, H, T]`."""

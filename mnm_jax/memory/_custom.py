@@ -16,7 +16,7 @@ from mnm_jax.memory._types import MemoryParams, WriteInfo
 
 Array = jax.Array
 
-# "paper" averages over heads and features, which a loss of the user's own does by itself if it is to be done.
+# "paper" averages over heads and features; here the loss itself decides that.
 _STEP_SIZES = tuple(step_size for step_size in STEP_SIZES if step_size != "paper")
 
 
@@ -177,7 +177,7 @@ class CustomMemory(Memory):
         size, gradient = jax.value_and_grad(lambda w: self.loss(self._answers(w, keys), values))(weights)
         if self.step_size == "sum":
             return gradient
-        square = sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient))
+        square = jnp.sum(jnp.stack([jnp.sum(g * g) for g in jax.tree.leaves(gradient)]))
         scale = 2 * size.astype(square.dtype) / (square + self.epsilon)
         return jax.tree.map(lambda g: scale.astype(g.dtype) * g, gradient)
 

@@ -3,6 +3,7 @@
 Shape letter: `B` examples.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -97,7 +98,8 @@ def bound(norm: Array, max_norm: float) -> Array:
 
 def norm(tree: Any) -> Array:
     """Returns the norm `[B]` of all leaves `[B, ...]` together."""
-    return safe_root(sum(jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)))
+    squares = [jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)]
+    return safe_root(functools.reduce(jnp.add, squares))
 
 
 def distance(a: GatedState, b: GatedState) -> Array:

@@ -89,7 +89,7 @@ class Memory(abc.ABC):
           The new state, measures of the write, and the values read `[B, R, V]` from the new state.
 
         Raises:
-          ValueError: for shapes that do not agree, or gates other than those of `gates`.
+          ValueError: for shapes that do not agree, or gates that differ from `gates`.
         """
 
     def write(

@@ -17,7 +17,7 @@ FORGET_LITTLE = -4.0  # initial bias of a forget gate, for cells and layers: 2% 
 
 
 class WriteOptions(NamedTuple):
-    """How a memory is written, beyond its rule; all off by default.
+    """The options of a write besides its rule; all off by default.
 
     With G_t the rule's change at rate one (phi_t = phi_{t-1} - beta_t G_t is the paper's write), in this order:
 

@@ -4,6 +4,7 @@ Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -98,10 +99,10 @@ class PairMemory(Memory):
         check_write(self, state.batch_size, keys, values, rate, read_keys, gates)
         how = self.options
         keys, read_keys = normalise(keys, how.key_norm), normalise(read_keys, how.key_norm)
-        old, predicted, written = state, None, []
+        old, predicted, written = state, [], []
         for inner in range(how.inner_steps):
             full, answer = self.rule.pairs(self.network, params.targets, _storage(state), keys, values)
-            predicted = answer if predicted is None else predicted
+            predicted.append(answer)
             if how.max_norm is not None:
                 full = _scale(full, bound(_norm(full), how.max_norm))
             if self.pairs_only:
@@ -113,7 +114,10 @@ class PairMemory(Memory):
         answers = self._answers(state, jnp.concatenate([keys, read_keys], 1))
         kept, read = jnp.split(answers, [keys.shape[1]], axis=1)
         size = _norm(_join(written)) if self.pairs_only else distance(state, old)
-        return state, WriteInfo(mean_square(predicted - values), mean_square(kept - values), size), read
+        info = WriteInfo(
+            loss_before=mean_square(predicted[0] - values), loss_after=mean_square(kept - values), update_norm=size
+        )
+        return state, info, read
 
     def _answers(self, state: Any, keys: Array) -> Array:
         """Returns f(k; phi) of keys that are normalised already."""
@@ -143,4 +147,5 @@ def _join(written: list[Pairs]) -> Pairs:
 
 def _norm(pairs: Pairs) -> Array:
     """Returns |X^T D|_F over all layers, `[B]`, by the Gram matrices: |X^T D|^2 = sum (X X^T) * (D D^T)."""
-    return safe_root(sum(jnp.sum(gram(p.inputs) * gram(p.delta), axis=(1, 2)) for p in pairs))
+    squares = [jnp.sum(gram(p.inputs) * gram(p.delta), axis=(1, 2)) for p in pairs]
+    return safe_root(functools.reduce(jnp.add, squares))

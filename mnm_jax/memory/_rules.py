@@ -90,7 +90,7 @@ class ErrorRule(Rule):
 
 
 class SnapshotRule(Rule):
-    """A rule whose pairs, within a chunk of `NeuralMemoryLayer`, are those of the weights at the chunk's beginning."""
+    """A rule whose pairs, within a chunk of `NeuralMemoryLayer`, follow from the weights at the chunk's beginning."""
 
     @abc.abstractmethod
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:

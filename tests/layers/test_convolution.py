@@ -18,7 +18,7 @@ def make(taps=3):
 
 
 def by_numpy(kernel, inputs):
-    """Of one example `[T, F]`."""
+    """Returns the outputs of one example `[T, F]`."""
     sums = np.zeros_like(inputs)
     for t in range(len(inputs)):
         for j in range(min(len(kernel), t + 1)):

@@ -1,4 +1,4 @@
-"""The interface: memories with equal settings are equal, and a memory of one's own needs the abstract methods alone."""
+"""The interface: memories with equal settings are equal, and a user's memory needs the abstract methods alone."""
 
 import pickle
 

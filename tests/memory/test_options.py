@@ -1,4 +1,4 @@
-"""What came after the paper: each option against the paper's memory, numpy or optax, and all of them in a cell."""
+"""Options of a write: each one against the paper's memory, numpy or optax, and all of them in a cell."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A write rule of one's own: Oja's rule against numpy and in every execution form, the library's rules as functions."""
+"""A user's write rule: Oja's rule against numpy and in every execution form, the library's rules as functions."""
 
 import jax
 import jax.numpy as jnp

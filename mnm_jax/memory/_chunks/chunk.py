@@ -1,4 +1,4 @@
-"""Writes and reads of a whole chunk of tokens at once, if keys and values do not depend on what is read.
+"""Writes and reads of a whole chunk of tokens at once, for keys and values that do not depend on earlier reads.
 
 Each token is a write with one head. The rule gives the pairs, and the coefficients of `mixture` say how much of each
 write is in the weights after each token, so all reads of a chunk are products of matrices:
@@ -64,9 +64,13 @@ class ChunkState(NamedTuple):
 
 
 class _Errors(NamedTuple):
-    """What the errors of one layer need of the chunk's beginning: `delta = scale (x W_now - wanted)`.
+    """The terms of one layer's deltas, `scale (x W_now - wanted)`, that the weights at the chunk's beginning decide.
 
-    inputs: x, `[N, C, I]`; answers: x W_start, `[N, C, O]`; wanted: `[N, C, O]`; scale: `[N, C, 1]`.
+    Attributes:
+      inputs: x, `[N, C, I]`.
+      answers: x W_start, `[N, C, O]`.
+      wanted: `[N, C, O]`.
+      scale: `[N, C, 1]`.
     """
 
     inputs: Array
@@ -121,14 +125,15 @@ def chunk(
     Returns:
       The state at the chunk's end, whose `start` is that end, and the answers `[B, H, C, V]`, each after its write.
     """
-    network, momentum, sizes = memory.network, memory.options.momentum, tokens.keys.shape[:2]
+    network, sizes = memory.network, tokens.keys.shape[:2]
     targets = _targets(memory, params, state, tokens)
     state, tokens, mixture, targets = _flatten((state, tokens, mixture, targets))
-    rate, surprise = tokens.gates.rate, state.surprise if momentum else (None,) * network.depth
+    rate, shares = tokens.gates.rate, mixture.surprise
     if isinstance(memory.rule, ErrorRule):
         errors = _errors(memory, memory.rule, state.start, tokens.keys, targets)
         before = mixture.before()
-        pairs = tuple(_solve(error, s, rate, before) for error, s in zip(errors, surprise, strict=True))
+        surprises = state.surprise or (None,) * network.depth
+        pairs = tuple(_solve(error, s, rate, before) for error, s in zip(errors, surprises, strict=True))
     else:
         pairs = _snapshot_pairs(memory, state.start, tokens)
 
@@ -136,25 +141,24 @@ def chunk(
     z = tokens.queries
     for layer, (x, delta) in enumerate(pairs):
         y = network.layer_inputs(z)
-        z = mixture.of_weights[..., None] * times(y, state.now[layer])
+        z = mixture.of_start[..., None] * times(y, state.now[layer])
         z = z - (weighted * (y @ jnp.swapaxes(x, 1, 2))) @ delta
-        if momentum:
-            z = z + mixture.of_surprise[..., None] * times(y, state.surprise[layer])
+        if shares is not None:
+            z = z + shares.of_start[..., None] * times(y, state.surprise[layer])
         if layer < network.depth - 1:
             z = network.activation(z)
 
-    ends = []
+    now, surprise = [], []
     for layer, (x, delta) in enumerate(pairs):
-        end = _scaled(mixture.of_weights[:, -1], state.now[layer])
+        end = _scaled(mixture.of_start[:, -1], state.now[layer])
         end = end - _sum(x, mixture.of_writes[:, -1] * rate, delta).astype(end.dtype)
-        kept = None
-        if momentum:
-            kept = _scaled(mixture.kept_surprise, state.surprise[layer])
-            kept = kept - _sum(x, mixture.kept_writes * rate, delta).astype(kept.dtype)
-            end = end + _scaled(mixture.of_surprise[:, -1], state.surprise[layer])
-        ends.append((end, kept))
-    now, kept = zip(*ends, strict=True)
-    return _unflatten((ChunkState(start=now, now=now, surprise=kept if momentum else ()), z), sizes)
+        if shares is not None:
+            end = end + _scaled(shares.of_start[:, -1], state.surprise[layer])
+            kept = _scaled(shares.end_of_start, state.surprise[layer])
+            surprise.append(kept - _sum(x, shares.end_of_writes * rate, delta).astype(kept.dtype))
+        now.append(end)
+    end_state = ChunkState(start=tuple(now), now=tuple(now), surprise=tuple(surprise))
+    return _unflatten((end_state, z), sizes)
 
 
 def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tokens) -> tuple[ChunkState, Array]:
@@ -230,9 +234,9 @@ def _solve(errors: _Errors, surprise: Array | None, rate: Array, before: Mixture
     ones on the diagonal.
     """
     x, answers, wanted, scale = errors
-    known = before.of_weights[..., None] * answers - wanted
-    if surprise is not None:
-        known = known + before.of_surprise[..., None] * times(x, surprise)
+    known = before.of_start[..., None] * answers - wanted
+    if surprise is not None and before.surprise is not None:
+        known = known + before.surprise.of_start[..., None] * times(x, surprise)
     coupling = before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (rate[..., None] * scale)[:, None, :, 0]
     return Pair(x, scale * solve_unit_lower(coupling, known))
 

@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 class Gates(NamedTuple):
-    """How far tokens are written, `[...]` each.
+    """The gates of tokens, `[...]` each.
 
     Attributes:
       rate: write rate r.
@@ -43,31 +43,43 @@ class Gates(NamedTuple):
         return Gates(rate=rate, decay=decay, momentum=momentum, mask=self.mask)
 
 
+class SurpriseShares(NamedTuple):
+    """The coefficients that momentum adds.
+
+    Attributes:
+      of_start: P, the share of S_0 in W_t, `[B, C]`.
+      end_of_start: the share of S_0 in S at the chunk's end, `[B]`.
+      end_of_writes: the share of each write in S at the chunk's end, `[B, C]`.
+    """
+
+    of_start: Array
+    end_of_start: Array
+    end_of_writes: Array
+
+
 class Mixture(NamedTuple):
     """The coefficients of a chunk.
 
     Attributes:
-      of_weights: G, the share of W_0 in W_t, `[B, C]`.
-      of_surprise: P, the share of S_0 in W_t, `[B, C]`; None without momentum.
+      of_start: G, the share of W_0 in W_t, `[B, C]`.
       of_writes: A, the share of write s in W_t, `[B, C, C]`.
-      kept_surprise: the share of S_0 in S at the chunk's end, `[B]`; None without momentum.
-      kept_writes: the share of each write in S at the chunk's end, `[B, C]`; None without momentum.
+      surprise: the coefficients that momentum adds; None without momentum.
     """
 
-    of_weights: Array
-    of_surprise: Array | None
+    of_start: Array
     of_writes: Array
-    kept_surprise: Array | None
-    kept_writes: Array | None
+    surprise: SurpriseShares | None
 
     def before(self) -> "Mixture":
-        """Returns the coefficients that each token finds: those of the token before it, and W_0 alone for the first."""
-        first = jnp.ones_like(self.of_weights[:, :1])
-        surprise = self.of_surprise
-        return self._replace(
-            of_weights=jnp.concatenate([first, self.of_weights[:, :-1]], 1),
-            of_surprise=None if surprise is None else jnp.concatenate([0 * first, surprise[:, :-1]], 1),
+        """Returns the coefficients of the weights that each token finds: W_0 alone for the first token."""
+        first = jnp.ones_like(self.of_start[:, :1])
+        surprise = self.surprise
+        if surprise is not None:
+            surprise = surprise._replace(of_start=jnp.concatenate([0 * first, surprise.of_start[:, :-1]], 1))
+        return Mixture(
+            of_start=jnp.concatenate([first, self.of_start[:, :-1]], 1),
             of_writes=jnp.concatenate([jnp.zeros_like(self.of_writes[:, :1]), self.of_writes[:, :-1]], 1),
+            surprise=surprise,
         )
 
 
@@ -78,26 +90,18 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
       gates: `[B, C]` each.
       momentum: whether there is momentum.
     """
-    decay = gates.decay
-    batch, size = decay.shape
-    zero, one = jnp.zeros((batch,), decay.dtype), jnp.ones((batch,), decay.dtype)
-    none = jnp.zeros((batch, size), decay.dtype)
-    here = jnp.broadcast_to(jnp.eye(size, dtype=decay.dtype)[:, None], (size, batch, size))
-    if not momentum:
+    batch, size = gates.decay.shape
+    zero, one = jnp.zeros((batch,), gates.decay.dtype), jnp.ones((batch,), gates.decay.dtype)
+    none = jnp.zeros((batch, size), gates.decay.dtype)
+    here = jnp.broadcast_to(jnp.eye(size, dtype=gates.decay.dtype)[:, None], (size, batch, size))
 
-        def forget(carry: tuple, now: tuple) -> tuple:
-            weights, writes = carry
-            g, counts, here = now
-            carry = g * weights, g[:, None] * writes + counts[:, None] * here
-            return carry, carry
+    def plain(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
+        weights, writes = carry
+        g, counts, here = now
+        carry = g * weights, g[:, None] * writes + counts[:, None] * here
+        return carry, carry
 
-        _, rows = jax.lax.scan(forget, (one, none), (decay.T, gates.mask.T, here))
-        weights, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
-        return Mixture(
-            of_weights=weights, of_surprise=None, of_writes=writes, kept_surprise=None, kept_writes=None
-        )
-
-    def step(carry: tuple, now: tuple) -> tuple:
+    def with_momentum(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
         weights, surprise, writes, kept, kept_writes = carry
         g, m, counts, here = now
         kept, kept_writes = m * kept, m[:, None] * kept_writes + here
@@ -105,8 +109,11 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
         writes = g[:, None] * writes + counts[:, None] * kept_writes
         return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
 
-    last, rows = jax.lax.scan(step, (one, zero, none, one, none), (decay.T, gates.momentum.T, gates.mask.T, here))
-    weights, surprise, writes = (jnp.moveaxis(row, 0, 1) for row in rows)
-    return Mixture(
-        of_weights=weights, of_surprise=surprise, of_writes=writes, kept_surprise=last[3], kept_writes=last[4]
+    if not momentum:
+        _, (weights, writes) = jax.lax.scan(plain, (one, none), (gates.decay.T, gates.mask.T, here))
+        return Mixture(of_start=jnp.moveaxis(weights, 0, 1), of_writes=jnp.moveaxis(writes, 0, 1), surprise=None)
+    (*_, kept, kept_writes), (weights, surprise, writes) = jax.lax.scan(
+        with_momentum, (one, zero, none, one, none), (gates.decay.T, gates.momentum.T, gates.mask.T, here)
     )
+    shares = SurpriseShares(of_start=jnp.moveaxis(surprise, 0, 1), end_of_start=kept, end_of_writes=kept_writes)
+    return Mixture(of_start=jnp.moveaxis(weights, 0, 1), of_writes=jnp.moveaxis(writes, 0, 1), surprise=shares)

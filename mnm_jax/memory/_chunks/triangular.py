@@ -17,7 +17,7 @@ def solve_unit_lower(below: Array, right: Array) -> Array:
     It multiplies by the inverse, which derivatives of all orders (by the implicit function theorem) need again.
 
     Args:
-      below: `[B, C, C]`; what is on or above the diagonal does not matter.
+      below: `[B, C, C]`; elements on or above the diagonal do not matter.
       right: R, `[B, C, O]`.
     """
     below = jnp.tril(below, -1)
