@@ -28,7 +28,7 @@ def init_mlp(key):
 
 @pytest.mark.parametrize(("step", "theirs", "heads"), [("sum", "sum", 3), ("normalised", "normalised", 1)])
 def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
-    """For one head the step of Polyak is the normalised one: both are sums of squares, except for the place of epsilon."""
+    """For one head the step of Polyak is the normalised one, except for the place of epsilon."""
     own = custom_memory(K, V, init=init_mlp, apply=mlp, step_size=step, epsilon=0.0)
     ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.0, param_dtype=jnp.float64)
     params = own.init(jax.random.key(0))
