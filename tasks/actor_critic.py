@@ -35,11 +35,12 @@ class Agent(Protocol):
 class Played(NamedTuple):
     """The course of a batch of episodes: the targets of a played batch.
 
-    actions: action of each step, `[T, B]` integers.
-    rewards: reward r_t of each step, `[T, B]`.
-    returns: return R_t from each step on, `[T, B]`.
-    baseline: value V_t that returns are compared with, `[T, B]`; a constant for the gradient.
-    states: state of the environment before each action, leaves `[T, B, ...]`.
+    Attributes:
+      actions: action of each step, `[T, B]` integers.
+      rewards: reward r_t of each step, `[T, B]`.
+      returns: return R_t from each step on, `[T, B]`.
+      baseline: value V_t that returns are compared with, `[T, B]`; a constant for the gradient.
+      states: state of the environment before each action, leaves `[T, B, ...]`.
     """
 
     actions: Array

@@ -107,10 +107,10 @@ class Dictionary:
         dictionary = jax.random.permutation(dictionary_key, LETTERS)
         # Letters of the support and of the queries; a line is a string and its translation.
         support_letters, query_letters = self.length * self.support, self.length * self.queries
-        length = self.length
+        length: int | Array = self.length
         if self.mixed:
             length = jax.random.randint(jax.random.fold_in(key, 0), (), 1, self.length + 1)
-        pairs = support_letters // length
+        pairs: int | Array = support_letters // length
         lines = pairs + query_letters // length
         if self.mixed:
             most = lines - jnp.maximum(query_letters // 2 // length, 1)

@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+TASKS = {"tasks.babi.task", "tasks.maze.task"} | {
+    f"tasks.algorithmic.{name}"
+    for name in ("associative_recall", "copy", "double_copy", "pairs", "priority_sort", "repeat_copy")
+}
 PACKAGES = ("mnm_jax", "tasks", "launch")
-KNOWN = {"mnm_jax.memory._build", "tasks.dictionary"}
+KNOWN = {"mnm_jax.memory._build", "tasks.dictionary", *TASKS}
 
 
 def modules():

@@ -3,9 +3,11 @@
     python -m examples.language_model --model=memory --workdir=runs/language/memory [--seed=0] [--steps=1500]
     python -m examples.language_model --smoke
 
-The models are the same but for one layer, and of the same size to within one per cent. The workdir gets `config.json`,
-`metrics.jsonl` and `summary.json`, so that `python -m launch.report --workdir=runs` sets runs side by side. Bits per
-character are those of windows of T characters, each read from an empty memory.
+The models differ in one layer and have equal numbers of parameters within one per cent. A run writes `config.json`,
+`metrics.jsonl` and `summary.json` into its folder; `python -m launch.report --workdir=runs` compares the runs. The
+metric is bits per character over windows of T characters, each read from an empty memory.
+
+Shape letters: `T` characters of a window, `B` windows, `N` characters of a text.
 """
 
 import pathlib
@@ -32,24 +34,24 @@ from mnm_jax.training import MetricWriter
 
 Array = jax.Array
 _LOG_EVERY = 50
-_EVALUATE = {"valid": 64, "test": 256}  # windows while training, and at the end
+_EVALUATE = {"valid": 64, "test": 256}  # number of windows during training, and at the end
 
 
 def bits(model: LanguageModel, windows: Array) -> Array:
-    """Mean bits per character of windows `[B, T + 1]`, each character given those before it in its window."""
+    """Returns the mean bits per character of windows `[B, T + 1]`, given the earlier characters of the window."""
     characters = windows.T.astype(jnp.int32)
     nats = optax.softmax_cross_entropy_with_integer_labels(model(characters[:-1]), characters[1:])
     return jnp.mean(nats) / jnp.log(2.0)
 
 
 def draw(content: np.ndarray, rng: np.random.Generator, batch: int, steps: int) -> np.ndarray:
-    """Windows `[batch, steps + 1]` from random places of a text `[N]`."""
+    """Returns windows `[B, T + 1]` from random places of a text `[N]`."""
     starts = rng.integers(0, len(content) - steps, (batch, 1))
     return content[starts + np.arange(steps + 1)]
 
 
 def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, most: int) -> float:
-    """Bits per character of the first `most` windows of a text, one behind the other."""
+    """Returns the bits per character of the first `most` consecutive windows of a text `[N]`."""
     count = min(most, (len(content) - 1) // steps) // batch * batch
     windows = np.stack([content[i * steps : (i + 1) * steps + 1] for i in range(count)])
     measure = nnx.jit(bits)
@@ -57,7 +59,7 @@ def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, 
 
 
 def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Trains a model, writes the files of the run, and returns what `summary.json` holds."""
+    """Trains a model, writes the files of the run and returns the content of `summary.json`."""
     claim(workdir, config)
     training, steps = config["training"], config["task"]["steps"]
     updates, batch, seed = training["steps"], training["batch_size"], training["seed"]
@@ -100,7 +102,7 @@ def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.nda
 
 
 def make_config(model: str, *, steps: int, updates: int, features: int, batch: int, seed: int) -> dict[str, Any]:
-    """All that a run depends on."""
+    """Returns the config of a run; equal configs give equal runs."""
     return {
         "task": {"name": "docstrings", "steps": steps},
         "model": {"name": model, "features": features, "layers": 2},
@@ -127,9 +129,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _MODEL = flags.DEFINE_enum("model", "memory", MODELS, "What mixes characters.")
+    _MODEL = flags.DEFINE_enum("model", "memory", MODELS, "Layer that mixes characters.")
     _WORKDIR = flags.DEFINE_string("workdir", "runs/language/memory", "Folder of the run.")
     _STEPS = flags.DEFINE_integer("steps", 1500, "Updates.")
     _SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
-    _SMOKE = flags.DEFINE_bool("smoke", False, "Tiny sizes, to see that it runs.")
+    _SMOKE = flags.DEFINE_bool("smoke", False, "Runs tiny sizes, as a test.")
     app.run(main, flags_parser=parse_flags)

@@ -6,7 +6,7 @@ Shape letters: `T` time steps, `B` examples, `D` input features, `C` bits of an 
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,11 @@ Array = jax.Array
 class BitSequence(NamedTuple):
     """One sequence, padding last.
 
-    inputs: `[T, D]`.
-    answers: bits as +1 and -1, `[T, C]`; ignored where `loss_mask` is False.
-    loss_mask: `[T]` bool, True where the answer counts.
-    mask: `[T]` bool, False = padding.
+    Attributes:
+      inputs: `[T, D]`.
+      answers: bits as +1 and -1, `[T, C]`; ignored where `loss_mask` is False.
+      loss_mask: `[T]` bool, True where the answer counts.
+      mask: `[T]` bool, False = padding.
     """
 
     inputs: Array
@@ -129,7 +130,7 @@ class BitTask(abc.ABC):
         """Returns the settings that are evaluated at the end besides the trained one, by name."""
         return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
 
-    def with_length(self, length: int) -> "BitTask":
+    def with_length(self, length: int) -> Self:
         """Returns this task with sequences of one length."""
         return dataclasses.replace(self, length=length, shortest=length)
 

@@ -1,7 +1,7 @@
 """Pairs: how many random pairs a memory recalls after one pass, and whether a new value replaces the old one."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +93,11 @@ class Pairs(BitTask):
         )
 
     def wider(self) -> dict[str, BitTask]:
-        once = super().wider()
-        twice = {f"overwriting={task.length}": task.with_length(2 * task.length) for task in once.values()}
-        return once | {name: dataclasses.replace(task, overwriting=1) for name, task in twice.items()}
+        lengths = dict.fromkeys((self.length, *self.lengths))
+        twice = {f"overwriting={n}": dataclasses.replace(self.with_length(2 * n), overwriting=1) for n in lengths}
+        return super().wider() | twice
 
-    def with_length(self, length: int) -> BitTask:
+    def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, shortest=length, overwriting=0)
 
     def token(self, row: np.ndarray) -> str:

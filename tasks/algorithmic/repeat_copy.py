@@ -1,7 +1,7 @@
 """Repeat copy: repeat a sequence of vectors a given number of times."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ class RepeatCopy(BitTask):
         more = {f"repeats={r}": dataclasses.replace(full, repeats=r, fewest=r) for r in self.more_repeats}
         return super().wider() | more
 
-    def with_length(self, length: int) -> BitTask:
+    def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, shortest=length, fewest=self.repeats)
 
     def token(self, row: np.ndarray) -> str:

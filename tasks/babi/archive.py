@@ -27,8 +27,9 @@ FileKey = tuple[int, str]  # task, split
 class SourceFile(NamedTuple):
     """A file of the data set.
 
-    path: its path, for messages.
-    data: its bytes.
+    Attributes:
+      path: its path, for messages.
+      data: its bytes.
     """
 
     path: str

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
@@ -33,16 +33,27 @@ class Options(NamedTuple):
     max_sentences_task3: int
 
 
+class Records(Protocol):
+    """Random access to the records of a split, as a data source of TFDS has it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Mapping[str, Any]]: ...
+
+
 class Split(NamedTuple):
     """A split of the data set.
 
-    records: random access to readings, by `__getitem__` and `__getitems__`.
-    steps: number of rows of each record, `[N]`.
-    questions: number of questions of each record, `[N]`.
-    tasks: task of each record, `[N]`.
+    Attributes:
+      records: its readings.
+      steps: number of rows of each record, `[N]`.
+      questions: number of questions of each record, `[N]`.
+      tasks: task of each record, `[N]`.
     """
 
-    records: Sequence[Mapping[str, Any]]
+    records: Records
     steps: np.ndarray
     questions: np.ndarray
     tasks: np.ndarray
@@ -51,9 +62,10 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     """The whole data set.
 
-    vocabulary: words and answers.
-    counts: uses of each word id in the training stories, `[words]`.
-    splits: "train", "test" and, if a file has ten stories or more, "valid".
+    Attributes:
+      vocabulary: words and answers.
+      counts: uses of each word id in the training stories, `[words]`.
+      splits: "train", "test" and, if a file has ten stories or more, "valid".
     """
 
     vocabulary: Vocabulary

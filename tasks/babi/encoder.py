@@ -82,7 +82,7 @@ class SentenceEncoder(nnx.Module):
         # A zero row in the table keeps padding out of value and gradient, whatever the stored row holds.
         table = self.embedding[...].at[PADDING].set(0)
         sentences = context = jnp.einsum("tbwd,wd->tbd", table[words], self.position[...])
-        if self.into is not None:
+        if self.into is not None and self.out is not None:
             context = jax.nn.relu(self.into(sentences))
             sentences = sentences + self.out(context)
         if not self.entities:

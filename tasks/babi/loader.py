@@ -58,9 +58,10 @@ def pad_batch(records: Sequence[Mapping[str, Any]], steps: int, batch_size: int)
 class Bucket(NamedTuple):
     """Records that are padded to the same length.
 
-    records: places in the split, `[n]`.
-    steps: the length `T` of their batches.
-    batch_size: records per batch.
+    Attributes:
+      records: places in the split, `[n]`.
+      steps: the length `T` of their batches.
+      batch_size: records per batch.
     """
 
     records: np.ndarray

@@ -25,12 +25,13 @@ class BabiFormatError(ValueError):
 class Question(NamedTuple):
     """One question and the sentences before it; words are lower-cased and without the final stop.
 
-    story: the sentences before the question, oldest first, without earlier questions.
-    question: the words of the question.
-    answer: one class; a list such as "milk,football" is one class too.
-    supports: positions in `story`, from 0, of the sentences that support the answer.
-    story_index: number of the story in its file, from 0.
-    task: 1 to 20.
+    Attributes:
+      story: the sentences before the question, oldest first, without earlier questions.
+      question: the words of the question.
+      answer: one class; a list such as "milk,football" is one class too.
+      supports: positions in `story`, from 0, of the sentences that support the answer.
+      story_index: number of the story in its file, from 0.
+      task: 1 to 20.
     """
 
     story: tuple[Words, ...]

@@ -13,10 +13,11 @@ from tasks.babi.parse import Question, Words
 class Reading(NamedTuple):
     """A part of a story with the questions about it, in the order of the file.
 
-    rows: words of each sentence and question, `[T]`.
-    answers: answer of each row, `[T]`; None for a sentence.
-    task: 1 to 20.
-    story_index: number of the story in its file, from 0.
+    Attributes:
+      rows: words of each sentence and question, `[T]`.
+      answers: answer of each row, `[T]`; None for a sentence.
+      task: 1 to 20.
+      story_index: number of the story in its file, from 0.
     """
 
     rows: tuple[Words, ...]

@@ -11,8 +11,9 @@ PADDING = 0
 class Vocabulary(NamedTuple):
     """The words and answers of a data set.
 
-    words: words in alphabetical order; the first has id 1 (0 is padding).
-    answers: answers in alphabetical order; the class of each is its position.
+    Attributes:
+      words: words in alphabetical order; the first has id 1 (0 is padding).
+      answers: answers in alphabetical order; the class of each is its position.
     """
 
     words: tuple[str, ...]

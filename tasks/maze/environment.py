@@ -21,9 +21,10 @@ MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])  # (row, column) of the act
 class MazeParams(NamedTuple):
     """Numbers of the maze that may be traced.
 
-    reward: reward for reaching the reward's cell.
-    penalty: penalty for walking into a wall, >= 0.
-    max_steps_in_episode: length of an episode in steps.
+    Attributes:
+      reward: reward for reaching the reward's cell.
+      penalty: penalty for walking into a wall, >= 0.
+      max_steps_in_episode: length of an episode in steps.
     """
 
     reward: float = 10.0
@@ -34,11 +35,12 @@ class MazeParams(NamedTuple):
 class MazeState(NamedTuple):
     """State of one episode; cells are numbered as the rows of `Maze.cells`.
 
-    cell: number of the agent's cell.
-    reward_cell: number of the reward's cell.
-    time: steps taken in this episode.
-    last_action: the previous action; -1 before the first step.
-    last_reward: the previous reward, not scaled; 0 before the first step.
+    Attributes:
+      cell: number of the agent's cell.
+      reward_cell: number of the reward's cell.
+      time: steps taken in this episode.
+      last_action: the previous action; -1 before the first step.
+      last_reward: the previous reward, not scaled; 0 before the first step.
     """
 
     cell: Array

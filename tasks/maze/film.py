@@ -7,7 +7,7 @@ Shape letter: `T` steps of the episode.
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,10 +26,12 @@ _BLUE, _RED = "#0072B2", "#D55E00"
 class Episode(NamedTuple):
     """One episode of an agent.
 
-    cells: cell of the agent before each step, `[T]`.
-    rewards: reward of each step, `[T]`.
-    reward_cell: number of the reward's cell.
-    rate: write rate beta of each step, `[T]`; None for an agent without a memory.
+    Attributes:
+      maze: the maze.
+      cells: cell of the agent before each step, `[T]`.
+      rewards: reward of each step, `[T]`.
+      reward_cell: number of the reward's cell.
+      rate: write rate beta of each step, `[T]`; None for an agent without a memory.
     """
 
     maze: Maze
@@ -47,7 +49,7 @@ def draw_film(episode: Episode, path: str | os.PathLike, title: str) -> None:
       path: the PNG file. It is written under another name and renamed when it is complete.
       title: the figure's title.
     """
-    mosaic = [[str(frame) for frame in range(_FRAMES)]]
+    mosaic: list[Any] = [[str(frame) for frame in range(_FRAMES)]]
     if episode.rate is not None:
         mosaic.append(["rate"] * _FRAMES)
     figure = Figure(figsize=(_WIDTH, 2.2 if episode.rate is None else 3.8), layout="constrained")
