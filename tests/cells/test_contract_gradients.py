@@ -16,7 +16,7 @@ def test_derivatives_agree_with_finite_differences(make, common, x64):
     """Two steps, so that the carry is differentiated through; all that a training objective takes from a cell.
 
     Second order is the derivative of the gradient, by forward mode: each mode more compiles for ten seconds. The plain
-    form is the reference of all others, which have derivatives of first order and reverse mode only (tests/unroll).
+    form is the reference of all others, which have no forward mode of first order (tests/recurrence).
     """
     cell = make(jnp.float64, in_features=D, hidden=2)
     leaves, tree = jax.tree.flatten(cell)
