@@ -6,7 +6,7 @@ CONSTRAINTS := .ci/constraints-$(VERSION).txt
 RUN := .venv/bin/python -m
 MODELS := mnm-p mnm-g lstm
 
-# A step of training frees and takes the same big buffers again: have the C library ask for them in huge pages.
+# An update frees and allocates the same large buffers again, which huge pages make cheaper.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: venv train test lint docs
