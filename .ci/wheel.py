@@ -1,4 +1,4 @@
-"""Runs the memory, a cell and `unroll` of an installed `mnm_jax` that has nothing but its required packages."""
+"""Runs the memory, a cell and `unroll` of an installed `mnm_jax` with its required packages alone."""
 
 import importlib.metadata
 import importlib.util
@@ -28,7 +28,7 @@ def check_contents() -> None:
 
 
 def check_memory() -> None:
-    """Checks that a write brings what is read closer to the value that was written."""
+    """Checks that a write brings the read closer to the written value."""
     memory = mnm_jax.memory.gradient_memory(4, 3, hidden_sizes=())
     params = memory.init(jax.random.key(0))
     before = memory.start(params, 2)

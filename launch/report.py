@@ -25,14 +25,14 @@ from launch.runs.workdir import CONFIG, SUMMARY
 
 
 def main() -> None:
-    if (_WORKDIR.value is None) == (_RESULTS.value is None):
-        raise ValueError("give either --workdir=DIR or --results=DIR.")
-    if _RESULTS.value is not None:
+    if _RESULTS.value is not None and _WORKDIR.value is None:
         if _PUBLISH.value is not None:
             raise ValueError("--publish takes the runs of --workdir; leave out --results.")
         for path in write_results(pathlib.Path(_RESULTS.value)):
             print(f"written: {path}")
         return
+    if _WORKDIR.value is None or _RESULTS.value is not None:
+        raise ValueError("give either --workdir=DIR or --results=DIR.")
     workdir = pathlib.Path(_WORKDIR.value)
     if _PUBLISH.value is not None:
         for place in publish_runs(workdir, pathlib.Path(_PUBLISH.value)):

@@ -39,6 +39,13 @@ class ParamTree(nnx.Module):
             getattr(self, name).set_value(leaf)
 
 
+def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
+    """Sets the bias of a linear map that has one."""
+    if linear.bias is None:
+        raise ValueError("the linear map has no bias.")
+    linear.bias.set_value(values)
+
+
 def leaf_names(tree: Any) -> list[str]:
     """Returns the names of the leaves in the order of `jax.tree.leaves`, written as in code: `cell.weights[0]`."""
     return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

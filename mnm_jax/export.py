@@ -41,7 +41,7 @@ def export_step(
 
     Args:
       model: a cell, or any module that `step` can run.
-      carry: a carry of any batch size, for its shapes and dtypes; the first axis of every leaf is `B`.
+      carry: a carry of any batch size, or its shapes and dtypes; the first axis of every leaf is `B`.
       inputs: the inputs of one step, likewise.
       step: `(model, carry, inputs) -> (carry, outputs)`; None: a step of a cell, with the features of its output.
       platforms: platforms to compile for.

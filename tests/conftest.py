@@ -7,7 +7,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of the suite is compiling; what is compiled runs for milliseconds. The older emitters compile twice as fast.
+# Most of the suite's time is compilation; the programs run for milliseconds. The older emitters compile twice as fast.
 os.environ["XLA_FLAGS"] = " ".join(
     (os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
 )
@@ -48,14 +48,14 @@ def babi_dir():
 
 @pytest.fixture
 def x64():
-    """Double precision for one test."""
+    """Enables double precision for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Every compiled program is some mappings of memory, of which Linux gives a process 65,530; then XLA crashes."""
+    """Frees compiled programs: each takes several memory mappings, and XLA crashes at Linux's limit of 65,530."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:

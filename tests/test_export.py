@@ -1,4 +1,4 @@
-"""What is exported computes what the model computes, elsewhere and for any batch; weights come back as they were."""
+"""Exported steps compute what the model computes, for any batch and elsewhere; weights are restored exactly."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_a_carry_without_a_common_batch_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_weights_come_back_to_the_bit(tmp_path, dtype):
+def test_weights_are_restored_to_the_bit(tmp_path, dtype):
     cell, other = (LSTMCell(D, 6, param_dtype=dtype, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     save_safetensors(tmp_path / "w.safetensors", to_arrays(cell))
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
@@ -60,7 +60,7 @@ def test_weights_come_back_to_the_bit(tmp_path, dtype):
         np.testing.assert_array_equal(a, b)
 
 
-def test_names_are_those_one_would_write(tmp_path):
+def test_names_of_arrays(tmp_path):
     names = set(to_arrays(make_cell()))
     assert {"memory_params.weights[0]", "interaction.kernel", "rate.bias"} <= names
     assert "memory.weights[0]" in to_arrays(make_cell().initialize_carry((1, D)))

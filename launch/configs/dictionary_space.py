@@ -1,6 +1,6 @@
-"""A search space for dictionary inference: learning rate, clipping, and the shape of the memory.
+r"""A search space for dictionary inference: learning rate, clipping, and the shape of the memory.
 
-    python -m launch.sweep --config=launch/configs/dictionary.py --space=launch/configs/dictionary_space.py \\
+    python -m launch.sweep --config=launch/configs/dictionary.py --space=launch/configs/dictionary_space.py \
         --num_trials=8
 """
 

@@ -97,7 +97,7 @@ def draw_test_sets(runs: Sequence[Run], key: str, root: pathlib.Path) -> None:
       ValueError: no run has three such test sets.
     """
     panels: dict[str, list[figures.SetCurve]] = {}
-    trained = {}
+    trained: dict[str, int] = {}
     for run in runs:
         title, values = run.group or run.summary["task"], _curves_by_size(run).get(key)
         if values:

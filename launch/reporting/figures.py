@@ -148,7 +148,7 @@ def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLi
     if len(tokens) != steps:
         raise ValueError(f"tokens must name each of the {steps} steps, got {len(tokens)}.")
     every = math.ceil(steps / _LABELS)
-    places = np.arange(0, steps, every)
+    places = range(0, steps, every)
     labels = [_shorten(tokens[place]) for place in places]
     size = float(np.clip(180 / len(places), 5.5, 10))
     axis_label = "(the input of that step)" if every == 1 else f"(the input of that step; one in {every} is named)"
@@ -180,7 +180,7 @@ def _make_panels(count: int) -> tuple[Figure, Sequence[Axes], int]:
     columns = count if count < 3 else 2 if count == 4 else 3
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(_WIDTH, 1.0 + rows * (3.8 if columns == 1 else 2.7)), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes, columns

@@ -157,11 +157,11 @@ def _commands(page: _Page) -> list[str]:
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         lines.append(f"# {'; '.join(places[:3])}{more}\n{pattern}")
     block = "```sh\n" + "\n".join(lines) + "\n```"
-    more = len(patterns) - len(shown)
+    hidden = len(patterns) - len(shown)
     where = f"`{page.section.folder.parent.name}/{name}/{SUMMARIES}` has the command of every run as `command`"
     note = f"RUN is the place of a run, such as `{page.members[0].place}`, MODEL its model; {where}"
-    if more:
-        note += f", also of the {more} settings that are not shown"
+    if hidden:
+        note += f", also of the {hidden} settings that are not shown"
     return [block, wrap(f"{note}.")]
 
 

@@ -25,7 +25,7 @@ import fnmatch
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,12 @@ from launch.reporting.table import compare
 from launch.runs.finished import Run
 
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-_STATISTICS = {"mean": np.mean, "min": np.min, "max": np.max, "std": lambda values: np.std(values, ddof=1)}
+_STATISTICS: dict[str, Callable[[np.ndarray], Any]] = {
+    "mean": np.mean,
+    "min": np.min,
+    "max": np.max,
+    "std": lambda values: np.std(values, ddof=1),
+}
 
 
 class Section(NamedTuple):

@@ -168,7 +168,10 @@ def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]
     for key, first in by_step[0].items():
         lines = [found[key] for found in by_step if key in found]
         if len(lines) == len(runs):
-            values = {name: [line[name] for line in lines] for name in first if all(name in line for line in lines)}
-            of_seeds = {name: sum(value, []) for name, value in values.items() if isinstance(value[0], list)}
-            joined.append({"step": first["step"]} | of_seeds)
+            row: dict[str, Any] = {"step": first["step"]}
+            for name in first:
+                values = [line[name] for line in lines if name in line]
+                if len(values) == len(lines) and isinstance(values[0], list):
+                    row[name] = sum(values, [])
+            joined.append(row)
     return joined

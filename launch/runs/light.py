@@ -98,7 +98,7 @@ def _thin_summary(summary: Line) -> Line:
 def _thin_curve(lines: Sequence[Line]) -> Line:
     names = {name for line in lines for name, value in line.items() if isinstance(value, list)}
     kept = sorted(filter(_CURVES.fullmatch, names)) or sorted(names & {"valid/loss"}) or sorted(names & {"train/loss"})
-    rows = {}
+    rows: dict[int, Line] = {}
     for line in lines:  # of two lines about the same step the later one counts
         values = {name: line[name] for name in kept if name in line}
         if values:

@@ -133,7 +133,7 @@ class Trial(tune.Trainable):
     The unchanged recipe, with which all trials are compared, reports at its end only, so that it is never stopped.
     """
 
-    def setup(self, config: dict[Any, Any], *, where: Where) -> None:  # type: ignore[override]  # by with_parameters
+    def setup(self, config: dict[Any, Any], *, where: Where) -> None:
         trial = config["trial"]
         self._where, self._reported = where, 0
         self._steps, self._whole = trial["config"]["training"]["steps"], trial["name"] == DEFAULT

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_sizes
-from mnm_jax._params import ParamTree
+from mnm_jax._params import ParamTree, set_bias
 from mnm_jax.cells._common import (
     CarryRngs,
     Cell,
@@ -137,10 +137,10 @@ class ChainCell(Cell):
         self.controller = LSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.hidden = linear(in_features + hidden_features, hidden_features)
         self.relations = linear(hidden_features, relations)
-        self.relations.bias[...] = jnp.full(relations, _RELATION, param_dtype)
+        set_bias(self.relations, jnp.full(relations, _RELATION, param_dtype))
         self.gates = linear(hidden_features, first_gates.size)
         self.gates.kernel[...] *= _GATE_SCALE
-        self.gates.bias[...] = jnp.asarray(first_gates.ravel(), param_dtype)
+        set_bias(self.gates, jnp.asarray(first_gates.ravel(), param_dtype))
         self.rate = make_gates(linear, hidden_features + hops * heads * value_size, memory)
 
     def linear_maps(self) -> list[nnx.Linear]:

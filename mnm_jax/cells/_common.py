@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mnm_jax._params import set_bias
 from mnm_jax.memory import Memory, WriteInfo
 from mnm_jax.memory._options import FORGET_LITTLE
 
@@ -82,7 +83,7 @@ class Cell(nnx.RNNCellBase):
         """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
         raise NotImplementedError
 
-    def __call__(self, carry: Any, inputs: Array) -> tuple[Any, Any]:  # type: ignore[override]
+    def __call__(self, carry: Any, inputs: Array) -> tuple[Any, Any]:
         """Returns the carry and the outputs after one step with inputs `[B, D]`."""
         raise NotImplementedError
 
@@ -116,9 +117,11 @@ interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncate
 
 def make_gates(linear: Callable[[int, int], nnx.Linear], in_features: int, memory: Memory) -> nnx.Linear:
     """Returns the linear map to the write rate and the memory's other gates, before their sigmoid."""
-    gates = linear(in_features, 1 + len(memory.gates))
+    size = 1 + len(memory.gates)
+    gates = linear(in_features, size)
     if "forget" in memory.gates:
-        gates.bias[...] = gates.bias[...].at[1 + memory.gates.index("forget")].set(FORGET_LITTLE)
+        zeros = jnp.zeros(size, gates.param_dtype)
+        set_bias(gates, zeros.at[1 + memory.gates.index("forget")].set(FORGET_LITTLE))
     return gates
 
 

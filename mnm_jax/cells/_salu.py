@@ -29,7 +29,7 @@ class SALUCarry(NamedTuple):
     read: Array
     keys: Array
     values: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count
 
 
 class SALUCell(Cell):

@@ -126,7 +126,7 @@ class BitTask(abc.ABC):
         sets = {"": self} | (self.wider() if split == "test" else {})
         return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 
-    def wider(self) -> dict[str, "BitTask"]:
+    def wider(self) -> dict[str, Self]:
         """Returns the settings that are evaluated at the end besides the trained one, by name."""
         return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
 

@@ -92,7 +92,7 @@ class Pairs(BitTask):
             mask=mask,
         )
 
-    def wider(self) -> dict[str, BitTask]:
+    def wider(self) -> dict[str, Self]:
         lengths = dict.fromkeys((self.length, *self.lengths))
         twice = {f"overwriting={n}": dataclasses.replace(self.with_length(2 * n), overwriting=1) for n in lengths}
         return super().wider() | twice

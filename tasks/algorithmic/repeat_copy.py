@@ -88,7 +88,7 @@ class RepeatCopy(BitTask):
             mask=t <= end,
         )
 
-    def wider(self) -> dict[str, BitTask]:
+    def wider(self) -> dict[str, Self]:
         full = self.with_length(self.length)
         more = {f"repeats={r}": dataclasses.replace(full, repeats=r, fewest=r) for r in self.more_repeats}
         return super().wider() | more

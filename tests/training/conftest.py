@@ -1,4 +1,4 @@
-"""A task and a model small enough to compile in a second: recall the class shown first, at every later step."""
+"""A task and a model that compile in a second: recall the class shown first, at every later step."""
 
 import dataclasses
 import types
@@ -30,10 +30,10 @@ class Cell(nnx.Module):
 
     def __call__(self, inputs, mask, fork=None):
         def step(hidden, now):
-            x, real, aside = now
+            x, unmasked, forked = now
             new = jnp.tanh(x @ self.weights[0][...] + hidden @ self.weights[1][...])
-            new = jnp.where(real[:, None], new, hidden)
-            return new if aside is None else jnp.where(aside[:, None], hidden, new), new
+            new = jnp.where(unmasked[:, None], new, hidden)
+            return new if forked is None else jnp.where(forked[:, None], hidden, new), new
 
         start = jnp.zeros((inputs.shape[1], H), inputs.dtype)
         return jax.lax.scan(step, start, (inputs, mask, fork))[1]
@@ -71,14 +71,14 @@ def draw_numpy(seed, batch_size):
 
 
 def draw_forks(seed, batch_size):
-    """A batch in which every other example is asked aside at times 1 and 3, where it is so long."""
+    """Returns a batch in which every other example has forks at steps 1 and 3, if it is that long."""
     batch = draw_numpy(seed, batch_size)
     time, example = np.ogrid[:T, :batch_size]
     return batch._replace(fork=batch.mask & (time % 2 == 1) & (example % 2 == 0))
 
 
 class RecallLoader:
-    """Batch n is drawn from n; `before(n)` is called first, and may change the batch."""
+    """Draws batch n from n; `before(n, batch)` is called first and may return another batch."""
 
     def __init__(self, seed, batch_size, before):
         self.seed, self.batch_size, self.before, self.position = seed, batch_size, before, 0
@@ -100,7 +100,7 @@ class RecallLoader:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """reads: whether batches come from a loader; before: see `RecallLoader`; on_evaluate: called with the split."""
+    """The task. reads: batches come from a loader; before: see `RecallLoader`; on_evaluate: called with the split."""
 
     reads: bool = False
     before: Callable = lambda position, batch: None

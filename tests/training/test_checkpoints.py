@@ -1,4 +1,4 @@
-"""Checkpoints survive what happens to files, and say so."""
+"""Checkpoints: round trip, damaged and unfinished files, and their messages."""
 
 import resource
 import shutil
@@ -31,7 +31,7 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
-def test_what_is_saved_comes_back(tmp_path, states):
+def test_a_saved_state_is_restored_exactly(tmp_path, states):
     run = {"seconds": 1.5, "loader": {"position": 7, "names": ["a"]}}
     assert restore(tmp_path, states[0]) is None
     assert save(tmp_path, 10, states[0], run) == tmp_path / "checkpoints" / "10"
@@ -50,7 +50,7 @@ def test_the_newest_two_are_kept(tmp_path, states):
 
 
 @pytest.mark.parametrize("there, here", [(8, 1), (1, 8)])
-def test_a_run_may_go_on_with_another_number_of_devices(tmp_path, states, there, here):
+def test_a_run_resumes_with_another_number_of_devices(tmp_path, states, there, here):
     saved, wanted = (make_placement(jax.local_devices()[:count]).replicated for count in (there, here))
     save(tmp_path, 1, jax.device_put(states[0], saved), {})
     state = jax.device_put(restore(tmp_path, states[0]).state, wanted)
@@ -77,7 +77,7 @@ def biggest(folder):
 
 @pytest.mark.parametrize("how", ["deleted", "cut", "bit", "garbage"])
 @pytest.mark.parametrize("which", ["arrays", "state/_METADATA", "run/metadata", "files.json"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, states, caplog, which, how):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(tmp_path, states, caplog, which, how):
     save(tmp_path, 10, states[0], {"n": 1})
     newest = save(tmp_path, 20, states[1], {"n": 2})
     file = biggest(newest) if which == "arrays" else newest / which
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, s
     assert_equal(state, states[0])
     message = caplog.messages[-1]
     assert f"Checkpoint {newest} is damaged ({file.relative_to(newest)} " in message and "\n" not in message
-    # It is set aside, and does not stand in the way of the step when the run comes there again.
+    # It is renamed, so that the run can save a checkpoint of the same step again.
     assert (tmp_path / "checkpoints" / "20.damaged").exists()
     save(tmp_path, 20, states[2], {})
     assert_equal(restore(tmp_path, states[0]).state, states[2])
@@ -174,7 +174,7 @@ def test_parameters_alone_are_loaded_where_there_is_no_checkpoint(tmp_path, stat
     params, step = load_params(tmp_path, make_model())
     assert step == 70
     assert_equal(params, states[1].params)
-    save(tmp_path, 10, states[0], {})  # a run that goes on counts for more than what was shipped
+    save(tmp_path, 10, states[0], {})  # a checkpoint takes precedence over the shipped file
     params, step = load_params(tmp_path, make_model())
     assert step == 10
     assert_equal(params, states[0].params)

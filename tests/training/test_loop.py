@@ -1,4 +1,4 @@
-"""A run: what it leaves, how it is cut off and goes on, and how it stops on trouble."""
+"""The training loop: its record, resuming after signals and crashes, and faults."""
 
 import contextlib
 import os
@@ -72,7 +72,7 @@ def test_a_run_leaves_its_record_and_learns(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["sampled", "read"])
-def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tiny, tmp_path, reads):
+def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tiny, tmp_path, reads):
     config = tiny.config(optimizer="adam", learning_rate=0.01)
     expected = train(tiny.Recall(reads=reads), tiny.Model, config, tmp_path / "whole")
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tiny, tm
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
-def test_a_crash_goes_on_from_the_last_checkpoint_and_times_add_up(tiny, tmp_path, monkeypatch):
+def test_a_crashed_run_resumes_from_the_last_checkpoint_and_times_add_up(tiny, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("mnm_jax.training._loop.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     crashes = [7]
@@ -122,7 +122,7 @@ def test_a_finished_run_is_not_trained_further(tiny, tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
 
     def refuse(*_):
-        raise AssertionError("the run goes on")
+        raise AssertionError("the run trains further")
 
     again = train(tiny.Recall(reads=True, before=refuse, on_evaluate=refuse), tiny.Model, config, tmp_path)
     assert_same(again, first)
@@ -132,7 +132,7 @@ def test_a_finished_run_is_not_trained_further(tiny, tmp_path):
         train(tiny.Recall(reads=True), tiny.Model, tiny.config(steps=1), tmp_path)
 
 
-def test_a_run_cut_off_on_8_devices_goes_on_on_one_and_under_pmap(tiny, tmp_path):
+def test_a_run_interrupted_on_8_devices_resumes_on_one_and_under_pmap(tiny, tmp_path):
     config = tiny.config(steps=9)
     expected = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path / "whole")
     for call, settings in ((3, {}), (3, {"devices": jax.local_devices()[:1]}), (1000, {"parallel": "pmap"})):

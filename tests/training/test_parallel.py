@@ -54,7 +54,7 @@ def test_every_form_equals_one_device(tiny, x64, draw):
 
 
 @pytest.mark.parametrize("form, count", [("jit", 8), ("pmap", 2)])
-def test_seeds_side_by_side_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
+def test_seeds_mapped_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
     """A CPU runs seeds in sequence; here they are mapped as on an accelerator."""
     expected = run(tiny, None, "jit", 1)
     map_seeds = parallel.map_seeds
@@ -66,7 +66,7 @@ def test_seeds_side_by_side_as_on_an_accelerator(tiny, x64, monkeypatch, form, c
 
 @pytest.mark.parametrize("form, count", [("jit", 1), ("jit", 8), ("pmap", 8)])
 def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form, count):
-    """A loader chooses: the micro-batches of a device are those of the batch at hand."""
+    """A loader chooses the batch size: the micro-batches of a device follow it."""
     expected = run(tiny, tiny.draw_forks, "jit", 1)
     examples = []
     choose = lambda cell, each, platform: examples.append(each) or 2  # noqa: E731

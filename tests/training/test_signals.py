@@ -1,4 +1,4 @@
-"""What a signal does inside of `stop_request`."""
+"""Signals inside of `stop_request`."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import pytest
 from mnm_jax.training._signals import stop_request
 
 
-def test_the_first_signal_is_noted_and_the_second_acts():
+def test_the_first_signal_is_recorded_and_the_second_acts():
     with pytest.raises(KeyboardInterrupt), stop_request() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.name == "SIGINT"

@@ -48,7 +48,7 @@ def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64, dr
         np.testing.assert_allclose(metrics.task_loss[seed], task_loss, rtol=1e-12)
         np.testing.assert_allclose(metrics.meta_loss[seed], meta_loss, rtol=1e-12)
         np.testing.assert_allclose(metrics.loss[seed], task_loss + 0.5 * meta_loss, rtol=1e-12)
-        # A central difference along the update itself: it falls as fast as its gradient is long.
+        # A central difference along the update itself: its slope is the squared norm of the gradient.
         changes = jax.tree.map(lambda a, b, seed=seed: (a - b)[seed] / 0.1, state.params, new.params)
         grads = changes["cell"]["weights"][0][...], changes["cell"]["weights"][1][...], changes["head"][...]
         ahead, behind = (
@@ -85,7 +85,7 @@ def test_a_task_samples_by_the_number_of_updates_made(tiny):
     assert np.all(losses[0] == 0) and np.all(losses[1] > 0)
 
 
-def test_a_step_is_a_function_of_seed_and_step_alone(tiny):
+def test_an_update_is_a_function_of_seed_and_step_alone(tiny):
     step, state = compiled_step(tiny, tiny.Recall())
     first, a = step(state, None)
     second, b = step(first, None)
@@ -97,7 +97,7 @@ def test_a_step_is_a_function_of_seed_and_step_alone(tiny):
     assert np.all(np.asarray(other.loss) != np.asarray(a.loss))
 
 
-def test_a_seed_does_not_depend_on_the_seeds_beside_it(tiny):
+def test_a_seed_does_not_depend_on_the_other_seeds(tiny):
     pair = init_state(tiny.Model, optax.sgd(0.1), 3, 2)
     alone = init_state(tiny.Model, optax.sgd(0.1), 4, 1)
     second = jax.tree.map(lambda leaf: leaf[1:], pair)
@@ -106,7 +106,7 @@ def test_a_seed_does_not_depend_on_the_seeds_beside_it(tiny):
     assert not np.array_equal(pair.params["head"][...][0], pair.params["head"][...][1])
 
 
-def test_a_seed_that_meets_nan_stands_still_and_the_other_goes_on(tiny):
+def test_a_seed_that_meets_nan_is_frozen_and_the_other_trains_on(tiny):
     optimizer = make_optimizer(learning_rate=0.1, steps=10)
     step, state = compiled_step(tiny, tiny.Recall(), optimizer=optimizer)
     state, _ = step(state, None)

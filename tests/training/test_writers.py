@@ -1,4 +1,4 @@
-"""The record of a run: what is written, what a restart keeps."""
+"""The record of a run: lines, events, and the lines that a restart keeps."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ def write(workdir, steps, *, resume=0, value=0.5):
     writer.close()
 
 
-def test_a_line_holds_a_number_a_seed_and_no_invalid_json(tmp_path):
+def test_a_line_holds_a_number_per_seed_and_no_invalid_json(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(3, 1.5, {"valid/accuracy": np.array([0.25, np.nan]), "train/loss": np.array([np.inf, 2.0])})
     text = (tmp_path / "metrics.jsonl").read_text()  # there before the file is closed
@@ -37,7 +37,7 @@ def test_float32_numbers_come_back_exactly(tmp_path):
     assert np.float32(read_metrics(tmp_path)[0]["train/loss"][0]) == number
 
 
-def test_a_restart_drops_what_comes_again_and_keeps_the_rest(tmp_path):
+def test_a_restart_removes_later_lines_and_keeps_the_others(tmp_path):
     write(tmp_path, [1, 2, 3])
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()
     write(tmp_path, [3], resume=2, value=7.0)

@@ -34,7 +34,7 @@ class FactoredState(NamedTuple):
     shared: tuple[Array, ...] | None
     own: tuple[Array, ...] | None
     pairs: tuple[Pair, ...]
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count
     first: Array | None = None
     was_reset: Array | None = None
 
@@ -67,6 +67,7 @@ class FactoredState(NamedTuple):
 
     def reset(self, flags: Array) -> "FactoredState":
         """Returns W_0 to `shared`, or to zero without it, for the flagged examples `[B]`; needs `first`."""
+        assert self.first is not None  # `reset` is only called with buffers that record it
         was_reset = None if self.was_reset is None else self.was_reset | flags
         return self._replace(first=jnp.where(flags, self.count, self.first), was_reset=was_reset)
 
@@ -98,8 +99,9 @@ class FactoredState(NamedTuple):
         for layer, (inputs, delta) in enumerate(self.pairs):
             rows = _rows(inputs * valid[..., None, None])
             written = jnp.einsum("bri,bro->bio", rows, _rows(delta), preferred_element_type=dtype)
-            shared = 0 if self.shared is None else self.shared[layer][None]
-            if self.was_reset is not None:
+            shared: Array | int = 0 if self.shared is None else self.shared[layer][None]
+            base: Array | int
+            if self.was_reset is not None and self.own is not None:
                 base = jnp.where(self.was_reset[:, None, None], shared, self.own[layer])
             else:
                 base = shared if self.own is None else self.own[layer]

@@ -5,6 +5,8 @@ A product is computed in the dtype of the rows, which may be lower than that of 
 Shape letters: `B` examples, `H` rows, `I`/`O` a layer's inputs and outputs.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +41,7 @@ def _mix_few(scores: Array, rows: Array) -> Array:
     # The CPU's product is naive in this layout; a sum of few terms becomes one loop.
     if rows.shape[1] > 16:
         return _mix_by_product(scores, rows)
-    return sum(scores[:, q, :, None] * rows[:, q, None, :] for q in range(rows.shape[1]))
+    return functools.reduce(jnp.add, (scores[:, q, :, None] * rows[:, q, None, :] for q in range(rows.shape[1])))
 
 
 def minus_outer(w: Array, x: Array, delta: Array) -> Array:

@@ -54,11 +54,13 @@ class TransposedState(NamedTuple):
 
     def pop(self) -> tuple["TransposedState", tuple[Pair, ...]]:
         """See `FactoredState.pop`."""
+        assert isinstance(self.transpose, FactoredState)
         transpose, pairs = self.transpose.pop()
         return TransposedState(transpose), _swap(pairs)
 
     def restore_resets(self, first: Array | None, was_reset: Array | None) -> "TransposedState":
         """See `FactoredState.restore_resets`."""
+        assert isinstance(self.transpose, FactoredState)
         return TransposedState(self.transpose.restore_resets(first, was_reset))
 
 
