@@ -56,7 +56,7 @@ __all__ = [
 
 # The packages that define these names, each after the packages that it imports.
 _PACKAGES = ("memory", "recurrence", "cells", "layers")
-_MODULES = (*_PACKAGES, "analysis", "export", "training")
+_MODULES = (*_PACKAGES, "analysis", "export", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:
