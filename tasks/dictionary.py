@@ -51,7 +51,7 @@ class Dictionary:
       evaluation_batches: batches of each evaluation set.
       wider: also evaluates (split "test") with longer strings and larger supports than trained on.
       mixed: also trains on easier sequences of the same `T`: each sequence draws its length from 1..n, and gives its
-        support the usual number of letters and up to half of those of the queries. Evaluation sets are not mixed.
+        support the usual number of letters and up to half of the queries' letters. Evaluation sets are not mixed.
 
     Raises:
       ValueError: a number below 1.

@@ -1,4 +1,4 @@
-"""Contracts that run on a task of one's own."""
+"""Contracts that a task of your own can be checked with."""
 
 from mnm_jax.testing._tasks import check_task
 

@@ -26,7 +26,7 @@ class Pairs(BitTask):
     "overwriting=N" has N keys written twice. Oracle: a hash table.
 
     Args:
-      key_bits: bits per key; `bits` are those of a value.
+      key_bits: bits per key; `bits` counts the bits per value.
       overwriting: share of the sequences that write keys again, from 0 to 1. Other arguments: see `BitTask`.
 
     Raises:

@@ -58,7 +58,7 @@ class Babi:
       size: training questions per task, "1k" or "10k".
       max_sentences: sentences that a question sees, in all tasks except 3.
       max_sentences_task3: sentences that a question sees in task 3.
-      renaming: renames people, places and things of each training story, anew each time it is drawn; see
+      renaming: renames people, places and things of each training story, each time it is drawn; see
         `tasks.babi.symmetry`.
       embedding_features: features of a sentence vector.
       hidden_features: hidden units of the sentence encoder; 0: none.

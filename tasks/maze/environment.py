@@ -52,7 +52,7 @@ class MazeState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Maze(Environment):
-    """A grid of `m x m` cells in which one hidden cell, drawn anew for every episode, gives a reward.
+    """A grid of `m x m` cells in which one hidden cell, another in every episode, gives a reward.
 
     There is a wall around the grid, and a pillar at every even row and column except the centre. Size 9:
 

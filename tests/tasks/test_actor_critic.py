@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Probe(Environment):
-    """Observation: what was drawn (at the first step only), and the time; rewards by `kind`."""
+    """Observes a random sign, at the first step only, and the time; rewards follow `kind`."""
 
     kind: str
     observation_features: ClassVar[int] = 2

@@ -101,7 +101,7 @@ def test_a_reader_of_the_inputs_finds_the_answers_of_every_set(task):
 
 
 def lengths(task, batch):
-    """What `length` counts, of every example."""
+    """Returns the length of every example, in the task's own unit."""
     if isinstance(task, AssociativeRecall):
         return [int(x[:, task.bits].sum()) for x, _ in sequences(batch)]
     if isinstance(task, Pairs):

@@ -75,7 +75,7 @@ def test_records_by_hand(data_dir, tmp_path):
 
 
 def test_task_3_has_a_limit_of_its_own(tmp_path):
-    """Of three sentences: two are seen and the third forgets the first, or all three."""
+    """Stories of three sentences, of which a question sees the last two or all three."""
     data_dir = write_data(tmp_path / "data", tasks=(2, 3))
     for limits, steps in [((2, 9), [3, 4, 3, 4, 6, 6, 6]), ((9, 2), [6, 6, 3, 4, 3, 4, 3, 4])]:
         options = dict(zip(("max_sentences", "max_sentences_task3"), limits, strict=True))

@@ -155,7 +155,7 @@ def test_buckets_of_any_records(records, every, batch_size):
         size, mean = bucket.batch_size, questions[bucket.records].mean()
         assert 1 <= size <= len(bucket.records)
         assert size % 8 == 0 or size == len(bucket.records)
-        # A batch asks `batch_size` questions, but for half of 8 readings; never of fewer than 8, while there are more.
+        # A batch asks `batch_size` questions to within half of 8 readings, and has 8 readings or more if there are.
         if 8 < size < len(bucket.records):
             assert abs(size * mean - batch_size) <= 4 * mean * (1 + 1e-9)
         elif size == 8 < len(bucket.records):
@@ -165,7 +165,7 @@ def test_buckets_of_any_records(records, every, batch_size):
 
 
 def test_stories_of_one_question_and_of_ten_weigh_the_same():
-    """Of each sort 4,000 questions: in an epoch as many batches of one as of the other."""
+    """4,000 questions of each kind: an epoch has equal numbers of batches of both kinds."""
     split = split_of([(4000, 3), (400, 22)], [(4000, 1), (400, 10)])
     steps, asked = collections.Counter(), collections.Counter()
     for length, records in epoch_plan(buckets_of(160, split), 0, 0):
@@ -185,7 +185,7 @@ def test_an_epoch_holds_every_record_at_most_once_and_leaves_out_a_remainder(bat
         plan = epoch_plan(buckets, 3, epoch)
         used = collections.defaultdict(list)
         for steps, ids in plan:
-            # Of one bucket, and as many as its batches have.
+            # Records of one bucket, equal in number to the examples of its batches.
             assert set(ids) <= set(by_length[steps].records) and len(ids) == by_length[steps].batch_size
             used[steps] += ids.tolist()
         for steps, bucket in by_length.items():

@@ -1,4 +1,4 @@
-"""Readings: by hand, and as a property that every question sees what it was asked about and nothing else."""
+"""Readings by hand, and the property that every question sees its own sentences and no others."""
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +27,7 @@ def test_a_long_story_is_split_where_its_beginning_is_forgotten():
     questions = [ask(story[:2], WHERE, "home"), ask(story, WHO, "john"), ask(story, WHAT, "milk,football")]
     assert list(readings(questions, 2)) == [
         Reading((MARY, JOHN, WHERE), (None, None, "home"), 6, 0),
-        # Nothing is told between the last two: they see the same two sentences.
+        # No sentence separates the last two questions: they see the same two sentences.
         Reading((JOHN, LEFT, WHO, WHAT), (None, None, "john", "milk,football"), 6, 0),
     ]
     assert list(readings(questions, 1)) == [
@@ -61,7 +61,7 @@ def files(draw):
 
 
 def seen(found):
-    """What each question sees, the question, its answer, story and task, in the order of the readings."""
+    """Returns (visible sentences, question, answer, story, task) of each question, in the order of the readings."""
     for reading in found:
         told = ()
         for row, answer in zip(reading.rows, reading.answers, strict=True):

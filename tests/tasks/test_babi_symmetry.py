@@ -1,4 +1,4 @@
-"""Renaming: what it changes, what it leaves alone, and that a story still means what its answers say."""
+"""Renaming: the words that it changes and those that it keeps; the answers still follow from the story."""
 
 import numpy as np
 import pytest

@@ -111,7 +111,7 @@ def test_the_reward_is_anywhere_but_where_an_episode_starts():
 def test_the_observation_is_laid_out_as_described():
     maze = Maze(9)
     first, now = maze.reset(jax.random.key(0))
-    # Pillars at the corners but for the centre's own: (3, 3), (3, 5), (5, 3), (5, 5) are free around (4, 4).
+    # No pillars around the centre: (3, 3), (3, 5), (5, 3), (5, 5) are free around (4, 4).
     np.testing.assert_array_equal(first, [0] * 9 + [0, 1, 0, 0] + [0] * 4)
     now = state(maze, (2, 1), reward_place=(1, 1), time=jnp.int32(49))
     seen, after, reward, _, _ = step(maze, now, UP, seed=3)
@@ -136,7 +136,7 @@ def test_an_episode_ends_at_its_limit_and_the_next_one_begins():
 
 
 def test_shortest_ways_and_the_score_of_who_knows_the_reward():
-    maze = Maze(5)  # nine cells without a pillar: distances are those of rows and columns
+    maze = Maze(5)  # nine cells without a pillar: a distance is the difference of rows plus that of columns
     np.testing.assert_array_equal(distances(maze), np.abs(maze.cells[:, None] - maze.cells).sum(-1))
     # One step: the four neighbours of the centre are reached, the four corners are not.
     assert oracle_score(maze, MazeParams(max_steps_in_episode=1)) == pytest.approx(5)
