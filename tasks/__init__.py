@@ -1,0 +1,11 @@
+"""The tasks, one module or package each, and the parts that they share.
+
+    dictionary.py     translate strings with a dictionary that is new in every sequence
+    babi/             answer questions about short stories
+    algorithmic/      copy, repeat copy, double copy, associative recall, priority sort, and random pairs
+    maze/             reinforcement learning in a maze with a hidden reward
+    actor_critic.py   an environment (environment.py) as a task
+    scoring.py        loss and metrics; sampling.py: evaluation sets; timeline.py: pictures as text
+
+Each follows the protocol `mnm_jax.training.Task`; `mnm_jax.testing.check_task` checks it.
+"""

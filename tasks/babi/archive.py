@@ -17,8 +17,8 @@ VARIABLE = "MNM_BABI_DIR"
 _FILE = re.compile(r"qa([0-9]{1,2})_[^/]*_(train|test)\.txt")
 _REMEDY = (
     f"name the folder that holds {ARCHIVE} or {FOLDER}/ as data_dir (--config.task.data_dir=DIR to train, "
-    f"--data_dir=DIR to evaluate or ask) or in the environment variable {VARIABLE}; {ARCHIVE} is the official archive of Facebook AI Research's bAbI tasks, from the bAbI "
-    "project page (research.facebook.com/downloads/babi)."
+    f"--data_dir=DIR to evaluate or ask) or in the environment variable {VARIABLE}; {ARCHIVE} is the official archive "
+    "of Facebook AI Research's bAbI tasks, from the bAbI project page (research.facebook.com/downloads/babi)."
 )
 
 FileKey = tuple[int, str]  # task, split
