@@ -32,7 +32,7 @@ def read_claims(results: pathlib.Path) -> dict[str, list[dict[str, str]]]:
     """Returns the claims of each section, in the order of `claims.toml`; nothing if there is no such file.
 
     Raises:
-      ValueError: the file is damaged, or a claim lacks a key or has an unknown one.
+      ValueError: the file is damaged, or a key is missing from a claim or has an unknown one.
     """
     path = results / CLAIMS
     if not path.is_file():

@@ -181,11 +181,11 @@ def _pattern(run: Run, section: str) -> str:
 def _with_figures(text: str, page: _Page) -> str:
     """Draws the figures that a text shows, and returns it with links as seen from the page.
 
-    A text that shows no figure of the runs gets their learning curves at its end.
+    A text without any figure gets the learning curves of the runs at its end.
     """
     folder = page.section.folder
     by_size = re.findall(r"\]\(" + re.escape(BY_SIZE).replace(r"\{\}", r"(\w+)") + r"\)", text)
-    if page.joined and not by_size and f"]({CURVES})" not in text:
+    if page.joined and "![" not in text:
         with or_note(f"{folder}: no comparison"):
             draw_comparison(page.joined, folder)
             text += f"\n\n![Learning curves]({CURVES})"

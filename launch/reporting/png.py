@@ -26,7 +26,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
 
 
 def with_palette(picture: Image.Image) -> Image.Image:
-    """Returns a picture in 256 colours: its 64 most frequent ones, such as those of lines and text, and 192 more.
+    """Returns a picture in 256 colours: its 64 most frequent ones, such as the colours of lines and text, and 192 more.
 
     The others cover the range of the picture's colours whatever their frequency, so that a rare end of a colour map
     keeps its colour. Each pixel takes the nearest colour.

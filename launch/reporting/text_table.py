@@ -18,14 +18,14 @@ def format_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def format_columns(rows: Sequence[Mapping[str, str]]) -> str:
-    """Returns rows as aligned text under a line of column names; a cell that a row lacks is "-"."""
+    """Returns rows as aligned text under a line of column names; a missing cell is "-"."""
     lines = _lines(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def format_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Returns rows as a Markdown table; a cell that a row lacks is "-"."""
+    """Returns rows as a Markdown table; a missing cell is "-"."""
     lines = [[cell.replace("+-", "±").replace("|", r"\|") for cell in line] for line in _lines(rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""What `launch.report --workdir` draws of runs, and the tables that it prints."""
+"""Figures of runs from `launch.report --workdir`, and the tables that it prints."""
 
 import functools
 import json

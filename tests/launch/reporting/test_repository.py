@@ -1,4 +1,4 @@
-"""What the repository keeps of its results: light, complete, and written by the report."""
+"""The results in the repository: light, complete, and written by the report."""
 
 import pathlib
 import re
