@@ -7,8 +7,10 @@ import textwrap
 from typing import Any
 
 import equations
+from flax import nnx
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 
 MODULES = (
     "mnm_jax",
@@ -125,6 +127,12 @@ def skip_member(app: Sphinx, what: str, name: str, thing: object, skip: bool, op
     return True if type(thing).__name__ == "_tuplegetter" else None
 
 
+def process_signature(app: Sphinx, what: str, name: str, thing: object, *args: Any) -> tuple[str, None] | None:
+    """Leaves out the signature of a protocol, which has no constructor."""
+    del app, what, name, args
+    return ("", None) if getattr(thing, "_is_protocol", False) else None
+
+
 def check(app: Sphinx) -> None:
     """Raises ExtensionError, which names them, if public names have no docstring."""
     del app
@@ -132,10 +140,21 @@ def check(app: Sphinx) -> None:
         raise ExtensionError(f"public names without a docstring: {', '.join(bare)}.")
 
 
+def sign_modules(app: Sphinx) -> None:
+    """Gives flax modules their constructor's signature; Sphinx reads that of the metaclass, `(*args, **kwargs)`."""
+    for thing in public_names().values():
+        if isinstance(thing, type(nnx.Module)):
+            update_defvalue(app, thing.__init__, bound_method=False)  # keeps defaults as they are written
+            signature = inspect.signature(thing.__init__)
+            thing.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the extension."""
     app.setup_extension("sphinx.ext.autodoc")  # defines the events below
     app.connect("builder-inited", check)
+    app.connect("builder-inited", sign_modules)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
+    app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-skip-member", skip_member)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
