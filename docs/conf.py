@@ -42,6 +42,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autosummary_generate = False
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape letters"]
 add_module_names = False

@@ -21,13 +21,15 @@ _FOLD_AT = {"cpu": 1 / 8, "gpu": 1 / 2, "tpu": 1 / 2}
 def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset: bool = False) -> str:
     """Returns the execution form in which `unroll` runs a cell.
 
-    | sequence | form |
-    |---|---|
-    | a cell without a neural memory, or whose memory forgets or has an optimiser | plain |
-    | with resets, over which weights cannot be computed back | factored |
-    | `T H <= d / 16` on a CPU (measured), `d / 2` elsewhere (estimated) | factored |
-    | longer | reversible |
-    | at least 1,024 steps on a CPU (measured) | reversible, with a checkpoint every 256 steps |
+    ==================================================================  =============================================
+    sequence                                                            form
+    ==================================================================  =============================================
+    without a neural memory, or the memory forgets or has an optimiser  plain
+    with resets, over which weights cannot be computed back             factored
+    `T H <= d / 16` on a CPU (measured), `d / 2` elsewhere (estimated)  factored
+    longer                                                              reversible
+    at least 1,024 steps on a CPU (measured)                            reversible, with a checkpoint every 256 steps
+    ==================================================================  =============================================
 
     H is the number of rows that a write adds and d the width of the memory's widest layer.
 

@@ -16,7 +16,13 @@ class TrainConfig:
       batch_size: `B`, over all devices; a multiple of their number.
       accumulate: number of parts into which a device's share of the batch is divided, with gradients summed over the
         parts: for a batch that exceeds the device's memory. The result is that of the whole batch.
-      learning_rate, optimizer, schedule, warmup_steps, clip_norm, weight_decay, epsilon: see `make_optimizer`.
+      learning_rate: the rate after the warm-up.
+      optimizer: "adam", "adamw", "nadam" or "sgd"; see `mnm_jax.training.make_optimizer`.
+      schedule: "constant" or "cosine".
+      warmup_steps: number of updates over which the rate rises linearly from 0.
+      clip_norm: largest global norm of the gradient; None: no limit.
+      weight_decay: decoupled weight decay; "adamw" only.
+      epsilon: added to the root of the second moment; ignored by "sgd".
       meta_weight: weight of the meta loss in the objective.
       seed: the first seed.
       seeds: number of seeds trained at once: `seed, seed + 1, ...`.
