@@ -35,7 +35,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def run(text: str, name: str) -> list[str]:
-    """Runs the programs of a page from top to bottom, as a user would, and returns what each prints.
+    """Runs the programs of a page from top to bottom, as a user would, and returns the printed text of each.
 
     Raises:
       AssertionError: a program prints other words, or numbers farther off than 0.03, than the page shows below it.
