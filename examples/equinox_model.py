@@ -1,4 +1,4 @@
-"""An Equinox module that holds a memory. Run it by `python -m examples.equinox_model [--smoke]`."""
+"""Trains an Equinox module that holds a memory. Run it by `python -m examples.equinox_model [--smoke]`."""
 
 import sys
 
@@ -11,7 +11,7 @@ from mnm_jax import Memory, MemoryParams, gradient_memory
 
 
 class Recall(eqx.Module):
-    """Writes pairs, one a step, then answers for the first cue; the map to keys is learned with phi_0."""
+    """Writes one pair per step and then recalls the value of the first cue; phi_0 and the map to keys are learned."""
 
     memory: Memory = eqx.field(static=True)
     params: MemoryParams
@@ -23,20 +23,19 @@ class Recall(eqx.Module):
         self.to_key = eqx.nn.Linear(4, 8, key=jax.random.fold_in(key, 1))
 
     def __call__(self, cues: jax.Array, values: jax.Array) -> jax.Array:
-        """Cues `[T, B, 4]` and values `[T, B, 3]` to what is recalled for the first cue, `[B, 3]`."""
+        """Returns the values `[B, 3]` recalled for the first of cues `[T, B, 4]` with values `[T, B, 3]`."""
         keys = jnp.tanh(jax.vmap(jax.vmap(self.to_key))(cues))
 
-        def write(state, pair):  # of one head
-            return self.memory.write(self.params, state, *pair, rate=jnp.ones(cues.shape[1]))[0], None
+        def write(state, pair):
+            return self.memory.write(self.params, state, *pair, jnp.ones(cues.shape[1]))[0], None
 
-        state, _ = jax.lax.scan(
-            write, self.memory.start(self.params, cues.shape[1]), (keys[:, :, None], values[:, :, None])
-        )
+        pairs = keys[:, :, None], values[:, :, None]  # one head: [T, B, H, K] and [T, B, H, V]
+        state, _ = jax.lax.scan(write, self.memory.start(self.params, cues.shape[1]), pairs)
         return self.memory.read(self.params, state, keys[0][:, None])[:, 0]
 
 
 def train(steps: int) -> list[float]:
-    """Losses of learning to recall the first of four random pairs."""
+    """Returns the losses of learning to recall the first of four random pairs."""
     model, optimizer, losses = Recall(jax.random.key(0)), optax.adam(1e-2), []
     state = optimizer.init(eqx.filter(model, eqx.is_array))
 

@@ -1,4 +1,4 @@
-"""The cell inside a Linen model, through `nnx.bridge`.
+"""Trains a Linen model that contains the cell, through `nnx.bridge`.
 
 Run it by `python -m examples.linen_model [--smoke]`.
 """
@@ -13,13 +13,13 @@ from mnm_jax import MNMCell, gradient_memory, unroll
 
 
 class MemoryLayer(nnx.Module):
-    """Inputs `[T, B, D]` to the cell's features `[T, B, F]`."""
+    """Maps inputs `[T, B, D]` to the cell's features `[T, B, F]`."""
 
     def __init__(self, in_features: int, *, rngs: nnx.Rngs):
         self.cell = MNMCell(in_features, 16, gradient_memory(8, 8, hidden_sizes=(8,)), rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        _, outputs = unroll(self.cell, self.cell.initialize_carry(inputs.shape[1:]), inputs)
+        _, outputs = unroll(self.cell, None, inputs)
         return outputs.features
 
 
@@ -32,7 +32,7 @@ class Model(linen.Module):
 
 
 def train(steps: int = 60) -> list[float]:
-    """Losses of a Linen model that learns to give back its input of two steps before."""
+    """Returns the losses of a Linen model that learns to put out its input of two steps before."""
     model, inputs = Model(), jax.random.normal(jax.random.key(0), (6, 16, 3))
     wanted = inputs[:-2, :, :1]
     variables = model.init(jax.random.key(1), inputs)

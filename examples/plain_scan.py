@@ -1,4 +1,4 @@
-"""The cell is a pytree: `lax.scan`, `jax.grad`, `jax.vmap` and `jax.jit` take it as it is.
+"""Runs the cell with `lax.scan`, `jax.grad` and `jax.jit`, which accept it because it is a pytree.
 
 Run it by `python -m examples.plain_scan [--smoke]`.
 """
@@ -13,13 +13,13 @@ from mnm_jax import MNMCell, local_memory
 
 
 def loss(cell: MNMCell, inputs: jax.Array) -> jax.Array:
-    """Meta objective alone (equation 5): the memory is to return what was just written; inputs `[T, B, D]`."""
+    """Returns the meta objective (equation 5): the error of reading what was just written; inputs `[T, B, D]`."""
     _, outputs = jax.lax.scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
     return jnp.mean(outputs.meta_loss)
 
 
 def descend(steps: int = 20) -> list[float]:
-    """Losses under plain gradient descent, without an optimiser library."""
+    """Returns the losses under plain gradient descent, without an optimiser library."""
     cell = MNMCell(3, 8, local_memory(4, 4, hidden_sizes=(4,)), rngs=nnx.Rngs(0))
     inputs = jax.random.normal(jax.random.key(0), (5, 4, 3))
     step = jax.jit(jax.value_and_grad(loss))

@@ -1,4 +1,4 @@
-"""One step at a time: inputs come as they come, and the caller keeps the carry, between calls or on disk.
+"""Runs a cell step by step, as inputs arrive; the caller keeps the carry between calls, in memory or on disk.
 
 Run it by `python -m examples.streaming [--smoke]`.
 """
@@ -13,7 +13,7 @@ from mnm_jax import MNMCell, gradient_memory, unroll
 
 
 def stream(steps: int = 20) -> tuple[jax.Array, jax.Array]:
-    """Features `[T, B, F]`: of inputs handed over one by one, and of the same inputs as a whole sequence."""
+    """Returns the features `[T, B, F]` of inputs processed one by one, and in two calls of `unroll`."""
     cell = MNMCell(3, 8, gradient_memory(4, 4, hidden_sizes=(4,)), rngs=nnx.Rngs(0))
     inputs = jax.random.normal(jax.random.key(0), (steps, 2, 3))
     step = nnx.jit(lambda cell, carry, x: cell(carry, x))
@@ -23,7 +23,7 @@ def stream(steps: int = 20) -> tuple[jax.Array, jax.Array]:
         carry, output = step(cell, carry, x)
         features.append(output.features)
 
-    # The carry is a pytree of arrays: it may be stored anywhere, and a sequence goes on where it was left.
+    # The carry is a pytree of arrays: it can be stored anywhere, and a later call continues the sequence from it.
     half = steps // 2
     middle, first = unroll(cell, None, inputs[:half])
     _, second = unroll(cell, middle, inputs[half:])

@@ -1,5 +1,88 @@
-"""Contracts that a task of your own can be checked with."""
+"""Contracts to test your own cell, memory, layer or task with.
 
+`check_cell`, `check_memory`, `check_layer` and `check_task` check all contracts of their kind. Those of cells, memories
+and layers are also functions of their own, listed in the three docstrings, which raise AssertionError with a message
+that begins with the contract's name.
+"""
+
+from mnm_jax.testing._cell_programs import (
+    check_compilation,
+    check_derivatives,
+    check_devices,
+    check_export,
+    check_forms,
+    check_pickle,
+)
+from mnm_jax.testing._cell_time import (
+    check_carry,
+    check_causality,
+    check_dtypes,
+    check_extremes,
+    check_flax_rnn,
+    check_isolation,
+    check_masking,
+    check_resets,
+    check_unroll,
+)
+from mnm_jax.testing._cells import check_cell
+from mnm_jax.testing._layers import (
+    check_layer,
+    check_layer_causality,
+    check_layer_compilation,
+    check_layer_dtypes,
+    check_layer_extremes,
+    check_layer_isolation,
+    check_layer_masking,
+    check_layer_steps,
+)
+from mnm_jax.testing._memories import (
+    check_memory,
+    check_memory_derivatives,
+    check_memory_dtypes,
+    check_memory_equality,
+    check_memory_extremes,
+    check_memory_forms,
+    check_memory_head_order,
+    check_memory_isolation,
+    check_memory_reads,
+    check_memory_zero_rate,
+)
 from mnm_jax.testing._tasks import check_task
 
-__all__ = ["check_task"]
+__all__ = [
+    "check_carry",
+    "check_causality",
+    "check_cell",
+    "check_compilation",
+    "check_derivatives",
+    "check_devices",
+    "check_dtypes",
+    "check_export",
+    "check_extremes",
+    "check_flax_rnn",
+    "check_forms",
+    "check_isolation",
+    "check_layer",
+    "check_layer_causality",
+    "check_layer_compilation",
+    "check_layer_dtypes",
+    "check_layer_extremes",
+    "check_layer_isolation",
+    "check_layer_masking",
+    "check_layer_steps",
+    "check_masking",
+    "check_memory",
+    "check_memory_derivatives",
+    "check_memory_dtypes",
+    "check_memory_equality",
+    "check_memory_extremes",
+    "check_memory_forms",
+    "check_memory_head_order",
+    "check_memory_isolation",
+    "check_memory_reads",
+    "check_memory_zero_rate",
+    "check_pickle",
+    "check_resets",
+    "check_task",
+    "check_unroll",
+]

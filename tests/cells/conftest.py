@@ -30,14 +30,14 @@ PAPER = WriteOptions()
 
 
 def plain(cell, **options):
-    def make(param_dtype, in_features=D, hidden=H, seed=0, dtype=None):
+    def make(param_dtype=jnp.float32, in_features=D, hidden=H, seed=0, dtype=None):
         return cell(in_features, hidden, **options, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(seed))
 
     return make
 
 
 def with_memory(cell, factory, *sizes, hidden_sizes=(), options=PAPER, **others):
-    def make(param_dtype, in_features=D, hidden=H, seed=0, dtype=None):
+    def make(param_dtype=jnp.float32, in_features=D, hidden=H, seed=0, dtype=None):
         memory = factory(*sizes, hidden_sizes=hidden_sizes, options=options, param_dtype=param_dtype)
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         return cell(in_features, hidden, memory, **others, **dtypes, rngs=nnx.Rngs(seed))
@@ -82,7 +82,7 @@ def compare_trees(compare, a, b):
     jax.tree.map(compare, a, b)
 
 
-# One more option or rule of a cell that is here anyway; its own tests and those of the forms cover the difference.
+# A second option or rule of a cell in the list; the cell's own tests and tests/recurrence cover the difference.
 VARIANTS = ("mnm-p-window", "mnm-p-gated", "chain-g")
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CELLS]
 

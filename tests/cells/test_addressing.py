@@ -146,11 +146,11 @@ def simple_allocation(used):
 @pytest.mark.parametrize("seed", range(5))
 def test_allocation(seed, x64):
     used = uniform(seed, B, N)
-    used[:, seed] = used[:, 0]  # two alike, but for the first seed
+    used[:, seed] = used[:, 0]  # two equal slots, except with the first seed
     found = addressing.allocation(jnp.asarray(used))
     for b in range(B):
         close(found[b], simple_allocation(used[b]))
-        close(1 - found[b].sum(), np.prod(used[b]))  # what is not allocated is what all slots are used
+        close(1 - found[b].sum(), np.prod(used[b]))  # the part not allocated is the product of all usages
     if not seed:
         check_grads(jax.jit(addressing.allocation), (jnp.asarray(used),), order=1, atol=1e-6, rtol=1e-6, eps=1e-5)
 
@@ -263,7 +263,7 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_memories_have_finite_values_and_derivatives(case):
-    """Of first and second order; each comes with what would be 0 / 0, log 0 or a tie."""
+    """Derivatives of first and second order; each case contains a 0 / 0, a log 0 or a tie."""
     function, *arguments = DEGENERATE[case]
     arguments = [jnp.asarray(x, jnp.float32) for x in arguments]
     every = tuple(range(len(arguments)))

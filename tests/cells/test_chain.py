@@ -1,4 +1,4 @@
-"""The chained cell with weights set by hand, so that what it finds can be told without running it."""
+"""The chained cell with weights set by hand, so that its answers are known without running it."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def cell_by_hand(make_memory, hops, gates):
 
 
 def found(cell, *steps):
-    """Answers `[N, V]` of the last step, which is told after the others."""
+    """Answers `[N, V]` of the last step, which follows the others."""
     x = jnp.asarray(np.stack([np.concatenate(step) for step in steps]))[:, None]
     _, outputs = unroll(cell, None, x)
     return np.asarray(outputs.features)[-1, 0, -cell.hops * V :].reshape(cell.hops, V)

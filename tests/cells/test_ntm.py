@@ -111,7 +111,7 @@ def test_the_beginning():
 
 
 def focus(*, key=(1.0, 0.0), strength=100.0, gate=0.0, shifts=(0.0, 1.0, 0.0), sharpness=1.0):
-    """Of one head; as it is, the head stays where it was."""
+    """Returns the focus of one head, which by default keeps its last weighting."""
     given = (key, strength, gate, shifts, sharpness)
     return Focus(*(jnp.asarray(x, jnp.float32)[None, None] for x in given))
 
@@ -127,10 +127,10 @@ MEMORY = jnp.array([[[0.0, 1.0], [-1.0, 0.0], [3.0, 0.0], [0.0, -1.0]]])
     ("wish", "expected"),
     [
         (focus(), [0, 1, 0, 0]),  # stays
-        (focus(gate=1.0), [0, 0, 1, 0]),  # goes to what is like its key
+        (focus(gate=1.0), [0, 0, 1, 0]),  # selects the slot similar to its key
         (focus(shifts=(0.0, 0.0, 1.0)), [0, 0, 1, 0]),  # moves on
         (focus(shifts=(1.0, 0.0, 0.0)), [1, 0, 0, 0]),  # moves back
-        (focus(gate=1.0, shifts=(0.0, 0.0, 1.0)), [0, 0, 0, 1]),  # goes to what comes after what is like its key
+        (focus(gate=1.0, shifts=(0.0, 0.0, 1.0)), [0, 0, 0, 1]),  # selects the slot after the one similar to its key
         (focus(gate=0.2), [0, 0.8, 0.2, 0]),
         (focus(gate=0.2, sharpness=2.0), [0, 16 / 17, 1 / 17, 0]),
         (focus(shifts=(0.0, 0.5, 0.5)), [0, 0.5, 0.5, 0]),
@@ -145,7 +145,7 @@ def test_heads_that_move_on_by_one_copy_a_sequence():
     cell = NTMCell(D, D, slots=N, slot_features=W, rngs=nnx.Rngs(0))
     for linear in (cell.controller.dense_i, cell.controller.dense_h, cell.interface):
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
-    # Gates of the LSTM: i open, f shut, g the input, o open. What is added: the input's sign.
+    # Gates of the LSTM: i open, f shut, g the input, o open. The write vector is the input's sign.
     cell.controller.dense_i.kernel[...] = cell.controller.dense_i.kernel[...].at[:D, 2 * D : 3 * D].set(9 * jnp.eye(D))
     cell.controller.dense_h.bias[...] = jnp.repeat(jnp.array([20.0, -20.0, 0.0, 20.0]), D)
     stay_and_move = [0.0] * W + [0.0, -20.0, -20.0, -20.0, 20.0, 20.0]  # key, strength, gate, shifts, sharpness

@@ -1,0 +1,90 @@
+"""Shared by the contracts: their errors, comparisons and random numbers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+Array = jax.Array
+P = ParamSpec("P")
+
+# Relative and absolute tolerance of numbers that two correct programs may round differently.
+_TOLERANCES = {"float64": (1e-9, 1e-11), "float32": (1e-4, 1e-5)}
+_COARSE = (5e-2, 5e-2)
+
+
+def contract(check: Callable[P, None]) -> Callable[P, None]:
+    """Returns the check with every failure, errors included, as an AssertionError that names the contract."""
+    sentence = (check.__doc__ or "").partition("\n")[0]
+
+    @functools.wraps(check)
+    def named(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            check(*args, **kwargs)
+        except Exception as error:
+            raise AssertionError(f"{check.__name__} failed. {sentence} {error}") from error
+
+    return named
+
+
+def require(condition: Any, message: str) -> None:
+    """Raises AssertionError with a message unless a condition holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Raises AssertionError unless two pytrees have the same structure and bit-equal leaves."""
+    chex.assert_trees_all_equal_structs(found, expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_close(found: Any, expected: Any, scale: float = 0.0) -> None:
+    """Raises AssertionError unless two pytrees agree up to rounding of their first floating-point leaf.
+
+    Args:
+      found: pytree of arrays.
+      expected: pytree of the same structure.
+      scale: the magnitude of all numbers together; rounding relative to it is accepted, too.
+    """
+    chex.assert_trees_all_equal_structs(found, expected)
+    relative, absolute = _TOLERANCES.get(str(first_dtype(expected)), _COARSE)
+    leaves = jax.device_get((jax.tree.leaves(found), jax.tree.leaves(expected)))
+    chex.assert_trees_all_close(*leaves, rtol=relative, atol=max(absolute, relative * scale))
+
+
+def assert_finite(tree: Any) -> None:
+    """Raises AssertionError unless all numbers of a pytree are finite."""
+    for leaf in jax.tree.leaves(tree):
+        require(np.all(np.isfinite(leaf)), f"Not all numbers are finite: {leaf}.")
+
+
+def first_dtype(tree: Any) -> DTypeLike:
+    """Returns the dtype of the first floating-point leaf of a pytree."""
+    return next(leaf.dtype for leaf in jax.tree.leaves(tree) if is_float(leaf))
+
+
+def is_float(leaf: Any) -> bool:
+    """Returns whether a leaf is an array of floating-point numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def kinds(tree: Any) -> Any:
+    """Returns a pytree's shapes and dtypes."""
+    return jax.tree.map(lambda leaf: (leaf.shape, jnp.dtype(leaf.dtype)), tree)
+
+
+def normal(shape: tuple[int, ...], dtype: DTypeLike, seed: int = 0) -> Array:
+    """Returns standard normal numbers."""
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def sum_of_sines(tree: Any) -> Array:
+    """Returns a scalar that depends on every floating-point number of a pytree, on each leaf in another way."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+    return sum((jnp.sum(jnp.sin((place + 1) * leaf)) for place, leaf in enumerate(leaves)), start=jnp.zeros(()))

@@ -1,0 +1,242 @@
+"""Contracts of a memory.
+
+Shape letters: `B` examples, `H` heads, `K` key features, `V` value features.
+"""
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.test_util import check_grads
+
+from mnm_jax.cells import MNMCell
+from mnm_jax.memory import Memory, MemoryParams
+from mnm_jax.testing._cell_programs import check_forms
+from mnm_jax.testing._contract import (
+    assert_close,
+    assert_equal,
+    assert_finite,
+    contract,
+    first_dtype,
+    is_float,
+    kinds,
+    normal,
+    require,
+    sum_of_sines,
+)
+
+Array = jax.Array
+B, H = 3, 2
+
+
+class _Write(NamedTuple):
+    """The arguments of `write_read`. keys, read_keys: `[B, H, K]`; values: `[B, H, V]`; rate and gates: `[B]`."""
+
+    keys: Array
+    values: Array
+    rate: Array
+    read_keys: Array
+    gates: dict[str, Array]
+
+    def apply(self, memory: Memory, params: MemoryParams, state: Any) -> Any:
+        """Returns (state, measures, values read)."""
+        return memory.write_read(params, state, self.keys, self.values, self.rate, self.read_keys, **self.gates)
+
+
+def _begin(memory: Memory, seed: int = 0) -> tuple[MemoryParams, Any, _Write]:
+    """Returns new parameters, a state after one write, and the arguments of the next write."""
+    params = memory.init(jax.random.key(seed))
+    dtype = first_dtype(params)
+
+    def draw(seed: int) -> _Write:
+        return _Write(
+            keys=normal((B, H, memory.key_size), dtype, seed),
+            values=normal((B, H, memory.value_size), dtype, seed + 1),
+            rate=jnp.linspace(0.2, 0.8, B, dtype=dtype),
+            read_keys=normal((B, H, memory.key_size), dtype, seed + 2),
+            gates={name: jnp.linspace(0.1, 0.3, B, dtype=dtype) for name in memory.gates},
+        )
+
+    state, _, _ = draw(10).apply(memory, params, memory.start(params, B))
+    return params, state, draw(20)
+
+
+@contract
+def check_memory_equality(make_memory: Callable[..., Memory]) -> None:
+    """Checks that memories with equal settings are equal, have the same hash, and can be pickled.
+
+    Args:
+      make_memory: `make_memory(param_dtype=...)` returns the memory.
+    """
+    first, second = (make_memory(param_dtype=jnp.float32) for _ in range(2))
+    require(first == second and hash(first) == hash(second), f"{first} and {second} must be equal.")
+    require(pickle.loads(pickle.dumps(first)) == first, "A memory must be equal to itself after pickling.")
+
+
+@contract
+def check_memory_dtypes(make_memory: Callable[..., Memory]) -> None:
+    """Checks that a write changes no shape or dtype of the state, and that a read answers in the dtype of the keys.
+
+    Args:
+      make_memory: `make_memory(param_dtype=...)` returns the memory.
+    """
+    for param_dtype, dtype in [(jnp.float32,) * 2, (jnp.bfloat16,) * 2, (jnp.float32, jnp.bfloat16)]:
+        memory = make_memory(param_dtype=param_dtype)
+        params, _, write = _begin(memory)
+        state = memory.start(params, B)
+        require(first_dtype(params) == param_dtype, f"Parameters must be {param_dtype}, got {first_dtype(params)}.")
+        write = jax.tree.map(lambda leaf: leaf.astype(dtype), write)  # noqa: B023
+        new, info, values = jax.eval_shape(partial(write.apply, memory), params, state)
+        require(kinds(new) == kinds(state), f"A write changes the state from {kinds(state)} to {kinds(new)}.")
+        expected = ((B, H, memory.value_size), jnp.dtype(dtype))
+        require(kinds(values) == expected, f"A read must give {expected}, got {kinds(values)}.")
+        shapes = {leaf.shape for leaf in jax.tree.leaves(info)}
+        require(shapes == {(B,)}, f"The measures of a write must have shape [B] = ({B},), got {shapes}.")
+
+
+@contract
+def check_memory_reads(memory: Memory) -> None:
+    """Checks that `write_read` is a write and then a read, that its losses follow from reads, and that reads repeat.
+
+    The losses are the mean over heads and features of `(f(k^w) - v^w)^2`, before and after the write.
+    """
+    params, state, write = _begin(memory)
+    before = jax.tree.map(np.array, state)
+    read = memory.read(params, state, write.keys)
+    assert_equal(memory.read(params, state, write.keys), read)
+    assert_equal(jax.tree.map(np.array, state), before)
+    new, info, values = write.apply(memory, params, state)
+    assert_equal(jax.tree.map(np.array, state), before)
+    alone, alone_info = memory.write(params, state, write.keys, write.values, write.rate, **write.gates)
+    assert_close((alone, alone_info), (new, info))
+    assert_close(memory.read(params, new, write.read_keys), values)
+    loss = lambda answers: jnp.mean(jnp.square(answers - write.values), axis=(1, 2))  # noqa: E731
+    assert_close(info.loss_before, loss(read))
+    assert_close(info.loss_after, loss(memory.read(params, new, write.keys)))
+
+
+@contract
+def check_memory_zero_rate(memory: Memory) -> None:
+    """Checks that a write with rate 0, and all gates 0, leaves every answer bit-equal."""
+    params, _, write = _begin(memory)
+    state = memory.start(params, B)
+    write = write._replace(rate=jnp.zeros_like(write.rate), gates=jax.tree.map(jnp.zeros_like, write.gates))
+    new, info, _ = write.apply(memory, params, state)
+    assert_equal(memory.read(params, new, write.read_keys), memory.read(params, state, write.read_keys))
+    assert_equal(info.update_norm, jnp.zeros_like(info.update_norm))
+
+
+@contract
+def check_memory_head_order(memory: Memory) -> None:
+    """Checks that the order of the heads of a write does not matter."""
+    params, state, write = _begin(memory)
+    swapped = write._replace(keys=write.keys[:, ::-1], values=write.values[:, ::-1])
+    assert_close(swapped.apply(memory, params, state), write.apply(memory, params, state))
+
+
+@contract
+def check_memory_isolation(memory: Memory) -> None:
+    """Checks that a change of one example's write leaves the states and answers of the others bit-equal."""
+    params, state, write = _begin(memory)
+    changed = jax.tree.map(lambda leaf: leaf.at[1].multiply(-2), write._replace(rate=write.rate, gates={}))
+    changed = changed._replace(rate=write.rate.at[1].set(1.0), gates=write.gates)
+    found, expected = (given.apply(memory, params, state) for given in (changed, write))
+    others = lambda tree: jax.tree.map(lambda leaf: leaf[::2] if leaf.shape[:1] == (B,) else leaf, tree)  # noqa: E731
+    assert_equal(others(found), others(expected))
+    require(np.any(found[2][1] != expected[2][1]), "Another write of an example gives the same answer.")
+
+
+@contract
+def check_memory_extremes(memory: Memory) -> None:
+    """Checks that values and gradients are finite for zero keys, keys of 1,000, and equal keys in all heads."""
+    params, _, write = _begin(memory)
+    equal = jnp.broadcast_to(write.keys[:, :1], write.keys.shape)
+
+    @jax.jit
+    def differentiate(params: MemoryParams, write: _Write) -> Any:
+        def value(params: MemoryParams, write: _Write) -> Array:
+            _, info, values = write.apply(memory, params, memory.start(params, B))
+            return jnp.sum(values) + sum(jnp.sum(leaf) for leaf in info)
+
+        return jax.value_and_grad(value, argnums=(0, 1))(params, write)
+
+    for keys in (jnp.zeros_like(equal), 1e3 * write.keys, equal):
+        assert_finite(differentiate(params, write._replace(keys=keys, read_keys=keys)))
+
+
+@contract
+def check_memory_derivatives(memory: Memory) -> None:
+    """Checks derivatives of first and second order of a write and a read against finite differences, in float64."""
+    params, state, write = _begin(memory)
+    require(write.keys.dtype == jnp.float64, f"Finite differences need a memory in float64, got {write.keys.dtype}.")
+    leaves, tree = jax.tree.flatten((params, state, write))
+    places = [place for place, leaf in enumerate(leaves) if is_float(leaf)]
+
+    @jax.jit
+    def objective(floats: list[Array]) -> Array:
+        given = list(leaves)
+        for place, leaf in zip(places, floats, strict=True):
+            given[place] = leaf
+        params, state, write = jax.tree.unflatten(tree, given)
+        return sum_of_sines(write.apply(memory, params, state))
+
+    floats = [leaves[place] for place in places]
+    check = partial(check_grads, args=(floats,), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
+    check(objective, modes=("fwd", "rev"))
+    check(jax.jit(jax.grad(objective)), modes=("fwd",))
+
+
+@contract
+def check_memory_forms(memory: Memory) -> None:
+    """Checks that a cell with the memory gives the same numbers in all execution forms, or refuses them by name."""
+    dtype = first_dtype(jax.eval_shape(memory.init, jax.random.key(0)))
+    check_forms(MNMCell(3, 4, memory, heads=H, param_dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def check_memory(make_memory: Callable[..., Memory], *, any_head_order: bool = True) -> None:
+    """Checks all contracts of a memory; each of them can be called by itself.
+
+    ==========================  ===================================================================================
+    contract                    statement
+    ==========================  ===================================================================================
+    `check_memory_equality`     memories with equal settings are equal, have the same hash, and can be pickled
+    `check_memory_dtypes`       the state keeps its shapes and dtypes; a read answers in the dtype of the keys
+    `check_memory_reads`        `write_read` is a write and then a read; a read changes nothing
+    `check_memory_zero_rate`    a write with rate 0 leaves every answer bit-equal
+    `check_memory_head_order`   the order of the heads of a write does not matter
+    `check_memory_isolation`    a change of one example leaves the others bit-equal
+    `check_memory_extremes`     values and gradients are finite for extreme keys
+    `check_memory_derivatives`  derivatives of first and second order agree with finite differences
+    `check_memory_forms`        all execution forms of a cell with the memory agree
+    ==========================  ===================================================================================
+
+    Args:
+      make_memory: `make_memory(param_dtype=...)` returns the memory; it is called with float32, bfloat16 and float64.
+        `check_memory_equality` and `check_memory_dtypes` take `make_memory`, the other contracts take a memory.
+      any_head_order: whether the memory's rule claims that the order of the heads does not matter.
+
+    Raises:
+      AssertionError: if a contract does not hold; the message begins with the contract's name.
+
+    Examples:
+      >>> from mnm_jax import matrix_memory
+      >>> check_memory(lambda param_dtype: matrix_memory(4, 3, "hebbian", param_dtype=param_dtype))
+    """
+    check_memory_equality(make_memory)
+    check_memory_dtypes(make_memory)
+    memory = make_memory(param_dtype=jnp.float32)
+    check_memory_zero_rate(memory)
+    check_memory_isolation(memory)
+    check_memory_extremes(memory)
+    with jax.enable_x64(True):
+        memory = make_memory(param_dtype=jnp.float64)
+        check_memory_reads(memory)
+        if any_head_order:
+            check_memory_head_order(memory)
+        check_memory_derivatives(memory)
+        check_memory_forms(memory)
