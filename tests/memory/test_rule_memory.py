@@ -50,7 +50,7 @@ def test_ojas_rule_is_numpys(x64):
 @pytest.mark.parametrize("options", [WriteOptions(), WriteOptions("layer", 0.5, 2)], ids=["plain", "pairs"])
 def test_ojas_rule_runs_in_every_form(options, x64):
     memory = rule_memory(K, V, oja, options=options, param_dtype=jnp.float64)
-    cell = MNMCell(4, 6, memory, heads=H, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell = MNMCell(4, 6, memory, heads=H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     x, mask = normal(1, 6, B, 4), np.random.default_rng(0).random((6, B)) > 0.3
 
     def loss(cell, x, form):
