@@ -10,11 +10,11 @@ lines of the bAbI files may be given as they are:
     John went to the hallway.
     Where is Mary?
 
-Each question is followed by the most probable answers, and by the sentences whose write key is most similar to its read
-key (cosine, mean over heads: a row of the memory map). The story may continue after a question.
+The program prints each question with its most probable answers and with the sentences whose write keys are most similar
+to its read key (cosine, mean over heads: a row of the memory map). The story may continue after a question.
 
-The words come from the bAbI archive: in the folder that the run's config names, or that of --data_dir. If neither is
-given, the environment variable MNM_BABI_DIR names it.
+The vocabulary is built from the bAbI archive, which is read from --data_dir, else from the folder that the run's config
+names, else from the folder that the environment variable MNM_BABI_DIR names.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The frame of every command: flags, quiet logs, and a user's error as one line on stderr without a traceback."""
+"""Entry point of every command: parses flags, quiets logs, and reports a user's error as one line on stderr."""
 
 import contextlib
 import re
@@ -15,12 +15,12 @@ _INTERRUPTED = 130  # the exit code that a shell reports for a program ended by 
 def run_command(function: Callable[[], None], hint: str) -> None:
     """Parses the flags, runs `function` and exits.
 
-    Libraries log warnings and errors only, such as JAX about a GPU that it cannot use; `--verbosity=0` shows their
-    information as well, such as JAX's search for a TPU.
+    Libraries log warnings and errors only, such as JAX's warning about a GPU that it cannot use; `--verbosity=0` shows
+    their informational messages as well, such as JAX's search for a TPU.
 
     Args:
       function: The work of the command; it reads its flags.
-      hint: The end of the message for an argument that is no flag, such as "name the folder as --out=DIR.".
+      hint: The end of the error message for an argument that is not a flag, such as "name the folder as --out=DIR.".
     """
 
     def main(argv: Sequence[str]) -> None:
@@ -50,13 +50,13 @@ def one_line_errors() -> Iterator[None]:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags for `absl.app.run`; an unknown flag, config key or file, or a wrong value, is one line.
+    """Parses flags for `absl.app.run`; an unknown flag, key or file, or a wrong value, ends the program with one line.
 
-    ml_collections reports these as plain exceptions of several kinds.
+    ml_collections raises plain exceptions of several kinds for these.
     """
     try:
         return flags.FLAGS(argv)
-    except (LookupError, AttributeError) as error:  # ml_collections quotes the key once or twice, and a near one
+    except (LookupError, AttributeError) as error:  # the message quotes the key once or twice, then a similar one
         key, *near = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
         hint = f"did you mean {near[0]!r}?" if near else "the keys are those of the config file."
         sys.exit(f"unknown config key {key!r}; {hint}")

@@ -2,9 +2,9 @@
 
     python -m launch.compare --suite=algorithmic [--only="copy/*"] [--set=training.seeds=2 ...] [--dry_run]
 
-Each run trains in `WORKDIR/LABEL/` as with `launch.train`. Started again, the command resumes: finished runs are left
-unchanged, an interrupted one continues. The same command started several times, on one machine or on several that share
-the folder, divides the runs: each process takes the next run that no other process trains.
+Each run trains in `WORKDIR/LABEL/` as with `launch.train`. Started again, the command leaves finished runs unchanged
+and resumes an interrupted one. Several processes may run the command at once, on one machine or on several that share
+the folder: each takes the next run that no other process trains.
 """
 
 import pathlib

@@ -2,9 +2,10 @@
 
     python -m launch.export --workdir=runs/dictionary --out=exported [--seed=0]
 
-OUT gets `step.stablehlo` (one step, for any batch, for cpu, cuda and tpu; versioned by JAX, which reads files of older
-versions for at least six months), `weights.safetensors` and `carry.safetensors` (of one sequence, before its first
-step: repeat it along the first axis for a batch). With these three, and jax and safetensors alone:
+The files in OUT are `step.stablehlo` (one step, for any batch size, for cpu, cuda and tpu; versioned by JAX, which
+reads files of older versions for at least six months), `weights.safetensors` and `carry.safetensors` (the carry of one
+sequence before its first step; for a batch, repeat it along the first axis). They are used with jax and safetensors
+alone:
 
     step = jax.export.deserialize(bytearray(open("exported/step.stablehlo", "rb").read()))
     weights, carry = (safetensors.flax.load_file(f"exported/{name}.safetensors") for name in ("weights", "carry"))

@@ -4,11 +4,12 @@
     python -m launch.report --workdir=DIR --publish=FOLDER   # adds the runs below DIR to the light form in FOLDER
     python -m launch.report --results=results                # writes RESULTS.md and docs/results/ beside that folder
 
-A run gets `DIR/figures/learning_curve.png` and, if its model has a memory and its parameters are there,
-`DIR/figures/memory_map*.png`. A folder of runs gets both for each run, `DIR/learning_curves.png`, which compares them
-(`DIR/GROUP/LABEL/` is one panel per group and one curve per label, `DIR/LABEL/` one panel), `DIR/accuracy_by_KEY.png`
-where there are three test sets KEY=N or more, such as lengths, and a table. Runs side by side in one folder that differ
-only in their seed, `DIR/GROUP/LABEL/SEED/`, count as one run of several seeds.
+For one run the report draws `DIR/figures/learning_curve.png` and, if its model has a memory and its parameters are
+there, `DIR/figures/memory_map*.png`. For a folder of runs it draws both for each run, and `DIR/learning_curves.png`,
+which compares them (runs in `DIR/GROUP/LABEL/`: one panel per group, one curve per label; runs in `DIR/LABEL/`: one
+panel). If there are at least three test sets KEY=N, such as lengths, it draws `DIR/accuracy_by_KEY.png`. It prints a
+table of the runs. Runs in one folder that differ only in their seed, `DIR/GROUP/LABEL/SEED/`, count as one run with
+several seeds.
 """
 
 import pathlib

@@ -3,10 +3,10 @@
     python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary [--config.KEY=VALUE ...]
 
 On several hosts, start the same command on each, with `--coordinator=HOST:PORT --num_processes=N --process_id=I`, or
-with `--coordinator=auto` where the environment holds the three (TPU pods, SLURM). All hosts need the same workdir.
+with `--coordinator=auto` if the environment provides these values (TPU pods, SLURM). All hosts need the same workdir.
 
-The workdir gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `figures/` and, at the end,
-`params.npz` (the parameters, all that `launch.evaluate` needs beside the config) and `summary.json`.
+The run writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and `figures/` into the workdir and, at
+its end, `params.npz` (the parameters: all that `launch.evaluate` needs besides the config) and `summary.json`.
 """
 
 import os
@@ -44,8 +44,8 @@ def main() -> None:
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "How the work is divided over the devices.")
-    _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of process 0, or auto.")
+    _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "Division of the work over the devices.")
+    _COORDINATOR = flags.DEFINE_string("coordinator", None, "For several processes: HOST:PORT of process 0, or auto.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
     flags.mark_flag_as_required("config")

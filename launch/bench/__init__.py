@@ -1,1 +1,1 @@
-"""Benchmarks: one suite per file, and how they are measured, resumed and drawn."""
+"""Benchmarks: the suites, one per file, and the code that measures, resumes and draws them."""

@@ -19,7 +19,7 @@ _MIB = 2**20
 
 
 def draw_training_step(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Draws speed and memory saving of each form against "plain", over the number of steps; one column per memory."""
+    """Draws speed and memory saving of each form relative to "plain" over the number of steps; a column per memory."""
     columns = _distinct(rows, "rule", "heads")
     figure = _figure(title, 1 + 2.9 * len(columns), 6.4)
     axes = figure.subplots(2, len(columns), squeeze=False, sharey="row")
@@ -165,7 +165,7 @@ def _curve(axis: Axes, rows: Rows, x: str, y: Callable[[Mapping[str, Any]], floa
 
 
 def _log_axis(axis: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2, 5, 10, ..."""
+    """Makes the y axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

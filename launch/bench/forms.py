@@ -1,6 +1,6 @@
-"""The benchmarks of the execution forms. Shape letters: `T` steps, `B` batch, `d` width, `H` heads.
+"""Benchmarks of the execution forms. Shape letters: `T` steps, `B` batch, `d` width, `H` heads.
 
-A suite takes the devices and yields groups of candidates; its sizes are arguments, so that others can be tried.
+A suite is a function that takes the devices and yields groups of candidates; its other arguments are the sizes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ def training_step(
     batch: int = 64,
     width: int = 128,
 ) -> Iterator[Group]:
-    """Yields value and gradient of a whole sequence by every form, for each rule, number of heads and length."""
+    """Yields a group per rule, number of heads and length: value and gradient of a whole sequence by every form."""
     for rule in rules:
         for h in heads:
             for t in steps:
@@ -53,9 +53,9 @@ def scaling(
     heads: Sequence[int] = (1, 2, 4, 8, 16),
     plain_steps: int = 256,
 ) -> Iterator[Group]:
-    """Yields the form "auto" of the local rule against `T`, `d` and `H` in turn.
+    """Yields groups that vary `T`, `d` and `H` one at a time, for the form "auto" with the local rule.
 
-    It is compared with "plain" up to `plain_steps` steps, and with "reversible" without checkpoints beyond.
+    "auto" is compared with "plain" up to `plain_steps` steps, and with "reversible" without checkpoints beyond.
     """
     shapes = [("steps", {"heads": h, "steps": t, "batch": 8, "width": 128}) for h in (1, 4) for t in steps]
     shapes += [("width", {"heads": 1, "steps": 64, "batch": 16, "width": d}) for d in widths]
@@ -69,7 +69,7 @@ def scaling(
 def limit(
     devices: Devices, *, heads: int = 4, steps: int = 32, batch: int = 64, width: int = 128, product: int = 2048
 ) -> Iterator[Group]:
-    """Yields the GFLOP/s of the forms and of one large matrix product on every device, the limit of the cores."""
+    """Yields one group: the forms, and one large matrix product per device, whose GFLOP/s are the cores' limit."""
     sizes = {"heads": heads, "steps": steps, "batch": batch, "width": width}
     forms = ("factored", "reversible", "auto")
     candidates = [_candidate(devices, {"rule": "local", "form": form} | sizes) for form in forms]
@@ -82,13 +82,14 @@ def limit(
 def step_flops(*, heads: int, width: int, layers: int) -> int:
     """Returns the floating point operations of one step of one example, forward and backward, with the local rule.
 
-    All sizes are `width` = d: inputs, controller, keys, values, and the `layers` = L layers of the memory. The products
-    of the dense algorithm are counted for every form, a multiply and an add as two operations.
+    All sizes are `width` = d: inputs, controller, keys, values, and the `layers` = L layers of the memory. For every
+    form the products of the dense algorithm are counted, with two operations per multiply-add.
 
         memory, in rows of L d^2 multiply-adds
-            forward    3 H answers (the write; then the current write again and the read), H rows of update
+            forward    3 H products with the weights (the write key before the write; after it, the write key and
+                       the read key), H outer products of the write
             backward   3 H products with the transposed weights, 3 H outer products for the weights' cotangent,
-                       2 H products of the pairs with that cotangent, H rows of taking the write back
+                       2 H products of the pairs with that cotangent, H outer products that undo the write
         controller and maps, once forward and twice backward
             LSTM       2 d -> 4 d and d -> 4 d        interaction  d -> d + 3 H d        targets  H rows d -> L d
     """
@@ -101,8 +102,8 @@ def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: D
     """Compiles value and gradient of mean(features^2) + mean(meta loss) with respect to all parameters of a cell.
 
     XLA runs the small operations of one CPU device on one core. The batch is therefore divided over the largest number
-    of devices that divides it, for every form alike. The form "plain" is one derivative of a device's whole share; the
-    others run as in the training program, where a device works through its share in micro-batches.
+    of devices that divides it, for every form alike. The form "plain" differentiates a device's share as a whole; the
+    others run as in the training program, where a device processes its share in micro-batches.
 
     Args:
       cell: The cell.

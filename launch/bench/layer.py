@@ -1,4 +1,4 @@
-"""The layer's benchmark: a sequence in chunks, beside the same function one token after the other."""
+"""Benchmark of the layer: a sequence in chunks against the same function token by token."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ _UNIT_KEYS = WriteOptions(key_norm="l2")
 MEMORIES: dict[str, Memory] = {
     "delta rule": matrix_memory(_SIZE, _SIZE, options=_UNIT_KEYS),
     "local, two layers": local_memory(_SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True)),
-    # With the normalised step: the plain one overflows in an untrained layer.
+    # With the normalised step, since the plain one overflows in an untrained layer.
     "titans": gradient_memory(
         _SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True, momentum=True)
     ),
@@ -47,9 +47,9 @@ def layer(
     values of 64 features. Every form divides the batch over the same devices: the largest number that divides it.
 
     Args:
-      devices: to run on.
-      memories: names in `MEMORIES`.
-      passes: "forward", "training".
+      devices: devices to run on.
+      memories: names of memories in `MEMORIES`.
+      passes: passes to measure: "forward", "training".
       steps: lengths `T`.
       batch: number of examples `B`.
       features: number of features of the layer's inputs.

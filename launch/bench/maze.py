@@ -1,4 +1,4 @@
-"""The maze's benchmark: environment, agent and update, each suite entry one program."""
+"""Benchmark of the maze: environment and agent in one program, and the whole update."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ def maze(
     batch: int = 30,
     steps: int = 200,
 ) -> Iterator[Group]:
-    """Yields episodes of the 9x9 recipe for each agent.
+    """Yields groups that time episodes of the 9x9 recipe, for each agent.
 
     "play" is the program of mazes and agent, "train" the whole update: it plays a batch and learns from it. Both run on
     the largest number of devices that divides the batch.
@@ -59,7 +59,7 @@ def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, 
     update = make_parallel_update(graphdef, task, optimizer, meta_weight=meta_weight, batch_size=batch, devices=devices)
     kept = [jax.device_put(state, placement.replicated)]
 
-    def run() -> None:  # an update consumes the state that it is given
+    def run() -> None:  # an update donates the buffers of its state, so the new state is kept for the next run
         kept[0], metrics = update(kept[0], None)
         jax.block_until_ready((kept[0], metrics))
 

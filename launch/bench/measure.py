@@ -1,4 +1,4 @@
-"""The clock of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns."""
+"""Timing of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns."""
 
 import math
 import re
@@ -70,9 +70,9 @@ def compile_program(function: Callable, args: Sequence[Any], devices: int) -> Pr
 
 
 def rest() -> None:
-    """Waits until the system has taken back the pages that the program before has freed.
+    """Waits until the system has reclaimed the pages that the previous program freed.
 
-    Without the wait the system does so during the next program: a quarter of the time measured for the form
+    Without the wait the system reclaims them during the next program: a quarter of the time measured for the form
     "reversible" was caused by "plain".
     """
     time.sleep(0.25)
@@ -88,7 +88,7 @@ def measure(
     """Returns the rows of candidates, in their order.
 
     A row holds the fields, `about`, milliseconds (median), spread ((max - min) / median), repeats, temp_bytes,
-    compile_seconds and note. A candidate that does not fit into memory has no milliseconds and spread, but a note.
+    compile_seconds and note. A candidate that does not fit into memory has a note instead of milliseconds and spread.
 
     Args:
       candidates: The candidates to time in turns.
@@ -132,8 +132,8 @@ def measure(
 def with_ratios(rows: list[Row], field: str, reference: str) -> list[Row]:
     """Returns the rows with two ratios to the row whose `field` is the reference.
 
-    `ratio_to_REFERENCE` is the speed, `memory_ratio_to_REFERENCE` the saving of temporary memory, both in multiples of
-    the reference; None where one of the two numbers is unknown.
+    `ratio_to_REFERENCE` is the reference's time divided by the row's, `memory_ratio_to_REFERENCE` the same of temporary
+    memory; None where one of the two numbers is unknown.
     """
     base = next((row for row in rows if row[field] == reference), {})
 

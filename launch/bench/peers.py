@@ -1,4 +1,4 @@
-"""The benchmark beside another library: both get the same stream of inputs and make keys and values by linear maps.
+"""Benchmark against another library: both read the same stream of inputs and compute keys and values by linear maps.
 
 The rule is the gradient step on the mean of squares, with one head and three layers. The loss is the mean square of the
 values read plus the memory's loss before each write. `titans-pytorch` differs in its activation and in a learned decay
@@ -30,7 +30,7 @@ _LAYERS = 3
 def peers(
     devices: Sequence[jax.Device], *, steps: Sequence[int] = (32, 128), batch: int = 64, width: int = 128
 ) -> Iterator[Group]:
-    """Yields value and gradient of a whole sequence by two of our forms, and by titans-pytorch if it is installed."""
+    """Yields a group per length: value and gradient by two of our forms, and by titans-pytorch if it is installed."""
     titans = importlib.util.find_spec("titans_pytorch") is not None
     if not titans:
         print("titans-pytorch is left out: it is not installed; pip install titans-pytorch.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""One benchmark: missing rows are measured, printed, written to its file and drawn."""
+"""Runs one benchmark suite: measures the rows that its file does not have yet, prints, writes and draws them."""
 
 import json
 import os
@@ -33,15 +33,15 @@ def run(
 
     Args:
       suite: A key of `SUITES`.
-      out: The JSON file; the figure goes beside it.
+      out: The JSON file; the figure is written beside it.
       devices: The devices to use; all if None.
       clock: Returns seconds, see `measure`.
       pause: Called before each timed run, see `measure`.
-      **sizes: Other sizes than the suite's own, see its function.
+      **sizes: Sizes that replace the suite's defaults, see its function.
 
     Raises:
-      ValueError: If the suite is unknown, the name does not end in .json, or the file is damaged or one of another
-        suite, device, version or environment.
+      ValueError: If the suite is unknown, the name does not end in .json, or the file is damaged or holds rows of
+        another suite, device, version or environment.
     """
     check_choice("suite", suite, SUITES)
     out = pathlib.Path(out)
@@ -57,7 +57,7 @@ def run(
             continue
         memory = count_memory(devices)
         measured = group.finish(measure(group.candidates, memory_bytes=memory, clock=clock, pause=pause))
-        # A ratio compares rows of one measurement, so that older rows of the group are replaced.
+        # A ratio compares rows of one measurement, so older rows of the group are replaced.
         rows = [row for row in rows if not any(_matches(row, key) for key in keys)] + measured
         report["rows"] = rows
         write_json(out, report)

@@ -1,4 +1,4 @@
-"""The benchmark of seeds: the dictionary recipe's update for all its seeds in one program."""
+"""Benchmark of seeds: the dictionary recipe's update for all its seeds in one program."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,13 +13,13 @@ from mnm_jax.training import init_state, make_update, split_model
 
 
 def seeds(devices: Sequence[jax.Device], *, config: Mapping[str, Any] | None = None) -> Iterator[Group]:
-    """Yields the recipe's update with its seeds mapped by `vmap`, and by `lax.map`.
+    """Yields one group: the recipe's update with its seeds mapped by `vmap`, and by `lax.map`.
 
     It runs on one device, since seeds are mapped within each device.
 
     Args:
       devices: The first one is used.
-      config: Another config than the recipe's.
+      config: Replaces the recipe's config.
     """
     parts = build_parts(config or dictionary.get_config().to_dict())
     training = parts.training

@@ -1,4 +1,4 @@
-"""The registry of benchmark suites: the groups to measure, and the figure."""
+"""Registry of the benchmark suites: the groups to measure, and the figure."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Sequence

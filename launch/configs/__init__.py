@@ -15,8 +15,8 @@ def choose_model(models: Mapping[str, Settings], name: str) -> dict[str, Any]:
     """Returns the section "model" of a recipe.
 
     Args:
-      models: settings of the models that the recipe has chosen, by name.
-      name: the model; one that the recipe does not have gets the settings of the registry.
+      models: settings of the models that the recipe supports explicitly, by name.
+      name: name of the model; a model that is not in `models` gets its settings from the registry.
 
     Raises:
       ValueError: If neither the recipe nor the registry has the model.

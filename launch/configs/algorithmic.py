@@ -6,11 +6,12 @@ The colon is followed by TASK/MODEL: copy, repeat_copy, double_copy, associative
 mnm-g, lstm-salu, ntm, dnc, lstm. `python -m launch.compare --suite=algorithmic` trains them all.
 
 Tasks have the sizes of Graves et al., 2014 (bits, lengths, repeats), and a curriculum over the first updates. The
-controller is an LSTM of 100 units in every model with a memory, as in that paper. NTM and DNC have slots of 20 numbers
-as there, but 64 of them and not 128, since the DNC's time grows with their square; memories that are networks have two
-layers of 64. Optimiser, batch and number of updates are ours, the same for all models of a task. They were chosen with
-one or two seeds of the memories, by validation accuracy: the learning rate on copy, the limit of the gradient's norm on
-repeat copy (with 10, each new number of repeats erased what had been learned), the batch on associative recall.
+controller is an LSTM of 100 units in every model with a memory, as in that paper. NTM and DNC have 20 numbers per slot,
+as in that paper, but 64 slots instead of 128, since the DNC's time grows with the square of their number. The networks
+of mnm-p and mnm-g have two layers of 64. Optimiser, batch size and number of updates are ours, the same for all models
+of a task. They were chosen by the validation accuracy of one or two seeds of mnm-p and mnm-g: the learning rate on
+copy, the limit of the gradient's norm on repeat copy (with 10, each new number of repeats erased what had been
+learned), the batch size on associative recall.
 
 Expected (RESULTS.md; 5 seeds, one core of a shared CPU), test accuracy of mnm-p, mnm-g, lstm: copy 0.9996, 0.992,
 0.844; repeat copy 1.0000, 0.9997, 0.793; double copy 0.982, 0.952, 0.779; associative recall 0.995, 0.996, 0.926;

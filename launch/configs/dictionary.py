@@ -3,8 +3,8 @@
     python -m launch.train --config=launch/configs/dictionary.py --workdir=runs/dictionary
 
 The model is MNM-p. A colon selects another model: `--config=launch/configs/dictionary.py:mnm-g`, `:lstm`,
-`:lstm-salu`. Other settings of the grid are `--config.task.length=3 --config.task.support=8`, and so on. Strings of
-several letters are learned if shorter ones are trained with them: `--config.task.mixed=True`.
+`:lstm-salu`. Select other settings of the grid by `--config.task.length=3 --config.task.support=8`, and so on. Strings
+of several letters are learned if shorter ones are mixed into training: `--config.task.mixed=True`.
 
 The paper (Munkhdalai et al., NeurIPS 2019, section 4.1, figure 2) shows learning curves: as length and support grow,
 LSTM and LSTM-SALU fall to chance and the memories still learn. Lengths, supports and model sizes here are ours.

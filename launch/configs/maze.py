@@ -5,9 +5,9 @@
 The colon is followed by SIZE/MODEL: 9x9, 11x11, 13x13 with mnm-p, mnm-g, lstm, lstm-salu, rnn, plastic,
 neuromodulated. `python -m launch.compare --suite=maze` trains them all.
 
-Batch, episodes, coefficients of the loss and the limit of the gradient's norm are those of Miconi et al., 2019, whose
-agents have about 100 units. Their 100,000 updates at a rate of 1e-4 take days on a CPU: learning rate, schedule and
-number of updates are ours, the same for every agent.
+Batch, episodes, coefficients of the loss and the limit of the gradient's norm are taken from Miconi et al., 2019, whose
+agents have about 100 units. Their 100,000 updates at a learning rate of 1e-4 take days on a CPU, so learning rate,
+schedule and number of updates are ours, the same for every agent.
 
 Expected (RESULTS.md; 3 seeds, 4,000 updates, one core of a shared CPU), reward per test episode in 9x9: mnm-g 340,
 mnm-p 335, lstm-salu 321, neuromodulated 312, plastic 291, lstm 262, rnn 152. The seeds together take 24 to 33 minutes

@@ -2,11 +2,10 @@
 
     python -m launch.train --config=launch/configs/pairs.py:mnm-p --workdir=runs/pairs/mnm-p
 
-Trained on 1 to 16 writes, tested with up to 32 pairs; half of the training sequences write keys twice. The colon is
-followed by one of the six models of `algorithmic.py`, here with about 1,024 numbers of memory each: the state that is
-carried from step to step without the controller (the LSTM has nothing else). `python -m launch.compare
---suite=capacity` trains them all, at equal state and at equal parameters, and the memories of this library with other
-widths, layers, heads and step sizes.
+Models are trained on 1 to 16 writes and tested with up to 32 pairs; half of the training sequences write keys twice.
+The colon is followed by one of the six models of `algorithmic.py`. Each carries about 1,024 numbers from step to step,
+not counting the controller of a model with a memory. `python -m launch.compare --suite=capacity` trains them all, at
+equal state and at equal parameters, and mnm-p and mnm-g with other widths, layers, heads and step sizes.
 
 Expected (RESULTS.md; 5 seeds, 2,000 updates, one core of a shared CPU), test accuracy at equal state: mnm-p 0.938,
 mnm-g 0.930, lstm-salu 0.909, lstm 0.797, dnc 0.762, ntm 0.639; 2 to 5 minutes, lstm 18.

@@ -1,4 +1,4 @@
-"""The claims that RESULTS.md opens with: one row each, filled from runs.
+"""Claims of RESULTS.md: one row each, filled with numbers of runs.
 
 `claims.toml` has one array of tables per section, in the order of the page:
 
@@ -10,7 +10,8 @@
     run = "n=5,S=16/mnm-g"
 
 `anchor` and `ours` may hold placeholders (see `launch.reporting.placeholders`). `run` is the run, or the benchmark
-file, whose number of seeds and whose command the row shows; `command` replaces the command, `source` may be left out.
+file, whose number of seeds and whose command the row shows. The keys `source` and `command` are optional; `command`
+replaces the command of the run.
 """
 
 import pathlib
@@ -29,7 +30,7 @@ _KNOWN = _NEEDED | {"source", "command"}
 
 
 def read_claims(results: pathlib.Path) -> dict[str, list[dict[str, str]]]:
-    """Returns the claims of each section, in the order of `claims.toml`; nothing if there is no such file.
+    """Returns the claims of each section, in the order of `claims.toml`; empty if there is no such file.
 
     Raises:
       ValueError: the file is damaged, or a key is missing from a claim or has an unknown one.

@@ -1,4 +1,4 @@
-"""Figures of runs: the learning curve and the memory maps of one, and the comparison of several."""
+"""Figures of runs: the learning curve and the memory maps of one run, and the comparison of several."""
 
 import contextlib
 import os
@@ -24,12 +24,12 @@ from mnm_jax.training import Batch, load_params, played, split_model
 # A learning curve shows the first of these metrics that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/reward", "valid/bits", "valid/loss", "train/loss")
 _PICTURED_STEPS = 20  # more would be too small to read
-_SIZES = 3  # least number of test sets of one kind for a curve
+_SIZES = 3  # smallest number of test sets of one kind that makes a curve
 CURVES, BY_SIZE = "learning_curves.png", "accuracy_by_{}.png"
 
 
 def report_run(workdir: str | os.PathLike) -> None:
-    """Draws the figures of one finished run; a figure that cannot be drawn is a line on stderr.
+    """Draws the figures of one finished run; reports a figure that cannot be drawn as one line on stderr.
 
     Raises:
       FileNotFoundError, ValueError: as `read_run`.
@@ -46,7 +46,7 @@ def report_run(workdir: str | os.PathLike) -> None:
 
 
 def report_runs(root: pathlib.Path) -> str:
-    """Draws the figures of each run below `root` and those that compare them, and returns the table.
+    """Draws the figures of each run below `root` and the figures that compare them, and returns the table.
 
     Raises:
       FileNotFoundError: there is no finished run.
@@ -120,18 +120,18 @@ def curve_metric(runs: Sequence[Run]) -> str:
 
 
 def longest(batches: Iterable[Batch], most: int | None = None) -> tuple[Batch, int]:
-    """Returns the batch with the longest example and the place of that example; the first of equals.
+    """Returns the batch with the longest example and the index of that example in it; of equals, the first one.
 
     Args:
       batches: evaluation batches.
-      most: examples of more steps are passed over; if all have more, the example is a shortest one.
+      most: largest number of steps of the example; if all examples are longer, a shortest one is returned.
     """
 
     def rank(steps: int) -> int:
         return steps if most is None or steps <= most else -steps
 
     def best(batch: Batch) -> tuple[int, int]:
-        # An example without steps only fills the batch.
+        # An example without steps is padding of the batch.
         ranks = [rank(steps) if steps else -sys.maxsize for steps in np.asarray(batch.mask).sum(0).tolist()]
         return max(ranks), ranks.index(max(ranks))
 
@@ -162,9 +162,9 @@ def _curves_by_size(run: Run) -> dict[str, dict[int, list[float]]]:
 def _draw_examples(folder: pathlib.Path, title: str) -> None:
     """Draws the memory of the first seed over a test example.
 
-    A task with `pictured` evaluation sets gets a map for each, of an example of at most twenty steps if there is one;
-    any other task gets one of a longest example. A model without a memory has no map. A task with `draw_episode` draws
-    that example itself too, for every model.
+    If the task names `pictured` evaluation sets, a map is drawn for each, of an example of at most twenty steps if
+    there is one; otherwise one map is drawn, of a longest example. A model without a memory has no map. If the task has
+    `draw_episode`, the example itself is drawn as well, for every model.
     """
     task, make_model, training = build_parts(read_config(folder))
     params, _ = load_params(folder, make_model)

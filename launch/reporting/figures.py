@@ -19,7 +19,7 @@ _LINE_STYLES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # run
 _SPLITS = {"train": "training batch", "valid": "validation", "test": "test"}
 
 _WIDTH = 8.0  # inches; 960 pixels, readable when shown at 700
-_LABELS = 32  # most steps with a label on an axis of a memory map
+_LABELS = 32  # largest number of labelled steps on an axis of a memory map
 _LABEL_LENGTH = 24
 
 
@@ -51,7 +51,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
       path: the PNG file; written whole or not at all.
 
     Raises:
-      ValueError: there is no curve, or a curve lacks the metric.
+      ValueError: there is no curve, or a curve does not have the metric.
     """
     if not any(panels.values()):
         raise ValueError(f"no curve of {metric} to draw.")

@@ -31,10 +31,10 @@ _PREAMBLE = """\
 # Results
 
 Every number on this page and on the pages behind the headings is filled in from the files of runs in `{folder}/`.
-*ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last update; a part
-of one is a share, 1 = everything right. *anchor* is the number of the paper, or of the model that a claim is compared
-with. A claim that starts with "Not" or names another model as better is one where this library is behind. The command
-repeats a run from the beginning.
+*ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last update; an
+accuracy without a % sign is a fraction, 1 = everything right. *anchor* is the number that a claim is compared with, of
+the paper or of another model. Where a claim starts with "Not" or names another model as better, this library is
+behind. The command repeats a run from the beginning.
 """
 _COLUMNS = {
     "chance": "*chance*: accuracy of guessing.",
@@ -203,7 +203,7 @@ def _with_figures(text: str, page: _Page) -> str:
 
 
 def _as_seen_from_page(folder: pathlib.Path, match: re.Match[str]) -> str:
-    """Returns a link of a section's text as seen from its page; one to no file of the section stays as it is."""
+    """Returns a link of a section's text as seen from its page; other links than to its files stay unchanged."""
     there = (folder / urllib.parse.unquote(match[1])).exists()
     return f"]({_link(folder)}/{match[1]})" if there else match[0]
 

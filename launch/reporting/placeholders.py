@@ -1,4 +1,4 @@
-"""Placeholders of texts and claims, which the report fills with numbers of runs.
+"""Placeholders in texts and claims, which the report replaces with numbers of runs.
 
     {{SOURCE: FIELD}}             a number of a run, or of the rows of a file
     {{SOURCE: FIELD | FORMAT}}    the same, formatted
@@ -6,19 +6,20 @@
 
 SOURCE is one of
 
-- the place of a run in its section, `copy/mnm-p`, where seeds that were trained apart count as one run, or the place
-  of one of them, `15_epochs/chain-p/seed_0`;
-- a file of the section and conditions on its rows, `training_step.json form=auto heads=1`. The rows are those of a
-  benchmark file, of a JSON list, or the lines of a `.jsonl` file;
+- the place of a run in its section, `copy/mnm-p`. Seeds that were trained separately count as one run; the place of one
+  of them is `15_epochs/chain-p/seed_0`;
+- a file of the section and conditions on its rows, `training_step.json form=auto heads=1`: the rows of a benchmark
+  file, the items of a JSON list, or the lines of a `.jsonl` file;
 - two of these, `A - B` or `A / B`: difference or quotient of their means.
 
-FIELD of a run is a metric, `test/accuracy`, or several by a pattern, `test/task=*/error`; with ` at UPDATE` its value
-on a learning curve; or, without a FORMAT, a column of the table that compares runs, such as `updates to 90%`. FIELD of
-a file is a key of its rows, with dots for keys within, `settings.model.memory_layers`.
+FIELD of a run is a metric, `test/accuracy`, or a pattern for several metrics, `test/task=*/error`; a metric followed by
+` at UPDATE` is its value on the learning curve. Without a FORMAT it may be a column of the table that compares runs,
+such as `updates to 90%`. FIELD of a file is a key of its rows; dots separate nested keys,
+`settings.model.memory_layers`.
 
-FORMAT is made of a statistic and a format of Python, `mean .1%`. The statistic is `mean`, `std`, `min`, `max` or
-`above LEVEL` (how many values are larger, as in "2 of 5"); without one, several values are shown as mean ± sample
-standard deviation. The default format is `.4f`.
+FORMAT is a statistic followed by a Python format specification, `mean .1%`. The statistic is `mean`, `std`, `min`,
+`max` or `above LEVEL` (how many values are larger, as in "2 of 5"); without a statistic, several values are shown as
+mean ± sample standard deviation. The default specification is `.4f`.
 """
 
 import fnmatch
@@ -48,7 +49,7 @@ class Section(NamedTuple):
 
     Attributes:
       folder: the folder.
-      runs: its finished runs, by place; both joined runs and their members.
+      runs: its finished runs, by place; includes joined runs and their members.
     """
 
     folder: pathlib.Path
@@ -151,7 +152,7 @@ def _run_values(section: Section, place: str, field: str) -> list[float]:
 
 
 def _lookup(row: Mapping[str, Any], key: str) -> Any:
-    """Returns the value of a key, dots for keys within; a key that has dots itself is found too."""
+    """Returns the value of a key; dots separate nested keys, and a key that itself contains dots is found as well."""
     if key in row:
         return row[key]
     for index in (match.start() for match in re.finditer(r"\.", key)):

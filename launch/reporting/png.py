@@ -1,4 +1,4 @@
-"""PNG files of figures with a palette of 256 colours: a third of the size of full colour without a visible change."""
+"""PNG files of figures with a palette of 256 colours: a third of the size of full colour, without visible changes."""
 
 import io
 import os
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 _DPI = 120
-_COLOURS, _EXACT = 256, 64  # of the palette, and of these the ones that stay exact
+_COLOURS, _EXACT = 256, 64  # colours of the palette, and number of them that are exact
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure as a PNG file, whole or not at all, and makes its folder."""
+    """Writes a figure as a PNG file, atomically, and creates its folder."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
     with Image.open(buffer) as picture:

@@ -20,8 +20,8 @@ def compare(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
     The columns are seeds, updates, chance (on the test set, if the task reports it), accuracy (test, mean
     +- sample standard deviation over seeds), worst seed (its test accuracy), updates to 90% (first validation at which
     a seed has an accuracy of 90% or more, mean over the seeds that reach it), seconds (all seeds, with compilation and
-    evaluation) and parameters (per seed). A task that is played has reward (per test episode) and worst seed instead
-    of the accuracies, a language model bits per character of the test text.
+    evaluation) and parameters (per seed). In place of the accuracies, a task that is played has reward (per test
+    episode) and worst seed, and a language model has bits per character (of the test text).
 
     Args:
       summary: content of `summary.json`.
@@ -50,7 +50,7 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Returns the table that compares runs: their names, then the cells of `compare`.
 
     Raises:
-      ValueError: the summary of a run holds something else than numbers; the message names its folder.
+      ValueError: the summary of a run holds values that are not numbers; the message names its folder.
     """
     rows = []
     for names, run in zip(run_names(runs), runs, strict=True):
@@ -84,7 +84,7 @@ def by_test_set(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sizes_of_test_sets(summary: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
-    """Returns the accuracy of every seed on the test sets that are named by a size, by name and size.
+    """Returns the accuracy of every seed on the test sets whose names are KEY=SIZE, by key and size.
 
     For example `{"support": {8: [0.9, 0.8], 16: [0.5, 0.4]}}` from "test/support=8/accuracy" and
     "test/support=16/accuracy".

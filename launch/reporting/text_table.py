@@ -34,7 +34,7 @@ def format_markdown(rows: Sequence[Mapping[str, str]]) -> str:
 def wrap(text: str) -> str:
     """Returns Markdown with the lines of paragraphs and of list items filled to 120 characters.
 
-    Code, tables, headings and pictures stay as they are.
+    Code, tables, headings and pictures stay unchanged.
 
     Examples:
       >>> print(wrap("A line\\nand another.\\n\\n- an item\\n  of a list\\n- and one"))

@@ -1,1 +1,1 @@
-"""A run: from a config to objects, its folder, its sizes, its hosts, training and using it."""
+"""Runs: building the objects of a config, workdir, model size, hosts, training, and using a trained model."""

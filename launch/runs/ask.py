@@ -1,4 +1,4 @@
-"""Questions about a story, answered by a trained bAbI model."""
+"""Answers questions about a story with a trained bAbI model."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def load_babi(
     """Returns the task and the trained model of a bAbI run; arguments and errors as in `load_model`.
 
     Raises:
-      ValueError: If the run is one of another task.
+      ValueError: If the run belongs to another task.
     """
     task, model = load_model(workdir, seed, data_dir)
     if not isinstance(task, Babi):
@@ -47,7 +47,7 @@ def load_babi(
 
 
 def ask(task: Babi, model: SequenceModel, lines: Iterable[str]) -> list[Answer]:
-    """Returns the answer to every question among the lines, each about the sentences before it.
+    """Returns the answer to every question among the lines; a question refers to the sentences before it.
 
     Raises:
       ValueError: If there is no question, a word is not in the vocabulary, or a sentence is too long.

@@ -1,4 +1,4 @@
-"""From a config to objects, with every key checked."""
+"""Builds the objects that a config describes, and checks every key."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +12,7 @@ from mnm_jax._checks import check_choice
 from mnm_jax.training import SequenceModel, Task, TrainConfig
 
 _SECTIONS = ("task", "model", "training")
-_GIVEN = ("features", "entities", "entity_features", "rngs")  # arguments of a model that no config sets
+_GIVEN = ("features", "entities", "entity_features", "rngs")  # arguments of a model that a config cannot set
 
 
 class Parts(NamedTuple):
@@ -90,7 +90,7 @@ def build_training(config: Mapping[str, Any]) -> TrainConfig:
 def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
     """Returns the number of learned values of a model.
 
-    The model is made from shapes alone, which raises errors of wrong sizes and missing data before any file is written.
+    Only the shapes are computed, which raises the errors of wrong sizes and missing data before any file is written.
     """
     shapes = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

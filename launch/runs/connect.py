@@ -1,4 +1,4 @@
-"""Joins the processes of a run, on one machine or on many, before any of them looks at its devices."""
+"""Joins the processes of a run, on one machine or on many, before any of them uses its devices."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ TIMEOUT = 300.0  # seconds
 def connect(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float = TIMEOUT
 ) -> None:
-    """Joins this process to a run and returns when all processes are there; does nothing without a coordinator.
+    """Joins this process to a run and returns when all processes have joined; does nothing without a coordinator.
 
     Args:
       coordinator: HOST:PORT, where process 0 listens; "auto": all three arguments are found in the environment (a TPU
@@ -24,7 +24,7 @@ def connect(
 
     Raises:
       ValueError: If the arguments do not fit together.
-      TimeoutError: If a process does not come in time; process 0 names the missing ones.
+      TimeoutError: If a process does not connect in time; process 0 names the missing ones.
     """
     if coordinator is None:
         if num_processes is not None or process_id is not None:
@@ -48,10 +48,10 @@ def connect(
 def meet(host: str, port: int, num_processes: int, process_id: int, timeout: float) -> None:
     """Returns in every process once all have connected to process 0.
 
-    JAX (0.10) alone aborts a process that waits in vain with a stack trace of C++ that names no missing process.
+    Without it, JAX (0.10) aborts a process whose wait times out, with a C++ stack trace that names no missing process.
 
     Raises:
-      TimeoutError: If a process does not come in time.
+      TimeoutError: If a process does not connect in time.
     """
     deadline = time.monotonic() + timeout
     if process_id == 0:
@@ -70,13 +70,13 @@ def meet(host: str, port: int, num_processes: int, process_id: int, timeout: flo
 
 
 def _receive(port: int, missing: set[int], deadline: float) -> set[int]:
-    """Waits for the other processes and answers them when all are there; returns the missing ones."""
+    """Waits for the other processes and replies to them once all have connected; returns the missing ones."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("", port)))
         guests = []
         while missing:
             server.settimeout(max(1e-3, deadline - time.monotonic()))
-            # A time-out, or the ValueError or TypeError of a stranger that connects to the port.
+            # A time-out, or the ValueError or TypeError caused by another program that connects to the port.
             with contextlib.suppress(OSError, ValueError, TypeError):
                 guest = stack.enter_context(server.accept()[0])
                 guest.settimeout(5.0)
@@ -90,7 +90,7 @@ def _receive(port: int, missing: set[int], deadline: float) -> set[int]:
 
 
 def _announce(host: str, port: int, process_id: int, deadline: float) -> bool:
-    """Reports to process 0 until it listens, and returns whether it has answered in time."""
+    """Connects to process 0, retrying until it listens, and returns whether it has replied in time."""
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5.0) as connection:
             connection.sendall(json.dumps(process_id).encode())

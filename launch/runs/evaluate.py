@@ -16,7 +16,7 @@ class Evaluation(NamedTuple):
     """Test metrics of one run or of several.
 
     Attributes:
-      metrics: `[S]` by name, seeds of all runs in one array.
+      metrics: Values `[S]` by name, with the seeds of all runs in one array.
       seeds: Numbers of the seeds, `S` of them.
       steps: Updates of the checkpoint of each run.
     """
@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
 def evaluate_run(
     workdir: str | os.PathLike, data_dir: str | None = None
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Returns the test metrics `[S]` by name of a run's newest checkpoint, and its update; writes nothing.
+    """Returns the test metrics `[S]`, by name, of a run's newest checkpoint, and its number of updates; writes nothing.
 
     Args:
       workdir: Folder of the run.
@@ -45,7 +45,7 @@ def evaluate_run(
 
 
 def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> Evaluation:
-    """Evaluates a run, or a folder of runs that differ in their seed alone; arguments as in `evaluate_run`."""
+    """Evaluates a run, or a folder of runs that differ only in their seed; arguments as in `evaluate_run`."""
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
     runs = members if members and not (workdir / CONFIG).exists() else [workdir]

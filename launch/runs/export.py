@@ -1,4 +1,4 @@
-"""The model of a run as files for programs without this library."""
+"""Exports the model of a run as files for programs without this library."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ def export_run(workdir: str | os.PathLike, out: str | os.PathLike, seed: int = 0
 
     Args:
       workdir: Folder of the run.
-      out: Folder to write to; it is made.
+      out: Folder to write to; created if missing.
       seed: Index of the seed in the run, from 0.
 
     Raises:

@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
     Attributes:
       folder: the run's folder, which need not exist for a run in the light form.
-      group: parent folder, relative to the folder of runs ("" directly in it).
+      group: parent folder, relative to the folder of runs; "" if the run is directly in the folder of runs.
       label: name of the run's folder.
       summary: content of `summary.json`.
       lines: content of `metrics.jsonl`.
@@ -69,9 +69,9 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
 
 
 def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
-    """Returns the finished runs below `root` in natural order, and a line on each folder that is left out.
+    """Returns the finished runs below `root` in natural order, and one line per folder that is left out.
 
-    Runs in the light form come first: a folder of one of them, which holds its parameters, is not read.
+    The light form takes precedence: the folder of a run in the light form, which may hold its parameters, is not read.
 
     Raises:
       ValueError: a file of the light form is damaged.
@@ -95,7 +95,7 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
 def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
     """Adds the finished runs below `root` to the light form in `folder`, and returns their places.
 
-    A run that `folder` has already at the same place is replaced; all others stay.
+    A run that is already in `folder` at the same place is replaced; all others stay.
 
     Raises:
       FileNotFoundError: there is no finished run below `root`.
@@ -112,15 +112,15 @@ def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
 
 
 def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:
-    """Returns the runs, with those of one folder that differ only in their seed joined to one run of all their seeds.
+    """Returns the runs, after joining runs of one folder that differ only in their seed into one with all their seeds.
 
-    The joined run takes the place of the folder: `GROUP/LABEL/SEED/` is `LABEL` in `GROUP`. Its seconds are the sum,
-    and it has those lines of `metrics.jsonl` that all its members have. A run whose summary lacks the config stays
-    alone.
+    The joined run takes the place of the folder: `GROUP/LABEL/SEED/` becomes `LABEL` in `GROUP`. Its seconds are the
+    sum, and its lines of `metrics.jsonl` are those steps that all its members have. A run whose summary has no config
+    is not joined.
     """
     families: dict[tuple[pathlib.Path, str], list[Run]] = {}
     for run in runs:
-        # A run in the folder of runs itself has no folder whose place it could take.
+        # Runs directly in the folder of runs have no folder whose place a joined run could take.
         alone = run.folder.parent == root or run.folder == root or "config" not in run.summary
         family = str(run.folder) if alone else json.dumps(_without_seed(run.summary["config"]), sort_keys=True)
         families.setdefault((run.folder.parent, family), []).append(run)
@@ -162,7 +162,7 @@ def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
 
 
 def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Returns the lines of those steps that all runs have, with the metrics that all have there, seeds side by side."""
+    """Returns the lines of the steps and metrics that all runs have, with the seeds of all runs concatenated."""
     by_step = [{(line["step"], "train/loss" in line): line for line in lines} for lines in runs]
     joined = []
     for key, first in by_step[0].items():

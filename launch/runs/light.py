@@ -1,9 +1,9 @@
-"""The light form of finished runs: two files per folder of runs, which keep what tables and figures show.
+"""The light form of finished runs: two files per folder of runs, with the numbers that tables and figures show.
 
 `summaries.jsonl` has one line per run: the content of its `summary.json`, with the values of every seed for each metric
-(mean and standard deviation follow from them) and its place in the folder, `GROUP/LABEL`, as `run`. Losses are left
+(mean and standard deviation follow from them), and its place in the folder, `GROUP/LABEL`, as `run`. Losses are left
 out. `curves.jsonl` has one line per run: the updates of its evaluations as `step`, and for each metric of the figures
-the values of every seed at each of them.
+the values of every seed at each of these updates.
 """
 
 import json
@@ -18,8 +18,8 @@ from launch.runs.metrics import natural, summarise
 
 SUMMARIES, CURVES = "summaries.jsonl", "curves.jsonl"
 _CURVES = re.compile(r"valid/(accuracy|reward|bits|error|chance|task=\w+/error)")
-_CONSTANT = re.compile(r".*/chance")  # of these the last value is enough
-_DIGITS = 6  # significant ones of a point of a curve; summaries, which tables quote, are exact
+_CONSTANT = re.compile(r".*/chance")  # metrics of which only the last value is kept
+_DIGITS = 6  # significant digits of the points of a curve; summaries, which tables quote, are exact
 
 Line = dict[str, Any]
 
@@ -27,7 +27,9 @@ Line = dict[str, Any]
 class LightRun(NamedTuple):
     """A run in the light form.
 
-    summary: content of `summary.json`. lines: those of `metrics.jsonl` that a figure or a table needs.
+    Attributes:
+      summary: content of `summary.json`.
+      lines: the lines of `metrics.jsonl` that a figure or a table needs.
     """
 
     summary: Line
@@ -35,7 +37,7 @@ class LightRun(NamedTuple):
 
 
 def read_light(folder: pathlib.Path) -> dict[str, LightRun]:
-    """Returns the runs of a folder in the light form, by place; nothing if the folder has no `summaries.jsonl`.
+    """Returns the runs of a folder in the light form, by place; empty if the folder has no `summaries.jsonl`.
 
     Raises:
       ValueError: a line of one of the two files is damaged; the message names file and line.
@@ -48,7 +50,7 @@ def read_light(folder: pathlib.Path) -> dict[str, LightRun]:
 
 
 def write_light(folder: pathlib.Path, runs: Mapping[str, LightRun]) -> None:
-    """Writes the two files of a folder of runs, in natural order of the places; each is whole or not there at all."""
+    """Writes the two files of a folder of runs, each atomically, in natural order of the places."""
     folder.mkdir(parents=True, exist_ok=True)
     places = sorted(runs, key=natural)
     _write_lines(folder / SUMMARIES, [{"run": place} | _thin_summary(runs[place].summary) for place in places])
@@ -99,7 +101,7 @@ def _thin_curve(lines: Sequence[Line]) -> Line:
     names = {name for line in lines for name, value in line.items() if isinstance(value, list)}
     kept = sorted(filter(_CURVES.fullmatch, names)) or sorted(names & {"valid/loss"}) or sorted(names & {"train/loss"})
     rows: dict[int, Line] = {}
-    for line in lines:  # of two lines about the same step the later one counts
+    for line in lines:  # the later one of two lines for the same step counts
         values = {name: line[name] for name in kept if name in line}
         if values:
             rows[line["step"]] = rows.get(line["step"], {}) | values

@@ -1,4 +1,4 @@
-"""The trained model of one seed of a run."""
+"""Loads the trained model of one seed of a run."""
 
 import os
 from typing import NamedTuple

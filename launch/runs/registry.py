@@ -1,4 +1,4 @@
-"""The models and tasks that a config may name: the only place that lists them.
+"""Registries of the models and tasks that a config may name; no other place lists them.
 
 A new model is an entry of `MODELS`, a new task an entry of `TASKS`. Tables and figures take names, colours and formulas
 from here; `launch/runs/build.py` makes the objects.
@@ -38,12 +38,11 @@ class ModelEntry(NamedTuple):
     """A model that a config may name.
 
     Attributes:
-      name: the value of `model.name` in a config.
-      make: `(*, features, ..., rngs) -> cell`; its other arguments are the settings of the config. An argument
-        `entities` or `entity_features` is given by the task.
+      name: the value of `model.name` in a config. make: `(*, features, ..., rngs) -> cell`; its other arguments are the
+        settings of the config, except `entities` and `entity_features`, which the task provides.
       settings: sizes for a recipe that has none of its own for this model.
       colour: colour in all figures, distinguishable for the colour-blind.
-      formula: what one step writes, or how the hidden state follows, as one line of text.
+      formula: the update of the memory, or of the hidden state, in one step, as one line of text.
     """
 
     name: str
@@ -200,8 +199,8 @@ _FOREIGN_COLOURS = ("#332288", "#F0E442", "#44AA99", "#882255", "#999933", "#BBB
 def model_colours(names: Iterable[str]) -> dict[str, str]:
     """Returns a colour for every model.
 
-    A model of the registry has its own colour. Another one gets a colour by its name, the same in every figure as long
-    as no other model of the figure has it.
+    A model of the registry has its own colour. Any other model gets a colour that depends on its name, the same in
+    every figure unless another model of the figure has that colour.
 
     Args:
       names: names of models, such as all models of one figure.

@@ -1,4 +1,4 @@
-"""The size of a model and the operations of a step, by XLA's own count, without compiling or running anything."""
+"""The size of a model and the operations of a step, as XLA counts them, without compiling or running a program."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ class Size(NamedTuple):
       parameters: Number of learned values.
       parameter_bytes: Their bytes.
       carry: Bytes that one example keeps from step to step.
-      memory: Bytes of fast weights among them.
+      memory: Bytes of fast weights in the carry.
       flops: Floating point operations of one example in one step, forward.
-      steps: `T` of the first test sequences.
+      steps: `T` of the first test batch.
     """
 
     parameters: int
@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
 
 def input_shape(task: Task, model: SequenceModel) -> jax.ShapeDtypeStruct:
-    """Returns the shape `[T, 1, ...]` and dtype of the inputs of a first test sequence, played if the task is."""
+    """Returns shape `[T, 1, ...]` and dtype of the inputs of one test sequence, played first if the task is."""
     batch = next(iter(task.evaluations("test", 1)[""]()))
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     return jax.eval_shape(lambda model, batch: played(model, task, batch).inputs[:, :1], model, given)

@@ -1,4 +1,4 @@
-"""Training of one run: the checks before, the training loop, and the files at its end."""
+"""Trains one run: checks its config, runs the training loop, and writes the files at its end."""
 
 import json
 import os
@@ -27,18 +27,18 @@ def train_run(
 ) -> dict[str, Any]:
     """Trains or resumes a run and returns the content of its `summary.json`.
 
-    The summary holds task, model, seeds (their number), steps, seconds (of all starts), command, devices and processes
-    (their numbers), versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
+    The summary holds task, model, number of seeds, steps, seconds (over all restarts), command, numbers of devices and
+    processes, versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
     update.
 
     Args:
       config: Sections task, model and training, see `launch.runs.build`.
       workdir: Folder of the run; it takes one config only.
       parallel: "jit", "pmap" or "fsdp", see `mnm_jax.training.train`.
-      command: Command line for the summary; None: the one of this process.
+      command: Command line for the summary; None: the command line of this process.
 
     Raises:
-      ValueError: If the config is inconsistent, or the workdir holds a run of another config; the workdir is unchanged.
+      ValueError: If the config is inconsistent, or the workdir holds a run of another config; nothing is written.
       FileNotFoundError: If data is missing.
       TrainingFault: If a number is not finite, see `mnm_jax.training.train`.
       Interrupted: If a signal arrives; the state is saved.

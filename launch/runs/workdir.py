@@ -10,7 +10,7 @@ CONFIG, SUMMARY = "config.json", "summary.json"
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a file that is whole or absent: under another name first, then renamed."""
+    """Writes a JSON file atomically: under another name first, then renamed."""
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, allow_nan=False)
@@ -25,7 +25,7 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
 
     Args:
       workdir: Folder of the run.
-      data_dir: Folder of the task's data, in place of the one that the config names; None: keeps that one.
+      data_dir: Folder of the task's data; replaces the one that the config names. None: keeps it.
 
     Raises:
       FileNotFoundError: If there is no run.
@@ -46,7 +46,7 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
 
 
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
-    """Makes `workdir` the folder of a run of `config`, or checks that it is; returns whether it is new.
+    """Makes `workdir` the folder of a run of `config`, or checks that it is one already; returns whether it is new.
 
     Raises:
       ValueError: If it is the folder of a run of another config; its files stay unchanged.

@@ -54,7 +54,7 @@ def algorithmic_suite() -> Suite:
 
 
 def capacity_suite() -> Suite:
-    """Returns runs on random pairs: six models at equal state and at equal parameters, then the memories' sizes."""
+    """Returns runs on random pairs: six models at equal state and equal parameters, then mnm-p and mnm-g varied."""
     runs = {f"equal_state/{model}": make_run(f"pairs.py:{model}") for model in pairs.MODELS}
     for model in pairs.MODELS:
         width = width_for(f"pairs.py:{model}", _EQUAL_PARAMETERS)
@@ -88,12 +88,12 @@ def parameters(config: ConfigDict) -> int:
 
 @functools.cache
 def width_for(recipe: str, target: int) -> int:
-    """Returns the largest controller with which the model of a recipe has at most `target` parameters.
+    """Returns the width of the largest controller with which a recipe's model has at most `target` parameters.
 
     Raises:
       ValueError: If a controller of one unit already has more.
     """
-    low, high = 0, _WIDEST  # the first fits, the second may not
+    low, high = 0, _WIDEST  # low always fits; high may not
     while low < high:
         middle = (low + high + 1) // 2
         fits = parameters(make_run(recipe, {"model.hidden_features": middle}).config) <= target

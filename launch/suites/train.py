@@ -1,4 +1,4 @@
-"""The runs of a suite, trained by one process or divided between several."""
+"""Trains the runs of a suite, in one process or divided between several."""
 
 import contextlib
 import fcntl
@@ -53,7 +53,7 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
 
 
 def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) -> list[str]:
-    """Trains the runs that are neither finished nor in the hands of another process.
+    """Trains the runs that are neither finished nor being trained by another process.
 
     Args:
       suite: Runs by label; each trains in `workdir / label`.

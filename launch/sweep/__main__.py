@@ -1,4 +1,4 @@
-"""Trains many runs of one recipe with other settings and ranks the settings.
+"""Trains many runs of one recipe with different settings and ranks the settings.
 
     python -m launch.sweep --config=launch/configs/dictionary.py --space=launch/configs/dictionary_space.py \
         --num_trials=8 --workdir=runs/sweep [--config.KEY=VALUE ...] [--dry_run]
@@ -63,8 +63,8 @@ if __name__ == "__main__":
     _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts per trial.")
     _TOPOLOGY = flags.DEFINE_string("topology", None, "Topology of the TPU slice of a trial, such as 4x4.")
     _ACCELERATOR = flags.DEFINE_string("accelerator", None, "Accelerator of the TPU slice of a trial, such as TPU-V6E.")
-    _CONCURRENT = flags.DEFINE_integer("concurrent", None, "Trials at a time; as many as there is room for by default.")
-    _ADDRESS = flags.DEFINE_string("address", None, "A Ray cluster (auto: the one of this host); none: this host.")
+    _CONCURRENT = flags.DEFINE_integer("concurrent", None, "Concurrent trials; by default as many as fit.")
+    _ADDRESS = flags.DEFINE_string("address", None, "Ray cluster (auto: that of this host); default: this host.")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the command of every trial and stop.")
     flags.mark_flag_as_required("config")
     run_command(main, "write flags as --NAME=VALUE.")

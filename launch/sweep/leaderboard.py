@@ -34,9 +34,9 @@ def make_rows(
     Args:
       trials: The trials of the sweep.
       defaults: The recipe's values of all settings that the space has.
-      folder: Has a folder per trial.
-      metric: Such as "valid/accuracy".
-      errors: Messages by name of trial.
+      folder: Folder with one folder per trial.
+      metric: Metric of the evaluations, such as "valid/accuracy".
+      errors: Error messages, by name of the trial.
       largest: Whether a larger metric is better.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""A whole sweep: from its space to the leaderboard's files."""
+"""Runs a whole sweep, from its space to the files of the leaderboard."""
 
 import json
 import pathlib
@@ -35,7 +35,7 @@ def read_space(path: str) -> Mapping[str, Any]:
 def plan_trials(
     space: Mapping[str, Any], number: int | None, config: ConfigDict, flags: Sequence[str], workdir: pathlib.Path
 ) -> tuple[list[TrialSpec], list[PlannedTrial]]:
-    """Returns the trials of a sweep, and each of them ready to start.
+    """Returns the trials of a sweep, and the same trials ready to start.
 
     Args:
       space: The search space.

@@ -20,8 +20,8 @@ class Slice(NamedTuple):
     Attributes:
       hosts: Number of hosts.
       resources: Resources of each host.
-      topology: Of a TPU slice, such as "4x4".
-      accelerator: Of a TPU slice, such as "TPU-V6E".
+      topology: Topology of the TPU slice, such as "4x4".
+      accelerator: Accelerator of the TPU slice, such as "TPU-V6E".
     """
 
     hosts: int
@@ -30,7 +30,7 @@ class Slice(NamedTuple):
     accelerator: str | None = None
 
     def start(self, command: Sequence[str], config: Mapping[str, Any], workdir: pathlib.Path) -> "_SliceJob":
-        """Starts a run of a config, as the command would, in a workdir that all hosts share."""
+        """Starts a run of a config, as `command` would, in a workdir that all hosts share."""
         chips = bool(self.topology)
         # Ray's JAX backend joins processes for TPUs and GPUs; without either, JAX_PLATFORMS decides.
         joins = JaxConfig(use_tpu=not self.resources.get("GPU"), use_gpu=bool(self.resources.get("GPU")))
@@ -52,7 +52,7 @@ class Slice(NamedTuple):
 
 
 def _train(loop: Mapping[str, Any]) -> None:
-    """Runs on each host."""
+    """Trains on one host; Ray Train calls it on each."""
     from ml_collections import ConfigDict
 
     from launch.train import run

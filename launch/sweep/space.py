@@ -1,6 +1,6 @@
 """Search spaces as plain data, and the trials that they describe.
 
-A space consists of mappings and lists alone, so that it can be written to JSON:
+A space consists of mappings and lists, so that it can be written as JSON:
 
     {"training.learning_rate": [1e-3, 3e-3], "model.heads": [1, 2]}    every combination: four trials
     {"product": [A, B]}    every trial of A with every trial of B
@@ -39,7 +39,7 @@ class PlannedTrial(NamedTuple):
     """A trial that is ready to start.
 
     Attributes:
-      name: That of its `TrialSpec`.
+      name: Name of its `TrialSpec`.
       command: Words of the command line.
       config: The whole config, of plain values.
     """
@@ -50,7 +50,7 @@ class PlannedTrial(NamedTuple):
 
 
 def expand(space: Mapping[str, Any]) -> list[Changes]:
-    """Returns the settings of every trial of a space, the last named setting changing fastest.
+    """Returns the settings of every trial of a space; the setting that is named last varies fastest.
 
     Raises:
       ValueError: If the space is malformed, or a setting is given twice for one trial.

@@ -20,7 +20,7 @@ from mnm_jax.training import read_metrics
 
 LOG = "log.txt"
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 120  # of a process that was asked to stop: it saves first
+_GRACE_SECONDS = 120  # for a process to save its run after a SIGTERM
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,7 +45,7 @@ class Job(Protocol):
         """Returns the exit code, None while it runs."""
 
     def stop(self) -> None:
-        """Ends the run after it has saved, where that is possible."""
+        """Ends the run, after it has saved its state if that is possible."""
 
 
 def scores(workdir: pathlib.Path, metric: str) -> list[Score]:
@@ -79,7 +79,7 @@ class Process:
     """`launch.train` in its own process, which gets a SIGTERM when the process that started it ends or is killed."""
 
     def __init__(self, command: Sequence[str], log: pathlib.Path, cwd: str, cpus: int):
-        # Without a limit each of many trials would start a thread for every core.
+        # Without a limit each of the concurrent trials would start a thread for every core.
         environment = {"PJRT_NPROC": str(cpus)} | os.environ | {"PYTHONUNBUFFERED": "1"}
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -113,9 +113,9 @@ class Where(NamedTuple):
     """Settings that all trials of a sweep share.
 
     Attributes:
-      folder: Has a folder per trial.
+      folder: Folder with one folder per trial.
       cwd: Working directory of the trials.
-      metric: Such as "valid/accuracy".
+      metric: Metric of the evaluations, such as "valid/accuracy".
       cpus: Cores per trial.
       start: `(command, config, workdir) -> Job`; None: a `Process`.
     """
@@ -148,10 +148,10 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            code = self._job.exit_code()  # read before the metrics, so that none are written in between
+            code = self._job.exit_code()  # read before the metrics: after an exit no more are written
             found = scores(self._workdir, self._where.metric)
             if code is None:
-                # Tune ends a trial that has made all its updates, so the last evaluation is reported after the end.
+                # Tune ends a trial that reports all its updates: report the last evaluation after the run has ended.
                 scores_due = [] if self._whole else [score for score in found if score.step < self._steps]
             else:
                 scores_due = found

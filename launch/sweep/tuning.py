@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler
 from launch.sweep.space import PlannedTrial
 from launch.sweep.trial import Job, Trial, Where
 
-_REDUCTION = 3  # of the trials at a rung, the best third continues
+_REDUCTION = 3  # the best third of the trials at a rung continues
 _FIRST_RUNG = 11  # percent of a trial's updates: rungs at 11, 33 and 99
 
 
@@ -25,8 +25,8 @@ class Host(NamedTuple):
     Attributes:
       resources: CPU, GPU and TPU of each host.
       hosts: Number of hosts, joined by Ray Train if several.
-      topology: Of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
-      accelerator: Of a TPU slice, such as "TPU-V6E".
+      topology: Topology of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
+      accelerator: Accelerator of the TPU slice, such as "TPU-V6E".
     """
 
     resources: dict[str, float]
@@ -36,7 +36,7 @@ class Host(NamedTuple):
 
     @property
     def start(self) -> Callable[..., Job] | None:
-        """The field `start` of `Where`."""
+        """Function that starts a trial, for the field `start` of `Where`; None for a process on one host."""
         if self.hosts == 1 and self.topology is None:
             return None
         from launch.sweep.slices import Slice
@@ -77,11 +77,11 @@ def run(
       early_stopping: Whether trials that fall behind are stopped (ASHA).
       host: Resources of a trial.
       address: Address of a Ray cluster; None: this machine alone.
-      concurrent: Trials at a time; None: all that fit.
+      concurrent: Largest number of concurrent trials; None: as many as fit.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one ignores `verbose=0`
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's new output ignores `verbose=0`
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints one line instead
     ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     where = Where(str(workdir / "trials"), os.getcwd(), metric, max(1, int(host.resources["CPU"])), host.start)
