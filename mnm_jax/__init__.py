@@ -54,13 +54,13 @@ __all__ = [
     "unroll",
 ]
 
-# The packages that define these names, each after the packages that it imports.
+# The packages that define these names, in the order of their imports.
 _PACKAGES = ("memory", "recurrence", "cells", "layers")
 _MODULES = (*_PACKAGES, "analysis", "export", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:
-    """Returns a public name or a module of this package; imports it first (PEP 562)."""
+    """Imports a public name or a module of this package at its first use, and returns it (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
@@ -73,5 +73,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Returns the public names and the modules, also those that are not imported yet."""
+    """Returns the public names and the modules, including those that are not imported yet."""
     return sorted({*globals(), *__all__, *_MODULES})

@@ -1,4 +1,4 @@
-"""Checks on the values that a user passes: each error names the argument and its value."""
+"""Checks on arguments that a user passes; each error names the argument and its value."""
 
 from collections.abc import Collection
 from typing import Any

@@ -9,7 +9,8 @@ from flax import nnx
 class ParamTree(nnx.Module):
     """A pytree of arrays as a module, with one `nnx.Param` per leaf.
 
-    `nnx.Optimizer` loses the structure of a single parameter that is a tree at its second update (flax 0.12).
+    One `nnx.Param` that holds the whole tree would not do: `nnx.Optimizer` loses its structure at the second update
+    (flax 0.12).
 
     Args:
       tree: any pytree of arrays.
@@ -40,14 +41,18 @@ class ParamTree(nnx.Module):
 
 
 def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
-    """Sets the bias of a linear map that has one."""
+    """Sets the bias of a linear map.
+
+    Raises:
+      ValueError: if the linear map has no bias.
+    """
     if linear.bias is None:
         raise ValueError("the linear map has no bias.")
     linear.bias.set_value(values)
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """Returns the names of the leaves in the order of `jax.tree.leaves`, written as in code: `cell.weights[0]`."""
+    """Returns the names of the leaves in the order of `jax.tree.leaves`, such as `cell.weights[0]`."""
     return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 

@@ -1,7 +1,7 @@
-"""The neural memory as pure functions of pytrees. It needs jax alone.
+"""The neural memory as pure functions of pytrees. The package needs jax alone.
 
-`Memory` is the interface; `gradient_memory`, `local_memory`, `matrix_memory`, `custom_memory` and `rule_memory` make
-one. The other names are what a write rule of your own is made of.
+`Memory` is the interface; `gradient_memory`, `local_memory`, `matrix_memory`, `custom_memory` and `rule_memory` return
+memories. The other names are types and functions for your own write rules.
 """
 
 from mnm_jax.memory._build import gradient_memory, local_memory, matrix_memory, rule_memory

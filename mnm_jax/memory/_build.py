@@ -1,4 +1,4 @@
-"""The factories: a network, a rule and options make a `Memory`."""
+"""The factories, which build a `Memory` from a network, a rule and options."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,22 +33,22 @@ def rule_memory(
     options: WriteOptions = PAPER,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Memory:
-    """Returns a memory with a write rule of your own.
+    """Returns a memory with your own write rule.
 
         W_l <- W_l - beta sum_h x_{l,h} (x) delta_{l,h}
 
-    A rule decides the pairs (x, delta) of a write at rate one. It accesses the weights through `weights.product` and
-    `weights.product_transposed` alone (`forward` and `backward` do so too), so it runs in every execution form.
+    A rule returns the pairs (x, delta) of a write at rate one. It accesses the weights only through `weights.product`
+    and `weights.product_transposed` (as `forward` and `backward` do), so that it runs in every execution form.
 
     Args:
       key_size: number of key features `K`.
       value_size: number of value features `V`.
       rule: `(network, weights, keys [B, H, K], values [B, H, V]) -> (pairs, answers)`, with one `Pair` per layer and
-        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than there are heads. A `Rule` object
-        is accepted too.
+        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than heads. A `Rule` object is
+        accepted too.
       hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a matrix.
       activation: of the hidden layers, elementwise.
-      use_bias: whether the layers have biases; `forward` then appends the constant one to the inputs.
+      use_bias: whether the layers have biases; `forward` then appends a constant one to the inputs of each layer.
       learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
@@ -58,8 +58,8 @@ def rule_memory(
       ValueError: for sizes below 1, options out of range, or a rule whose pairs do not fit the layers.
 
     Examples:
-      Oja's rule with the value as the output, W <- W + beta (k - v W^T) (x) v: a Hebbian write that cannot grow
-      without end, since a value that is stored well subtracts its own key.
+      Oja's rule with the value as the output, W <- W + beta (k - v W^T) (x) v. It is a Hebbian write whose weights stay
+      bounded: the stored part of the key, v W^T, is subtracted from the key.
 
       >>> def oja(network, weights, keys, values):
       ...     found = weights.product_transposed(0, values)
@@ -116,8 +116,8 @@ def gradient_memory(
 
         phi_t = phi_{t-1} - beta_t c grad_phi sum_h |f(k^w_h; phi_{t-1}) - v^w_h|^2
 
-    with c from `step_size`; `GradientRule` has the equations of all three. The step is part of the forward pass and is
-    differentiated through (second order).
+    with c from `step_size`; `GradientRule` has the equations of all three step sizes. The step is part of the forward
+    pass, and the outer gradient passes through it (second order).
 
     Args:
       key_size: number of key features `K`.
@@ -185,10 +185,10 @@ def local_memory(
 
         t_l = g_l(v^w)   (learned),      W_l <- W_l - beta c sum_h x_{l,h} (x) (z_{l,h} - t_{l,h})
 
-    with c from `step_size`; `LocalRule` has the equations of all three. No gradient is taken inside the step.
+    with c from `step_size`; `LocalRule` has the equations of all three step sizes. The write takes no gradient.
 
-    The last layer's target map starts as the identity, t_L = v^w, so that the first write already stores the value;
-    the others start as N(0, 1 / fan_in).
+    The last layer's target map starts as the identity, t_L = v^w, so that the first write already stores the value; the
+    other target maps start as N(0, 1 / fan_in).
 
     Args:
       key_size: number of key features `K`.
@@ -250,14 +250,15 @@ def matrix_memory(
         delta:    W_t = W_{t-1} - beta_t sum_h k_h (x) (k_h W_{t-1} - v_h)
         hebbian:  W_t = W_{t-1} + beta_t sum_h k_h (x) v_h
 
-    with W_0 = 0. Neither looks at the length of the keys: with the delta rule keys longer than sqrt(2 / beta) make it
-    grow without end, so it goes with `WriteOptions(key_norm="l2")`. `forget` gives the decay of fast weights.
+    with W_0 = 0 at first. Neither rule divides by the length of the keys. With the delta rule, keys longer than
+    sqrt(2 / beta) make the weights diverge, so use it with `WriteOptions(key_norm="l2")`. `WriteOptions(forget=True)`
+    adds a decay of the fast weights.
 
     Args:
       key_size: number of key features `K`.
       value_size: number of value features `V`.
       rule: "delta" or "hebbian".
-      learn_initial: whether W_0 is learned; it starts at zero all the same.
+      learn_initial: whether W_0 is learned; in both cases it starts at zero.
       options: see `WriteOptions`.
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
 
@@ -276,7 +277,7 @@ def matrix_memory(
 
     References:
       delta: Schlag et al., ICML 2021, and DeltaNet, Yang et al., NeurIPS 2024. hebbian: Ba et al., NeurIPS 2016,
-      equation 1. Before networks had them: Widrow and Hoff, 1960, and Hebb, 1949.
+      equation 1. Origins: Widrow and Hoff, 1960 (delta rule), and Hebb, 1949.
     """
     check_choice("rule", rule, _MATRIX_RULES)
     return rule_memory(
@@ -296,7 +297,7 @@ def _check_step(step_size: str, epsilon: float) -> None:
 
 
 def _probe(network: Network, rule: Callable, dtype: jnp.dtype) -> None:
-    """Runs a user's rule on shapes alone, for two examples with three heads, and checks the shapes of its pairs."""
+    """Evaluates a user's rule on abstract shapes, two examples with three heads, and checks the shapes of its pairs."""
     batch, heads = 2, 3
     like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
     pairs, answers = jax.eval_shape(

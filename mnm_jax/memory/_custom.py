@@ -1,4 +1,4 @@
-"""A memory whose network and inner loss are the user's own."""
+"""A memory with a user-defined network and inner loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _STEP_SIZES = tuple(step_size for step_size in STEP_SIZES if step_size != "paper
 
 
 def squared_error(predicted: Array, values: Array) -> Array:
-    """Returns sum_h |f(k_h) - v_h|^2 of answers and values `[H, V]`: the paper's inner loss, up to a factor."""
+    """Returns sum_h |f(k_h) - v_h|^2 for answers and values `[H, V]`: the paper's inner loss, up to a factor."""
     return jnp.sum(jnp.square(predicted - values))
 
 
@@ -37,13 +37,13 @@ def custom_memory(
     epsilon: float = 1e-3,
     options: WriteOptions = PAPER,
 ) -> Memory:
-    """Returns a memory with a network and an inner loss of your own, written by a gradient step.
+    """Returns a memory with your own network and inner loss; a write is a gradient step.
 
         L = loss(f(k^w; phi_{t-1}), v^w),   phi_t = phi_{t-1} - beta_t c grad_phi L
 
-    with c = 1 ("sum": the gradient of the loss as it is) or c = 2 L / (|grad_phi L|^2 + epsilon) ("normalised", for
-    losses that are zero where the value is met: the step of Polyak, which for one head and a linear network meets a
-    squared error exactly).
+    with c = 1 for "sum" (the plain gradient of the loss), or c = 2 L / (|grad_phi L|^2 + epsilon) for "normalised".
+    The latter is twice Polyak's step, for losses whose minimum is zero; with a squared error, one head and a linear
+    network it stores the value exactly at rate 1.
 
     Writes need not be pairs, so the weights of every step are kept: cells run in the execution form "plain".
 
@@ -53,7 +53,7 @@ def custom_memory(
       init: `(key) -> phi_0`, any pytree of floating-point arrays, such as the parameters of an `nnx` or Linen module.
       apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key. It is called with weights in the dtype of the key.
       loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.
-      step_size: "normalised" or "sum"; most optimisers of `options` need "sum".
+      step_size: "normalised" or "sum". With `WriteOptions(optimizer=...)`, "sum" is usually the right choice.
       learn_initial: whether phi_0 is learned.
       epsilon: added to the squared norm of the gradient by "normalised".
       options: see `WriteOptions`.
@@ -99,7 +99,7 @@ def custom_memory(
 
 @dataclasses.dataclass(frozen=True)
 class CustomMemory(Memory):
-    """A memory made by `custom_memory`, which describes the settings. `sizes` are `(K, V)`."""
+    """A memory returned by `custom_memory`, which describes the settings. `sizes` is `(K, V)`."""
 
     sizes: tuple[int, int]
     initializer: Callable[[Array], Any]
@@ -183,7 +183,7 @@ class CustomMemory(Memory):
 
 
 def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss: Callable) -> None:
-    """Runs the user's functions on shapes alone, so that what does not fit is an error before anything is compiled."""
+    """Checks the shapes and dtypes of the user's functions by abstract evaluation, before anything is compiled."""
     weights = jax.eval_shape(init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     if not leaves:
@@ -192,7 +192,7 @@ def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"init must return floating-point arrays, which a write can change, got {leaf.dtype} at "
-                f"{jax.tree_util.keystr(path) or 'the top'}: keep other things out of the weights."
+                f"{jax.tree_util.keystr(path) or 'the top'}: keep all other leaves out of the weights."
             )
     dtype = leaves[0][1].dtype
     answer = jax.eval_shape(apply, weights, jax.ShapeDtypeStruct((key_size,), dtype))

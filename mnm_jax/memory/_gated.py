@@ -1,4 +1,4 @@
-"""Weights that forget, or are moved by momentum or an optimiser.
+"""Fast weights with forgetting, momentum or an inner optimiser.
 
 Shape letter: `B` examples.
 """
@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class GatedState(NamedTuple):
-    """Fast weights, and what the next write needs of earlier ones.
+    """Fast weights, and the state that a write passes to the next one.
 
     Attributes:
       weights: phi_t, leaves `[B, ...]`.
@@ -36,7 +36,7 @@ class GatedState(NamedTuple):
 
     @property
     def storage(self) -> MemoryState:
-        """The weights as rules access them."""
+        """The weights as a `Storage`, through which rules access them."""
         return MemoryState(self.weights)
 
 
@@ -60,12 +60,12 @@ def descend(
     """Returns the state after one inner step.
 
     Args:
-      state: before it.
-      changes: G, bounded already, leaves `[B, ...]`.
+      state: the state before the inner step.
+      changes: G, already bounded by `max_norm`, leaves `[B, ...]`.
       rate: `[B]`.
-      options: of the memory.
-      gates: by name, `[B]` each.
-      first: whether it is the first inner step of a write, which alone forgets.
+      options: the memory's options.
+      gates: gates by name, `[B]` each.
+      first: whether this is the first inner step of a write; only the first one forgets.
     """
     optimizer = state.optimizer
     if options.optimizer is None:
@@ -92,7 +92,7 @@ def limit(changes: Any, max_norm: float | None) -> Any:
 
 
 def bound(norm: Array, max_norm: float) -> Array:
-    """Returns min(1, c / norm) `[B]`, the factor for a change of that norm."""
+    """Returns min(1, max_norm / norm) `[B]`, the factor that bounds a change of that norm."""
     return jnp.where(norm > max_norm, max_norm / jnp.maximum(norm, max_norm), 1)
 
 
@@ -108,7 +108,7 @@ def distance(a: GatedState, b: GatedState) -> Array:
 
 
 def safe_root(square: Array) -> Array:
-    """Returns the root, with derivative zero at zero: an infinite one, times a masked zero, would be NaN."""
+    """Returns the square root, with derivative 0 at 0: an infinite derivative times a masked 0 would be NaN."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 

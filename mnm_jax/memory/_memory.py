@@ -1,4 +1,4 @@
-"""The interface of a memory, and the checks on the arrays that it is given.
+"""The interface of a memory, and the checks on the arrays passed to it.
 
 Shape letters: `B` examples, `H` heads written, `R` keys read, `K` key features, `V` value features.
 """
@@ -20,11 +20,11 @@ class Memory(abc.ABC):
         phi_t = write(phi_{t-1}; k^w_t, v^w_t, beta_t),      v^r_t = f(k^r_t; phi_t)
 
     A memory object holds settings only. The memories of this library are frozen dataclasses: memories with equal
-    settings are equal, have the same hash and can be pickled, so that a second equal memory does not recompile a
-    function that depends on it. (A function among the settings counts as equal if it is the same object, and is
-    pickled by its name.)
+    settings are equal, have the same hash and can be pickled. A jitted function that depends on a memory is therefore
+    not recompiled for a second, equal memory. (Functions among the settings are equal only if they are the same object,
+    and are pickled by name.)
 
-    Subclasses implement the abstract methods and override nothing else.
+    Subclasses implement the abstract methods and do not override `write`.
     """
 
     @property
@@ -45,7 +45,7 @@ class Memory(abc.ABC):
     @property
     @abc.abstractmethod
     def pairs_only(self) -> bool:
-        """Whether a write changes the weights by subtracting pairs alone, which all execution forms can follow."""
+        """True if a write changes the weights by subtracting pairs alone, as the fast execution forms require."""
 
     @abc.abstractmethod
     def init(self, key: Array) -> MemoryParams:
@@ -74,7 +74,7 @@ class Memory(abc.ABC):
         read_keys: Array,
         **gates: Array,
     ) -> tuple[Any, WriteInfo, Array]:
-        """Writes and then reads, in one forward pass less than `write` followed by `read`.
+        """Writes and then reads, with one forward pass fewer than `write` followed by `read`.
 
         Args:
           params: from `init`.
@@ -86,7 +86,7 @@ class Memory(abc.ABC):
           **gates: `[B]` each, one for every name in `gates`.
 
         Returns:
-          The new state, measures of the write, and the values read `[B, R, V]` from the new state.
+          The new state, the measures of the write, and the values `[B, R, V]` read from the new state.
 
         Raises:
           ValueError: for shapes that do not agree, or gates that differ from `gates`.

@@ -1,4 +1,4 @@
-"""The network that is the memory: `f(k; phi)`, a multilayer perceptron with an identity output.
+"""The memory's network `f(k; phi)`: a multilayer perceptron whose last layer has no activation.
 
 Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I`/`O` inputs and outputs of a layer.
 """
@@ -44,16 +44,16 @@ class Network:
         return tuple(zip(inputs, self.sizes[1:], strict=True))
 
     def layer_inputs(self, z: Array) -> Array:
-        """Returns the inputs x of a layer from the outputs z of the layer before: a constant one is added to a bias."""
+        """Returns the inputs x of a layer: the outputs z of the previous layer, with a one appended for the bias."""
         return jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1) if self.use_bias else z
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the activation by name: `jnp.tanh` and its like are compiled functions, which pickle refuses."""
+        """Pickles the activation by name, since pickle refuses compiled functions such as `jnp.tanh`."""
         return _restore, (self.sizes, _name(self.activation), self.use_bias)
 
 
 def _name(function: Callable[[Array], Array]) -> Any:
-    """Returns the module and name of a function that is found under them, and any other function as it is."""
+    """Returns (module, name) of a function that can be imported by them, and any other function unchanged."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if module is None or name is None or getattr(importlib.import_module(module), name, None) is not function:
         return function
@@ -70,9 +70,9 @@ class Activations(NamedTuple):
     """Results of a forward pass, one entry per layer.
 
     Attributes:
-      inputs: x_l, `[B, H, I]` (with the constant one, if there are biases).
+      inputs: x_l, `[B, H, I]`, with the constant one if the layers have biases.
       outputs: z_l, `[B, H, O]`; the last one is the answer f(k; phi), `[B, H, V]`.
-      slopes: of each hidden layer, its vjp: the cotangent of z_l to that of x_l W_l.
+      slopes: the vjp of the activation of each hidden layer, from the cotangent of z_l to that of x_l W_l.
     """
 
     inputs: tuple[Array, ...]
@@ -81,7 +81,7 @@ class Activations(NamedTuple):
 
 
 def init(network: Network, key: Array, gain: float, dtype: Any) -> tuple[Array, ...]:
-    """Returns weights `W_l ~ N(0, gain^2 / fan_in)`, one `[I, O]` per layer; biases, and all with gain 0, are zero."""
+    """Returns weights `W_l ~ N(0, gain^2 / fan_in)`, `[I, O]` per layer, with zero biases; zeros for gain 0."""
     if gain == 0:
         return tuple(jnp.zeros(shape, dtype) for shape in network.shapes)
     initializer = jax.nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
@@ -117,15 +117,15 @@ def forward(network: Network, weights: Storage, keys: Array) -> Activations:
 
 
 def backward(network: Network, weights: Storage, activations: Activations, cotangent: Array) -> tuple[Array, ...]:
-    """Returns the cotangent of x_l W_l, `[B, H, O]`, of every layer: the delta_l of a gradient step.
+    """Returns the cotangent of x_l W_l, `[B, H, O]`, for every layer: the delta_l of a gradient step.
 
-    The gradient of W_l is `sum_h x_{l,h} (x) delta_{l,h}`, whatever the storage of the weights.
+    The gradient of W_l is `sum_h x_{l,h} (x) delta_{l,h}`, for any storage of the weights.
 
     Args:
       network: the architecture.
       weights: the fast weights.
       activations: from `forward` with the same weights.
-      cotangent: of the answer f(k; phi), `[B, H, V]`.
+      cotangent: the cotangent of the answer f(k; phi), `[B, H, V]`.
     """
     deltas = [cotangent]
     for layer in range(network.depth - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""Options of a write that came after the paper, and the normalisation of keys.
+"""Options of a write from later papers, and the normalisation of keys.
 
 Shape letters: `B` examples, `H` heads, `K` key features.
 """
@@ -27,23 +27,24 @@ class WriteOptions(NamedTuple):
         S_t = m_t S_{t-1} + beta_t U_t,                  otherwise S_t = beta_t U_t     momentum
         phi_t = (1 - alpha_t) phi_{t-1} + S_t,           otherwise phi_{t-1} + S_t      forget
 
-    and all of it except the forgetting `inner_steps` times, each from the weights that the one before left.
+    With `inner_steps` = n, everything except the normalisation and the forgetting is repeated n times, each time from
+    the weights after the previous inner step.
 
-    With `optimizer`, `momentum` or `forget` earlier weights cannot be computed from later ones and the pairs: a cell
-    then runs in the execution form "plain".
+    With `optimizer`, `momentum` or `forget`, earlier weights cannot be computed from later weights and the pairs, so a
+    cell runs in the execution form "plain".
 
     Args:
       key_norm: normalisation of write and read keys, per head: None, "l2" (as in DeltaNet) or "layer" (layer
         normalisation without gain and bias).
       max_norm: bound on the Frobenius norm of G over all layers; None for no bound.
       inner_steps: gradient steps per write.
-      optimizer: an `optax.GradientTransformation`, with one state per example; its own learning rate is multiplied by
-        beta. A root in it needs an `eps_root` > 0: its derivative at zero is infinite.
+      optimizer: an `optax.GradientTransformation`, with one state per example; beta multiplies its learning rate. An
+        optimiser that takes a square root needs `eps_root` > 0, since the derivative of the root at zero is infinite.
       momentum: whether a write takes a gate m_t in (0, 1), `[B]`, by the keyword `momentum`.
       forget: whether a write takes a gate alpha_t in (0, 1), `[B]`, by the keyword `forget`.
 
     Examples:
-      Gated DeltaNet. The gate forgets all that came before, so the second write alone is read back:
+      Gated DeltaNet. The gate of the second write forgets everything before it, so that only this write is read back:
 
       >>> from mnm_jax.memory import matrix_memory
       >>> memory = matrix_memory(2, 1, options=WriteOptions(key_norm="l2", forget=True))
@@ -78,7 +79,7 @@ class WriteOptions(NamedTuple):
 
     @property
     def pairs_only(self) -> bool:
-        """Whether a write changes the weights by subtracting pairs alone."""
+        """True if a write changes the weights by subtracting pairs alone."""
         return self.optimizer is None and not self.gates
 
 
@@ -96,12 +97,12 @@ def check_options(options: WriteOptions) -> None:
 
 
 def normalise(keys: Array, how: str | None) -> Array:
-    """Returns keys `[..., K]` normalised as `WriteOptions.key_norm` says; a zero key stays zero."""
+    """Returns keys `[..., K]` normalised according to `WriteOptions.key_norm`; a zero key stays zero."""
     if how is None:
         return keys
     if how == "layer":
         keys = keys - jnp.mean(keys, -1, keepdims=True)
     square = (jnp.sum if how == "l2" else jnp.mean)(keys * keys, axis=-1, keepdims=True)
-    # The derivative of a root at zero is infinite, and infinity times zero is NaN: the root of one is taken there.
+    # At zero the root of one is taken instead: the root's derivative there is infinite, and times zero it is NaN.
     positive = square > 0
     return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)

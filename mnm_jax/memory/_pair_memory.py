@@ -1,4 +1,4 @@
-"""The memory that a network, a rule and options make.
+"""The memory built from a network, a rule and options.
 
 Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I`/`O` inputs and outputs of a layer.
 """
@@ -27,15 +27,15 @@ Array = jax.Array
 class PairMemory(Memory):
     """A memory that is written in pairs: `W_l -= beta sum_h x_{l,h} (x) delta_{l,h}`.
 
-    Without forgetting, momentum and an optimiser its functions take any storage. `start` makes dense weights.
+    Without forgetting, momentum and an optimiser, its functions accept any storage; `start` returns dense weights.
 
     Attributes:
       network: the architecture.
-      rule: what a write adds.
-      options: everything else about a write; see `WriteOptions`.
+      rule: the write rule, which returns the pairs.
+      options: the other settings of a write; see `WriteOptions`.
       learn_initial: whether phi_0 gets a gradient.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first.
-      param_dtype: of parameters and fast weights.
+      param_dtype: dtype of parameters and fast weights.
     """
 
     network: Network
@@ -70,7 +70,7 @@ class PairMemory(Memory):
         weights_key, targets_key = jax.random.split(key)
         targets = self.rule.init(self.network, targets_key, self.param_dtype)
         if targets is None:
-            weights_key = key  # as it is, since nothing else is drawn
+            weights_key = key  # not split, since nothing else is drawn
         return MemoryParams(networks.init(self.network, weights_key, self.initial_gain, self.param_dtype), targets)
 
     def start(self, params: MemoryParams, batch_size: int) -> Any:
@@ -120,7 +120,7 @@ class PairMemory(Memory):
         return state, info, read
 
     def _answers(self, state: Any, keys: Array) -> Array:
-        """Returns f(k; phi) of keys that are normalised already."""
+        """Returns f(k; phi) for normalised keys."""
         return networks.forward(self.network, _storage(state), keys).outputs[-1]
 
 
@@ -146,6 +146,6 @@ def _join(written: list[Pairs]) -> Pairs:
 
 
 def _norm(pairs: Pairs) -> Array:
-    """Returns |X^T D|_F over all layers, `[B]`, by the Gram matrices: |X^T D|^2 = sum (X X^T) * (D D^T)."""
+    """Returns |X^T D|_F over all layers, `[B]`, from the Gram matrices: |X^T D|^2 = sum (X X^T) * (D D^T)."""
     squares = [jnp.sum(gram(p.inputs) * gram(p.delta), axis=(1, 2)) for p in pairs]
     return safe_root(functools.reduce(jnp.add, squares))

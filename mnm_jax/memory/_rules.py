@@ -1,7 +1,7 @@
-"""Write rules. A rule decides the pairs of a write, `Pair(x_l, delta_l)` per layer, and nothing else.
+"""Write rules. A rule returns the pairs of a write, one `Pair(x_l, delta_l)` per layer.
 
-How pairs are applied and kept is decided by the storage: a rule accesses the weights through `product` and
-`product_transposed` alone, and multiplies by target maps of its own through `slow_product`.
+The storage applies and keeps the pairs. A rule accesses the weights only through `product` and `product_transposed`,
+and multiplies by its own target maps through `slow_product`.
 
 Shape letters: `B` examples, `H` heads, `C` tokens of a chunk, `K` key features, `V` value features, `I`/`O` inputs and
 outputs of a layer.
@@ -25,10 +25,10 @@ Pairs = tuple[Pair, ...]
 
 
 class Rule(abc.ABC):
-    """A write rule: the pairs at rate one, from the weights before the write."""
+    """A write rule: computes the pairs of a write at rate one from the weights before the write."""
 
     def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps | None:
-        """Returns the target maps that the rule learns; None for a rule without."""
+        """Returns the rule's target maps, which are learned; None for a rule without target maps."""
         del network, key, dtype
         return None
 
@@ -48,11 +48,11 @@ class Rule(abc.ABC):
 
 
 class ErrorRule(Rule):
-    """A rule whose delta is a multiple of an error: of the layer's answer minus the layer's target.
+    """A rule whose delta is computed from an error, the layer's answer minus the layer's target.
 
         delta_l = step(z_l - t_l; x_l)
 
-    `NeuralMemoryLayer` takes the answers of a token from the weights that the token before left.
+    `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token.
     """
 
     @abc.abstractmethod
@@ -63,7 +63,7 @@ class ErrorRule(Rule):
 
     @abc.abstractmethod
     def step(self, inputs: Array, error: Array) -> Array:
-        """Returns the delta of one layer, `[B, H, O]`, of heads that are written together.
+        """Returns the delta of one layer, `[B, H, O]`, for heads that are written together.
 
         Args:
           inputs: x_l, `[B, H, I]`.
@@ -72,7 +72,7 @@ class ErrorRule(Rule):
 
     @abc.abstractmethod
     def step_scale(self, inputs: Array, features: int) -> Array:
-        """Returns what `step` multiplies an error by, `[B, C, 1]`, if every row is a write of its own.
+        """Returns the factor `[B, C, 1]` by which `step` multiplies an error if every row is a separate write.
 
         Args:
           inputs: x_l, `[B, C, I]`.
@@ -94,7 +94,7 @@ class SnapshotRule(Rule):
 
     @abc.abstractmethod
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
-        """Returns pairs as `pairs` does, if every row is a write of its own.
+        """Returns pairs as `pairs` does, with every row as a separate write.
 
         Args:
           network: the architecture.
@@ -109,8 +109,8 @@ class LocalRule(ErrorRule):
     """The perceptron rule of MNM-p (section 3.3): delta_l = z_l - t_l at rate one, t_l = g_l(v^w) learned.
 
     paper: 2 / (H O_l) (z_l - t_l); sum: 2 (z_l - t_l); normalised: (X_l X_l^T + epsilon I)^-1 (Z_l - T_l), which is
-    (z_l - t_l) / (|x_l|^2 + epsilon) for one head. Activations are those before the write, and the derivative of the
-    activation is left out: the rule is local. Heads enter through sums over heads only, so their order does not matter.
+    (z_l - t_l) / (|x_l|^2 + epsilon) for one head. z_l are the activations before the write. The derivative of the
+    activation is left out, which makes the rule local. The order of the heads does not matter.
 
     Attributes:
       step_size: one of `STEP_SIZES`.
@@ -123,7 +123,7 @@ class LocalRule(ErrorRule):
     condition_on_key: bool
 
     def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps:
-        """Returns maps whose last layer is the identity of the value, so that a first write already stores it."""
+        """Returns target maps, the last layer's as the identity of the value, so that a first write stores it."""
         key_size, value_size = network.sizes[0], network.sizes[-1]
         context = value_size + key_size * self.condition_on_key
         kernel = jax.nn.initializers.lecun_normal()(key, (context, sum(network.sizes[1:])), dtype)
@@ -151,7 +151,7 @@ class LocalRule(ErrorRule):
 
 @dataclasses.dataclass(frozen=True)
 class GradientRule(SnapshotRule):
-    """The gradient step of MNM-g (section 3.2) at rate one, taken inside the scan and differentiated through.
+    """The gradient step of MNM-g (section 3.2) at rate one, differentiable itself.
 
     With the error e_h = f(k_h) - v_h and delta_l = (d f / d (x_l W_l))^T c, the gradient of any loss whose derivative
     at the answer is c is x_l (x) delta_l in layer l. The step sizes differ in c alone:
@@ -160,10 +160,11 @@ class GradientRule(SnapshotRule):
         sum:         c = 2 e                 the derivative of the sum of squares
         normalised:  c = (N + epsilon I)^-1 e,   N = sum_l s_l X_l X_l^T,   s_l = |delta_l(e)|^2 / |e|^2
 
-    Normalised: a step with c moves the answers by - J J^T c to first order, with J the Jacobian of f with respect to
-    all weights; c = (J J^T)^-1 e would meet every target. N is J J^T with the backward maps of layer l replaced by
-    their mean square gain s_l (one for the last layer). It is exact for a linear memory, N = X X^T, with any number of
-    heads (see `_step_size`), and for one head in any network it is the Polyak step 2 L / |grad L|^2, L = |e|^2.
+    Normalised: to first order, a step with c moves the answers by - J J^T c, where J is the Jacobian of f with respect
+    to all weights, so that c = (J J^T)^-1 e would meet every target. N approximates J J^T: the backward map of layer l
+    is replaced by its mean square gain s_l (one for the last layer). It is exact for a linear memory, N = X X^T, with
+    any number of heads (see `_step_size`). For one head in any network the step length is 2 L / |grad L|^2 with
+    L = |e|^2, twice Polyak's step.
 
     Attributes:
       step_size: one of `STEP_SIZES`.
@@ -205,9 +206,9 @@ class GradientRule(SnapshotRule):
 
 @dataclasses.dataclass(frozen=True)
 class DeltaRule(ErrorRule):
-    """The delta rule of a single layer: delta = k W - v at rate one, or the step towards it of a step size.
+    """The delta rule of a single layer: delta = k W - v at rate one, or that error scaled by a step size.
 
-    With a step size it is the gradient rule of a memory without hidden layers.
+    With a step size it equals the gradient rule of a memory without hidden layers.
 
     Attributes:
       step_size: one of `STEP_SIZES`; None for the plain error.
@@ -282,7 +283,7 @@ def _scalar_kernel(grams: tuple[Array, ...], deltas: tuple[Array, ...], axes: tu
 
     Args:
       grams: X_l X_l^T of every layer, `[B, H, H]`; or |x_l|^2, `[B, C, 1]`.
-      deltas: cotangents of the error, one per layer, the last one being the error.
+      deltas: the error, passed back to every layer; the last entry is the error itself.
       axes: the axes of a delta that belong to one write: heads and features, or features alone.
     """
     squares = [jnp.sum(delta * delta, axis=axes, keepdims=True) for delta in deltas]

@@ -1,18 +1,19 @@
-"""The step size of a write: how far along its direction it goes.
+"""The step size of a write: the length of the write along its direction.
 
 "paper" and "sum" follow the derivative of a loss; "normalised" solves for the step that meets the target.
 
-Why "normalised" is exact, for one head and for several. Stack the heads: X `[H, K]` the inputs of a linear memory,
-E = X W - T `[H, V]` its errors. A write W' = W - X^T D moves the read-outs to
+"normalised" is exact for one head and for several. To see this, stack the heads of a linear memory: let X `[H, K]` be
+its inputs, T `[H, V]` the targets and E = X W - T `[H, V]` the errors. A write W' = W - X^T D changes the errors to
 
     X W' - T = E - X X^T D,
 
-which is zero for D = G^-1 E with the Gram matrix G = X X^T `[H, H]`: every head reads back its own target in one
-shot, however much the keys overlap, and of all such W' this one is nearest to W (it moves in the span of the keys
-only). One head gives D = E / |x|^2, the delta rule. The code solves (G + epsilon I) D = E: epsilon bounds the step when
-a key vanishes, and when two heads share one key it writes the mean of their targets.
+which is zero for D = G^-1 E with the Gram matrix G = X X^T `[H, H]`. Every head then reads back its own target after
+one write, for any overlap of linearly independent keys. Of all such W' this one is nearest to W, since it changes W
+only in the span of the keys. For one head, D = E / |x|^2 is the normalised delta rule. The code solves
+(G + epsilon I) D = E: epsilon bounds the step for a key near zero, and if two heads share one key the solution stores
+the mean of their targets.
 
-The write rate multiplies D, so a rate beta in (0, 1) closes that fraction of the error of every head.
+The write rate multiplies D, so that a rate beta in (0, 1) removes that fraction of the error of every head.
 """
 
 import jax
@@ -20,18 +21,18 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# How delta follows from an error e: the solve above; 2 e, the derivative of the sum of squares over heads and features;
+# The delta for an error e: the solution above; 2 e, the derivative of the sum of squares over heads and features;
 # 2 e / (H V), the derivative of their mean.
 STEP_SIZES = ("normalised", "sum", "paper")
 
 
 def step(step_size: str, error: Array, kernel: Array, epsilon: float) -> Array:
-    """Returns the deltas `[B, H, O]` of heads that are written together.
+    """Returns the deltas `[B, H, O]` for heads that are written together.
 
     Args:
       step_size: one of `STEP_SIZES`.
       error: `[B, H, O]`.
-      kernel: by how much a delta of one head moves the answer of another, `[B, H, H]`; see the module's text.
+      kernel: the effect of the delta of each head on the answer of each other head, `[B, H, H]`: G above.
       epsilon: added to the kernel's diagonal.
     """
     match step_size:
@@ -43,7 +44,7 @@ def step(step_size: str, error: Array, kernel: Array, epsilon: float) -> Array:
 
 
 def step_scale(step_size: str, kernel: Array, features: int, epsilon: float) -> Array:
-    """Returns what `step` multiplies an error by if every row is a write of its own, with one head.
+    """Returns the factor by which `step` multiplies an error if every row is a separate write with one head.
 
     Args:
       step_size: one of `STEP_SIZES`.
@@ -67,7 +68,7 @@ def gram(x: Array) -> Array:
 
 @gram.defjvp
 def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # Written with one product, so that its transpose is one: (C + C^T) X.
+    # With one product here, the transposed derivative is also one product: (C + C^T) X.
     half = jnp.einsum("bhi,bgi->bhg", *tangents, *primals)
     return gram(*primals), half + jnp.swapaxes(half, 1, 2)
 
@@ -75,8 +76,8 @@ def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 def solve(matrix: Array, right: Array, epsilon: float) -> Array:
     """Returns (A + epsilon I)^-1 R for symmetric positive semi-definite A `[B, H, H]` and R `[B, H, O]`.
 
-    It multiplies by the inverse, which derivatives of all orders (by the implicit function theorem) need again. Dtypes
-    below float32 are raised to float32 for the solve.
+    It multiplies by the inverse, which derivatives of all orders reuse (implicit function theorem). Dtypes with less
+    precision than float32 are cast to float32 for the solve.
     """
     dtype = right.dtype if jnp.finfo(right.dtype).bits >= 32 else jnp.float32
     regular = matrix.astype(dtype) + epsilon * jnp.eye(matrix.shape[-1], dtype=dtype)[None]
@@ -91,10 +92,10 @@ def solve(matrix: Array, right: Array, epsilon: float) -> Array:
 
 
 def _inverse(matrix: Array) -> Array:
-    """Returns A^-1 of positive definite A `[B, H, H]`.
+    """Returns A^-1 for positive definite A `[B, H, H]`.
 
-    Gauss-Jordan elimination, which needs no pivoting here, unrolled over the few heads: it stays inside fused loops of
-    elementwise operations, where a batched library call would go through the matrices one by one.
+    This is Gauss-Jordan elimination, which needs no pivoting here, unrolled over the few heads. The compiler fuses it
+    into loops of elementwise operations; a batched library call would process the matrices one by one.
     """
     heads = matrix.shape[-1]
     identity = jnp.eye(heads, dtype=matrix.dtype)[None]

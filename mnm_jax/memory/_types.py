@@ -1,4 +1,4 @@
-"""The pytrees that pass between a memory, its rule and its storage.
+"""The pytrees that a memory, its rule and its storage exchange.
 
 Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I`/`O` inputs and outputs of a layer.
 """
@@ -26,8 +26,8 @@ class MemoryParams(NamedTuple):
     """Slow parameters of a memory, learned by the outer optimiser.
 
     Attributes:
-      weights: the initial weights phi_0, one `[I, O]` per layer (a bias is a last row, met by a constant input of
-        one); with `custom_memory` the pytree that its `init` returns.
+      weights: the initial weights phi_0, one `[I, O]` per layer (a bias is the last row, multiplied by a constant
+        input of one); for `custom_memory` the pytree that its `init` returns.
       targets: the target maps of the local rule; None for other rules.
     """
 
@@ -61,13 +61,13 @@ class Storage(Protocol):
         """Returns c W_l^T: `[B, H, O] -> [B, H, I]`."""
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "Storage":
-        """Returns the storage of `W_l - sum_h x_{l,h} (x) delta_{l,h}` of every layer."""
+        """Returns the storage after a write, `W_l - sum_h x_{l,h} (x) delta_{l,h}` in every layer."""
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
         """Returns x M with a slow map M `[I, O]` of the rule, in the dtype of x: `[B, H, I] -> [B, H, O]`.
 
-        It does not depend on the weights. The storages of the fast execution forms log it, as they log the products
-        with the weights.
+        It does not depend on the weights; it is a method because the fast execution forms record it, as they record the
+        products with the weights.
         """
 
 

@@ -1,14 +1,15 @@
 """Writes and reads of a whole chunk of tokens at once, for keys and values that do not depend on earlier reads.
 
-Each token is a write with one head. The rule gives the pairs, and the coefficients of `mixture` say how much of each
-write is in the weights after each token, so all reads of a chunk are products of matrices:
+Each token is a write with one head. The rule computes the pairs, and the coefficients of `mixture` are the share of
+each write in the weights after each token, so that all reads of a chunk are products of matrices:
 
     y W_t = G_t y W_0 + P_t y S_0 - sum_{s <= t} A_ts r_s (y . x_s) delta_s
 
-Inputs and activations of the layers are those at the chunk's beginning. With an `ErrorRule` each token corrects the
-answer of the newest weights, x_t W_{t-1}, which takes one triangular solve per layer; with a `SnapshotRule` (the
-gradient through several layers) its pairs are those at the chunk's beginning, as in Titans. So a chunk of one token
-equals `Memory.write_read`, and a memory of one layer gives the same for any chunk.
+The inputs and activations of the layers are computed with the weights at the chunk's beginning. With an `ErrorRule`
+each token corrects the answer of the newest weights, x_t W_{t-1}, which takes one triangular solve per layer. With a
+`SnapshotRule` (the gradient through several layers) the pairs too are computed with the weights at the chunk's
+beginning, as in Titans. A chunk of one token therefore equals `Memory.write_read`, and with a memory of one layer the
+result does not depend on the chunk size.
 
 Shape letters: `B` examples, `H` memories per example, `N` = B H, `C` tokens of a chunk, `K` key features, `V` value
 features, `I`/`O` inputs and outputs of a layer.
@@ -64,7 +65,7 @@ class ChunkState(NamedTuple):
 
 
 class _Errors(NamedTuple):
-    """The terms of one layer's deltas, `scale (x W_now - wanted)`, that the weights at the chunk's beginning decide.
+    """The terms of a layer's deltas, `scale (x W_now - wanted)`, that follow from the weights at the chunk's beginning.
 
     Attributes:
       inputs: x, `[N, C, I]`.
@@ -80,10 +81,10 @@ class _Errors(NamedTuple):
 
 
 def check_memory(memory: Memory) -> PairMemory:
-    """Returns the memory, with the type that the chunked form needs.
+    """Returns the memory if the chunked form can write it.
 
     Raises:
-      ValueError: for a memory that the chunked form cannot write; it names the option and the remedy.
+      ValueError: if it cannot; the message names the option and the remedy.
     """
     if not isinstance(memory, PairMemory):
         raise ValueError(
@@ -113,17 +114,18 @@ def check_memory(memory: Memory) -> PairMemory:
 def chunk(
     memory: PairMemory, params: MemoryParams, state: ChunkState, tokens: Tokens, mixture: Mixture
 ) -> tuple[ChunkState, Array]:
-    """Writes and reads a whole chunk that begins where `state` is, with `start` equal to `now`.
+    """Writes and reads a whole chunk, beginning with `state`, whose `start` equals its `now`.
 
     Args:
       memory: checked by `check_memory`.
       params: its slow parameters, leaves `[H, ...]`.
-      state: at the chunk's beginning.
-      tokens: fields `[B, H, C, ...]`.
-      mixture: of the tokens' gates.
+      state: the memories at the chunk's beginning.
+      tokens: the tokens, fields `[B, H, C, ...]`.
+      mixture: the coefficients of the tokens' gates, from `mix`.
 
     Returns:
-      The state at the chunk's end, whose `start` is that end, and the answers `[B, H, C, V]`, each after its write.
+      The state at the chunk's end, whose `start` equals its `now`, and the answers `[B, H, C, V]`, each read after the
+      token's write.
     """
     network, sizes = memory.network, tokens.keys.shape[:2]
     targets = _targets(memory, params, state, tokens)
@@ -162,13 +164,13 @@ def chunk(
 
 
 def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tokens) -> tuple[ChunkState, Array]:
-    """Writes and reads one token as `chunk` does; `state.start` stays as it is.
+    """Writes and reads one token as `chunk` does; `state.start` is unchanged.
 
     Args:
       memory: checked by `check_memory`.
       params: its slow parameters, leaves `[H, ...]`.
-      state: after the token before.
-      token: fields `[B, H, 1, ...]`.
+      state: the memories after the previous token.
+      token: the token, fields `[B, H, 1, ...]`.
 
     Returns:
       The new state, and the answer `[B, H, 1, V]`.
@@ -183,7 +185,7 @@ def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tok
     else:
         pairs = _snapshot_pairs(memory, flat.start, one)
 
-    # The weights keep their shape here: reshaped ones are neither updated in place nor together with the momentum.
+    # The weights are not reshaped here: XLA would then neither update them in place nor fuse the update with momentum.
     rate, decay, momentum, mask = (gate[..., 0] for gate in token.gates)
     now, surprise = [], []
     for layer, (x, delta) in enumerate(_unflatten(pairs, token.keys.shape[:2])):
@@ -199,9 +201,9 @@ def step(memory: PairMemory, params: MemoryParams, state: ChunkState, token: Tok
 
 
 def _targets(memory: PairMemory, params: MemoryParams, state: ChunkState, tokens: Tokens) -> tuple[Array, ...]:
-    """Returns the targets of every layer, `[B, H, C, O]`; empty for a rule without.
+    """Returns the targets of every layer, `[B, H, C, O]`; empty for a rule without targets.
 
-    They alone depend on slow parameters, which differ from head to head: all else is the same for every memory.
+    Only the targets use slow parameters, which differ between heads; everything else treats the B H memories alike.
     """
     if not isinstance(memory.rule, ErrorRule):
         return ()
@@ -212,7 +214,7 @@ def _targets(memory: PairMemory, params: MemoryParams, state: ChunkState, tokens
 def _errors(
     memory: PairMemory, rule: ErrorRule, start: tuple[Array, ...], keys: Array, targets: tuple[Array, ...]
 ) -> list[_Errors]:
-    """Returns, layer by layer, what the errors need of the weights at the chunk's beginning."""
+    """Returns the terms of each layer's errors that follow from the weights at the chunk's beginning."""
     network, storage = memory.network, MemoryState(start)
     errors, z = [], keys
     for layer, target in enumerate(targets):
@@ -220,18 +222,18 @@ def _errors(
         answer, wanted = storage.product(layer, x), target
         if layer < network.depth - 1:
             z = network.activation(answer)
-            # A hidden layer's error is that of its activation, and the local rule leaves out the derivative: the change
-            # of x W since the chunk's beginning counts as the change of the activation.
+            # The error of a hidden layer is z - t. The local rule leaves out the activation's derivative: the change of
+            # x W since the chunk's beginning is taken as the change of z.
             wanted = target + (answer - z)
         errors.append(_Errors(inputs=x, answers=answer, wanted=wanted, scale=rule.step_scale(x, answer.shape[-1])))
     return errors
 
 
 def _solve(errors: _Errors, surprise: Array | None, rate: Array, before: Mixture) -> Pair:
-    """Returns the pair of one layer, each token's error being that of the weights that the token before left.
+    """Returns the pair of one layer, with each token's error computed from the weights after the previous token.
 
-    E = G' X W_0 + P' X S_0 - T - (A' r s (X X^T)) E with the coefficients of the token before: a triangular system with
-    ones on the diagonal.
+    E = G' X W_0 + P' X S_0 - T - (A' r s (X X^T)) E, with the coefficients of the previous token, is a triangular
+    system with ones on the diagonal.
     """
     x, answers, wanted, scale = errors
     known = before.of_start[..., None] * answers - wanted

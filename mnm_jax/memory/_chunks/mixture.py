@@ -1,12 +1,12 @@
-"""The coefficients of a chunk: the shares of its beginning and of each write in the weights after each token.
+"""The coefficients of a chunk: the shares of the first weights and of each write in the weights after each token.
 
 With a forget gate and momentum as in Titans (Behrouz et al., 2025, equations 13 and 14; g_t = 1 - alpha_t), token t
 with the change D_t at rate one writes
 
     S_t = m_t S_{t-1} + r_t D_t,    W_t = g_t W_{t-1} + S_t    (without S_t for padding)
 
-Unrolled over a chunk that begins with W_0 and S_0 this is linear in them and in the writes, with coefficients that
-depend on the gates alone:
+Over a chunk that begins with W_0 and S_0, W_t is linear in W_0, S_0 and the writes, with coefficients that depend on
+the gates alone:
 
     W_t = G_t W_0 + P_t S_0 + sum_{s <= t} A_ts r_s D_s
 
@@ -26,8 +26,8 @@ class Gates(NamedTuple):
 
     Attributes:
       rate: write rate r.
-      decay: g = 1 - alpha; one forgets nothing.
-      momentum: m; zero for none.
+      decay: g = 1 - alpha; 1 for no forgetting.
+      momentum: m; 0 without momentum.
       mask: 1, or 0 for padding, which changes nothing.
     """
 
@@ -71,7 +71,7 @@ class Mixture(NamedTuple):
     surprise: SurpriseShares | None
 
     def before(self) -> "Mixture":
-        """Returns the coefficients of the weights that each token finds: W_0 alone for the first token."""
+        """Returns the coefficients of the weights before each token's write: W_0 alone for the first token."""
         first = jnp.ones_like(self.of_start[:, :1])
         surprise = self.surprise
         if surprise is not None:
@@ -88,7 +88,7 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
 
     Args:
       gates: `[B, C]` each.
-      momentum: whether there is momentum.
+      momentum: whether the memory has momentum.
     """
     batch, size = gates.decay.shape
     zero, one = jnp.zeros((batch,), gates.decay.dtype), jnp.ones((batch,), gates.decay.dtype)

@@ -1,6 +1,6 @@
-"""Triangular systems by products of matrices.
+"""Solves triangular systems by products of matrices.
 
-The CPU's library solver goes through a batch one system at a time, and took most of a chunk's time.
+The CPU's library solver processes a batch one system at a time, and took most of the time of a chunk.
 
 Shape letters: `B` systems, `C` unknowns, `O` right sides.
 """
@@ -12,12 +12,12 @@ Array = jax.Array
 
 
 def solve_unit_lower(below: Array, right: Array) -> Array:
-    """Returns (I + N)^-1 R, with N the part of `below` under its diagonal.
+    """Returns (I + N)^-1 R, where N is the part of `below` under its diagonal.
 
-    It multiplies by the inverse, which derivatives of all orders (by the implicit function theorem) need again.
+    It multiplies by the inverse, which derivatives of all orders reuse (implicit function theorem).
 
     Args:
-      below: `[B, C, C]`; elements on or above the diagonal do not matter.
+      below: `[B, C, C]`; elements on or above the diagonal are ignored.
       right: R, `[B, C, O]`.
     """
     below = jnp.tril(below, -1)
@@ -33,12 +33,12 @@ def solve_unit_lower(below: Array, right: Array) -> Array:
 def _inverse(below: Array) -> Array:
     """Returns (I + N)^-1 for strictly lower N `[B, C, C]`.
 
-    It inverts diagonal blocks, twice as large every time:
+    It inverts diagonal blocks whose size doubles in every pass:
 
         [ P  0 ]^-1     [     P^-1         0   ]
         [ Q  S ]     =  [ -S^-1 Q P^-1    S^-1 ]
 
-    which is forward substitution in another order, and as exact.
+    This is forward substitution in another order, and equally accurate.
     """
     batch, size = below.shape[0], below.shape[1]
     whole = 1 << (size - 1).bit_length()
@@ -47,7 +47,7 @@ def _inverse(below: Array) -> Array:
     half = 1
     while half < whole:
         count = whole // (2 * half)
-        # The blocks Q: of the rows of the second half and the columns of the first, along the diagonal.
+        # The blocks Q along the diagonal: rows of the second half, columns of the first half.
         tiles = padded.reshape(batch, count, 2, half, count, 2, half)[:, :, 1, :, :, 0]
         corner = jnp.moveaxis(jnp.diagonal(tiles, axis1=1, axis2=3), -1, 1)
         upper, lower = inverses[:, 0::2], inverses[:, 1::2]

@@ -1,1 +1,1 @@
-"""Storages of the fast weights: dense, factored, and either of them with its transpose kept."""
+"""Storages of the fast weights: dense and factored, and either of them kept as the transpose."""

@@ -1,4 +1,4 @@
-"""Dense storage: every example carries its own weight matrices. The simplest storage, and the reference."""
+"""Dense storage, the reference: every example has its own weight matrices."""
 
 from typing import NamedTuple
 

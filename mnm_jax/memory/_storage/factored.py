@@ -1,10 +1,10 @@
-"""Factored storage: the weights are never formed; the writes are kept as the factors in which they came.
+"""Factored storage: the pairs of all writes are kept, and the weights are never formed.
 
     x W_t = x W_0 - sum_{s <= t} (x X_s^T) D_s
 
 with the pairs (X_s `[H, I]`, D_s `[H, O]`) of all writes so far. W_0 may be shared by the batch, so that its product
-is one large matrix product instead of B small ones. Factors are faster than dense weights while there are few pairs,
-and smaller: `t H (I + O)` numbers per example and layer, where dense weights take `I O`.
+is one large matrix product instead of B small ones. For few pairs, factors are faster than dense weights, and smaller:
+`t H (I + O)` numbers per example and layer instead of `I O`.
 """
 
 from typing import NamedTuple
@@ -23,12 +23,12 @@ class FactoredState(NamedTuple):
 
     Attributes:
       shared: W_0 of the whole batch, `[I, O]` per layer; or None.
-      own: W_0 of every example, `[B, I, O]` per layer; or None. With neither, W_0 is zero. With both, an example starts
-        from its own until its first reset, and then from the shared one.
+      own: W_0 of every example, `[B, I, O]` per layer; or None. Without both, W_0 is zero. With both, an example uses
+        its own W_0 until its first reset, and then the shared one.
       pairs: buffers of C writes, `[B, C, H, I]` and `[B, C, H, O]` per layer.
       count: scalar, the number of writes held; the buffers are filled from the front.
-      first: `[B]`, the first write that an example has made since its last reset; None: no resets.
-      was_reset: `[B]` bool, the examples that start from `shared` though there are `own` weights; None: no example.
+      first: `[B]`, the index of the first write after the example's last reset; None: no resets.
+      was_reset: `[B]` bool, the examples that have left `own` for `shared` at a reset; None: no example.
     """
 
     shared: tuple[Array, ...] | None
@@ -54,7 +54,7 @@ class FactoredState(NamedTuple):
         return self._apply(layer, c, delta, inputs, transposed=True)
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "FactoredState":
-        """Puts the pairs of one write into the buffers. The caller ensures that they hold fewer than C writes."""
+        """Returns the storage with the pairs of one more write. The caller ensures that the buffers are not full."""
 
         def put(buffer: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(buffer, new[:, None], self.count, axis=1)
@@ -66,13 +66,13 @@ class FactoredState(NamedTuple):
         return shared_times(x, kernel)
 
     def reset(self, flags: Array) -> "FactoredState":
-        """Returns W_0 to `shared`, or to zero without it, for the flagged examples `[B]`; needs `first`."""
+        """Returns the storage with W_t = `shared` (zero without it) for the flagged examples `[B]`; needs `first`."""
         assert self.first is not None  # `reset` is only called with buffers that record it
         was_reset = None if self.was_reset is None else self.was_reset | flags
         return self._replace(first=jnp.where(flags, self.count, self.first), was_reset=was_reset)
 
     def pop(self) -> tuple["FactoredState", tuple[Pair, ...]]:
-        """Returns the storage before the last write, and that write's pairs. The buffers stay: the count goes back."""
+        """Returns the storage before the last write, and that write's pairs; only the count changes."""
         last = self.count - 1
 
         def take(buffer: Array) -> Array:
@@ -111,8 +111,8 @@ class FactoredState(NamedTuple):
     def sum_of_pairs(self) -> tuple[Array, ...]:
         """Returns minus the sum of all pairs in the buffers over writes and examples, `[I, O]` per layer.
 
-        Resets are disregarded. It is the cotangent of a W_0 to which every example adds in each of its episodes: one
-        large product per layer.
+        Resets are ignored. The result is the cotangent of a shared W_0, to which every episode of every example
+        contributes, in one large product per layer.
         """
         return tuple(
             -jnp.einsum("bchi,bcho->io", inputs, delta, preferred_element_type=self._dtype())
@@ -128,7 +128,7 @@ class FactoredState(NamedTuple):
         return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
     def _valid(self) -> Array:
-        """Returns one for the writes since the last reset, else zero, `[B or 1, C]`, in the dtype of the buffers."""
+        """Returns 1 for the writes since the last reset, else 0, `[B or 1, C]`, in the dtype of the buffers."""
         write = jnp.arange(self.pairs[0].inputs.shape[1], dtype=jnp.int32)[None]
         valid = write < self.count
         if self.first is not None:
@@ -169,6 +169,6 @@ def empty_pairs(
 
 
 def _rows(buffer: Array) -> Array:
-    """`[B, C, H, F] -> [B, C H, F]`."""
+    """Returns `[B, C, H, F]` as `[B, C H, F]`."""
     batch_size, writes, heads, features = buffer.shape
     return buffer.reshape(batch_size, writes * heads, features)

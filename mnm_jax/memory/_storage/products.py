@@ -1,6 +1,7 @@
-"""The products of a dense memory, in the memory layouts that are fast.
+"""The products of a dense memory, in fast memory layouts.
 
-A product is computed in the dtype of the rows, which may be lower than that of the weights; weights keep theirs.
+A product is computed in the dtype of the rows, which may have less precision than that of the weights; the weights keep
+their dtype.
 
 Shape letters: `B` examples, `H` rows, `I`/`O` a layer's inputs and outputs.
 """
@@ -38,7 +39,7 @@ def _mix_by_product(scores: Array, rows: Array) -> Array:
 
 
 def _mix_few(scores: Array, rows: Array) -> Array:
-    # The CPU's product is naive in this layout; a sum of few terms becomes one loop.
+    # XLA's CPU product is slow in this layout; a sum of few terms becomes one fused loop.
     if rows.shape[1] > 16:
         return _mix_by_product(scores, rows)
     return functools.reduce(jnp.add, (scores[:, q, :, None] * rows[:, q, None, :] for q in range(rows.shape[1])))
@@ -51,8 +52,8 @@ def minus_outer(w: Array, x: Array, delta: Array) -> Array:
 
 @jax.custom_jvp
 def _minus_outer(w: Array, x: Array, delta: Array) -> Array:
-    # On a CPU the product would first be a matrix of its own. Instead W is read and written in place, for some rows at
-    # a time. Without the loop, the compiler would compute the rows again for every element of W that they meet.
+    # On a CPU the product would first be stored as a separate matrix. Instead a loop updates W in place, with a few rows
+    # of x and delta at a time. Without the loop, the compiler would recompute the rows for every element of W.
     return jax.lax.platform_dependent(w, x, delta, cpu=_in_place, default=_by_product)
 
 
@@ -81,7 +82,7 @@ def _in_place(w: Array, x: Array, delta: Array) -> Array:
 def _minus_outer_jvp(
     primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
-    # As products, not as sums: their transposes are products again.
+    # Written as products, not as sums, because the transpose of a product is a product again.
     (w, x, delta), (dw, dx, ddelta) = primals, tangents
     change = jnp.einsum("bhi,bho->bio", dx, delta) + jnp.einsum("bhi,bho->bio", x, ddelta)
     return _minus_outer(w, x, delta), dw - change
