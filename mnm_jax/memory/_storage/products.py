@@ -52,8 +52,8 @@ def minus_outer(w: Array, x: Array, delta: Array) -> Array:
 
 @jax.custom_jvp
 def _minus_outer(w: Array, x: Array, delta: Array) -> Array:
-    # On a CPU the product would first be stored as a separate matrix. Instead a loop updates W in place, with a few rows
-    # of x and delta at a time. Without the loop, the compiler would recompute the rows for every element of W.
+    # On a CPU the product would first be stored as a separate matrix. Instead a loop updates W in place, with a few
+    # rows of x and delta at a time. Without the loop, the compiler would recompute the rows for every element of W.
     return jax.lax.platform_dependent(w, x, delta, cpu=_in_place, default=_by_product)
 
 
