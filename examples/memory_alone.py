@@ -1,4 +1,4 @@
-"""The memory as four pure functions: store three pairs in one shot each, read them back, in a model of your own.
+"""The memory as pure functions: stores three pairs in one shot each and reads them back, in a model of your own.
 
 Run it by `python -m examples.memory_alone [--smoke]`.
 """
@@ -10,7 +10,7 @@ from mnm_jax import gradient_memory, local_memory
 
 
 def recall_errors() -> dict[str, float]:
-    """Largest error of three values read back after three one-shot writes, by rule."""
+    """Returns the largest error of three values read back after three one-shot writes, by rule."""
     keys = jnp.eye(3, 8)[:, None, None]  # three writes of one example with one head: [3, B, H, K]
     values = jax.random.uniform(jax.random.key(1), (3, 1, 1, 4), minval=-1, maxval=1)
     errors = {}
