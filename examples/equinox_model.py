@@ -1,4 +1,4 @@
-"""Trains an Equinox module that holds a memory. Run it by `python -m examples.equinox_model [--smoke]`."""
+"""Trains an Equinox module that holds a memory. Run it with `python -m examples.equinox_model [--smoke]`."""
 
 import sys
 

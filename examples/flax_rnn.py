@@ -1,6 +1,6 @@
 """Runs the cell in `nnx.RNN`, with flax's own sequence lengths.
 
-Run it by `python -m examples.flax_rnn [--smoke]`.
+Run it with `python -m examples.flax_rnn [--smoke]`.
 """
 
 import jax
@@ -11,7 +11,7 @@ from mnm_jax import MNMCell, local_memory
 
 
 def run() -> jax.Array:
-    """Returns the features `[B, T, F]` of a padded batch; flax's RNN takes the batch first."""
+    """Returns the features `[B, T, F]` of a padded batch; the batch is the first axis in flax's RNN."""
     cell = MNMCell(5, 16, local_memory(8, 8, hidden_sizes=(8,)), heads=2, rngs=nnx.Rngs(0))
     rnn = nnx.RNN(cell, rngs=nnx.Rngs(1))
     inputs = jax.random.normal(jax.random.key(0), (3, 7, 5))

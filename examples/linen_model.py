@@ -1,6 +1,6 @@
 """Trains a Linen model that contains the cell, through `nnx.bridge`.
 
-Run it by `python -m examples.linen_model [--smoke]`.
+Run it with `python -m examples.linen_model [--smoke]`.
 """
 
 import sys
@@ -32,7 +32,7 @@ class Model(linen.Module):
 
 
 def train(steps: int = 60) -> list[float]:
-    """Returns the losses of a Linen model that learns to put out its input of two steps before."""
+    """Returns the losses of a Linen model that learns to output its input of two steps earlier."""
     model, inputs = Model(), jax.random.normal(jax.random.key(0), (6, 16, 3))
     wanted = inputs[:-2, :, :1]
     variables = model.init(jax.random.key(1), inputs)

@@ -1,6 +1,6 @@
-"""The memory as pure functions: stores three pairs in one shot each and reads them back, in a model of your own.
+"""Uses the memory as pure functions, as in a model of your own: stores three pairs and reads them back.
 
-Run it by `python -m examples.memory_alone [--smoke]`.
+Run it with `python -m examples.memory_alone [--smoke]`.
 """
 
 import jax

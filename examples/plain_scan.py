@@ -1,6 +1,6 @@
 """Runs the cell with `lax.scan`, `jax.grad` and `jax.jit`, which accept it because it is a pytree.
 
-Run it by `python -m examples.plain_scan [--smoke]`.
+Run it with `python -m examples.plain_scan [--smoke]`.
 """
 
 import sys
@@ -13,7 +13,7 @@ from mnm_jax import MNMCell, local_memory
 
 
 def loss(cell: MNMCell, inputs: jax.Array) -> jax.Array:
-    """Returns the meta objective (equation 5): the error of reading what was just written; inputs `[T, B, D]`."""
+    """Returns the meta objective (equation 5): the error of reading the value just written; inputs `[T, B, D]`."""
     _, outputs = jax.lax.scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
     return jnp.mean(outputs.meta_loss)
 

@@ -1,6 +1,6 @@
 """Runs a cell step by step, as inputs arrive; the caller keeps the carry between calls, in memory or on disk.
 
-Run it by `python -m examples.streaming [--smoke]`.
+Run it with `python -m examples.streaming [--smoke]`.
 """
 
 import sys

@@ -7,5 +7,5 @@
     actor_critic.py   an environment (environment.py) as a task
     scoring.py        loss and metrics; sampling.py: evaluation sets; timeline.py: pictures as text
 
-Each follows the protocol `mnm_jax.training.Task`; `mnm_jax.testing.check_task` checks it.
+Each task implements the protocol `mnm_jax.training.Task`, which `mnm_jax.testing.check_task` checks.
 """

@@ -33,7 +33,7 @@ class Agent(Protocol):
 
 
 class Played(NamedTuple):
-    """The course of a batch of episodes: the targets of a played batch.
+    """The record of a batch of episodes: the targets of a played batch.
 
     Attributes:
       actions: action of each step, `[T, B]` integers.
@@ -68,7 +68,7 @@ class ActorCritic(abc.ABC):
     Args:
       discount: gamma, in [0, 1].
       value_weight: weight of the value's error in the loss.
-      concentration_weight: weight that keeps the policy from settling early.
+      concentration_weight: weight of sum_a pi(a)^2, which keeps the policy from becoming deterministic early.
       first_baseline: compares the returns of all episodes with V of the first episode of the batch, as a published
         program does; for comparison only.
       evaluation_batches: batches of each evaluation set.
@@ -104,7 +104,7 @@ class ActorCritic(abc.ABC):
 
     @property
     def params(self) -> Any:
-        """Numbers of the environment; `max_steps_in_episode`, which is `T`, must be a Python integer."""
+        """Parameters of the environment; `max_steps_in_episode`, which is `T`, must be a Python integer."""
         return self.environment.default_params
 
     @property
@@ -135,7 +135,7 @@ class ActorCritic(abc.ABC):
         )
 
     def play(self, model: Agent, batch: Batch) -> Batch:
-        """Lets a model act by its own policy on the random keys of a batch of `sample`.
+        """Plays episodes: the model acts by its own policy, with the random keys of a batch of `sample`.
 
         Args:
           model: the agent.

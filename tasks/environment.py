@@ -1,4 +1,4 @@
-"""The interface of an environment of reinforcement learning: pure functions of explicit state, as in gymnax 1.0.
+"""The interface of reinforcement-learning environments: pure functions of explicit state, as in gymnax 1.0.
 
 Shape letter: `D` numbers of an observation.
 """
@@ -23,7 +23,7 @@ class Environment(abc.ABC):
       num_actions: number of actions; an action is one of 0, ..., num_actions - 1.
 
     References:
-      Lange, gymnax 1.0: `step` returns six values, "terminated" apart from "truncated", and resets by itself.
+      Lange, gymnax 1.0: `step` returns six values, separates "terminated" from "truncated", and resets automatically.
     """
 
     observation_features: ClassVar[int]
@@ -32,7 +32,7 @@ class Environment(abc.ABC):
     @property
     @abc.abstractmethod
     def default_params(self) -> Any:
-        """Numbers that may be traced; `max_steps_in_episode` is one of them."""
+        """Parameters of the environment, which JAX may trace; `max_steps_in_episode` is one of them."""
 
     @abc.abstractmethod
     def reset_env(self, key: Array, params: Any) -> tuple[Array, Any]:

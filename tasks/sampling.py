@@ -15,7 +15,7 @@ _SEEDS = {"valid": 1, "test": 2}
 def evaluation_set(task: Any, split: str, count: int, batch_size: int) -> Callable[[], Iterator[Batch]]:
     """Returns a source of `count` batches of a task, the same ones on every call.
 
-    The keys are folded from a seed of their own, so that no run with a small seed trains on these sequences.
+    The keys are derived from seeds reserved for evaluation, so that no run with a small seed trains on these sequences.
 
     Args:
       task: a task with `sample`; hashable.

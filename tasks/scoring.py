@@ -1,6 +1,6 @@
 """Loss and metrics of tasks that ask for one class, or for a vector of bits, at some steps.
 
-A step counts where `batch.loss_mask` is 1; logits of other steps never reach a number, not even infinite ones.
+A step counts where `batch.loss_mask` is 1; logits of other steps do not affect losses and metrics, even if infinite.
 
 Shape letters: `T` time steps, `B` examples, `C` classes or bits.
 """

@@ -1,4 +1,4 @@
-"""The picture of a sequence as text."""
+"""Renders a sequence as text."""
 
 from collections.abc import Sequence
 

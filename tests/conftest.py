@@ -1,8 +1,8 @@
-"""The suite is strict: dtype promotion, rank promotion and warnings are errors (setup.cfg); 8 fake devices."""
+"""Configures the suite: dtype promotion, rank promotion and warnings are errors (setup.cfg); 8 fake devices."""
 
 import os
 
-# Before jax is imported. Fake CPU devices deadlock when the thread pool is smaller than twice their number.
+# Set before jax is imported. Fake CPU devices deadlock if the thread pool is smaller than twice their number.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def babi_dir():
-    """The folder of the bAbI archive: MNM_BABI_DIR, by default ../shared/data/babi as seen from the project."""
+    """Returns the folder of the bAbI archive: MNM_BABI_DIR, by default ../shared/data/babi relative to the project."""
     root = pathlib.Path(__file__).parents[1]
     folder = pathlib.Path(os.environ.get("MNM_BABI_DIR", root.parent / "shared/data/babi"))
     if not folder.is_dir():

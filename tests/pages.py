@@ -1,4 +1,4 @@
-"""Runs the programs of a Markdown page, and compares the numbers that they print with those that the page shows."""
+"""Runs the programs of a Markdown page, and compares the numbers that they print with the numbers on the page."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ _BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
-    """A program of a page, and the text block that follows it, its output, or None."""
+    """A program of a page, and the text block with its output that follows it, or None."""
 
     code: str
     shown: str | None
@@ -38,7 +38,7 @@ def run(text: str, name: str) -> list[str]:
     """Runs the programs of a page from top to bottom, as a user would, and returns the printed text of each.
 
     Raises:
-      AssertionError: a program prints other words, or numbers farther off than 0.03, than the page shows below it.
+      AssertionError: a program prints other words than the page shows, or numbers that differ by more than 0.03.
     """
     names, printed = {"__name__": "page"}, []
     with jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The documentation: its programs run, its links lead somewhere, no public name is left out or without a text."""
+"""Tests the documentation: its programs run, its links resolve, and every public name is documented."""
 
 import doctest
 import importlib
@@ -43,7 +43,7 @@ def test_the_programs_of_a_page_run_from_top_to_bottom(page):
 
 
 def test_a_stranger_trains_a_memory_in_thirty_lines():
-    """With mnm_jax and jax alone."""
+    """The program imports only mnm_jax and jax."""
     text = (DOCS / "how_to.md").read_text(encoding="utf-8")
     program = text[text.index("## Put the memory into a model") : text.index("### ")]
     (printed,) = run(program, "how_to.md")

@@ -1,4 +1,4 @@
-"""Exported steps compute what the model computes, for any batch and elsewhere; weights are restored exactly."""
+"""Tests that an exported step computes what the model does, for any batch, and that weights are restored exactly."""
 
 import subprocess
 import sys

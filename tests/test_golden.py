@@ -1,4 +1,4 @@
-"""The cell against numbers of independent PyTorch programs, in float64; the README beside the files describes them.
+"""Tests the cell against independent PyTorch programs, in float64; the README beside the files describes them.
 
 The folder comes from MNM_GOLDEN_DIR (default `../shared/golden`, relative to the project; its folder `equations` works
 too). It holds `mnm_p_*.npz`, and `equations/mnm_g_*.npz`, whose inner gradient is the one that the paper's equations
@@ -28,7 +28,7 @@ RELATIVE = 1e-9
 
 
 def build(golden, rule: str) -> MNMCell:
-    """The public cell, holding the file's parameters (torch keeps [out, in], we keep [in, out])."""
+    """Returns the public cell with the file's parameters (torch stores [out, in], we store [in, out])."""
     size = golden["x"].shape[-1]
     factory = {"p": local_memory, "g": gradient_memory}[rule]
     memory = factory(size, size, hidden_sizes=(size, size), step_size="paper", param_dtype=jnp.float64)

@@ -1,4 +1,4 @@
-"""The language model of the examples: three of one size, none of which sees what comes, on text without copies."""
+"""Tests the language models of the examples: equal sizes, causality, and texts that share no string."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The package as it is imported: public names, what an import loads, and no name that hides a module."""
+"""Tests the imported package: its public names, the modules that an import loads, and that no name hides a module."""
 
 import importlib
 import pkgutil
@@ -57,7 +57,7 @@ def modules():
 
 @pytest.mark.parametrize("name", modules())
 def test_no_name_hides_a_module(name):
-    """`import a.b.c` binds `a`, and `a.b.c` has to be the module, not a function that a package gives the same name."""
+    """`import a.b.c` binds `a`, and `a.b.c` must be the module, not a function of the same name in the package."""
     module = importlib.import_module(name)
     for package in ("cells", "layers", "memory", "recurrence", "training"):  # every package has set its attributes
         importlib.import_module(f"mnm_jax.{package}")

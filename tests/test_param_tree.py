@@ -1,4 +1,4 @@
-"""A memory's slow weights are parameters like any others."""
+"""Tests that optimisers treat a memory's slow parameters like any others."""
 
 import jax
 import jax.numpy as jnp

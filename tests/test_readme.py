@@ -1,4 +1,4 @@
-"""The README shows what happens."""
+"""Tests that the README's programs print what it shows, and that its links and keywords exist."""
 
 import inspect
 import re

@@ -1,11 +1,11 @@
-"""A character-level language model of Python's documentation strings, with a neural memory, an LSTM, or attention.
+"""Trains a character-level language model of Python's documentation strings: a neural memory, an LSTM, or attention.
 
     python -m examples.language_model --model=memory --workdir=runs/language/memory [--seed=0] [--steps=1500]
     python -m examples.language_model --smoke
 
-The models differ in one layer and have equal numbers of parameters within one per cent. A run writes `config.json`,
-`metrics.jsonl` and `summary.json` into its folder; `python -m launch.report --workdir=runs` compares the runs. The
-metric is bits per character over windows of T characters, each read from an empty memory.
+The models differ in one layer and have the same number of parameters to within one per cent. A run writes
+`config.json`, `metrics.jsonl` and `summary.json` into its folder; `python -m launch.report --workdir=runs` compares the
+runs. The metric is bits per character over windows of T characters, each read with an empty memory.
 
 Shape letters: `T` characters of a window, `B` windows, `N` characters of a text.
 """
@@ -34,7 +34,7 @@ from mnm_jax.training import MetricWriter
 
 Array = jax.Array
 _LOG_EVERY = 50
-_EVALUATE = {"valid": 64, "test": 256}  # number of windows during training, and at the end
+_EVALUATE = {"valid": 64, "test": 256}  # number of windows: "valid" during training, "test" at the end
 
 
 def bits(model: LanguageModel, windows: Array) -> Array:
@@ -129,9 +129,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _MODEL = flags.DEFINE_enum("model", "memory", MODELS, "Layer that mixes characters.")
+    _MODEL = flags.DEFINE_enum("model", "memory", MODELS, "Layer that mixes time steps.")
     _WORKDIR = flags.DEFINE_string("workdir", "runs/language/memory", "Folder of the run.")
     _STEPS = flags.DEFINE_integer("steps", 1500, "Updates.")
     _SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
-    _SMOKE = flags.DEFINE_bool("smoke", False, "Runs tiny sizes, as a test.")
+    _SMOKE = flags.DEFINE_bool("smoke", False, "Train tiny sizes, as a test.")
     app.run(main, flags_parser=parse_flags)

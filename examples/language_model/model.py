@@ -1,4 +1,4 @@
-"""Language models that differ in one layer: a neural memory (with a short convolution or not), an LSTM, or attention.
+"""Language models that differ in one layer: a neural memory (with or without convolution), an LSTM, or attention.
 
 Shape letters: `T` characters, `B` texts, `D` features.
 """
@@ -62,12 +62,12 @@ _MIXERS: dict[str, Callable] = {
     "lstm": LSTM,
     "transformer": Attention,
 }
-# Of the layers' feed-forward parts, such that all have as many parameters to within one per cent.
+# Widths of the layers' feed-forward parts, which give all models the same number of parameters to within one per cent.
 _WIDTHS = {"memory": 468, "memory-convolution": 462, "lstm": 280, "transformer": 473}
 
 
 class Layer(nnx.Module):
-    """x + mixer(norm(x)), then x + feed-forward(norm(x))."""
+    """Computes x + mixer(norm(x)), then x + feed-forward(norm(x))."""
 
     def __init__(self, kind: str, features: int, rngs: nnx.Rngs):
         width = _WIDTHS[kind] * features // 128
@@ -81,9 +81,14 @@ class Layer(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Characters `[T, B]` to logits of the next ones, `[T, B, characters]`.
+    """Maps characters `[T, B]` to logits of the next characters, `[T, B, characters]`.
 
-    name: one of MODELS. features: `D`. layers: how many. steps: the longest `T`, which positions need.
+    Args:
+      name: one of MODELS.
+      features: `D`.
+      layers: number of layers.
+      steps: the longest `T`, for the position embeddings of attention.
+      rngs: random keys of the initial values.
     """
 
     def __init__(self, name: str, *, features: int, layers: int, steps: int, rngs: nnx.Rngs):
@@ -96,7 +101,7 @@ class LanguageModel(nnx.Module):
 
     def __call__(self, characters: Array) -> Array:
         x = self.embedding(characters)
-        if self.positions is not None:  # attention alone does not know the order
+        if self.positions is not None:  # attention by itself ignores the order
             x = x + self.positions[: len(x)]
         for layer in self.layers:
             x = layer(x)

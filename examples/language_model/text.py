@@ -1,4 +1,4 @@
-"""Text that every machine with Python has: the documentation strings of its standard library.
+"""Loads text that every machine with Python has: the documentation strings of its standard library.
 
 Shape letter: `N` characters.
 """
@@ -36,7 +36,7 @@ def load(folder: pathlib.Path | None = None, most: int | None = None) -> dict[st
 
 
 def docstrings(path: pathlib.Path) -> Iterator[str]:
-    """Returns the documentation strings of a file; none if it cannot be parsed."""
+    """Yields the documentation strings of a file; nothing if it cannot be parsed."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(path.read_text(encoding="utf-8"))

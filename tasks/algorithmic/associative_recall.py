@@ -14,12 +14,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AssociativeRecall(BitTask):
-    """A list of items, each a few vectors of bits; then one of them, and the item that followed it is the answer.
+    """Shows a list of items, each a few vectors of bits, then one item again; the answer is the item that followed it.
 
-    A flag precedes every item of the list, another flag the item asked for and the answer. The item asked for is
-    uniform over all except the last. The length counts items. `T = (item_length + 1) (length + 2)`; inputs are 6 bits
-    and two flags, D = 8; answers are 6 bits, C = 6. Meta-training, metrics and chance level: see `BitTask`. Oracle:
-    search the list for the item, take the next one.
+    A flag precedes every item of the list; a second flag precedes the item that is shown again, and the answer. The
+    item that is shown again is uniform over all except the last. The length counts items. `T = (item_length + 1)
+    (length + 2)`; inputs are 6 bits and two flags, D = 8; answers are 6 bits, C = 6. Meta-training, metrics and chance
+    level: see `BitTask`. Oracle: search the list for the item, take the next one.
 
     Args:
       item_length: vectors per item. Other arguments: see `BitTask`.

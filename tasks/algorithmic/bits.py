@@ -42,7 +42,7 @@ class BitSequence(NamedTuple):
 class BitTask(abc.ABC):
     """A task whose inputs and answers are vectors of random bits.
 
-    Inputs: a bit is +1 or -1, and 0 where nothing is shown; flags have channels of their own after the bits. An answer
+    Inputs: a bit is +1 or -1, and 0 if a step shows nothing; flags have channels of their own after the bits. An answer
     is C bits at one step.
 
     Meta-training: every sequence draws new bits and a length, uniform from `shortest` to `length`; its memory starts
@@ -52,12 +52,12 @@ class BitTask(abc.ABC):
 
     Metrics: accuracy, the fraction of right bits, and whole, the fraction of sequences with every bit right. Chance:
     0.5 of the bits, and no whole sequence. Oracle: the answers follow from the inputs; tests/tasks/test_algorithmic.py
-    reads them off. Evaluation sequences use keys that training does not use.
+    derives them. Evaluation sequences use keys that training does not use.
 
     A subclass defines `name` and `draw`; see `tasks.algorithmic.Copy`.
 
     Args:
-      length: largest length trained on; each task says what its length counts.
+      length: largest length trained on; each task defines what its length counts.
       shortest: smallest length.
       bits: bits per vector.
       curriculum: updates until the largest length is trained on; 0: from the first update on.
@@ -122,7 +122,7 @@ class BitTask(abc.ABC):
         return Batch(inputs=inputs, targets=targets, loss_mask=loss_mask.astype(inputs.dtype), mask=mask)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """Returns all trained lengths mixed (""); for "test" also the largest alone, and each of `lengths`."""
+        """Returns a set of all trained lengths (""); for "test" also the largest alone, and each of `lengths`."""
         sets = {"": self} | (self.wider() if split == "test" else {})
         return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 

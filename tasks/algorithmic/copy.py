@@ -13,7 +13,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Copy(BitTask):
-    """Vectors of bits and a flag; then, with nothing shown, the same vectors are the answers.
+    """Shows vectors of bits and a flag; the answers, at the following steps without input, are the same vectors.
 
     The length counts vectors. `T = 2 length + 1`; inputs are 8 bits and the flag, D = 9; answers are 8 bits, C = 8.
     Meta-training, metrics, chance level and arguments: see `BitTask`. Oracle: a queue.

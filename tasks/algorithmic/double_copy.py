@@ -13,7 +13,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DoubleCopy(BitTask):
-    """Vectors of bits and a flag; then, with nothing shown, the same vectors twice are the answers.
+    """Shows vectors of bits and a flag; the answers, at the following steps without input, are the same vectors twice.
 
     The length counts vectors. `T = 3 length + 1`; inputs are 8 bits and the flag, D = 9; answers are 8 bits, C = 8. No
     input marks the start of the second copy. Meta-training, metrics, chance level and arguments: see `BitTask`. Oracle:

@@ -15,12 +15,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs(BitTask):
-    """Pairs of a random key and a random value, one write per step; then every key in another order asks for its value.
+    """Shows pairs of a random key and a random value, one write per step, then every key in another order.
 
     Most sequences write each of `length` keys once. A share `overwriting` of them has half as many keys (rounded up);
-    the other writes give keys that are already written, in another order, a new value. The answer is the value written
-    last under the key asked for. The length counts writes. `T = 2 length` (3/2 length if all sequences overwrite);
-    inputs are 8 bits of value, 0 where one is asked for, and 16 of key, D = 24; answers are 8 bits, C = 8.
+    the other writes give keys that are already written, in another order, a new value. The answer to a key is the value
+    written last under it. The length counts writes. `T = 2 length` (3/2 length if all sequences overwrite); inputs are
+    8 bits of value, 0 at the steps of answers, and 16 of key, D = 24; answers are 8 bits, C = 8.
 
     Meta-training, metrics and chance level: see `BitTask`. Test sets: "length=N" has N keys written once,
     "overwriting=N" has N keys written twice. Oracle: a hash table.

@@ -14,7 +14,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrioritySort(BitTask):
-    """Vectors of bits, each with a priority, and a flag; the answers are four in five of them by falling priority.
+    """Shows vectors of bits with priorities, and a flag; the answers are the highest four fifths, highest first.
 
     Priorities are uniform in [-1, 1). The length counts vectors. `T = length + 1 + answers` with
     `answers = max(1, 4 length // 5)`; inputs are 8 bits, the flag and the priority, D = 10; answers are 8 bits, C = 8.
@@ -30,8 +30,8 @@ class PrioritySort(BitTask):
       answer                            b4 e9
 
     References:
-      Graves et al., Neural Turing Machines, 2014, section 4.5: 20 vectors, the answers are the first 16. Here shorter
-      sequences are trained on too (`shortest=20` gives the paper's setting); the test set "length=20" is the paper's.
+      Graves et al., Neural Turing Machines, 2014, section 4.5: 20 vectors, the answers are the first 16. Here training
+      also has shorter sequences (`shortest=20` gives the paper's setting); the test set "length=20" is the paper's.
     """
 
     length: int = 20

@@ -12,12 +12,12 @@ from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, draw_up_to, row
 
 Array = jax.Array
 
-_MEAN, _DEVIATION = 5.5, 8.25**0.5  # of the paper's number of repeats, uniform from 1 to 10
+_MEAN, _DEVIATION = 5.5, 8.25**0.5  # moments of the paper's number of repeats, uniform from 1 to 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepeatCopy(BitTask):
-    """Vectors of bits and a number of repeats; the answers are the vectors that many times, and an end mark.
+    """Shows vectors of bits and a number of repeats; the answers are the vectors that many times, then an end mark.
 
     Repeats are uniform from `fewest` to `repeats`. The length counts vectors. `T = length + length repeats + 2`; inputs
     are 8 bits, a flag, and with it the number of repeats, normalised so that the paper's 1 to 10 have mean 0 and
@@ -80,7 +80,7 @@ class RepeatCopy(BitTask):
         is_flag, is_end, answered = t == length, t == end, (t > length) & (t <= end)
         number = (repeats.astype(jnp.float32) - _MEAN) / _DEVIATION
         copied = rows(vectors, (t - length - 1) % length, answered & ~is_end)
-        answers = jnp.where(is_end[:, None], -1, copied)  # the end mark comes without bits
+        answers = jnp.where(is_end[:, None], -1, copied)  # the end mark has no bits
         return BitSequence(
             inputs=with_flags(rows(vectors, t, t < length), is_flag, jnp.where(is_flag, number, 0)),
             answers=with_flags(answers, jnp.where(is_end, 1, -1)),

@@ -71,7 +71,7 @@ def data_folder(data_dir: str | os.PathLike) -> Path:
         is preferred), or the folder `tasks_1-20_v1-2/` itself. "": the environment variable MNM_BABI_DIR.
 
     Raises:
-      FileNotFoundError: neither names a folder.
+      FileNotFoundError: neither the argument nor the variable names a folder.
     """
     given = data_dir or os.environ.get(VARIABLE)
     if not given:

@@ -34,7 +34,7 @@ class Options(NamedTuple):
 
 
 class Records(Protocol):
-    """Random access to the records of a split, as a data source of TFDS has it."""
+    """Random access to the records of a split, as TFDS data sources provide it."""
 
     def __len__(self) -> int: ...
 
@@ -76,8 +76,8 @@ class Dataset(NamedTuple):
 def open_dataset(data_dir: str, cache_dir: str, options: Options) -> Dataset:
     """Opens the entry of `cache_dir` for the files in `data_dir`; builds it first if there is none.
 
-    An entry is built in a folder of its own and renamed when it is complete, so an interrupted build is never opened.
-    It leaves a folder `.building-*`, which may be deleted.
+    An entry is built in a temporary folder and renamed when it is complete, so an interrupted build is never opened. An
+    interrupted build leaves a folder `.building-*`, which may be deleted.
 
     Args:
       data_dir: see `tasks.babi.archive.data_folder`.
@@ -106,7 +106,7 @@ def _require_packages() -> None:
 
 
 def _fingerprint(files: Mapping[FileKey, SourceFile], options: Options) -> str:
-    """Returns the name of an entry: equal for the archive and its folder, another for any other byte or option."""
+    """Returns the name of an entry: the same for the archive and its folder, different for other bytes or options."""
     parts = [[*key, hashlib.sha256(file.data).hexdigest()] for key, file in files.items()]
     text = json.dumps([FORMAT, WORDS, options, parts])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -130,7 +130,7 @@ def _build(entry: Path, data_dir: str, options: Options) -> None:
         try:
             os.rename(builder.data_path, entry)
         except OSError:
-            if not entry.exists():  # if it exists, another process was first, and its files are the same
+            if not entry.exists():  # if it exists, another process has built the same files
                 raise
 
 

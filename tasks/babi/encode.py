@@ -1,4 +1,4 @@
-"""Readings as rows of word ids.
+"""Encodes readings as rows of word ids.
 
 Shape letters: `T` rows of a reading, sentences and questions; `W` words of a row.
 """
@@ -16,7 +16,7 @@ NO_QUESTION = -1
 
 
 def encode_rows(rows: Sequence[Sequence[str]], word_ids: Mapping[str, int], where: str) -> np.ndarray:
-    """Returns word ids, int32 `[T, W]`; short rows end in 0.
+    """Returns word ids, int32 `[T, W]`; short rows are padded with 0.
 
     Args:
       rows: words of each row.

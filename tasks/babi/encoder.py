@@ -1,4 +1,4 @@
-"""Sentence vectors and entities from word ids.
+"""Encodes word ids as sentence vectors and entities.
 
 Shape letters: `T` time steps, `B` examples, `W` words of a sentence, `D` features, `P` entities of `V` features.
 """
@@ -79,7 +79,7 @@ class SentenceEncoder(nnx.Module):
 
     def __call__(self, words: Array) -> Array:
         """Returns `[T, B, D + P V]` for word ids `[T, B, W]`."""
-        # A zero row in the table keeps padding out of value and gradient, whatever the stored row holds.
+        # A zero row in the table keeps padding out of value and gradient, whatever the parameter's row holds.
         table = self.embedding[...].at[PADDING].set(0)
         sentences = context = jnp.einsum("tbwd,wd->tbd", table[words], self.position[...])
         if self.into is not None and self.out is not None:

@@ -18,7 +18,7 @@ from tasks.babi.cache import Split
 from tasks.babi.encode import NO_QUESTION, WORDS
 from tasks.babi.vocabulary import PADDING
 
-# Rows of readings (sentences and questions): most tasks have 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
+# Readings of most tasks have 3, 6, 10, 12 or 15 rows (sentences and questions), at most 75; those of task 3 up to 135.
 _LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135)
 # Batch sizes are multiples of this, so that batches divide over devices and into micro-batches.
 _SIZE_STEP = 8
@@ -70,7 +70,7 @@ class Bucket(NamedTuple):
 
 
 def make_buckets(split: Split, lengths: np.ndarray, batch_size: int, chosen: np.ndarray) -> list[Bucket]:
-    """Groups records by length, such that a batch of any group asks about `batch_size` questions.
+    """Groups records by length, such that a batch of any group has approximately `batch_size` questions.
 
     Questions of all tasks then have equal weight, whether a story has one question or ten.
 
@@ -93,7 +93,7 @@ def make_buckets(split: Split, lengths: np.ndarray, batch_size: int, chosen: np.
 def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
     """Returns (steps, records) of every batch of one epoch, in random order.
 
-    Records that do not fill a batch are left out; each epoch draws which ones.
+    Records that do not fill a batch are left out; they are drawn anew in each epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     batches = []
@@ -143,7 +143,7 @@ class BabiLoader:
         """Returns this loader's part of a batch; index: number of the batch since the start."""
         epoch, position = divmod(index, self.batches)
         steps, chosen = self._plan(epoch)[position]
-        # A bucket of few records has a size that devices cannot divide: padding, which counts nowhere, fills it up.
+        # The batch size of a bucket with few records may not be divisible by the devices: add examples of padding.
         which, count = self._part
         step = math.lcm(_SIZE_STEP, count)
         size = -(-len(chosen) // step) * step // count
@@ -177,7 +177,7 @@ class BabiLoader:
 
 
 def evaluation_batches(split: Split, chosen: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Returns batches with each of the `chosen` records once, shortest first; padding fills the last of a length."""
+    """Yields batches with each of the `chosen` records once, shortest first; padding completes the last of a length."""
     for records, steps, size in make_buckets(split, lengths, batch_size, chosen):
         for start in range(0, len(records), size):
             ids = records[start : start + size]

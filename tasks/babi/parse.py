@@ -1,4 +1,4 @@
-"""The text format of the bAbI tasks: the bytes of one file in, questions out.
+"""Parses the text format of the bAbI tasks: reads the bytes of one file and yields its questions.
 
 A file is a sequence of stories. Every line starts with an id that counts from 1 within its story; id 1 starts the next
 story. A line is a sentence, or a question with its answer and the ids of the sentences that support it:
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 Words = tuple[str, ...]
 
-# At most 9 digits: a longer id is damage, and Python limits the digits that `int` takes.
+# At most 9 digits: a longer id is a sign of damage, and Python limits the number of digits that `int` accepts.
 _INTEGER = re.compile(r"[0-9]{1,9}")
 
 

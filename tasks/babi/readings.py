@@ -1,4 +1,4 @@
-"""Readings: the questions of one story joined, so that the story is read once.
+"""Joins the questions of a story into readings, so that the story is read once.
 
 Shape letter: `T` rows of a reading, sentences and questions.
 """

@@ -1,8 +1,8 @@
 """Renaming of people, places and things: exact symmetries of the generators of the tasks.
 
 A story in which Mary and John have exchanged names, in sentences, questions and answers alike, is as likely as the
-story it was made from. Names without such a symmetry keep theirs: the places of task 20, in which the hungry go to the
-kitchen, and sheep, whose singular and plural are one word.
+original story. Names without such a symmetry are not changed: the places of task 20, in which hungry people go to the
+kitchen, and sheep, whose singular and plural are the same word.
 
 Shape letters: `T` rows of a reading, `W` words of a row.
 """

@@ -39,7 +39,7 @@ class Babi:
     Meta-training: the task distribution is the training stories of the chosen tasks, without replacement per epoch; a
     batch holds stories of similar length with about `batch_size` questions; each story starts with an empty memory. One
     update minimises the cross entropy (nats) of the answers. Every tenth story of each training file is held out for
-    validation; the 1,000 test questions per task serve the final numbers alone.
+    validation; the 1,000 test questions per task are used for the final numbers only.
 
     Metrics: accuracy, and error = 1 - accuracy; evaluation sets for all chosen tasks together ("") and for each
     ("task=N"). A task fails above 5% error. Chance: one over the number of plausible answers, which differs by task (6
@@ -68,7 +68,7 @@ class Babi:
 
     Raises:
       ValueError: an argument out of range, or damaged files.
-      FileNotFoundError: no data in `data_dir`; the message says where to get the archive.
+      FileNotFoundError: no data in `data_dir`; the message names the page that has the archive.
 
     Examples:
       A data set of one task, written here in the layout of the official archive:
@@ -203,7 +203,7 @@ class Babi:
         )
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """Returns sets with all questions of "valid" or "test" once each: "" all chosen tasks, "task=N" one of several.
+        """Returns sets with each question of "valid" or "test" once: "" has all chosen tasks, "task=N" one of several.
 
         Raises:
           ValueError: another split, or training files too short to hold a story out.

@@ -19,7 +19,7 @@ MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])  # (row, column) of the act
 
 
 class MazeParams(NamedTuple):
-    """Numbers of the maze that may be traced.
+    """Parameters of the maze, which JAX may trace.
 
     Attributes:
       reward: reward for reaching the reward's cell.

@@ -1,4 +1,4 @@
-"""An episode in the maze as a film strip: each trip to the reward in a frame, and the write rate below.
+"""Draws an episode in the maze as a film strip: each trip to the reward in a frame, and the write rate below.
 
 Import this module only to draw: it needs matplotlib.
 

@@ -1,4 +1,4 @@
-"""An episode in the maze as text.
+"""Renders an episode in the maze as text.
 
 Shape letter: `T` steps of the episode.
 """

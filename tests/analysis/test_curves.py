@@ -1,4 +1,4 @@
-"""Learning curves by hand."""
+"""Tests learning curves against values worked by hand."""
 
 import doctest
 
@@ -34,7 +34,7 @@ def test_one_seed_has_no_spread():
 
 
 def test_first_step_at_a_level():
-    # Seed 0 gets there at 30, seed 1 at 20 (exactly), seed 2 never: its 0.7 was written again as 0.4.
+    # Seed 0 reaches it at 30, seed 1 at 20 (exactly), seed 2 never: its 0.7 was later replaced by 0.4.
     np.testing.assert_array_equal(steps_to_reach(LINES, "valid/accuracy", 0.9), [30, 20, np.nan])
     np.testing.assert_array_equal(steps_to_reach(LINES, "valid/accuracy", 0.3), [20, 10, 10])
 

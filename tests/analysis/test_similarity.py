@@ -1,4 +1,4 @@
-"""Memory maps against numpy, by hand, and where there is nothing to compare."""
+"""Tests memory maps against numpy, against values worked by hand, and with vectors of length zero."""
 
 import doctest
 

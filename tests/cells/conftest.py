@@ -1,4 +1,4 @@
-"""The cells of the contract files. A new cell is one line in CELLS."""
+"""Lists the cells that the contract tests run on. A new cell is one line in CELLS."""
 
 import functools
 import types
@@ -63,7 +63,7 @@ CELLS = {
     "ntm": plain(NTMCell, slots=4, slot_features=4),
     "dnc": plain(DNCCell, slots=4, slot_features=4, read_heads=2),
 }
-# Made once: the compiled programs of a cell are then found again by the next test.
+# Cached, so that the next test reuses the compiled programs of a cell.
 MADE = {name: functools.cache(make) for name, make in CELLS.items()}
 
 
@@ -73,7 +73,7 @@ def inputs(dtype=jnp.float64, *, seed=0, shape=(T, B, D)):
 
 @functools.partial(jax.jit, static_argnames="checkpoint_every")
 def features(cell, x, **options):
-    """`[T, B, F]` from the start of a sequence; differentiable in the cell, its initial memory included."""
+    """Returns features `[T, B, F]` from the start of a sequence, differentiable in the cell and its initial memory."""
     return split_output(unroll(cell, cell.initialize_carry(x.shape[1:]), x, **options)[1])[0]
 
 
@@ -82,14 +82,14 @@ def compare_trees(compare, a, b):
     jax.tree.map(compare, a, b)
 
 
-# A second option or rule of a cell in the list; the cell's own tests and tests/recurrence cover the difference.
+# Variants of cells in the list by an option or a rule; the cell's own tests and tests/recurrence cover the difference.
 VARIANTS = ("mnm-p-window", "mnm-p-gated", "chain-g")
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CELLS]
 
 
 @pytest.fixture(params=PARAMS)
 def make(request):
-    """`(param_dtype, in_features=D, hidden=H, seed=0, dtype=None) -> cell`, for every cell."""
+    """Returns a function `(param_dtype, in_features=D, hidden=H, seed=0, dtype=None) -> cell`, for every cell."""
     return MADE[request.param]
 
 

@@ -1,4 +1,4 @@
-"""Every step of the addressing against plain loops over one example, in numbers worked by hand, and at its extremes."""
+"""Tests each step of the addressing against loops over one example, numbers worked by hand, and extreme inputs."""
 
 from functools import partial
 
@@ -61,7 +61,7 @@ def test_interpolate(x64):
 
 @pytest.mark.parametrize("furthest", [1, 2, 3])
 def test_shift(furthest, x64):
-    """Three slots to either side are more than there are: the shifts go round."""
+    """Three slots to either side are more than there are: the shifts wrap around."""
     w, shifts = weighting(0, B, H, N), weighting(1, B, H, 2 * furthest + 1)
     expected = np.zeros((B, H, N))
     for b, h, n in np.ndindex(B, H, N):
@@ -92,7 +92,7 @@ def test_sharpen_by_hand():
 
 
 def test_sharpening_far_beyond_what_powers_can_represent():
-    """0.3 to the power of 1,000 is zero in single precision, and zero by zero is no number."""
+    """0.3 to the power of 1,000 is zero in single precision, and zero divided by zero is NaN."""
     found = addressing.sharpen(jnp.array([[[0.3, 0.25, 0.25, 0.2]]]), jnp.full((1, 1), 1000.0))
     np.testing.assert_allclose(found[0, 0], [1, 0, 0, 0], atol=1e-6)
 
@@ -130,7 +130,7 @@ def test_retention_and_usage(x64):
         for h in range(H):
             expected *= 1 - free[b, h] * reads[b, h, n]
         close(retained[b, n], expected)
-        # Free now: it was free and was not written to, or it was freed.
+        # A slot is free if it was free and was not written to, or if it was freed.
         close(1 - used[b, n] / expected, (1 - last[b, n]) * (1 - writes[b, n]))
 
 
@@ -230,7 +230,7 @@ def test_read_weighting(x64):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 def test_weightings_sum_to_one(scale, dtype):
-    """A head's weighting, whatever it asks for: nothing, or much more than enough."""
+    """A head's weighting sums to one for zero inputs and for very large ones."""
     draw = lambda seed, *shape: jnp.asarray(scale * normal(seed, *shape), dtype)  # noqa: E731
 
     @jax.jit

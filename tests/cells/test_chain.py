@@ -1,4 +1,4 @@
-"""The chained cell with weights set by hand, so that its answers are known without running it."""
+"""Tests the chained cell with weights set by hand, so that its answers are known in advance."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from flax import nnx
 from mnm_jax import ChainCell, gradient_memory, local_memory, unroll
 
 V = 8
-# Rows of a Hadamard matrix but the first: orthogonal, of mean zero and variance one, as norm leaves them.
+# Rows of a Hadamard matrix except the first: orthogonal, mean zero, variance one, so that norm does not change them.
 GREG, JULIUS, SWAN, GREEN, NOTHING = *scipy.linalg.hadamard(V)[1:5].astype(np.float32), np.zeros(V, np.float32)
 
 
 def cell_by_hand(make_memory, hops, gates):
-    """One head, two entities, rate one, one relation for all; `gates [N + 1, 2 + N]` do not depend on the input."""
+    """Returns a cell with one head, two entities, rate one and one relation; `gates [N + 1, 2 + N]` are constant."""
     memory = make_memory(2 * V, V, hidden_sizes=())
     cell = ChainCell(2 * V, 4, memory, entities=2, heads=1, hops=hops, rngs=nnx.Rngs(0))
     for linear in (cell.relations, cell.gates, cell.rate):
@@ -29,7 +29,7 @@ def cell_by_hand(make_memory, hops, gates):
 
 
 def found(cell, *steps):
-    """Answers `[N, V]` of the last step, which follows the others."""
+    """Returns the answers `[N, V]` of the last of the given steps."""
     x = jnp.asarray(np.stack([np.concatenate(step) for step in steps]))[:, None]
     _, outputs = unroll(cell, None, x)
     return np.asarray(outputs.features)[-1, 0, -cell.hops * V :].reshape(cell.hops, V)
@@ -37,7 +37,7 @@ def found(cell, *steps):
 
 @pytest.mark.parametrize("make_memory", [local_memory, gradient_memory])
 def test_a_chain_of_two_facts_is_followed_within_one_step(make_memory):
-    """Greg is a swan; swans are green; Greg? A swan, and green."""
+    """Greg is a swan; swans are green; the question about Greg finds "swan", then "green"."""
     second_hop, under, value = [0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]
     cell = cell_by_hand(make_memory, 2, [second_hop, under, value])
     answers = found(cell, (GREG, SWAN), (SWAN, GREEN), (GREG, NOTHING))
@@ -46,7 +46,7 @@ def test_a_chain_of_two_facts_is_followed_within_one_step(make_memory):
 
 @pytest.mark.parametrize("make_memory", [local_memory, gradient_memory])
 def test_a_fact_is_written_under_what_was_found(make_memory):
-    """Julius is a swan; he is green: written under his kind, so that swans are green."""
+    """Julius is a swan; he is green. The second fact is written under his kind, so that swans are green."""
     under, value = [0, 0, 1], [0, 1, 0]
     named, known = cell_by_hand(make_memory, 1, [[1, 0, 0], value]), cell_by_hand(make_memory, 1, [under, value])
 

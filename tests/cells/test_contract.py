@@ -1,4 +1,4 @@
-"""The contracts that every cell keeps, by `mnm_jax.testing`, and what this library's own cells keep beyond them."""
+"""Tests the contracts of `mnm_jax.testing` for every cell, and further properties of this library's own cells."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def value_and_gradient(cell, x):
 
 @pytest.mark.parametrize("factory", [gradient_memory, local_memory])
 def test_huge_keys_and_values_stay_finite(factory, common):
-    """A layer norm does not bound keys, as tanh does: here they are some thousands."""
+    """Unlike tanh, a layer norm does not bound keys: here they are several thousand."""
     memory = factory(4, 4, hidden_sizes=(4,))
     cell = MNMCell(D, 5, memory, heads=2, interaction="layer_norm", rngs=nnx.Rngs(0))
     cell.norm.scale[...] *= 5e3

@@ -1,4 +1,4 @@
-"""Every cell's derivatives of first and second order against finite differences, and its execution forms."""
+"""Tests every cell's first and second derivatives against finite differences, and its execution forms."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Every cell learns to recall the first of six symbols."""
+"""Tests that every cell learns to recall the first of six symbols."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ VECTORS = jnp.asarray(np.random.default_rng(0).normal(size=(SYMBOLS + 1, D)), jn
 
 
 def draw(key, size=B):
-    """A symbol, four more that distract, and a step that asks: inputs `[T, B, D]`, and the first symbols `[B]`."""
+    """Returns inputs `[T, B, D]` (a symbol, four distractors, a query step) and the first symbols `[B]`."""
     symbols = jax.random.randint(key, (T, size), 0, SYMBOLS)
     return VECTORS[symbols.at[-1].set(SYMBOLS)], symbols[0]
 

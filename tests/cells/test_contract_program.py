@@ -1,4 +1,4 @@
-"""Contracts of every cell as a program: compiled once, on several devices, saved, exported."""
+"""Tests every cell as a program: compiled once, on several devices, saved, exported."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The DNC against loops over one example, against another implementation, and in what its memory is for."""
+"""Tests the DNC against loops over one example, against another implementation, and on the functions of its memory."""
 
 import json
 import pathlib
@@ -36,7 +36,7 @@ def softmax(x):
 
 
 def lookup(matrix, key, strength):
-    """The one place with our eps: norms are as small as a slot that was hardly written to."""
+    """Returns content weightings; the only place with our eps, since norms are small for slots hardly written to."""
     norm = lambda x: np.sqrt(sum(x * x) + 1e-6)  # noqa: E731
     return softmax(np.array([strength * sum(key * row) / norm(key) / norm(row) for row in matrix]))
 
@@ -50,7 +50,7 @@ def simple_lstm(cell, c, h, x):
 
 
 def simple_step(cell, state, x):
-    """One step of one example, sentence by sentence of the paper's Methods."""
+    """Runs one step of one example, following the paper's Methods sentence by sentence."""
     c, h, reads, matrix, usage, link, precedence, written, looked = state
     c, h = simple_lstm(cell.controller, c, h, np.concatenate([x, *reads]))
     xi = list(h @ np.asarray(cell.interface.kernel) + cell.interface.bias)
@@ -93,7 +93,7 @@ def simple_step(cell, state, x):
 
 
 def test_a_step_is_the_papers(x64):
-    """Parameters three times as large, so that gates, modes and strengths are of all kinds."""
+    """Parameters are three times as large as usual, so that gates, modes and strengths cover their ranges."""
     cell = jax.tree.map(lambda p: 3 * p, make())
     x = np.random.default_rng(0).normal(size=(6, B, D))
     carry, outputs = unroll(cell, None, jnp.asarray(x))
@@ -107,12 +107,12 @@ def test_a_step_is_the_papers(x64):
 
 
 def test_agrees_with_another_implementation(x64):
-    """Four steps of the memory of the PyPI package dnc 1.1.0, from a memory and a usage drawn at random.
+    """Compares four steps with the memory of the PyPI package dnc 1.1.0, from a random memory and usage.
 
-    Where the package differs from the paper, the numbers go around it: tanh on keys and write vectors, softplus without
-    1 + for strengths, modes in the order backward, forward, content (the file has the values that come of these, in the
-    paper's order); usage moved away from 0 by 1e-6, and 1e-6 outside of the roots in the cosine (both set to 0). What
-    is left is our eps within them.
+    The package differs from the paper, and the file compensates for it: it holds the results of the package's tanh on
+    keys and write vectors, of its softplus without 1 + for strengths, and of its modes (backward, forward, content), in
+    the paper's order. The package's offset of 1e-6 on usage, and its 1e-6 outside the roots of the cosine, were set to
+    0. The remaining difference is our eps inside the roots.
     """
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
     start = {name: jnp.asarray(x) for name, x in GOLDEN["start"].items()}
@@ -132,7 +132,7 @@ BACKWARD, CONTENT, FORWARD = jnp.eye(3)
 
 
 def ask(*, key, mode, vector=None, free=0.0):
-    """One head: write `vector` into a free slot, if there is one to write, and read by `mode`."""
+    """Returns the interface of one head that writes `vector`, if given, into a free slot, and reads by `mode`."""
     key, write = jnp.asarray(key, jnp.float32), vector is not None
     return DNCInterface(
         read_keys=key[None, None],
@@ -200,7 +200,7 @@ def test_weightings_usage_and_links_stay_within_their_bounds(scale, x64):
 
 
 def test_a_cell_that_asks_for_nothing_has_finite_derivatives():
-    """All parameters zero: zero keys at zero slots, which are used alike, step after step."""
+    """With all parameters zero, keys and slots are zero and all slots are used equally at every step."""
     cell = jax.tree.map(jnp.zeros_like, make(jnp.float32))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""The NTM against loops over one example, and in how its heads move."""
+"""Tests the NTM against loops over one example, and the moves of its heads."""
 
 from functools import partial
 
@@ -45,7 +45,7 @@ def simple_lstm(cell, c, h, x):
 
 
 def simple_point(memory, last, key, strength, gate, shifts, sharpness):
-    """Equations 5 to 9, in their order; the norms with our eps, since the first slots hold 1e-6."""
+    """Applies equations 5 to 9 in order; norms have our eps, since slots initially hold 1e-6."""
     norm = lambda x: np.sqrt(sum(x * x) + 1e-6)  # noqa: E731
     content = softmax(np.array([strength * sum(key * row) / norm(key) / norm(row) for row in memory]))
     gated = [gate * content[n] + (1 - gate) * last[n] for n in range(N)]
@@ -57,7 +57,7 @@ def simple_point(memory, last, key, strength, gate, shifts, sharpness):
 
 
 def simple_step(cell, state, x):
-    """One step of one example."""
+    """Runs one step of one example."""
     c, h, reads, memory, looked, written = state
     c, h = simple_lstm(cell.controller, c, h, np.concatenate([x, *reads]))
     raw = list(h @ np.asarray(cell.interface.kernel) + cell.interface.bias)
@@ -83,7 +83,7 @@ def simple_step(cell, state, x):
 
 
 def test_a_step_is_the_papers(x64):
-    """Parameters three times as large, so that gates, shifts and strengths are of all kinds."""
+    """Parameters are three times as large as usual, so that gates, shifts and strengths cover their ranges."""
     cell = jax.tree.map(lambda p: 3 * p, make())
     cell.first_reads[...] = jnp.asarray(np.random.default_rng(1).normal(size=(READ, W)))
     x = inputs(6)
@@ -98,7 +98,7 @@ def test_a_step_is_the_papers(x64):
 
 
 def test_the_beginning():
-    """Slots of 1e-6, heads at slots of their own, and first reads that are learned."""
+    """Initially slots hold 1e-6, each head points at its own slot, and the first reads are learned."""
     cell = make(jnp.float32)
     cell.first_reads[...] = jnp.array([[1.0, -2.0, 3.0]])
     carry = cell.initialize_carry((B, D))
@@ -141,7 +141,7 @@ def test_a_head_at_slot_one_points(wish, expected):
 
 
 def test_heads_that_move_on_by_one_copy_a_sequence():
-    """A cell by hand: it adds its input, moves on by one a step, and reads where the write head was a turn ago."""
+    """A cell by hand adds its input, moves on by one slot per step, and reads the slot written one cycle earlier."""
     cell = NTMCell(D, D, slots=N, slot_features=W, rngs=nnx.Rngs(0))
     for linear in (cell.controller.dense_i, cell.controller.dense_h, cell.interface):
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
@@ -174,7 +174,7 @@ def test_weightings_stay_weightings(scale):
 
 
 def test_a_cell_that_asks_for_nothing_has_finite_derivatives():
-    """All parameters zero: zero keys, and nothing is ever added."""
+    """With all parameters zero, keys are zero and nothing is ever added."""
     cell = jax.tree.map(jnp.zeros_like, make(jnp.float32))
 
     @jax.jit

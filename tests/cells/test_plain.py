@@ -1,4 +1,4 @@
-"""The LSTM and the plain RNN against flax's own cells, and the number of features that any cell puts out."""
+"""Tests the LSTM and the plain RNN against flax's cells, and the number of output features of any cell."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Plastic connections against loops of numpy, after the equations."""
+"""Tests plastic connections against numpy loops that follow the equations."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ T, B, D, N = 7, 3, 4, 5
 
 
 def run_by_hand(cell, x):
-    """Hidden states `[T, B, N]` and the last trace `[B, N, N]`, connection by connection."""
+    """Returns hidden states `[T, B, N]` and the last trace `[B, N, N]`, computed connection by connection."""
     weights, alpha = np.asarray(cell.recurrent.get_value()), np.asarray(cell.alpha.get_value())
     kernel, bias = np.asarray(cell.input.kernel.get_value()), np.asarray(cell.input.bias.get_value())
     hidden, trace = np.zeros((B, N)), np.zeros((B, N, N))
@@ -44,7 +44,7 @@ def run_by_hand(cell, x):
 def test_both_rules_are_the_papers(x64, modulated):
     cell = PlasticCell(D, N, modulated=modulated, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     cell.alpha.set_value(jax.random.normal(jax.random.key(1), (N, N), jnp.float64))
-    if modulated:  # strong enough for the limits to be met
+    if modulated:  # strong enough to reach the limits
         cell.fan_out.set_value(jnp.arange(1.0, 6.0))
     x = 2 * jax.random.normal(jax.random.key(2), (T, B, D), jnp.float64)
     carry, hidden = unroll(cell, None, x)

@@ -1,4 +1,4 @@
-"""Runs written by hand, and what tests look at in pictures and pages."""
+"""Fixtures that write the files of finished runs, and that inspect pictures and folders."""
 
 import json
 import pathlib
@@ -45,7 +45,7 @@ def _write_run(
 
 
 def _pixels(path):
-    """Colours 0xRRGGBB of a picture without its legend; it must be wide enough, and show something."""
+    """Returns the colours 0xRRGGBB of a picture without its legend; checks that it is wide and not blank."""
     red, green, blue = np.moveaxis(np.round(255 * image.imread(path)[..., :3]).astype(np.int32), -1, 0)
     picture = (red << 16) + (green << 8) + blue
     assert 800 < picture.shape[1] < 1250

@@ -1,4 +1,4 @@
-"""The output of a command that is redirected into a file: progress, results, and nothing else."""
+"""Tests that a command whose output is redirected into a file prints progress, results, and nothing else."""
 
 import os
 import pathlib

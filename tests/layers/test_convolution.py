@@ -1,4 +1,4 @@
-"""The short convolution: numpy's sums, and the same tokens however they are cut and padded."""
+"""Tests the short convolution against numpy, and that neither cuts nor padding change its outputs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The layer: the memory's own writes, chunks that give what single tokens give, and the literature's recurrences."""
+"""Tests the layer against the memory's own writes, chunks against single tokens, and published recurrences."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def make_memory(name, options=None, dtype=jnp.float64, **settings):
 
 
 def make_layer(memory, param_dtype=jnp.float64, features=D, **settings):
-    """A layer all of whose parameters are random."""
+    """Returns a layer with all parameters random."""
     layer = NeuralMemoryLayer(features, memory, param_dtype=param_dtype, rngs=nnx.Rngs(0), **settings)
     graphdef, params = nnx.split(layer)
     keys = iter(jax.random.split(jax.random.key(1), 20))
@@ -51,7 +51,7 @@ def assert_close(a, b, rtol=1e-10, atol=1e-12):
 
 
 def tokens_of(layer, inputs):
-    """Keys, values, queries `[T, B, H, .]` and gates `[T, B, H, 1 + gates]` from the layer's parameters, in numpy."""
+    """Returns keys, values, queries `[T, B, H, .]` and gates `[T, B, H, 1 + gates]`, computed by numpy."""
     heads = lambda x: x.reshape(*x.shape[:2], layer.heads, -1)  # noqa: E731
     x = np.asarray(inputs)
     logits = x @ np.asarray(layer.to_gates.kernel) + np.asarray(layer.to_gates.bias)
@@ -60,7 +60,7 @@ def tokens_of(layer, inputs):
 
 
 def write_token_by_token(layer, inputs):
-    """The layer's function by `memory.write_read`: the last weights and surprise of each head, and the outputs."""
+    """Runs the layer by `memory.write_read`; returns the last weights and surprise of each head, and the outputs."""
     memory, (keys, values, queries, gates) = layer.memory, tokens_of(layer, inputs)
     answers, states = [], []
     for head in range(layer.heads):
@@ -193,7 +193,7 @@ def test_a_memory_of_one_layer_is_the_same_for_any_chunk(name, x64):
 
 
 def of_one_example(layer, inputs):
-    """Keys, values, queries, gates of the first example and head, `[T, ...]`, with keys of length one."""
+    """Returns keys, values, queries, gates of the first example and head, `[T, ...]`, with keys of length one."""
     keys, values, queries, gates = (part[:, 0, 0] for part in tokens_of(layer, inputs))
     keys, queries = (part / np.linalg.norm(part, axis=-1, keepdims=True) for part in (keys, queries))
     return zip(keys, values, queries, gates, strict=True)
@@ -222,7 +222,7 @@ def test_it_is_gated_deltanet(x64):
 
 
 def test_it_is_linear_attention(x64):
-    """Queries by keys times values, each value weighted by its rate, and what the memory starts from."""
+    """The output is queries by keys times values, weighted by the rates, plus the read of the initial memory."""
     layer, inputs = make_layer(make_memory("hebbian", WriteOptions("l2")), chunk=4), make_inputs(9)
     keys, values, queries, rates = map(np.array, zip(*of_one_example(layer, inputs), strict=True))
     attention = np.tril(queries @ keys.T) * rates.T
@@ -231,9 +231,9 @@ def test_it_is_linear_attention(x64):
 
 
 def test_it_is_the_memory_of_titans(x64):
-    """Two layers, gradients at the beginning of each chunk of three, equations 13 and 14, by autodiff.
+    """Compares with equations 13 and 14 by autodiff: two layers, gradients at the beginning of each chunk of three.
 
-    The loss is the sum of squares; Titans' rate theta is that of half of it, so it is twice ours.
+    Our loss is the sum of squares. Titans' rate theta belongs to half of that sum, so it is twice our rate.
     """
     layer = make_layer(make_memory("gradient", BOTH, hidden_sizes=(6,), step_size="sum"), chunk=3)
     inputs = make_inputs(8)

@@ -1,4 +1,4 @@
-"""A memory with the user's own network and inner loss."""
+"""Tests memories with a user's own network and inner loss."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def init_mlp(key):
 
 @pytest.mark.parametrize(("step", "theirs", "heads"), [("sum", "sum", 3), ("normalised", "normalised", 1)])
 def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
-    """For one head the step of Polyak is the normalised one, except for the place of epsilon."""
+    """For one head Polyak's step is the normalised step, except for the position of epsilon."""
     own = custom_memory(K, V, init=init_mlp, apply=mlp, step_size=step, epsilon=0.0)
     ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.0, param_dtype=jnp.float64)
     params = own.init(jax.random.key(0))
@@ -45,7 +45,7 @@ def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
 
 
 def test_a_loss_of_ones_own_is_what_a_write_descends(x64):
-    """The inner product as loss, whose gradient step is the Hebbian rule; it sees the heads of one example together."""
+    """With the inner product as loss, a gradient step is the Hebbian rule over all heads of an example together."""
     memory = custom_memory(
         K,
         V,
@@ -88,7 +88,7 @@ def test_gradients_through_a_network_of_ones_own_are_those_of_finite_differences
 
 
 def test_in_a_cell_a_sequence_may_be_cut_anywhere(x64):
-    """With a module of flax as the network, its state as the weights."""
+    """The network is a flax module; its state is the weights."""
     graph, _ = nnx.split(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
     memory = custom_memory(
         4,

@@ -1,4 +1,4 @@
-"""The interface: memories with equal settings are equal, and a user's memory needs the abstract methods alone."""
+"""Tests the interface: memories with equal settings are equal, and a user's memory needs only the abstract methods."""
 
 import pickle
 

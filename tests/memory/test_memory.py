@@ -1,4 +1,4 @@
-"""The memory's write rules against literal gradients, numpy loops and numbers worked by hand."""
+"""Tests the memory's write rules against autodiff, numpy loops and numbers worked by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ def test_rate_zero_leaves_the_memory_bit_equal(rule, x64):
 
 @pytest.mark.parametrize("rule", FACTORIES)
 def test_two_heads_with_one_key_write_the_mean_of_their_values(rule, x64):
-    """The shared key sees the mean of the values, all but eps / (2 |k|^2 + eps) of what it answered before."""
+    """The deviation of the read from the mean of the values shrinks to eps / (2 |k|^2 + eps) of its size before."""
     epsilon = 1e-3
     memory, params, state, keys, values = build(rule, 2, (), epsilon=epsilon)
     keys = jnp.broadcast_to(keys[:, :1], keys.shape)

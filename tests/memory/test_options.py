@@ -1,4 +1,4 @@
-"""Options of a write: each one against the paper's memory, numpy or optax, and all of them in a cell."""
+"""Tests each option of a write against the paper's memory, numpy or optax, and all of them in a cell."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def pairs(steps, heads=H):
 
 
 def change_at_rate_one(rule, params, weights, keys, values):
-    """G of one write of the paper's memory, one array a layer."""
+    """Returns G of one write of the paper's memory, one array per layer."""
     memory, _, state = make(rule, WriteOptions())
     new, _ = memory.write(params, state._replace(weights=weights), keys, values, jnp.ones(B))
     return [np.asarray(old - w) for old, w in zip(weights, new.weights, strict=True)]
@@ -199,7 +199,7 @@ def test_the_hebbian_rule_with_forgetting_is_that_of_fast_weights(x64):
 
 
 def test_the_delta_rule_with_unit_keys_is_the_normalised_gradient_of_a_matrix(x64):
-    """And a Hebbian write is the part of it that does not depend on the weights."""
+    """A Hebbian write is the part of the delta write that does not depend on the weights."""
     unit = WriteOptions(key_norm="l2")
     delta = matrix_memory(K, V, options=unit, param_dtype=jnp.float64)
     gradient = gradient_memory(K, V, hidden_sizes=(), epsilon=0.0, options=unit, param_dtype=jnp.float64)
@@ -239,7 +239,7 @@ def test_in_a_cell_padding_leaves_no_trace_and_a_reset_begins_anew(name, x64):
 
 
 def test_the_forms_follow_what_is_written_in_pairs(x64):
-    """Values and gradients of several inner steps with bounded norms and normalised keys, by hand and by autodiff."""
+    """Compares values and gradients of several inner steps with bounded norms and normalised keys with autodiff."""
     x = normal(0, 5, B, 4)
     cell = make_cell(CELL_OPTIONS["pairs"])
     flags = np.random.default_rng(0).random((3, 5, B)) > 0.4

@@ -1,4 +1,4 @@
-"""A user's write rule: Oja's rule against numpy and in every execution form, the library's rules as functions."""
+"""Tests a user's write rule: Oja's rule against numpy and in every execution form, and the gradient as a rule."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def oja(network, weights, keys, values):
 
 
 def descent(network, weights, keys, values):
-    """The gradient of the sum of squares."""
+    """Returns the gradient of the sum of squares."""
     activations = forward(network, weights, keys)
     answers = activations.outputs[-1]
     deltas = backward(network, weights, activations, 2 * (answers - values))

@@ -1,4 +1,4 @@
-"""Storages against dense weights in numpy: the same answers whatever way weights plus pairs are kept."""
+"""Tests that every storage of weights and pairs answers as dense weights in numpy do."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def factored(shared=None, own=None, *, resets=False, was_reset=False):
 
 
 def assert_is(storage, weights, fold=True):
-    """The storage answers as dense weights `[B, I, O]` do."""
+    """Checks that the storage answers as dense weights `[B, I, O]` do."""
     x, c = normal(1, B, 6, I), normal(2, B, 6, O)
     np.testing.assert_allclose(storage.product(0, x), np.einsum("bhi,bio->bho", x, weights), atol=1e-12)
     np.testing.assert_allclose(storage.product_transposed(0, c), np.einsum("bho,bio->bhi", c, weights), atol=1e-12)

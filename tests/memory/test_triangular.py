@@ -1,4 +1,4 @@
-"""Triangular systems against numpy."""
+"""Tests the solver of triangular systems against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_derivatives_of_both_kinds_and_orders(x64):
 
 
 def test_single_precision_is_as_exact_as_substitution():
-    """With couplings as large as those of one key written again and again, whose powers would overflow."""
+    """The couplings are as large as for one key that is written repeatedly; their powers would overflow."""
     below = jnp.full((1, 64, 64), 0.9)
     right = jax.random.normal(jax.random.key(0), (1, 64, 4))
     expected = np.linalg.solve(np.eye(64) + np.tril(np.asarray(below, np.float64), -1), np.asarray(right, np.float64))

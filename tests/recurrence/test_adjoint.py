@@ -1,4 +1,4 @@
-"""The fast forms keep nothing of size d^2 per step, and computing weights back adds little rounding error."""
+"""Tests that the fast forms keep no d x d arrays per step, and that reconstructed weights are accurate."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_which_forms_keep_dense_weights(factory):
 
 
 def test_checkpoints_bound_the_memory_of_long_sequences():
-    """With C = 64 of T = 1,024 steps: 16 carries and what 64 steps keep, instead of what 1,024 steps keep."""
+    """With C = 64 of T = 1,024 steps: 16 carries and the residuals of 64 steps, not those of 1,024 steps."""
     cell = MNMCell(5, D, local_memory(D, D, hidden_sizes=(D,)), heads=2, rngs=nnx.Rngs(0))
 
     def temp_bytes(every):
@@ -65,10 +65,10 @@ def test_checkpoints_bound_the_memory_of_long_sequences():
 
 @pytest.mark.slow
 def test_drift_over_4096_steps_is_small(x64):
-    """Weights computed back in single precision, in a system whose errors do not grow by themselves.
+    """Weights are reconstructed in single precision, in a system that does not amplify errors.
 
-    Measured, relative to the norm of the gradient: single precision costs the plain form 9.5e-7; with weights computed
-    back the gradient differs from the plain one by 1.5e-6, with a checkpoint every 256 steps by 6e-7.
+    Measured errors relative to the norm of the gradient: 9.5e-7 for the plain form, due to single precision; with
+    reconstructed weights the gradient differs from the plain one by 1.5e-6, with a checkpoint every 256 steps by 6e-7.
     """
     steps, every = 4096, 256
 

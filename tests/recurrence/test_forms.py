@@ -1,4 +1,4 @@
-"""All execution forms compute the same values and gradients, for every rule and option of the cell and of `unroll`."""
+"""Tests that all execution forms compute the same values and gradients, for every rule and option."""
 
 import functools
 
@@ -14,7 +14,7 @@ from mnm_jax.recurrence._forms import choose_checkpoints
 from mnm_jax.recurrence._textbook import unroll_textbook
 
 T, B, D = 7, 3, 4
-SLOW = pytest.mark.slow  # one more case of what a quicker one covers
+SLOW = pytest.mark.slow  # a further case of a property that a faster test covers
 RULES = {"local": local_memory, "gradient": gradient_memory}
 MASK = np.random.default_rng(0).random((T, B)) > 0.3
 RESET = np.random.default_rng(1).random((T, B)) > 0.6
@@ -27,7 +27,7 @@ def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=Fals
 
 
 def everything(cell, form, *, fresh=True, **options):
-    """Returns carry and outputs, and the gradients of all of it in cell, first carry and inputs."""
+    """Returns carry and outputs, and the gradients of a function of them in cell, first carry and inputs."""
     run = unroll_textbook if form == "textbook" else functools.partial(unroll, form=form)
     x = jax.random.normal(jax.random.key(0), (T, B, cell.in_features), cell.dtype)
     carry = jax.jit(lambda: unroll(cell, None, x[:2], form="plain")[0])()
@@ -41,7 +41,7 @@ def everything(cell, form, *, fresh=True, **options):
 
 
 def assert_forms_agree(cell, tolerance=1e-9, **options):
-    """The textbook form takes part, except with resets, which it does not have, and with checkpoints."""
+    """Compares all forms, including the textbook form unless resets or checkpoints are used, which it does not have."""
     forms = ("factored", "reversible")
     if not {"reset", "checkpoint_every"} & set(options):
         forms += ("textbook",)
@@ -115,7 +115,7 @@ def test_masks_resets_chunks_and_a_carry(rule, options, x64):
     ],
 )
 def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, x64):
-    """A question on a fork gets the answer that it gets at the end of its story, and the carry is that without it."""
+    """A question on a fork gets the answer that it gets at the end of its story, and does not change the carry."""
     cell = make(rule)
     x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
     carry, outputs = unroll(cell, None, x, fork=jnp.asarray(FORK), form=form)
@@ -187,7 +187,7 @@ def test_examples_may_be_divided_over_devices_by_shard_map(form, every, x64):
 
 @pytest.mark.parametrize("form", ["plain", "reversible"])
 def test_batch_major_sequences(form, x64):
-    """With the first two axes of all sequences swapped, the same carry, and the outputs with theirs swapped."""
+    """Swapping the first two axes of the inputs swaps those of the outputs and leaves the carry unchanged."""
     cell = make("local")
     x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
     run = jax.jit(unroll, static_argnames=("form", "time_major"))
@@ -203,7 +203,7 @@ def test_batch_major_sequences(form, x64):
 
 @pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
 def test_empty_sequences_and_batches(form, x64):
-    """No steps: the first carry, and gradients that are zero except in its path. No examples: empty results."""
+    """Without steps the carry is the first carry, and other gradients are zero. Without examples results are empty."""
     cell = make("local")
     start = cell.initialize_carry((B, D))
 

@@ -1,4 +1,4 @@
-"""The textbook form by itself; `test_forms.py` compares it with the others."""
+"""Tests the textbook form by itself; `test_forms.py` compares it with the other forms."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def cell(**options):
 
 
 def test_its_gradient_is_that_of_finite_differences(x64):
-    """Along random directions in the parameters, the first weights and the inputs, with several writes per step."""
+    """Differences are along random directions in parameters, first weights and inputs, with several writes per step."""
     model = cell(inner_steps=2)
     carry = model.initialize_carry((B, D))
     x = jax.random.normal(jax.random.key(0), (T, B, D))

@@ -1,4 +1,4 @@
-"""Actor-critic: numbers worked by hand, what playing means, and probes whose right answer is known exactly."""
+"""Tests actor-critic: numbers worked by hand, playing, and probe environments with known solutions."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -85,7 +85,7 @@ def make_model(task, features=16):
 
 
 def learn(kind, tmp_path, **settings):
-    """(logits, played batch) of a trained model on episodes that it plays."""
+    """Returns (logits, played batch) of a trained model on episodes that it plays."""
     task = ProbeTask(kind=kind, evaluation_batches=1, **settings)
     make = make_model(task)
     config = TrainConfig(steps=400, batch_size=32, learning_rate=0.01, schedule="cosine", eval_every=400)
@@ -142,7 +142,7 @@ def task():
 
 
 def by_hand(task, logits, batch):
-    """The loss, a step and an episode after the other."""
+    """Returns the loss, computed by a loop over steps and episodes."""
     total, count = 0.0, 0
     for t in range(T):
         for b in range(B):

@@ -1,4 +1,4 @@
-"""The tasks on bits: solved from the inputs alone, by readers written in plain Python; curriculum, sets, score."""
+"""Tests the tasks on bits: plain Python programs solve them from the inputs alone; curriculum, sets, score."""
 
 import collections
 from functools import partial
@@ -16,7 +16,7 @@ B = 24
 
 
 def before_flag(x, task):
-    """The vectors shown before the first flag, as tuples, and the row of that flag."""
+    """Returns the vectors shown before the first flag, as tuples, and the row of that flag."""
     at = int(np.flatnonzero(x[:, task.bits])[0])
     return [tuple(row[: task.bits]) for row in x[:at]], x[at]
 
@@ -82,7 +82,7 @@ TASKS = pytest.mark.parametrize("task", ORACLES, ids=lambda task: task.name)
 
 
 def sequences(batch):
-    """(inputs, answers as +-1) of every example without its padding."""
+    """Yields (inputs, answers as +-1) of every example without its padding."""
     for b in range(batch.mask.shape[1]):
         counted = np.asarray(batch.loss_mask[:, b]) > 0
         yield (

@@ -1,4 +1,4 @@
-"""Archive and folder give the same bytes; missing and damaged data are named."""
+"""Tests that archive and folder give the same bytes, and that errors name missing and damaged data."""
 
 import io
 import tarfile

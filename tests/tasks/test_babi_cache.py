@@ -1,4 +1,4 @@
-"""The encoded data set on disk: built once, never taken for whole when it is not, never shared by other data."""
+"""Tests the encoded data set on disk: built once, never opened when incomplete, never reused for other data."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ OPTIONS = cache.Options(tasks=(1, 2), size="1k", max_sentences=2, max_sentences_
 
 
 def text(stories, person):
-    """Stories of three questions: of two sentences each sees, the last two questions see others than the first."""
+    """Returns stories of three questions; with two sentences each, the last two questions see others than the first."""
     return "".join(
         f"1 {person} went home.\n2 {person} slept there.\n3 Where is {person}?\thome\t1\n4 {person} left there.\n"
         f"5 Where is {person}?\tstory{i}\t4\n6 Who left?\tsomebody\t4\n"
@@ -55,7 +55,7 @@ def test_records_by_hand(data_dir, tmp_path):
     assert dataset.vocabulary.words == ("home", "is", "left", "mary", "slept", "there", "went", "where", "who")
     assert dataset.vocabulary.answers[:5] == ("home", "somebody", "story0", "story1", "story10")
     train, valid, test = (dataset.splits[name] for name in ("train", "valid", "test"))
-    # Of 11 and 12 stories the tenth is held out; the order is that of the files. A story is two readings.
+    # The tenth of 11 and of 12 stories is held out; the order is that of the files. A story is two readings.
     assert train.tasks.tolist() == [1] * 20 + [2] * 22
     assert [record["task"] for record in train.records] == [1] * 20 + [2] * 22
     stories = [story for story in (*range(9), 10, *range(9), 10, 11) for _ in range(2)]
@@ -138,7 +138,7 @@ def test_a_build_that_fails_leaves_no_entry(data_dir, tmp_path, entries, monkeyp
 
     def fails_late(*args):
         calls.append(args)
-        if len(calls) == 43:  # in the second split: the first is written already
+        if len(calls) == 43:  # in the second split, after the first is written
             raise OSError("disk full")
         return encode(*args)
 

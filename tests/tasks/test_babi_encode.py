@@ -1,4 +1,4 @@
-"""Word ids, answer classes and sentence vectors, by hand and against a plain loop."""
+"""Tests word ids, answer classes and sentence vectors by hand and against a plain loop."""
 
 import doctest
 
@@ -128,7 +128,7 @@ def _without_extras(encoder):
 
 
 def test_entities_start_as_the_rare_words_from_the_front_and_from_the_end(picking):
-    """The scores of words and places alone: -log of the share, 4.6 more for a rare word, and 0.7 a place."""
+    """Scores initially depend on words and positions only: 4.6 more for a rare word, and 0.7 per position."""
     words = jnp.asarray([[[5, 1, 2, 7, 3]]])
     nothing = jnp.zeros((1, 1, 7))
     weights = np.asarray(picking.attention(words, nothing))[0, 0]

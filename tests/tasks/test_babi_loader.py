@@ -1,4 +1,4 @@
-"""Batches: buckets, epochs, the exact position, evaluation; on records in memory."""
+"""Tests batches on records in memory: buckets, epochs, exact resuming, evaluation."""
 
 import collections
 import doctest
@@ -26,16 +26,16 @@ from tasks.babi.loader import (  # noqa: E402
 
 
 class Records(list):
-    """A list that is read as TFDS data sources are."""
+    """A list with the reading method of TFDS data sources."""
 
     def __getitems__(self, ids):
         return [self[index] for index in ids]
 
 
 def make_split(count=53):
-    """Record i: 2 to 22 rows (i + 1, row + 1, 0, ...), of which the last, the third last, ... are 1 + i % 4 questions.
+    """Returns a split whose record i has 2 to 22 rows (i + 1, row + 1, 0, ...) and 1 + i % 4 questions.
 
-    The answers number the questions of all records.
+    The questions are the last row, the third last row, and so on. The answers number the questions of all records.
     """
     records, numbers = Records(), itertools.count()
     for index in range(count):
@@ -109,7 +109,7 @@ def test_a_record_longer_than_the_batch_is_an_error():
 
 
 def split_of(steps, questions):
-    """A split without records: `(count, value)` in a row."""
+    """Returns a split without records; `steps` and `questions` are sequences of `(count, value)`."""
     repeated = [np.repeat(*np.transpose(pairs)[::-1]) for pairs in (steps, questions)]
     return Split(Records(), *repeated, np.ones(len(repeated[0]), int))
 
@@ -155,7 +155,7 @@ def test_buckets_of_any_records(records, every, batch_size):
         size, mean = bucket.batch_size, questions[bucket.records].mean()
         assert 1 <= size <= len(bucket.records)
         assert size % 8 == 0 or size == len(bucket.records)
-        # A batch asks `batch_size` questions to within half of 8 readings, and has 8 readings or more if there are.
+        # A batch has `batch_size` questions to within half of 8 readings, and at least 8 readings if there are as many.
         if 8 < size < len(bucket.records):
             assert abs(size * mean - batch_size) <= 4 * mean * (1 + 1e-9)
         elif size == 8 < len(bucket.records):
@@ -191,7 +191,7 @@ def test_an_epoch_holds_every_record_at_most_once_and_leaves_out_a_remainder(bat
         for steps, bucket in by_length.items():
             assert len(set(used[steps])) == len(used[steps]) == len(bucket.records) - remainders[steps]
             left_out |= set(bucket.records.tolist()) - set(used[steps])
-    # Not always the same ones: in turn every record of a bucket with a remainder, and no other.
+    # Over the epochs every record of a bucket with a remainder is left out, and no other record.
     assert left_out == {r for steps, bucket in by_length.items() if remainders[steps] for r in bucket.records.tolist()}
 
 
@@ -207,7 +207,7 @@ def test_seed_and_epoch_decide_the_plan():
 
 
 def check_records(batch):
-    """Every example is a record as it stands, at the start of its column; all else is padding."""
+    """Checks that every example is an unchanged record at the start of its column, followed by padding."""
     for column, index in enumerate(records_of(batch)):
         record = SPLIT.records[index]
         length = len(record["words"])

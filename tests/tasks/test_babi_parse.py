@@ -1,4 +1,4 @@
-"""The parser: a round trip, every kind of malformed line, and arbitrary damage."""
+"""Tests the parser: a round trip, every kind of malformed line, and arbitrary damage."""
 
 import re
 import string
@@ -94,7 +94,7 @@ words = st.lists(word, min_size=1, max_size=5).map(tuple)
 
 @st.composite
 def files(draw):
-    """Text of a well-formed file, and the questions that it holds; ids and positions are counted independently."""
+    """Draws the text of a well-formed file and its questions; ids and positions are counted independently."""
     lines, questions = [], []
     for story_index in range(draw(st.integers(1, 3))):
         story, ids = [], []
@@ -127,7 +127,7 @@ def damaged(draw):
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
         stop = draw(st.integers(start, min(len(data), start + 8)))
-        # The characters that carry meaning in the format are worth more than arbitrary bytes.
+        # Characters that have a meaning in the format find more faults than arbitrary bytes.
         put = draw(st.one_of(st.binary(max_size=4), st.text("0123456789 \t\n\r.?,-\x85", max_size=4).map(str.encode)))
         data = data[:start] + put + data[stop:]
     return data

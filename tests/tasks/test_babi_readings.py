@@ -1,4 +1,4 @@
-"""Readings by hand, and the property that every question sees its own sentences and no others."""
+"""Tests readings by hand, and that every question sees its own sentences and no others."""
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +46,7 @@ def test_stories_are_kept_apart_even_if_they_begin_alike():
 
 @st.composite
 def files(draw):
-    """Questions of up to four stories, in which no sentence and no question occurs twice."""
+    """Draws questions of up to four stories, in which no sentence and no question occurs twice."""
     questions = []
     for story_index in range(draw(st.integers(1, 4))):
         story = []
@@ -87,7 +87,7 @@ def test_every_question_sees_exactly_the_last_sentences_before_it(questions, max
 def test_no_more_is_read_than_the_questions_need(questions, max_sentences):
     found = list(readings(questions, max_sentences))
     assert all(reading.answers[-1] is not None for reading in found)
-    assert len({reading.rows[0] for reading in found}) == len(found)  # from any sentence on one reading alone
+    assert len({reading.rows[0] for reading in found}) == len(found)  # at most one reading starts at a sentence
     starts = {(question.story_index, max(0, len(question.story) - max_sentences)) for question in questions}
     assert len(found) == len(starts)
 

@@ -1,4 +1,4 @@
-"""Renaming: the words that it changes and those that it keeps; the answers still follow from the story."""
+"""Tests renaming: the words that it changes and keeps, and that the answers still follow from the story."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def record(task):
 
 
 def told(record):
-    """(sentences, answer at the end) of a record, as text."""
+    """Returns (sentences, answer at the end) of a record, as text."""
     rows = [" ".join(VOCABULARY.words[word - 1] for word in row if word) for row in record["words"]]
     return rows, VOCABULARY.answers[record["answers"][-1]]
 

@@ -1,4 +1,4 @@
-"""The task: arguments, figures by hand, pictures; and the real data, where they are at hand."""
+"""Tests the bAbI task: arguments, numbers worked by hand, text pictures, and the real data if available."""
 
 import collections
 import dataclasses
@@ -34,7 +34,7 @@ def write_data(root, texts):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Task 1: 20 stories of two questions, 18 for training; task 6: 10 stories of one question, 9 for training."""
+    """Writes task 1 (20 stories of two questions, 18 for training) and task 6 (10 stories of one question, 9)."""
     root = tmp_path_factory.mktemp("babi")
     yes_no = "1 Mary left.\n2 Is Mary here?\tno\t1\n"
     write_data(root, {1: (LONGER * 20, LONGER * 11), 6: (yes_no * 10, yes_no * 2), 7: (STORY, STORY)})
@@ -123,7 +123,7 @@ def test_max_sentences_is_what_a_question_sees(task, max_sentences, first, secon
 
 
 def wander(stories, lines, seed):
-    """Stories of sentences, questions between them and one at the end."""
+    """Returns stories with questions between the sentences and one at the end."""
     rng = np.random.default_rng(seed)
     people, places = ("Mary", "John", "Daniel"), ("garden", "hallway", "office", "kitchen")
     text = []
@@ -138,7 +138,7 @@ def wander(stories, lines, seed):
 
 @pytest.fixture(scope="module")
 def wandering(tmp_path_factory):
-    """20 stories of 9 lines, of which a question sees four sentences at most: (the task, its test questions)."""
+    """Returns a task with 20 stories of 9 lines, whose questions see up to four sentences, and its test questions."""
     root, text = tmp_path_factory.mktemp("wander"), wander(20, 9, 0)
     write_data(root, {1: (text, text)})
     options = {"size": "1k", "max_sentences": 4, "embedding_features": 5}
@@ -147,7 +147,7 @@ def wandering(tmp_path_factory):
 
 
 def ask_anew(model, sequences):
-    """Logits of the last step of each sequence of sentences `[t, W]`, every sequence by itself."""
+    """Returns logits of the last step of each sequence of sentences `[t, W]`; each sequence is run separately."""
     longest = max(map(len, sequences))
     inputs = np.zeros((longest, len(sequences), 11), np.int32)
     mask = np.zeros(inputs.shape[:2], bool)
@@ -160,7 +160,7 @@ def ask_anew(model, sequences):
 
 @pytest.mark.parametrize("make_memory", [local_memory, gradient_memory])
 def test_a_question_in_a_reading_is_answered_as_if_its_sentences_were_read_anew(wandering, make_memory, x64):
-    """The reference comes from the parsed questions, and knows neither readings nor forks."""
+    """The reference is computed from the parsed questions, without readings and forks."""
     task, questions = wandering
     rngs = nnx.Rngs(0)
     memory = make_memory(4, 4, hidden_sizes=(6,), param_dtype=jnp.float64)
@@ -273,7 +273,7 @@ def real_task(babi_dir, tmp_path_factory):
 
 
 def last_location(story, question):
-    """The oracle of task 1: the last word of the last sentence about the person that is asked for."""
+    """Returns the oracle's answer to task 1: the last word of the last sentence about the person in question."""
     person = question.split()[-1]
     return [sentence.split()[-1] for sentence in story if sentence.split()[1] == person][-1]
 
@@ -330,5 +330,5 @@ def test_the_facts_of_the_whole_data_set(babi_dir):
     assert longest_story.most_common(5) == [(3, 228), (5, 126), (2, 88), (8, 58), (7, 52)]
     assert longest_story.most_common(6)[5][1] == 26
     parts = {key: len(part) - len({reading.story_index for reading in part}) for key, part in read.items()}
-    split = {key: more for key, more in parts.items() if more}  # every other story is one reading
+    split = {key: more for key, more in parts.items() if more}  # all other stories are one reading each
     assert split == {(2, "test"): 4, (3, "train"): 339, (3, "test"): 20, (5, "train"): 48, (5, "test"): 4}

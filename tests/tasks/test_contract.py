@@ -1,4 +1,4 @@
-"""The contract of `mnm_jax.testing` for every task, and that it finds the faults of a task that breaks it."""
+"""Tests the contract of `mnm_jax.testing` for every task, and that it finds the faults of a broken task."""
 
 import dataclasses
 import pathlib
@@ -32,7 +32,7 @@ HOW_TO = pathlib.Path(__file__).parents[2] / "docs/how_to.md"
 
 
 def task_of_the_how_to():
-    """Returns the task that the page writes."""
+    """Returns the task that the how-to page defines."""
     section = HOW_TO.read_text(encoding="utf-8").partition("## Add a task")[2]
     names = {"__name__": "page"}
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)  # noqa: S102
@@ -63,7 +63,7 @@ def test_contract(task, check):
 
 @dataclasses.dataclass(frozen=True)
 class Last:
-    """Asks for the last symbol of two, with a fault if one is named."""
+    """A task whose answer is the last of two symbols; `fault` names a fault to inject."""
 
     fault: str = ""
     name = "last"

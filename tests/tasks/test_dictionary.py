@@ -1,4 +1,4 @@
-"""Dictionary inference: read as a person would, token by token, and by hand."""
+"""Tests dictionary inference against a reader that works token by token, and by hand."""
 
 import dataclasses
 from functools import partial
@@ -24,7 +24,7 @@ def strings(tokens, length):
 
 
 def read(tokens, length):
-    """(pairs shown, strings asked for) of one sequence."""
+    """Returns (pairs shown, strings asked for) of one sequence."""
     lines = strings(tokens, length)
     pairs = list(zip(lines[::2], lines[1::2], strict=True))
     shown = [pair for pair in pairs if "?" not in pair[1]]
@@ -38,14 +38,14 @@ def letters(shown):
 
 
 def oracle(tokens, length):
-    """The answers, letter by letter, of a reader who remembers every pair of letters."""
+    """Returns the answers, letter by letter, of a reader that remembers every pair of letters."""
     shown, asked = read(tokens, length)
     known = dict(letters(shown))
     return [TARGET.index(known[letter]) for query in asked for letter in query]
 
 
 def score(task, batch, length, answer):
-    """(total, count) of the accuracy of `answer(tokens, length) -> class of every asked letter`."""
+    """Returns (total, count) of the accuracy of `answer(tokens, length) -> class of every letter asked for`."""
     logits = np.zeros((*batch.targets.shape, LETTERS), np.float32)
     for b in range(B):
         answers = answer(task.tokens(batch, b), length)
@@ -91,7 +91,7 @@ def test_every_example_has_a_bijection_of_its_own():
         assert set(known) <= set(SOURCE) and set(known.values()) <= set(TARGET)
         dictionaries.add(tuple(sorted(known.items())))
         answers = [TARGET[t] for t in batch.targets[batch.loss_mask[:, b] > 0, b]]
-        assert answers == [known[query] for query in asked]  # and so a query holds letters seen only
+        assert answers == [known[query] for query in asked]  # which shows that queries consist of letters seen
     assert len(dictionaries) == B
     images = [tuple(dict(d).get(letter) for d in sorted(dictionaries)) for letter in SOURCE]
     assert all(len(set(image)) > 5 for image in images)  # no letter has a favourite translation
@@ -111,7 +111,7 @@ def test_letters_are_uniform_and_queries_uniform_over_those_seen():
 
 
 def test_time_line_by_hand():
-    """length 3: the pair "abc" - "NOP", then "cab" is asked for and "PNO" expected, one letter a step."""
+    """length 3: the pair "abc" - "NOP", then "cab" is asked for and "PNO" expected, one letter per step."""
     task = Dictionary(length=3, support=1, queries=1)
     batch = draw(task)
     inputs = np.asarray(jax.nn.one_hot([0, 1, 2, 13, 14, 15, 2, 0, 1, 26, 26, 26], 27))[:, None]

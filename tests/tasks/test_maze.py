@@ -1,4 +1,4 @@
-"""Every rule of the maze, what an oracle earns there, and an episode as text."""
+"""Tests every rule of the maze, the scores of the oracle and of random actions, and an episode as text."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -93,7 +93,7 @@ def test_reaching_the_reward_pays_and_leads_anywhere_else():
     found = np.bincount(after.cell, minlength=41)
     assert found[int(now.reward_cell)] == 0
     others = np.delete(found, int(now.reward_cell))
-    # Each of 40 cells 100 times, with a standard deviation of 9.9: five of them to either side.
+    # Each of 40 cells is expected 100 times, with a standard deviation of 9.9; the bounds are five of these.
     assert others.min() > 50 and others.max() < 150
 
 
@@ -190,7 +190,7 @@ def test_an_episode_as_text_shows_walls_path_and_reward():
 
 
 def hand_made():
-    """Two episodes of four steps: one finds the reward at its second step and again at its last, the other never."""
+    """Returns two episodes of four steps: one reaches the reward at its second and last steps, the other never."""
     task = MazeTask(size=5, episode_steps=4)
     maze, shape = task.environment, (4, 2)
     cells = np.full(shape, maze.centre)

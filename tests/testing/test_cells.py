@@ -1,4 +1,4 @@
-"""The contracts of a cell: a plain cell of a user keeps them, and a cell that breaks one is caught by it."""
+"""Tests the contracts of a cell: a user's plain cell keeps them, and a cell that breaks one fails its check."""
 
 import collections
 import functools
@@ -52,9 +52,9 @@ class Own(nnx.RNNCellBase):
         inputs = inputs.astype(self.dtype)
         if self.fault == "isolation":
             inputs = inputs + jnp.mean(inputs, 0, keepdims=True)
-        if self.fault == "masking":  # a gradient of 0 / 0 wherever padding was replaced by zeros
+        if self.fault == "masking":  # a gradient of 0 / 0 at padding that is replaced by zeros
             inputs = inputs / jnp.linalg.norm(inputs, axis=-1, keepdims=True)
-        if self.fault in ("unroll", "flax_rnn", "devices"):  # what a trace gives depends on when it is made
+        if self.fault in ("unroll", "flax_rnn", "devices"):  # every trace computes something else
             inputs = inputs * (1 + 0.1 * next(COUNTER))
         before = carry.hidden if self.fault == "pickle" else carry
         before = jnp.broadcast_to(before, (inputs.shape[0], self.out_features))

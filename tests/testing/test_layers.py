@@ -1,4 +1,4 @@
-"""The contracts of a layer: this library's layer keeps them, and a layer that breaks one is caught by it."""
+"""Tests the contracts of a layer: this library's layer keeps them, and a layer that breaks one fails its check."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def test_the_librarys_layer_keeps_the_contracts(settings):
 
 
 class Sums(nnx.Module):
-    """A layer that puts out the sum of all inputs so far; `fault` breaks one contract."""
+    """A layer that outputs the sum of all inputs so far; `fault` breaks one contract."""
 
     def __init__(self, fault="", dtype=jnp.float32, param_dtype=jnp.float32):
         self.features, self.fault, self.dtype = 4, fault, dtype

@@ -1,4 +1,4 @@
-"""The contracts of a memory: this library's memories keep them, and a memory that breaks one is caught by it."""
+"""Tests the contracts of a memory: this library's memories keep them, and a memory that breaks one fails its check."""
 
 import dataclasses
 
@@ -96,7 +96,7 @@ class Average(Memory):
 
 
 class Identity(Average):
-    """Without equality by settings."""
+    """A memory without equality by settings."""
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

@@ -1,4 +1,4 @@
-"""A task and a model that compile in a second: recall the class shown first, at every later step."""
+"""A task and a model that compile in a second; the answer at every later step is the class shown first."""
 
 import dataclasses
 import types
@@ -100,7 +100,7 @@ class RecallLoader:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """The task. reads: batches come from a loader; before: see `RecallLoader`; on_evaluate: called with the split."""
+    """The task. reads: whether a loader yields the batches; before: see `RecallLoader`; on_evaluate: gets the split."""
 
     reads: bool = False
     before: Callable = lambda position, batch: None
@@ -120,7 +120,7 @@ class Recall:
     def evaluations(self, split, batch_size):
         self.on_evaluate(split)
         first = {"valid": 10**6, "test": 2 * 10**6}[split]
-        # The last batch is smaller, and no multiple of the devices.
+        # The last batch is smaller, and not a multiple of the number of devices.
         return {
             "": lambda: [draw_numpy(first + i, batch_size if i < 2 else 3) for i in range(3)],
             "noise=0": lambda: [draw_forks(first + 10, batch_size)],

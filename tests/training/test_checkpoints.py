@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, damaged and unfinished files, and their messages."""
+"""Tests checkpoints: round trips, damaged and unfinished files, and their messages."""
 
 import resource
 import shutil
@@ -15,7 +15,7 @@ from mnm_jax.training import save_checkpoint as save
 
 @pytest.fixture(scope="module")
 def states():
-    """Three states of one structure, and a fourth of three seeds; typed keys and a NamedTuple of optax within."""
+    """Returns three states of one structure and one of three seeds, with typed keys and a NamedTuple of optax."""
     from tests.training.conftest import Model
 
     optimizer = optax.adam(0.1)
@@ -38,7 +38,7 @@ def test_a_saved_state_is_restored_exactly(tmp_path, states):
     step, state, found = restore(tmp_path, jax.eval_shape(lambda: states[0]))
     assert (step, found) == (10, run)
     assert_equal(state, states[0])
-    # The key draws the same numbers, not only looks the same.
+    # The key also draws the same numbers.
     np.testing.assert_array_equal(jax.random.normal(state.key[1], (3,)), jax.random.normal(states[0].key[1], (3,)))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation over whole sets, by hand."""
+"""Tests evaluation over whole sets against values worked by hand."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def test_metrics_are_over_all_counted_steps_of_a_set_and_not_means_of_means(tiny
     names = {"loss", "meta_loss", "accuracy"}
     assert set(found) == {f"valid/{n}" for n in names} | {f"valid/noise=0/{n}" for n in names}
     for name, value in found.items():
-        np.testing.assert_allclose(value, alone[name], rtol=1e-6)  # the last batch is 3: no multiple of 8 devices
+        np.testing.assert_allclose(value, alone[name], rtol=1e-6)  # the last batch has 3 examples for 8 devices
 
     for (name, batches), seed in itertools.product(tiny.Recall().evaluations("valid", 8).items(), range(2)):
         model = nnx.merge(graphdef, jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.params))

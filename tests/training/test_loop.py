@@ -1,4 +1,4 @@
-"""The training loop: its record, resuming after signals and crashes, and faults."""
+"""Tests the training loop: its record, resuming after signals and crashes, and faults."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from mnm_jax.training import (
 
 
 def records(workdir):
-    """The lines of metrics.jsonl, without the times."""
+    """Returns the lines of metrics.jsonl, without the times."""
     return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(workdir)]
 
 
@@ -36,7 +36,7 @@ def assert_same(found, expected):
 
 
 class Once:
-    """Sends a signal to this process when it is called for the `call`-th time, and never again."""
+    """Sends a signal to this process at the `call`-th call only."""
 
     def __init__(self, call, number=signal.SIGTERM):
         self.left, self.number = call, number
@@ -64,7 +64,7 @@ def test_a_run_leaves_its_record_and_learns(tiny, tmp_path):
     assert np.all(np.array(lines[-2]["valid/loss"]) < np.array(lines[1]["valid/loss"]))
     assert result.metrics["test/noise=0/accuracy"].tolist() == lines[-1]["test/noise=0/accuracy"]
     assert result.metrics["train/grad_norm"].shape == (2,)
-    # What evaluation loads are the parameters that were measured.
+    # Evaluation loads the parameters that were measured.
     params, step = load_params(tmp_path, tiny.Model)
     assert step == 60
     again = evaluate(result.graphdef, params, tiny.Recall(), "test", 8)

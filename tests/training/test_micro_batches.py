@@ -1,4 +1,4 @@
-"""Micro-batches: the same numbers, a smaller working set."""
+"""Tests micro-batches: the number chosen for the cache, equal values and gradients, and placement on devices."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The optimiser's numbers, worked by hand."""
+"""Tests the optimiser against numbers worked by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from mnm_jax.training import make_optimizer
 
 
 def sizes(steps, count, **settings):
-    """Length of each of the first `count` updates of one number whose gradient is always 1, under SGD."""
+    """Returns the lengths of the first `count` SGD updates of a scalar whose gradient is always 1."""
     optimizer = make_optimizer(name="sgd", steps=steps, **settings)
     state, updates = optimizer.init(jnp.zeros(1)), []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Several devices give the numbers of one. SGD, since Adam would hide a gradient of the wrong scale."""
+"""Tests that several devices give the numbers of one, with SGD, since Adam would hide a gradient of the wrong scale."""
 
 import types
 
@@ -12,7 +12,7 @@ from mnm_jax.training._parallel import pad_batch, state_shardings
 
 
 def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
-    """draw: gives the batches that are read, `(seed, size)`; None: they are sampled."""
+    """Returns the parameters and metrics of a run. draw: `(seed, size) -> batch` to read; None: batches are sampled."""
     optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
     devices = jax.local_devices()[:count]
     state = init_state(tiny.Model, optimizer, 0, 2)

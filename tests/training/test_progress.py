@@ -1,4 +1,4 @@
-"""Progress with a clock that the test sets."""
+"""Tests progress reports with a fake clock."""
 
 import io
 
@@ -36,7 +36,7 @@ def test_compiling_and_evaluating_are_left_out_of_the_rate():
     assert bar.rate == 2.0  # 20 updates in 10 seconds
     with bar.pause():
         clock.now += 1000
-        assert bar.rate == 2.0  # and a pause that has not ended yet is excluded
+        assert bar.rate == 2.0  # a pause that has not ended is excluded as well
     assert (bar.rate, bar.seconds_left) == (2.0, 39.5)
 
 

@@ -1,4 +1,4 @@
-"""Signals inside of `stop_request`."""
+"""Tests signals inside `stop_request`."""
 
 import os
 import signal

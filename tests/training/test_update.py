@@ -1,4 +1,4 @@
-"""One update: the objective by hand, independent seeds, and a number that is not finite."""
+"""Tests one update: the objective by hand, independent seeds, and numbers that are not finite."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ def test_a_model_without_memory_has_no_meta_loss(tiny):
 
 
 def test_a_task_samples_by_the_number_of_updates_made(tiny):
-    """A curriculum relies on it: after 3 updates this task counts the first three steps of a sequence and no others."""
+    """Curricula need this: after 3 updates this task counts only the first three steps of a sequence."""
 
     @dataclasses.dataclass(frozen=True)
     class Growing(tiny.Recall):

@@ -1,4 +1,4 @@
-"""The record of a run: lines, events, and the lines that a restart keeps."""
+"""Tests the record of a run: lines, events, and the lines that a restart keeps."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def test_a_crash_while_dropping_lines_loses_none(tmp_path, monkeypatch):
 
 
 def board(workdir):
-    """(tag, step) -> value of all events, read without TensorBoard: length (8 bytes), CRC (4), event, CRC (4)."""
+    """Returns the values of all events by (tag, step); a record is a length (8 bytes), CRC (4), the event, CRC (4)."""
     found = {}
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a benchmark compares, in which order and against what; how a file is gone on with; and one small real run."""
+"""Tests the benchmarks: order of candidates, ratios, resuming from a file, refused files, and one small real run."""
 
 import json
 import math
@@ -29,7 +29,7 @@ MEASURED = {"milliseconds", "spread", "repeats", "temp_bytes", "compile_seconds"
 
 
 class Bench:
-    """Candidates that take the seconds they are told, by a clock of their own, and the order in which they ran."""
+    """Makes candidates that take given seconds on a fake clock, and records the order in which they ran."""
 
     def __init__(self):
         self.now, self.order, self.pauses = 0.0, [], 0
@@ -38,7 +38,7 @@ class Bench:
         return self.now
 
     def candidate(self, form, seconds, temp_bytes=None, **fields):
-        """seconds: of each run, the last one for ever."""
+        """Returns a candidate. `seconds`: duration of each run; the last one is repeated."""
         left = list(seconds)
 
         def step():
@@ -52,7 +52,7 @@ class Bench:
 
     def pause(self):
         self.pauses += 1
-        self.now += 100.0  # of which no run may be charged
+        self.now += 100.0  # which must not count for any run
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_step_that_needs_most_of_the_machine_is_not_run(bench):
 
 
 def test_step_flops_are_those_worked_by_hand():
-    # One head, one layer, d = 2: memory 4 + 9 rows of 4; LSTM 2 * 16 + 16 = 48, interaction 16, targets 4, three times.
+    # One head, one layer, d = 2: memory (4 + 9) * 4; three times LSTM 2 * 16 + 16 = 48, interaction 16, targets 4.
     assert step_flops(heads=1, width=2, layers=1) == 2 * (13 * 4 + 3 * (48 + 16 + 4)) == 512
     # Four heads, three layers, d = 128: memory (16 + 36) * 3 = 156 and maps (12 + 13 + 12) * 3 = 111, times 16,384.
     assert step_flops(heads=4, width=128, layers=3) == 2 * 267 * 16384
@@ -134,7 +134,7 @@ def test_the_suites_have_the_sizes_that_they_promise():
     assert [c.fields["form"] for c in groups[0].candidates] == ["plain", "factored", "reversible", "auto"]
     assert {f["steps"] for f in fields} == {16, 32, 128, 512}
     assert {(f["batch"], f["width"]) for f in fields} == {(64, 128)}
-    for suite in SUITES.values():  # a row is found again by its fields
+    for suite in SUITES.values():  # fields must identify a row
         fields = [tuple(c.fields.items()) for group in suite.groups(devices) for c in group.candidates]
         assert len(set(fields)) == len(fields)
     for group in scaling(devices):
@@ -143,7 +143,7 @@ def test_the_suites_have_the_sizes_that_they_promise():
 
 
 def rows_of(group, milliseconds, bench):
-    """Rows of a group of a real suite as if they had been measured; None: it did not fit."""
+    """Returns rows of a real suite's group as if they had been measured; None: it did not fit into memory."""
     rows = []
     for candidate, each in zip(group.candidates, milliseconds, strict=True):
         rows += bench.measure(Candidate(candidate.fields, bench.candidate("", [1]).prepare, candidate.about))
@@ -185,7 +185,7 @@ def test_every_suite_has_a_figure_also_where_something_did_not_fit(name, bench, 
 
 @pytest.fixture
 def fake(bench, monkeypatch):
-    """A suite "fake" of one group a length, two forms each."""
+    """Registers a suite "fake" with one group per length and two forms per group."""
 
     def groups(devices, *, steps):
         for t in steps:
@@ -331,11 +331,11 @@ def test_the_batch_on_several_devices_is_the_batch_on_one(make_cell, form):
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 8)), jnp.float32)
     value, grads = compile_step(make_cell(), form, inputs, jax.devices()).run()
     expected, expected_grads = compile_step(make_cell(), "plain", inputs, jax.devices()[:1]).run()
-    most = max(n for n in (1, 2, 3, 6) if n <= len(jax.devices()))  # those that divide the batch of 6
+    most = max(n for n in (1, 2, 3, 6) if n <= len(jax.devices()))  # numbers of devices that divide the batch of 6
     assert len(value.sharding.device_set) == most
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for grad, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(grad, other, rtol=1e-3, atol=1e-4)  # the order of a sum; a factor is far off
+        np.testing.assert_allclose(grad, other, rtol=1e-3, atol=1e-4)  # allows another order of sums
     assert max(float(jnp.abs(grad).max()) for grad in jax.tree.leaves(grads)) > 0
 
 

@@ -1,4 +1,4 @@
-"""The maze's suite from end to end, and its rates."""
+"""Tests the maze's benchmark from end to end, and its rates."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Figures of runs from `launch.report --workdir`, and the tables that it prints."""
+"""Tests the figures and tables of `launch.report --workdir`."""
 
 import functools
 import json
@@ -74,7 +74,7 @@ def test_accuracy_by_size_has_a_curve_a_run_and_needs_three_sizes(tmp_path, metr
     report_runs(tmp_path)
     picture = pixels(tmp_path / "accuracy_by_length.png")
     assert min(count(picture, MODELS[model].colour) for model in ("mnm-p", "ntm")) > 100
-    assert not (tmp_path / "accuracy_by_support.png").exists()  # two sizes are no curve
+    assert not (tmp_path / "accuracy_by_support.png").exists()  # two sizes do not make a curve
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def trained(write_run):
 
 
 def _trained(write_run, workdir, model):
-    """The folder of a run with a checkpoint of random parameters; returns its task and the model of its first seed."""
+    """Writes a run with a checkpoint of random parameters; returns its task and the model of its first seed."""
     config = {"task": TASK, "model": model, "training": TRAINING}
     task = build.build_task(TASK)
     make_model = build.build_make_model(model, task)
@@ -177,7 +177,7 @@ def test_nothing_to_report(tmp_path, write_run):
         write_results(tmp_path / "nowhere")
     write_run(tmp_path / "a/run")
     (tmp_path / "a/run/figures/deep").mkdir(parents=True)
-    (tmp_path / "a/run/figures/deep/summary.json").write_text("{}")  # nothing below a run is a run
+    (tmp_path / "a/run/figures/deep/summary.json").write_text("{}")  # folders below a run do not count as runs
     assert [run.place for run in find_runs(tmp_path)[0]] == ["a/run"] and not find_runs(tmp_path)[1]
 
 
@@ -214,5 +214,5 @@ def test_the_map_is_that_of_a_longest_example():
     assert found is batches[1] and index == 1
     found, index = longest(iter(batches), most=3)
     assert found is batches[0] and index == 1
-    found, index = longest(iter([batch(0, 4, 3), batch(2, 0)]), most=1)  # without a step: no example
+    found, index = longest(iter([batch(0, 4, 3), batch(2, 0)]), most=1)  # an example without steps is padding
     assert (found.mask.shape, index) == ((4, 2), 0)

@@ -1,4 +1,4 @@
-"""Figures of curves and traces written by hand: colours, bands, chance, and what is refused."""
+"""Tests figures of given curves and traces: colours, bands, chance levels, and errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""RESULTS.md and the pages of sections, from runs written by hand."""
+"""Tests RESULTS.md and the pages of sections, made from runs written by hand."""
 
 import json
 
@@ -52,7 +52,7 @@ def results(tmp_path, write_run):
 
 
 def write(results):
-    """Writes the pages; returns the text of RESULTS.md, and that of each section's page by its name."""
+    """Writes the pages; returns the text of RESULTS.md, and of each section's page by its name."""
     overview, *pages = write_results(results)
     assert overview == results.parent / "RESULTS.md"
     assert {path.parent for path in pages} == {results.parent / "docs/results"}

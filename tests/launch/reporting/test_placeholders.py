@@ -1,4 +1,4 @@
-"""Numbers that a text takes from runs and files, by hand."""
+"""Tests the placeholders that a text fills with numbers of runs and files."""
 
 import json
 

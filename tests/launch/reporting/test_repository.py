@@ -1,4 +1,4 @@
-"""The results in the repository: light, complete, and written by the report."""
+"""Tests that the results in the repository are small and complete, and that the pages are what the report writes."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""The tables of runs written by hand."""
+"""Tests the tables that compare runs, on runs written by hand."""
 
 from launch.reporting import text_table
 from launch.reporting.table import compare

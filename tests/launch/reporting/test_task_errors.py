@@ -1,4 +1,4 @@
-"""The table of errors by task, by hand."""
+"""Tests the table of errors by task against values worked by hand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from launch.reporting.task_errors import end_table, errors_by_task, run_rows, seed_rows
 from launch.runs.metrics import summarise
 
-# Two seeds, in parts: task 2 is failed by the first, task 10 by none (5% is not more than 5%).
+# Errors of two seeds as fractions: the first seed fails task 2, none fails task 10 (5% is not more than 5%).
 METRICS = {
     "test/error": np.array([0.5, 0.5]),
     "test/task=10/error": np.array([0.05, 0.0]),

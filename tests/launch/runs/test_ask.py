@@ -1,4 +1,4 @@
-"""Asking a trained model: the story it is told is the one it is asked about."""
+"""Tests `launch.ask`: the answers of a trained model follow from the given story."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ STORIES = "".join(
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A model trained on stories of one person, of whom only the last place counts."""
+    """Trains a model on stories about one person, whose last place is the answer."""
     root = tmp_path_factory.mktemp("ask")
     folder = root / "data/tasks_1-20_v1-2/en"
     folder.mkdir(parents=True)
@@ -54,9 +54,9 @@ def test_answers_follow_the_story(told):
     assert [answer.answers[0][0] for answer in (first, second)] == ["garden", "kitchen"]
     assert first.question == "Where is Mary?"
     for answer in (first, second):
-        assert sum(probability for _, probability in answer.answers) == pytest.approx(1, abs=1e-5)  # all two answers
+        assert sum(probability for _, probability in answer.answers) == pytest.approx(1, abs=1e-5)  # over both answers
         assert answer.answers[0][1] > 0.8
-    # Only what was told before the question is compared with it.
+    # Only sentences before the question are compared with it.
     assert [text for _, _, text in first.sentences] == ["Mary went to the garden."]
     assert {number for _, number, _ in second.sentences} == {1, 2}
     assert [alike for alike, _, _ in second.sentences] == sorted((s[0] for s in second.sentences), reverse=True)

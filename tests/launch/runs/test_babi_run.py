@@ -1,4 +1,4 @@
-"""A run of the joint recipe on the real bAbI files that is cut off, and goes on."""
+"""Tests that an interrupted run of the joint recipe on the real bAbI files resumes exactly."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared/data/babi"
 
 
 def small(cache_dir):
-    """Two tasks of different lengths, renamed, and a small model of the recipe's kind."""
+    """Returns the recipe with two tasks of different lengths, renaming, and a small model of the same kind."""
     config = babi_joint.get_config("chain-p")
     config.task.update({"tasks": (1, 20), "data_dir": str(SHARED), "size": "1k", "cache_dir": str(cache_dir)})
     config.task.update({"embedding_features": 16, "hidden_features": 16, "entities": 2, "entity_features": 8})
@@ -30,7 +30,7 @@ def small(cache_dir):
     not SHARED.is_dir(), reason="no bAbI data: put the official tasks_1-20_v1-2.tar.gz into ../shared/data/babi"
 )
 def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tmp_path, monkeypatch):
-    """Cut off in the second epoch, which begins after 14 updates, with batches read ahead."""
+    """The interrupt comes in the second epoch, which begins after 14 updates, with batches read ahead."""
     config = small(tmp_path / "cache")
     whole = run(config, tmp_path / "whole")
 

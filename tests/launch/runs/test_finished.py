@@ -1,4 +1,4 @@
-"""Finished runs: seeds that are joined, and the light form of a folder of runs."""
+"""Tests reading finished runs: joined seeds, and the light form of a folder of runs."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_runs_of_other_settings_or_without_a_config_stay_apart(tmp_path, of_seed
     write_run(tmp_path / "g" / "c")
     write_run(tmp_path / "g" / "d")
     of_seed(tmp_path / "e", 0, 0.5, validation=[(10, 0.2)])
-    of_seed(tmp_path / "f", 1, 0.5, validation=[(10, 0.2)])  # side by side in the folder of runs itself
+    of_seed(tmp_path / "f", 1, 0.5, validation=[(10, 0.2)])  # directly in the folder of runs, so not joined
     runs, _ = find_runs(tmp_path)
     assert join_seeds(runs, tmp_path) == runs
 

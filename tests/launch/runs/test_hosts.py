@@ -1,6 +1,6 @@
-"""Several processes in one run: they train as one does, go on anywhere, and lose nothing. Real ones, on one machine.
+"""Tests runs of several real processes on one machine: same numbers as one process, resuming, signals and kills.
 
-A shape "2x2" is processes x devices of each.
+A shape "2x2" is processes x devices per process.
 """
 
 import json
@@ -27,7 +27,7 @@ DATA = ROOT.parent / "shared" / "data" / "babi"
 
 
 def tiny(steps, **training):
-    """A recipe of seconds."""
+    """Returns a recipe that trains in seconds."""
     model = {"name": "mnm-p", "hidden_features": 4, "memory_features": 4}
     fixed = {"steps": steps, "batch_size": 8, "learning_rate": 0.01, "seeds": 2, "log_every": 1, "eval_every": 100}
     return {
@@ -43,7 +43,7 @@ def free_port():
 
 
 class Run:
-    """`launch.train` in so many processes; `with` ends whatever still runs."""
+    """Runs `launch.train` in several processes; leaving the `with` block ends those that still run."""
 
     def __init__(self, workdir, shape, config):
         recipe = workdir.parent / f"{workdir.name}.py"
@@ -71,18 +71,18 @@ class Run:
             process.communicate()
 
     def wait(self):
-        """(exit code, what it said) of each process."""
+        """Returns (exit code, output) of each process."""
         said = [process.communicate(timeout=300)[0] for process in self.processes]
         return [(process.returncode, text) for process, text in zip(self.processes, said, strict=True)]
 
     def finish(self):
-        """The metrics of a run that ends well."""
+        """Returns the metrics of a run that ends without an error."""
         for code, text in self.wait():
             assert code == 0, text
         return read_metrics(self.workdir)
 
     def wait_for_checkpoint(self, after=0):
-        """Returns the newest checkpoint's step when there is one after a given step."""
+        """Waits for a checkpoint after a given step and returns its step."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             steps = [int(path.name) for path in self.workdir.glob("checkpoints/*") if path.name.isdigit()]
@@ -120,7 +120,7 @@ def test_two_processes_with_two_devices_each_train_babi_as_one_does(tmp_path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(workdir stopped at step 3, the metrics of 6 steps) of 2x2."""
+    """Returns, for 2x2, a workdir that stopped at step 3, and the metrics of 6 steps without interruption."""
     folder = tmp_path_factory.mktemp("hosts")
     with Run(folder / "six", "2x2", tiny(6)) as run:
         six = run.finish()
@@ -169,7 +169,7 @@ def test_a_signal_and_a_kill_lose_no_step_after_the_last_checkpoint_and_change_n
     with start(workdir) as run:
         killed = run.wait_for_checkpoint(after=stopped)
         run.processes[1].kill()
-        run.processes[0].kill()  # as whatever started both does, when one of them is gone
+        run.processes[0].kill()  # as a launcher does when one of its processes has ended
     with start(workdir) as run:
         assert_close(run.finish(), whole)
     assert first <= stopped < killed < 128

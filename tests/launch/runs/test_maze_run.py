@@ -1,4 +1,4 @@
-"""A small run in the maze, from the command's function to its figures."""
+"""Tests a small run in the maze, from the function of `launch.train` to its figures."""
 
 from ml_collections import ConfigDict
 
@@ -24,7 +24,7 @@ def test_a_run_is_drawn_over_episodes_with_its_reward_and_a_film_strip(tmp_path,
     table = report_runs(tmp_path).splitlines()
     assert table[0].split()[:7] == ["group", "model", "seeds", "updates", "reward", "worst", "seed"]
     assert f"{summary['metrics']['test/reward']['mean']:.4f}" in table[1]
-    assert {curve.episodes for curve in drawn} == {8}  # an update is eight episodes
+    assert {curve.episodes for curve in drawn} == {8}  # eight episodes per update
     assert (tmp_path / "learning_curves.png").is_file() and (tmp_path / "9x9/mnm-p/figures/memory_map.png").is_file()
     task, batch, index, trace, path, title = strips[-1]
     assert batch.targets.states.cell[0, index] == task.environment.centre and len(batch.mask) == len(trace.rate) == 6

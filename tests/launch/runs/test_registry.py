@@ -1,4 +1,4 @@
-"""The registries agree with what they list, and a foreign model has a colour of its own."""
+"""Tests the registries: entries agree with the tasks and models they name, and unlisted models get their own colour."""
 
 import subprocess
 import sys

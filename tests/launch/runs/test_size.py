@@ -1,4 +1,4 @@
-"""The size of a model is what one counts by hand."""
+"""Tests the size of a model against values worked by hand."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_an_lstm_by_hand():
 
 @pytest.mark.parametrize(("rule", "passes"), [("mnm-p", 4 * 2), ("mnm-g", 4 * 2 - 1)])
 def test_a_memory_by_hand(rule, passes):
-    """Products of H rows with a layer: L each for f(k^w), the update and f(k^r), and L target maps or L - 1 vjps."""
+    """Counts products of H rows with a layer: L each for f(k^w), the update and f(k^r); L target maps or L - 1 vjps."""
     size = measure(build_make_model(MEMORY | {"name": rule}, TASK), TASK)
     h, d, heads, inputs, classes = 64, 32, 2, TASK.input_features, TASK.output_features
     assert size.memory == 4 * 2 * d * d

@@ -1,4 +1,4 @@
-"""A whole small run, what it leaves, and what happens when a workdir or a config is not as it should be."""
+"""Tests a whole small run, the files that it writes, and the errors of wrong workdirs and configs."""
 
 import json
 import os
@@ -190,7 +190,7 @@ def test_every_model_is_in_a_recipe_and_others_are_refused():
 
 
 def which(recipe, model):
-    """What stands after the colon: the maze's recipe takes a size as well."""
+    """Returns the part of --config after the colon: for the maze's recipe it includes a size."""
     return f"11x11/{model}" if recipe is maze else model
 
 
@@ -203,12 +203,12 @@ def test_every_recipe_can_be_built(recipe, model):
     task = build.build_task(config.task)
     expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24, maze: 17}
     assert task.input_features == expected[recipe]
-    if config.task.name == "babi":  # without the data: as the task is, but for words and answers
+    if config.task.name == "babi":  # without the data: the task with made-up words and answers
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
         task.__dict__["_dataset"] = data
     made = nnx.eval_shape(lambda: build.build_make_model(config.model, task)(nnx.Rngs(0)))
     features = config.model.hidden_features + config.model.get("memory_features", 0)
-    if model.startswith("chain"):  # the inputs, and what was found in 3 hops by 2 heads
+    if model.startswith("chain"):  # the inputs, and the results of 3 hops by 2 heads
         features = task.input_features + config.model.hidden_features + 3 * 2 * 48
     assert made.head.kernel.shape == (features, {pairs: 8, maze: 5}.get(recipe, 13))
 

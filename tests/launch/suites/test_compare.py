@@ -1,4 +1,4 @@
-"""`launch.compare`: what a suite holds, and that it goes on where it was, alone or beside others."""
+"""Tests `launch.compare`: the runs of the suites, and resuming a suite in one process or in several."""
 
 import fcntl
 import json
@@ -106,7 +106,7 @@ def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path
     assert list(cells) == ["copy/lstm-salu", "copy/ntm", "copy/dnc", "copy/lstm"]
     (tmp_path / ".locks").mkdir()
     with (tmp_path / ".locks/copy,lstm-salu").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # as another process that trains this one
+        fcntl.flock(file, fcntl.LOCK_EX)  # as if another process trained this run
         with pytest.raises(Interrupted):
             compare.train_all(cells, tmp_path, train)
         assert [model for model, _ in trained] == ["ntm", "dnc"]

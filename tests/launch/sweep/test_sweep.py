@@ -1,4 +1,4 @@
-"""Search spaces by hand, what a trial tells and when, the leaderboard, and a whole sweep that is killed on the way."""
+"""Tests search spaces, the reports of a trial, the leaderboard, and a whole sweep that is killed and resumed."""
 
 import doctest
 import json
@@ -146,7 +146,7 @@ def test_the_area_is_the_mean_over_evaluations_and_seeds(tmp_path):
 
 
 class FakeJob:
-    """A run whose exit code the test sets."""
+    """A run whose exit code is set by the test."""
 
     def __init__(self, *_):
         self.code, self.stopped = None, False
@@ -176,7 +176,7 @@ def test_a_trial_tells_each_evaluation_once_and_the_last_when_all_is_written(tmp
     assert told[1]["progress"] == pytest.approx(200 / 3)
     from launch.sweep import trial as module
 
-    def end(_):  # instead of waiting: it was not told of the last one
+    def end(_):  # the run ends while the trial waits: the last evaluation is not reported yet
         trial._job.code = 0
 
     monkeypatch.setattr(module.time, "sleep", end)
