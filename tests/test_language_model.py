@@ -68,7 +68,7 @@ def test_a_run_learns_and_is_reported(tmp_path):
     assert not notes and run.lines[-1]["step"] == 30
     row = compare(run.summary, run.lines)
     assert float(row["bits per character"]) == pytest.approx(run.summary["metrics"]["test/bits"]["mean"], abs=1e-4)
-    assert float(row["bits per character"]) < 5.5  # of log2(96) = 6.6 at the start
+    assert float(row["bits per character"]) < 5.5  # initially log2(96) = 6.6
     assert json.loads((tmp_path / "runs" / "memory" / "config.json").read_text()) == config
     with pytest.raises(ValueError, match="holds a run of another config"):
         program.train(config | {"model": {"name": "lstm"}}, tmp_path / "runs" / "memory", {})

@@ -36,7 +36,7 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
         raise FileNotFoundError(f"no run in {workdir}: it has no {CONFIG}; train first, or check --workdir.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config.keys()  # JSON of another kind has none
+        config.keys()  # raises for JSON that is not an object
     except (ValueError, AttributeError) as error:
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error

@@ -66,8 +66,8 @@ def run(
 ) -> dict[str, str]:
     """Runs the unfinished trials of a sweep; returns the message of each failed trial, by name.
 
-    The state of Tune is kept in `workdir/ray/`, under a hash of the trials: other trials in the same workdir make
-    another sweep, whose trials still find their own runs.
+    Tune's state is stored in `workdir/ray/`, under a hash of the trials: other trials in the same workdir are a
+    separate sweep, which reuses the folders of trials that both have.
 
     Args:
       trials: The trials.

@@ -122,7 +122,7 @@ def _build(entry: Path, data_dir: str, options: Options) -> None:
         config = BabiConfig(name=entry.name, **options._asdict())
         builder = BabiQa(data_dir=folder, config=config)
         logging.info("Encoding the bAbI stories into %s.", entry)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a download into the temporary folder
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports a download into the temporary folder
             builder.download_and_prepare(
                 download_dir=f"{folder}/downloads",
                 download_config=tfds.download.DownloadConfig(manual_dir=data_folder(data_dir), try_download_gcs=False),

@@ -18,7 +18,7 @@ from tasks.babi.cache import Split
 from tasks.babi.encode import NO_QUESTION, WORDS
 from tasks.babi.vocabulary import PADDING
 
-# Readings of most tasks have 3, 6, 10, 12 or 15 rows (sentences and questions), at most 75; those of task 3 up to 135.
+# Readings have rows of sentences and questions: most tasks 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
 _LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135)
 # Batch sizes are multiples of this, so that batches divide over devices and into micro-batches.
 _SIZE_STEP = 8
@@ -93,7 +93,7 @@ def make_buckets(split: Split, lengths: np.ndarray, batch_size: int, chosen: np.
 def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[int, np.ndarray]]:
     """Returns (steps, records) of every batch of one epoch, in random order.
 
-    Records that do not fill a batch are left out; they are drawn anew in each epoch.
+    Records that do not fill a batch are left out; each epoch draws again which ones.
     """
     rng = np.random.default_rng([seed, epoch])
     batches = []

@@ -15,7 +15,7 @@ import numpy as np
 from tasks.babi.encode import NO_QUESTION
 from tasks.babi.vocabulary import Vocabulary
 
-Entity = tuple[str, ...]  # every word for one thing
+Entity = tuple[str, ...]  # all words for one thing
 
 _PEOPLE = ("daniel", "john", "mary", "sandra")
 _OTHERS = ("bill", "fred", "julie", "mary")

@@ -196,7 +196,7 @@ def test_weightings_usage_and_links_stay_within_their_bounds(scale, x64):
     for values in sums:
         assert np.max(values) <= 1 + 1e-12
     assert np.all(np.diagonal(memory.link, axis1=-2, axis2=-1) == 0)
-    assert np.max(memory.link) > 0.1 and np.max(memory.usage) > 0.5  # they are used
+    assert np.max(memory.link) > 0.1 and np.max(memory.usage) > 0.5  # the test covers links and usage
 
 
 def test_a_cell_that_asks_for_nothing_has_finite_derivatives():

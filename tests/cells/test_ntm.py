@@ -154,7 +154,7 @@ def test_heads_that_move_on_by_one_copy_a_sequence():
 
     signs = np.sign(np.random.default_rng(0).normal(size=(N, 1, D)))
     carry, outputs = unroll(cell, None, jnp.asarray(signs, jnp.float32))
-    # The heads start at slot 0 and move before they write: the last of N inputs lies in slot 0.
+    # The heads start at slot 0 and move before they write, so the last of N inputs is in slot 0.
     np.testing.assert_allclose(carry.memory[0], np.roll(signs[:, 0], 1, 0), atol=1e-3)
     np.testing.assert_allclose(outputs.features[:, 0, D:], signs[:, 0], atol=1e-3)
 

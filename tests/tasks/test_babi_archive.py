@@ -42,7 +42,7 @@ def test_every_layout_gives_the_same_files(tmp_path, layout):
         write_folder(tmp_path / FOLDER)
         data_dir = tmp_path / FOLDER if layout == "the folder itself" else tmp_path
     before = sorted(tmp_path.rglob("*"))
-    # Task 1 must not be taken for task 11.
+    # Task 1 must not be confused with task 11.
     assert texts(read_files(str(data_dir), "1k", [1])) == {(1, "test"): "en 1 test", (1, "train"): "en 1 train"}
     assert texts(read_files(str(data_dir), "10k", (11, 1))) == {
         (task, split): f"en-10k {task} {split}" for task in (1, 11) for split in ("test", "train")
@@ -63,7 +63,7 @@ def test_the_folder_is_the_one_given_or_that_of_the_environment(tmp_path, monkey
         data_folder("")
     monkeypatch.setenv("MNM_BABI_DIR", str(tmp_path / "set"))
     assert data_folder("") == tmp_path / "set"
-    assert data_folder(tmp_path / "given") == tmp_path / "given"  # an argument precedes the environment
+    assert data_folder(tmp_path / "given") == tmp_path / "given"  # the argument takes precedence over the environment
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert data_folder("here/data") == tmp_path / "here/data" and data_folder("~/data") == tmp_path / "home/data"

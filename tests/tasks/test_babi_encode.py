@@ -133,7 +133,7 @@ def test_entities_start_as_the_rare_words_from_the_front_and_from_the_end(pickin
     nothing = jnp.zeros((1, 1, 7))
     weights = np.asarray(picking.attention(words, nothing))[0, 0]
     assert weights[:, :2].argmax(0).tolist() == [0, 3]
-    share = np.exp(0.7 * 3) / (np.exp(0.7 * 3) + 1)  # of the later of the two rare words; the others weigh 1% each
+    share = np.exp(0.7 * 3) / (np.exp(0.7 * 3) + 1)  # weight of the later rare word; the others have 1% each
     np.testing.assert_allclose(weights[3, 1], share, atol=0.05)
     np.testing.assert_allclose(weights[0, 0], share, atol=0.05)
 

@@ -50,8 +50,8 @@ def make_split(count=53):
 
 
 SPLIT = make_split()
-QUESTIONS = 131  # 13 times 1 + 2 + 3 + 4, and 1
-BATCHES = 7  # of an epoch in batches of 8 questions
+QUESTIONS = 131  # 13 * (1 + 2 + 3 + 4) + 1
+BATCHES = 7  # per epoch, in batches of 8 questions
 LENGTHS = bucket_lengths(22)
 
 
@@ -96,7 +96,7 @@ def test_padding_by_hand():
     np.testing.assert_array_equal(batch.inputs[..., 0], [[1, 5, 0], [2, 6, 0], [3, 0, 0], [4, 0, 0], [0, 0, 0]])
     assert np.all(batch.inputs == batch.inputs[..., :1])
     np.testing.assert_array_equal(batch.targets, [[0, 0, 0], [4, 7, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
-    asked = [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]  # the answer 0 as well
+    asked = [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]  # class 0 counts as well
     np.testing.assert_array_equal(batch.loss_mask, asked)
     np.testing.assert_array_equal(batch.fork, np.array(asked, bool))
     np.testing.assert_array_equal(batch.mask, np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]], bool))
@@ -105,7 +105,7 @@ def test_padding_by_hand():
 
 def test_a_record_longer_than_the_batch_is_an_error():
     with pytest.raises(ValueError, match="broadcast"):
-        pad_batch([SPLIT.records[14]], 15, 1)  # of 20 rows
+        pad_batch([SPLIT.records[14]], 15, 1)  # it has 20 rows
 
 
 def split_of(steps, questions):
@@ -121,8 +121,8 @@ def split_of(steps, questions):
         (32, [32, 8, 16, 5]),  # 32 / 1; 32 / 5 = 6.4, raised to 8; 32 / 2 = 16
         (64, [64, 16, 32, 5]),  # 64 / 5 = 12.8
         (99, [96, 16, 48, 5]),  # 99 / 5 = 19.8, nearer to 16 than to 24; 99 / 2 = 49.5
-        (128, [128, 24, 60, 5]),  # 128 / 5 = 25.6; 128 / 2 = 64, of 60 records
-        (200, [150, 40, 60, 5]),  # 200, of 150 records
+        (128, [128, 24, 60, 5]),  # 128 / 5 = 25.6; 128 / 2 = 64, limited to 60 records
+        (200, [150, 40, 60, 5]),  # 200, limited to 150 records
     ],
 )
 def test_sizes_of_batches_by_hand(batch_size, sizes):
@@ -185,7 +185,7 @@ def test_an_epoch_holds_every_record_at_most_once_and_leaves_out_a_remainder(bat
         plan = epoch_plan(buckets, 3, epoch)
         used = collections.defaultdict(list)
         for steps, ids in plan:
-            # Records of one bucket, equal in number to the examples of its batches.
+            # A batch has records of one bucket, as many as the bucket's batch size.
             assert set(ids) <= set(by_length[steps].records) and len(ids) == by_length[steps].batch_size
             used[steps] += ids.tolist()
         for steps, bucket in by_length.items():
@@ -229,7 +229,7 @@ def test_batches_are_padded_to_the_length_of_their_bucket(batch_size):
         steps, examples = batch.mask.shape
         real = batch.mask.any(0)
         assert real.sum() == sizes[steps] == len(records_of(batch))
-        assert examples % 8 == 0 and examples - sizes[steps] < 8  # few records: padded to what devices can divide
+        assert examples % 8 == 0 and examples - sizes[steps] < 8  # few records: padded for the devices
         assert {LENGTHS[np.searchsorted(LENGTHS, length)] for length in batch.mask.sum(0)[real]} == {steps}
         check_records(batch)
 
@@ -280,7 +280,7 @@ def test_a_change_is_drawn_anew_for_every_batch_and_the_same_after_a_restart():
         states.append(changed.get_state())
         batch = next(changed)
         added = batch.inputs - plain.inputs
-        # The same number in a whole record, and padding stays padding.
+        # The whole record changes by the same number, and padding stays padding.
         np.testing.assert_array_equal(added, np.where(batch.mask[..., None], added[:1], 0))
         assert np.all(added == added[..., :1])
         drawn += added[0, batch.mask[0], 0].tolist()
@@ -339,7 +339,7 @@ def test_evaluation_counts_every_chosen_record_once(batch_size, every):
     assert sorted(sum(map(answers, batches), [])) == sorted(expected[expected >= 0].tolist())
     for batch in batches:
         check_records(batch)
-    # Shortest first, one shape for a length, and only its last batch is filled up.
+    # Shortest first; one shape per length, and only its last batch has examples of padding.
     steps = [len(batch.mask) for batch in batches]
     assert steps == sorted(steps) and set(steps) <= set(LENGTHS.tolist())
     for _, group in itertools.groupby(batches, key=lambda batch: len(batch.mask)):

@@ -28,7 +28,7 @@ def test_reads_stories_questions_answers_and_supports():
     daniel, mice = ("daniel", "went", "back", "to", "the", "hallway"), ("mice", "are", "afraid", "of", "wolves")
     assert read(GOOD) == [
         Question((mary, john), ("where", "is", "mary"), "bathroom", (0,), 0, 1),
-        # Line 4 is the third sentence: the question on line 3 is no part of the story.
+        # Line 4 is the third sentence: the question on line 3 is not part of the story.
         Question((mary, john, daniel), ("what", "is", "there"), "milk,football", (2, 1), 0, 1),
         Question((mice,), ("what", "is", "afraid", "of", "wolves"), "mouse", (0,), 1, 1),
     ]

@@ -94,7 +94,7 @@ def test_every_example_has_a_bijection_of_its_own():
         assert answers == [known[query] for query in asked]  # which shows that queries consist of letters seen
     assert len(dictionaries) == B
     images = [tuple(dict(d).get(letter) for d in sorted(dictionaries)) for letter in SOURCE]
-    assert all(len(set(image)) > 5 for image in images)  # no letter has a favourite translation
+    assert all(len(set(image)) > 5 for image in images)  # no letter has a fixed translation
 
 
 def test_letters_are_uniform_and_queries_uniform_over_those_seen():
@@ -104,7 +104,7 @@ def test_letters_are_uniform_and_queries_uniform_over_those_seen():
     repeated = draw(Dictionary(length=3, support=1, queries=1), 1, 4000)
     shown = np.argmax(repeated.inputs[:3], -1)
     asked = np.argmax(repeated.inputs[6:9], -1)
-    # Two of three letters are the same: each of the two letters seen is still asked for with one half.
+    # Two of three letters are the same: each of the two letters seen is still asked for with probability one half.
     twice = (shown[0] == shown[1]) & (shown[1] != shown[2])
     part = np.mean(asked[:, twice] == shown[0, twice][None])
     assert part == pytest.approx(0.5, abs=4 * 0.5 / float(3 * twice.sum()) ** 0.5)

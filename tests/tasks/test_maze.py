@@ -49,7 +49,7 @@ def step(maze, now, action, params=None, seed=0):
 
 def test_walls_pillars_and_a_free_centre():
     assert "\n".join("".join(" #"[int(wall)] for wall in row) for row in Maze(9).walls) == NINE
-    # A square of m - 2 cells without the pillars, of which one would stand at the centre where (m - 1) / 2 is even.
+    # (m - 2)^2 cells minus the pillars; if (m - 1) / 2 is even, the pillar at the centre is left out.
     assert [len(Maze(size).cells) for size in (5, 9, 11, 13)] == [9, 41, 65, 97]
     assert all(tuple(Maze(size).cells[Maze(size).centre]) == (size // 2, size // 2) for size in (5, 9, 11, 13))
 
@@ -147,14 +147,14 @@ def test_shortest_ways_and_the_score_of_who_knows_the_reward():
 
 def test_the_score_of_random_actions_by_hand():
     maze = Maze(5)
-    # One step: a quarter of the time to the reward, if it is next to the centre.
+    # One step: it reaches the reward with probability 1/4 if the reward is next to the centre.
     assert random_score(maze, MazeParams(max_steps_in_episode=1)) == pytest.approx(10 * 4 / 8 / 4)
     # Two: a corner is reached by 2 of 16 paths. Next to the centre, either a teleport to one of 8 cells, of which two
     # corners and the centre are next to the reward; or one of three other neighbours, none of which is.
     beside, corner = 1 / 4 + 1 / 4 * 3 / 8 / 4, 2 / 16
     assert random_score(maze, MazeParams(max_steps_in_episode=2)) == pytest.approx(10 * (beside + corner) / 2)
-    # The first step never meets a wall here; the second does a quarter of the time, unless a teleport led to the
-    # centre (1 in 8, never a wall) or to a corner (4 in 8, a wall half of the time).
+    # The first step never meets a wall here; the second does with probability 1/4, unless a teleport led to the centre
+    # (1 in 8, never a wall) or to a corner (4 in 8, a wall with probability 1/2).
     never, teleported = 1 / 4, (0 * 1 + 1 / 2 * 4 + 1 / 4 * 3) / 8
     bumps = (never + (3 / 4 * never + 1 / 4 * teleported)) / 2
     params = MazeParams(reward=0.0, penalty=1.0, max_steps_in_episode=2)

@@ -42,7 +42,7 @@ class Own(nnx.RNNCellBase):
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
         start = jnp.zeros((input_shape[0], self.out_features), self.dtype)
-        if self.fault == "resets":  # another start at each call
+        if self.fault == "resets":  # a different initial carry at each call
             start = start + 0.1 * next(COUNTER)
         if self.fault == "pickle":
             return Hidden(start)
@@ -58,7 +58,7 @@ class Own(nnx.RNNCellBase):
             inputs = inputs * (1 + 0.1 * next(COUNTER))
         before = carry.hidden if self.fault == "pickle" else carry
         before = jnp.broadcast_to(before, (inputs.shape[0], self.out_features))
-        if self.fault == "causality":  # forgets
+        if self.fault == "causality":  # ignores the carry
             before = jnp.zeros_like(before)
         total = self.input(inputs) + self.recurrent(before)
         if self.fault == "derivatives":

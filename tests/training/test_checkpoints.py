@@ -114,7 +114,7 @@ def test_an_unfinished_checkpoint_is_named_and_not_used(tmp_path, states, caplog
 def test_a_crash_while_saving_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path, states, monkeypatch):
     save(tmp_path, 10, states[0], {})
     with monkeypatch.context() as patch:
-        patch.setattr("mnm_jax.training._checkpoints._digests", lambda path: 1 / 0)  # all arrays are written by then
+        patch.setattr("mnm_jax.training._checkpoints._digests", lambda path: 1 / 0)  # called after the writing
         with pytest.raises(ZeroDivisionError):
             save(tmp_path, 20, states[1], {})
     assert restore(tmp_path, states[0]).step == 10
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_is_named_and_costs_no_checkpoint(tmp_path, states):
     save(tmp_path, 10, states[0], {})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # no file may grow larger, in bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))  # largest size of a file, in bytes
         with pytest.raises(OSError, match=r"checkpoint .*20 could not be written: .*too large.* Free space") as caught:
             save(tmp_path, 20, states[1], {})
     finally:

@@ -76,7 +76,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tiny, 
     config = tiny.config(optimizer="adam", learning_rate=0.01)
     expected = train(tiny.Recall(reads=reads), tiny.Model, config, tmp_path / "whole")
 
-    # Cut off while reading batch 6 (in the middle between two log lines) or while evaluating after step 8.
+    # Interrupted while reading batch 6 (halfway between two log lines) or while evaluating after step 8.
     if reads:
         task = tiny.Recall(reads=True, before=(stop := Once(6)))
     else:
@@ -158,7 +158,7 @@ def test_nan_stops_the_run_names_the_leaf_and_keeps_the_last_good_state(tiny, tm
     params, _ = load_params(tmp_path / "12", tiny.Model)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(good.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    # Nothing was written about steps after it, and a restart does not hide it.
+    # No later steps are recorded, and a restart reports the fault again.
     assert max(line["step"] for line in records(tmp_path / "12")) == 4
     with pytest.raises(TrainingFault, match=f"seed 3: {message}"):
         run(12)

@@ -20,7 +20,7 @@ def write(workdir, steps, *, resume=0, value=0.5):
 def test_a_line_holds_a_number_per_seed_and_no_invalid_json(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(3, 1.5, {"valid/accuracy": np.array([0.25, np.nan]), "train/loss": np.array([np.inf, 2.0])})
-    text = (tmp_path / "metrics.jsonl").read_text()  # there before the file is closed
+    text = (tmp_path / "metrics.jsonl").read_text()  # readable before the file is closed
     writer.close()
 
     def refuse(constant):

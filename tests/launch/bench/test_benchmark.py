@@ -232,7 +232,7 @@ def test_a_run_goes_on_where_it_was_cut_off(fake, bench, tmp_path):
     rows = fake(out, 3, 5)["rows"]
     assert rows[:2] == before
     assert [row["steps"] for row in rows] == [3, 3, 5, 5]
-    assert len(bench.order) == 2 * (1 + rows[2]["repeats"])  # of the new group only
+    assert len(bench.order) == 2 * (1 + rows[2]["repeats"])  # only the new group has run
     bench.order.clear()
     assert fake(out, 3, 5)["rows"] == rows
     assert not bench.order

@@ -63,7 +63,7 @@ def test_a_palette_keeps_frequent_colours_exactly_and_rare_ones_nearly():
     rng = np.random.default_rng(0)
     picture = np.full((200, 200, 3), 255, np.uint8)
     picture[:60] = (0, 114, 178)
-    picture[100:160, :, :] = rng.integers(100, 180, (60, 200, 3))  # many colours, as of smoothed lines
+    picture[100:160, :, :] = rng.integers(100, 180, (60, 200, 3))  # many colours, as from anti-aliased lines
     picture[199, :3] = (160, 10, 20)  # the rare end of a colour map
     reduced = np.asarray(with_palette(Image.fromarray(picture)).convert("RGB"))
     assert len(np.unique(reduced.reshape(-1, 3), axis=0)) <= 256

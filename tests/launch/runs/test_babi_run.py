@@ -55,4 +55,4 @@ def test_a_run_that_is_cut_off_ends_with_the_numbers_of_one_that_is_not(tmp_path
         return [{key: value for key, value in line.items() if key != "seconds"} for line in read_metrics(folder)]
 
     assert json.dumps(numbers(tmp_path / "cut")) == json.dumps(numbers(tmp_path / "whole"))
-    assert whole["metrics"]["test/error"]["mean"] < 0.9  # it did learn something
+    assert whole["metrics"]["test/error"]["mean"] < 0.9  # it has learned something

@@ -58,7 +58,7 @@ def tables(root):
 
 def test_the_light_form_gives_the_tables_and_curves_of_the_runs(tmp_path, of_seed, write_run):
     full, light = tmp_path / "runs", tmp_path / "results"
-    exact = (0.1 + 0.2, 1 / 3)  # no short decimals
+    exact = (0.1 + 0.2, 1 / 3)  # values without a short decimal form
     of_seed(full / "g" / "ours" / "seed_0", 0, *exact, validation=[(10, 0.2, 2 / 3), (20, 0.9, 1 / 7)])
     of_seed(full / "g" / "ours" / "seed_1", 1, 0.15375, validation=[(10, 0.1), (20, 1.0), (30, 1.0)])
     write_run(full / "h" / "lstm", "lstm", (0.2, 0.3, float(np.nextafter(0.25, 0))))
