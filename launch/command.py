@@ -19,8 +19,8 @@ def run_command(function: Callable[[], None], hint: str) -> None:
     their informational messages as well, such as JAX's search for a TPU.
 
     Args:
-      function: The work of the command; it reads its flags.
-      hint: The end of the error message for an argument that is not a flag, such as "name the folder as --out=DIR.".
+      function: the work of the command; it reads its flags.
+      hint: the end of the error message for an argument that is not a flag, such as "name the folder as --out=DIR.".
     """
 
     def main(argv: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from launch.runs.export import export_run
 
 
 def main() -> None:
-    for path in export_run(_WORKDIR.value, _OUT.value, _SEED.value):
+    for path in export_run(_WORKDIR.value, _OUT.value, _SEED.value, _DATA_DIR.value):
         print(f"{path}  {path.stat().st_size:,} bytes")
 
 
@@ -27,4 +27,5 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     _SEED = flags.DEFINE_integer("seed", 0, "Index of the seed in the run, from 0.")
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the task's data, instead of the one in the config.")
     run_command(main, "name the folder as --out=DIR.")

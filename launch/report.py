@@ -39,14 +39,15 @@ def main() -> None:
         for place in publish_runs(workdir, pathlib.Path(_PUBLISH.value)):
             print(f"published: {place}")
     elif (workdir / CONFIG).exists() or (workdir / SUMMARY).exists():
-        report_run(workdir)
+        report_run(workdir, _DATA_DIR.value)
         print(format_columns(comparison_rows([read_run(workdir, workdir)])))
     else:
-        print(report_runs(workdir))
+        print(report_runs(workdir, _DATA_DIR.value))
 
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of one run, or of several at any depth.")
     _PUBLISH = flags.DEFINE_string("publish", None, "Folder that gets the runs of --workdir in the light form.")
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the task's data, instead of the one in the config.")
     _RESULTS = flags.DEFINE_string("results", None, "Folder of sections; RESULTS.md and docs/results/ go beside it.")
     run_command(main, "give the runs as --workdir=DIR or --results=DIR.")

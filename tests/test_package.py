@@ -65,3 +65,14 @@ def test_no_name_hides_a_module(name):
     for part in name.split(".")[1:]:
         found = getattr(found, part)
     assert isinstance(found, types.ModuleType) and found is module
+
+
+@pytest.mark.parametrize("name", ["launch", "tasks"])
+def test_no_name_of_a_program_package_hides_one_of_its_modules(name):
+    """A module that has not been imported is no attribute yet; any other attribute with its name would hide it."""
+    top = importlib.import_module(name)
+    found = [info.name for info in pkgutil.walk_packages(top.__path__, f"{name}.") if info.ispkg]
+    assert len(found) >= 3
+    for package in map(importlib.import_module, [name, *found]):
+        for info in pkgutil.iter_modules(package.__path__):
+            assert isinstance(vars(package).get(info.name, top), types.ModuleType), f"{package.__name__}.{info.name}"

@@ -106,10 +106,10 @@ def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: D
     others run as in the training program, where a device processes its share in micro-batches.
 
     Args:
-      cell: The cell.
-      form: An execution form of `mnm_jax.unroll`.
+      cell: the cell.
+      form: an execution form of `mnm_jax.unroll`.
       inputs: `[T, B, D]`.
-      devices: The devices to use.
+      devices: the devices to use.
     """
     devices = devices[: max(n for n in range(1, len(devices) + 1) if inputs.shape[1] % n == 0)]
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)

@@ -28,10 +28,10 @@ def maze(
     the largest number of devices that divides the batch.
 
     Args:
-      devices: The devices to use.
-      agents: Models of the recipe.
-      batch: Episodes per program.
-      steps: Steps per episode.
+      devices: the devices to use.
+      agents: models of the recipe.
+      batch: episodes per program.
+      steps: steps per episode.
     """
     devices = devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
     for agent in agents:

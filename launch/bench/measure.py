@@ -22,9 +22,9 @@ class Program(NamedTuple):
     """A compiled program.
 
     Attributes:
-      run: Runs it once and returns when it has finished.
-      temp_bytes: Temporary memory on all devices together; None if unknown.
-      compile_seconds: Time of tracing and compiling; None if unknown.
+      run: runs it once and returns when it has finished.
+      temp_bytes: temporary memory on all devices together; None if unknown.
+      compile_seconds: time of tracing and compiling; None if unknown.
     """
 
     run: Callable[[], Any]
@@ -36,9 +36,9 @@ class Candidate(NamedTuple):
     """One candidate of a comparison.
 
     Attributes:
-      fields: Names and values that identify its row in a file.
-      prepare: Compiles it.
-      about: Further fields of its row.
+      fields: names and values that identify its row in a file.
+      prepare: compiles it.
+      about: further fields of its row.
     """
 
     fields: Mapping[str, Any]
@@ -50,8 +50,8 @@ class Group(NamedTuple):
     """Candidates that are timed in turns.
 
     Attributes:
-      candidates: The candidates.
-      finish: Adds ratios and rates to their rows.
+      candidates: the candidates.
+      finish: adds ratios and rates to their rows.
     """
 
     candidates: Sequence[Candidate]
@@ -91,10 +91,10 @@ def measure(
     compile_seconds and note. A candidate that does not fit into memory has a note instead of milliseconds and spread.
 
     Args:
-      candidates: The candidates to time in turns.
-      memory_bytes: Memory of the machine; a program that needs more than 70% of it is not run. None: unknown.
-      clock: Returns seconds.
-      pause: Called before each timed run.
+      candidates: the candidates to time in turns.
+      memory_bytes: memory of the machine; a program that needs more than 70% of it is not run. None: unknown.
+      clock: returns seconds.
+      pause: called before each timed run.
     """
     rows: list[Row] = []
     runs: dict[int, Callable[[], Any]] = {}

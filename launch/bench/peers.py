@@ -53,8 +53,8 @@ class StreamOutput(NamedTuple):
     """Output of a step.
 
     Attributes:
-      features: The value read, `[B, V]`.
-      meta_loss: The loss of the memory before the write, `[B]`.
+      features: the value read, `[B, V]`.
+      meta_loss: the loss of the memory before the write, `[B]`.
     """
 
     features: Array

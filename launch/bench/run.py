@@ -32,15 +32,15 @@ def run(
     The content is the header (see `make_header`) and rows (see `measure`). The file is written after every group.
 
     Args:
-      suite: A key of `SUITES`.
-      out: The JSON file; the figure is written beside it.
-      devices: The devices to use; all if None.
-      clock: Returns seconds, see `measure`.
-      pause: Called before each timed run, see `measure`.
-      **sizes: Sizes that replace the suite's defaults, see its function.
+      suite: a key of `SUITES`.
+      out: the JSON file; the figure is written beside it.
+      devices: the devices to use; all if None.
+      clock: returns seconds, see `measure`.
+      pause: called before each timed run, see `measure`.
+      **sizes: sizes that replace the suite's defaults, see its function.
 
     Raises:
-      ValueError: If the suite is unknown, the name does not end in .json, or the file is damaged or holds rows of
+      ValueError: if the suite is unknown, the name does not end in .json, or the file is damaged or holds rows of
         another suite, device, version or environment.
     """
     check_choice("suite", suite, SUITES)

@@ -18,8 +18,8 @@ def seeds(devices: Sequence[jax.Device], *, config: Mapping[str, Any] | None = N
     It runs on one device, since seeds are mapped within each device.
 
     Args:
-      devices: The first one is used.
-      config: Replaces the recipe's config.
+      devices: the first one is used.
+      config: replaces the recipe's config.
     """
     parts = build_parts(config or dictionary.get_config().to_dict())
     training = parts.training

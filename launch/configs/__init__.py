@@ -19,7 +19,7 @@ def choose_model(models: Mapping[str, Settings], name: str) -> dict[str, Any]:
       name: name of the model; a model that is not in `models` gets its settings from the registry.
 
     Raises:
-      ValueError: If neither the recipe nor the registry has the model.
+      ValueError: if neither the recipe nor the registry has the model.
     """
     check_choice("the recipe's model", name, MODELS)
     return {"name": name, **models.get(name, MODELS[name].settings)}

@@ -30,9 +30,9 @@ class Setting(NamedTuple):
     """The settings of a task.
 
     Attributes:
-      task: Arguments of the task.
-      steps: Updates of the run.
-      curriculum: Updates until the task has its full size.
+      task: arguments of the task.
+      steps: updates of the run.
+      curriculum: updates until the task has its full size.
       batch_size: `B`.
     """
 
@@ -43,11 +43,11 @@ class Setting(NamedTuple):
 
 
 TASKS = {
-    "copy": Setting({"length": 20}),
-    "repeat_copy": Setting({"length": 10, "repeats": 10}, curriculum=2000),
-    "double_copy": Setting({"length": 20}),
-    "associative_recall": Setting({"length": 6}, steps=8000, curriculum=1000, batch_size=32),
-    "priority_sort": Setting({"length": 20}),
+    "copy": Setting(task={"length": 20}),
+    "repeat_copy": Setting(task={"length": 10, "repeats": 10}, curriculum=2000),
+    "double_copy": Setting(task={"length": 20}),
+    "associative_recall": Setting(task={"length": 6}, steps=8000, curriculum=1000, batch_size=32),
+    "priority_sort": Setting(task={"length": 20}),
 }
 _MEMORY: Settings = {
     "hidden_features": 100,

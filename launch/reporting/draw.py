@@ -28,8 +28,12 @@ _SIZES = 3  # smallest number of test sets of one kind that makes a curve
 CURVES, BY_SIZE = "learning_curves.png", "accuracy_by_{}.png"
 
 
-def report_run(workdir: str | os.PathLike) -> None:
+def report_run(workdir: str | os.PathLike, data_dir: str | None = None) -> None:
     """Draws the figures of one finished run; reports a figure that cannot be drawn as one line on stderr.
+
+    Args:
+      workdir: folder of the run.
+      data_dir: folder of the task's data; None: the one that the config names.
 
     Raises:
       FileNotFoundError, ValueError: as `read_run`.
@@ -42,11 +46,15 @@ def report_run(workdir: str | os.PathLike) -> None:
         figures.learning_curves({title: [curve]}, curve_metric([run]), folder / "figures/learning_curve.png")
     if (folder / "checkpoints").is_dir() or (folder / "params.npz").is_file():
         with or_note(f"{folder}: no memory map"):
-            _draw_examples(folder, title)
+            _draw_examples(folder, title, data_dir)
 
 
-def report_runs(root: pathlib.Path) -> str:
+def report_runs(root: pathlib.Path, data_dir: str | None = None) -> str:
     """Draws the figures of each run below `root` and the figures that compare them, and returns the table.
+
+    Args:
+      root: folder of the runs.
+      data_dir: folder of the data of their task; None: the one that each config names.
 
     Raises:
       FileNotFoundError: there is no finished run.
@@ -59,7 +67,7 @@ def report_runs(root: pathlib.Path) -> str:
         raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
     for run in runs:
         if (run.folder / SUMMARY).is_file():
-            report_run(run.folder)
+            report_run(run.folder, data_dir)
     runs = join_seeds(runs, root)
     with or_note(f"{root}: no comparison"):
         draw_comparison(runs, root)
@@ -150,7 +158,7 @@ def or_note(subject: str) -> Iterator[None]:
 
 def _curve(run: Run, name: str) -> figures.Curve:
     episodes = run.summary.get("config", {}).get("training", {}).get("batch_size", 1)
-    return figures.Curve(name, run.summary["model"], run.lines, episodes)
+    return figures.Curve(name=name, model=run.summary["model"], metrics=run.lines, episodes=episodes)
 
 
 def _curves_by_size(run: Run) -> dict[str, dict[int, list[float]]]:
@@ -159,14 +167,14 @@ def _curves_by_size(run: Run) -> dict[str, dict[int, list[float]]]:
     return {key: values for key, values in sizes_of_test_sets(run.summary).items() if len(values) >= _SIZES}
 
 
-def _draw_examples(folder: pathlib.Path, title: str) -> None:
+def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> None:
     """Draws the memory of the first seed over a test example.
 
     If the task names `pictured` evaluation sets, a map is drawn for each, of an example of at most twenty steps if
     there is one; otherwise one map is drawn, of a longest example. A model without a memory has no map. If the task has
     `draw_episode`, the example itself is drawn as well, for every model.
     """
-    task, make_model, training = build_parts(read_config(folder))
+    task, make_model, training = build_parts(read_config(folder, data_dir))
     params, _ = load_params(folder, make_model)
     model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
     sets = task.evaluations("test", training.batch_size)

@@ -83,7 +83,8 @@ def _read(folder: pathlib.Path) -> _Page:
     joined = join_seeds(members, folder)
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)
-    return _Page(Section(folder, {run.place: run for run in [*members, *joined]}), joined, members, notes)
+    section = Section(folder, {run.place: run for run in [*members, *joined]})
+    return _Page(section=section, joined=joined, members=members, notes=notes)
 
 
 def _overview(root: pathlib.Path, pages: Sequence[_Page]) -> str:

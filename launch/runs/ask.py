@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     """The answer to one question.
 
     Attributes:
-      question: Its text.
+      question: its text.
       answers: (answer, probability), the most probable first.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
     """
@@ -38,7 +38,7 @@ def load_babi(
     """Returns the task and the trained model of a bAbI run; arguments and errors as in `load_model`.
 
     Raises:
-      ValueError: If the run belongs to another task.
+      ValueError: if the run belongs to another task.
     """
     task, model = load_model(workdir, seed, data_dir)
     if not isinstance(task, Babi):
@@ -50,7 +50,7 @@ def ask(task: Babi, model: SequenceModel, lines: Iterable[str]) -> list[Answer]:
     """Returns the answer to every question among the lines; a question refers to the sentences before it.
 
     Raises:
-      ValueError: If there is no question, a word is not in the vocabulary, or a sentence is too long.
+      ValueError: if there is no question, a word is not in the vocabulary, or a sentence is too long.
     """
     texts = [text for text in map(_clean, lines) if text]
     asked = np.array([text.endswith("?") for text in texts])

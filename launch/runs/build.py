@@ -27,7 +27,7 @@ def build_parts(config: Mapping[str, Any]) -> Parts:
     """Returns task, model and settings of a run from its whole config.
 
     Raises:
-      ValueError: If a section is missing or unknown, or as raised by the three builders below.
+      ValueError: if a section is missing or unknown, or as raised by the three builders below.
     """
     _check_known("config", config, _SECTIONS)
     missing = [name for name in _SECTIONS if not isinstance(config.get(name), Mapping)]
@@ -41,7 +41,7 @@ def build_task(config: Mapping[str, Any]) -> Task:
     """Returns the task `config["name"]`; the other keys are its arguments.
 
     Raises:
-      ValueError: If the task or a key is unknown, or an argument is out of range.
+      ValueError: if the task or a key is unknown, or an argument is out of range.
     """
     name, settings = _split_name("task", config, TASKS)
     task = TASKS[name].load()
@@ -56,7 +56,7 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
     of hidden units between cell and logits (0: none).
 
     Raises:
-      ValueError: If the model or a key is unknown, a key is missing, or the model does not fit the task. Sizes are
+      ValueError: if the model or a key is unknown, a key is missing, or the model does not fit the task. Sizes are
         checked when the model is made.
     """
     name, settings = _split_name("model", config, MODELS)
@@ -81,7 +81,7 @@ def build_training(config: Mapping[str, Any]) -> TrainConfig:
     """Returns the settings of the training loop.
 
     Raises:
-      ValueError: If a key is unknown or missing, or a value is out of range.
+      ValueError: if a key is unknown or missing, or a value is out of range.
     """
     _check_keys("training", config, TrainConfig)
     return TrainConfig(**config)

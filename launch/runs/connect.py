@@ -18,13 +18,13 @@ def connect(
     Args:
       coordinator: HOST:PORT, where process 0 listens; "auto": all three arguments are found in the environment (a TPU
         pod, SLURM, Open MPI, Kubernetes), and a missing process surfaces as JAX's own time-out error.
-      num_processes: Number of processes.
-      process_id: Number of this process, from 0.
-      timeout: Seconds to wait for the others.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      timeout: seconds to wait for the others.
 
     Raises:
-      ValueError: If the arguments do not fit together.
-      TimeoutError: If a process does not connect in time; process 0 names the missing ones.
+      ValueError: if the arguments do not fit together.
+      TimeoutError: if a process does not connect in time; process 0 names the missing ones.
     """
     if coordinator is None:
         if num_processes is not None or process_id is not None:
@@ -51,7 +51,7 @@ def meet(host: str, port: int, num_processes: int, process_id: int, timeout: flo
     Without it, JAX (0.10) aborts a process whose wait times out, with a C++ stack trace that names no missing process.
 
     Raises:
-      TimeoutError: If a process does not connect in time.
+      TimeoutError: if a process does not connect in time.
     """
     deadline = time.monotonic() + timeout
     if process_id == 0:

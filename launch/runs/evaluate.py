@@ -16,9 +16,9 @@ class Evaluation(NamedTuple):
     """Test metrics of one run or of several.
 
     Attributes:
-      metrics: Values `[S]` by name, with the seeds of all runs in one array.
-      seeds: Numbers of the seeds, `S` of them.
-      steps: Updates of the checkpoint of each run.
+      metrics: values `[S]` by name, with the seeds of all runs in one array.
+      seeds: numbers of the seeds, `S` of them.
+      steps: updates of the checkpoint of each run.
     """
 
     metrics: dict[str, np.ndarray]
@@ -32,12 +32,12 @@ def evaluate_run(
     """Returns the test metrics `[S]`, by name, of a run's newest checkpoint, and its number of updates; writes nothing.
 
     Args:
-      workdir: Folder of the run.
-      data_dir: Folder of the task's data; None: the one that the config names.
+      workdir: folder of the run.
+      data_dir: folder of the task's data; None: the one that the config names.
 
     Raises:
-      FileNotFoundError: If there is no run, no checkpoint or no data.
-      ValueError: If the config or the checkpoint is damaged.
+      FileNotFoundError: if there is no run, no checkpoint or no data.
+      ValueError: if the config or the checkpoint is damaged.
     """
     task, make_model, training = build_parts(read_config(workdir, data_dir))
     params, step = load_params(workdir, make_model)

@@ -11,20 +11,23 @@ from mnm_jax.export import export_step, save_safetensors, to_arrays
 from mnm_jax.training import SequenceModel
 
 
-def export_run(workdir: str | os.PathLike, out: str | os.PathLike, seed: int = 0) -> list[pathlib.Path]:
+def export_run(
+    workdir: str | os.PathLike, out: str | os.PathLike, seed: int = 0, data_dir: str | None = None
+) -> list[pathlib.Path]:
     """Writes step, weights and carry of a run's model into `out` and returns the three paths.
 
     Args:
-      workdir: Folder of the run.
-      out: Folder to write to; created if missing.
-      seed: Index of the seed in the run, from 0.
+      workdir: folder of the run.
+      out: folder to write to; created if missing.
+      seed: index of the seed in the run, from 0.
+      data_dir: folder of the task's data; None: the one that the config names.
 
     Raises:
-      FileNotFoundError: If there is no run, no checkpoint or no data.
-      ValueError: If the run has no such seed, or a file is damaged.
-      ImportError: If the package safetensors is missing.
+      FileNotFoundError: if there is no run, no checkpoint or no data.
+      ValueError: if the run has no such seed, or a file is damaged.
+      ImportError: if the package safetensors is missing.
     """
-    task, model = load_model(workdir, seed)
+    task, model = load_model(workdir, seed, data_dir)
     inputs, carry = input_shape(task, model), model.start(1)
     one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
     step = export_step(model, carry, one, SequenceModel.step)

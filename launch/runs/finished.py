@@ -65,7 +65,13 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}; run its command again to write it anew.")
     group = folder.parent.relative_to(root).as_posix() if folder != root else "."
-    return Run(folder, "" if group == "." else group, folder.resolve().name, summary, read_metrics(folder))
+    return Run(
+        folder=folder,
+        group="" if group == "." else group,
+        label=folder.resolve().name,
+        summary=summary,
+        lines=read_metrics(folder),
+    )
 
 
 def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
@@ -134,7 +140,7 @@ def _light_runs(root: pathlib.Path) -> list[Run]:
         if lacking:
             raise ValueError(f"{root / SUMMARIES}: the run {place} lacks {', '.join(lacking)}; publish it again.")
         group, _, label = place.rpartition("/")
-        runs.append(Run(root / place, group, label, summary, lines))
+        runs.append(Run(folder=root / place, group=group, label=label, summary=summary, lines=lines))
     return runs
 
 
@@ -158,7 +164,13 @@ def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
         "seconds": sum(run.summary["seconds"] for run in runs),
         "metrics": summarise(per_seed),
     }
-    return Run(folder, "" if group == "." else group, folder.name, summary, _join_lines([run.lines for run in runs]))
+    return Run(
+        folder=folder,
+        group="" if group == "." else group,
+        label=folder.name,
+        summary=summary,
+        lines=_join_lines([run.lines for run in runs]),
+    )
 
 
 def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

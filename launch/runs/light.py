@@ -2,8 +2,8 @@
 
 `summaries.jsonl` has one line per run: the content of its `summary.json`, with the values of every seed for each metric
 (mean and standard deviation follow from them), and its place in the folder, `GROUP/LABEL`, as `run`. Losses are left
-out. `curves.jsonl` has one line per run: the updates of its evaluations as `step`, and for each metric of the figures
-the values of every seed at each of these updates.
+out, and so is `data_dir` of the config, a path of one machine. `curves.jsonl` has one line per run: the updates of its
+evaluations as `step`, and for each metric of the figures the values of every seed at each of these updates.
 """
 
 import json
@@ -94,7 +94,17 @@ def _parse_curve(content: Line) -> list[Line]:
 def _thin_summary(summary: Line) -> Line:
     metrics = summary["metrics"]
     kept = [name for name in metrics if not name.endswith("loss")] or list(metrics)
-    return {**summary, "metrics": {name: metrics[name]["per_seed"] for name in kept}}
+    thin = {**summary, "metrics": {name: metrics[name]["per_seed"] for name in kept}}
+    if "config" in thin:
+        thin["config"] = _without_data_dir(thin["config"])
+    return thin
+
+
+def _without_data_dir(config: Line) -> Line:
+    """Returns a config without the folder of the task's data, which is a path of one machine."""
+    if "data_dir" not in config.get("task", {}):
+        return config
+    return {**config, "task": {name: value for name, value in config["task"].items() if name != "data_dir"}}
 
 
 def _thin_curve(lines: Sequence[Line]) -> Line:

@@ -23,13 +23,13 @@ def load_model(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None =
     """Returns the task of a run and a trained model.
 
     Args:
-      workdir: Folder of the run.
-      seed: Index of the seed in the run, from 0.
-      data_dir: Folder of the task's data; None: the one that the config names.
+      workdir: folder of the run.
+      seed: index of the seed in the run, from 0.
+      data_dir: folder of the task's data; None: the one that the config names.
 
     Raises:
-      FileNotFoundError: If there is no run, no checkpoint or no data.
-      ValueError: If the run has no such seed, or a file is damaged.
+      FileNotFoundError: if there is no run, no checkpoint or no data.
+      ValueError: if the run has no such seed, or a file is damaged.
     """
     task, make_model, training = build_parts(read_config(workdir, data_dir))
     if not 0 <= seed < training.seeds:

@@ -73,8 +73,6 @@ TASKS: dict[str, TaskEntry] = _index(
 
 def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBase]:
     def make(*, features: int, hidden_features: int, rngs: nnx.Rngs) -> nnx.RNNCellBase:
-        if hidden_features < 1:
-            raise ValueError(f"hidden_features must be >= 1, got {hidden_features}.")
         return cell(features, hidden_features, rngs=rngs)
 
     return make

@@ -14,11 +14,11 @@ class Size(NamedTuple):
     """Sizes of one seed's model.
 
     Attributes:
-      parameters: Number of learned values.
-      parameter_bytes: Their bytes.
-      carry: Bytes that one example keeps from step to step.
-      memory: Bytes of fast weights in the carry.
-      flops: Floating point operations of one example in one step, forward.
+      parameters: number of learned values.
+      parameter_bytes: their bytes.
+      carry: bytes that one example keeps from step to step.
+      memory: bytes of fast weights in the carry.
+      flops: floating point operations of one example in one step, forward.
       steps: `T` of the first test batch.
     """
 

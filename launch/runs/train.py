@@ -32,16 +32,16 @@ def train_run(
     update.
 
     Args:
-      config: Sections task, model and training, see `launch.runs.build`.
-      workdir: Folder of the run; it takes one config only.
+      config: sections task, model and training, see `launch.runs.build`.
+      workdir: folder of the run; it takes one config only.
       parallel: "jit", "pmap" or "fsdp", see `mnm_jax.training.train`.
-      command: Command line for the summary; None: the command line of this process.
+      command: command line for the summary; None: the command line of this process.
 
     Raises:
-      ValueError: If the config is inconsistent, or the workdir holds a run of another config; nothing is written.
-      FileNotFoundError: If data is missing.
-      TrainingFault: If a number is not finite, see `mnm_jax.training.train`.
-      Interrupted: If a signal arrives; the state is saved.
+      ValueError: if the config is inconsistent, or the workdir holds a run of another config; nothing is written.
+      FileNotFoundError: if data is missing.
+      TrainingFault: if a number is not finite, see `mnm_jax.training.train`.
+      Interrupted: if a signal arrives; the state is saved.
     """
     plain = json.loads(json.dumps(config.to_dict()))  # as it is read back: tuples become lists
     task, make_model, training = build_parts(plain)

@@ -24,12 +24,12 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
     """Returns the config of the run in `workdir`.
 
     Args:
-      workdir: Folder of the run.
-      data_dir: Folder of the task's data; replaces the one that the config names. None: keeps it.
+      workdir: folder of the run.
+      data_dir: folder of the task's data; replaces the one that the config names. None: keeps it.
 
     Raises:
-      FileNotFoundError: If there is no run.
-      ValueError: If its `config.json` is damaged.
+      FileNotFoundError: if there is no run.
+      ValueError: if its `config.json` is damaged.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
@@ -49,7 +49,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
     """Makes `workdir` the folder of a run of `config`, or checks that it is one already; returns whether it is new.
 
     Raises:
-      ValueError: If it is the folder of a run of another config; its files stay unchanged.
+      ValueError: if it is the folder of a run of another config; its files stay unchanged.
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)

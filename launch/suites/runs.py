@@ -19,8 +19,8 @@ class SuiteRun(NamedTuple):
 
     Attributes:
       recipe: FILE:MODEL of `launch/configs`.
-      config: Its config.
-      changes: Settings that differ from the recipe.
+      config: its config.
+      changes: settings that differ from the recipe.
     """
 
     recipe: str
@@ -35,7 +35,7 @@ def make_run(recipe: str, changes: Mapping[str, Any] | None = None) -> SuiteRun:
     """Returns the run of a recipe with some settings changed, such as `{"model.heads": 2}`.
 
     Raises:
-      ValueError: If the recipe has no such setting.
+      ValueError: if the recipe has no such setting.
     """
     file, _, model = recipe.partition(":")
     config = _RECIPES[file].get_config(model)
@@ -91,7 +91,7 @@ def width_for(recipe: str, target: int) -> int:
     """Returns the width of the largest controller with which a recipe's model has at most `target` parameters.
 
     Raises:
-      ValueError: If a controller of one unit already has more.
+      ValueError: if a controller of one unit already has more.
     """
     low, high = 0, _WIDEST  # low always fits; high may not
     while low < high:

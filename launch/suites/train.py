@@ -17,12 +17,12 @@ def choose(suite: Suite, only: str, settings: Sequence[str]) -> Suite:
     """Returns the runs whose label matches the pattern `only`, with settings changed in all of them.
 
     Args:
-      suite: Runs by label.
-      only: A shell pattern, such as "copy/*".
-      settings: Each SECTION.KEY=VALUE, such as "training.seeds=2".
+      suite: runs by label.
+      only: a shell pattern, such as "copy/*".
+      settings: each SECTION.KEY=VALUE, such as "training.seeds=2".
 
     Raises:
-      ValueError: If no label matches, or a setting is malformed or unknown.
+      ValueError: if no label matches, or a setting is malformed or unknown.
     """
     chosen = {label: run for label, run in suite.items() if fnmatch.fnmatchcase(label, only)}
     if not chosen:
@@ -56,15 +56,15 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
     """Trains the runs that are neither finished nor being trained by another process.
 
     Args:
-      suite: Runs by label; each trains in `workdir / label`.
-      workdir: Folder of the runs.
-      train: Called as `train(config, folder, command=...)` for each run, such as `launch.train.run`.
+      suite: runs by label; each trains in `workdir / label`.
+      workdir: folder of the runs.
+      train: called as `train(config, folder, command=...)` for each run, such as `launch.train.run`.
 
     Returns:
       Labels of the runs that another process trains.
 
     Raises:
-      ValueError: If a folder holds a run of another config, finished or not. Errors of `train` pass through, at the
+      ValueError: if a folder holds a run of another config, finished or not. Errors of `train` pass through, at the
         first run that fails.
     """
     busy = []

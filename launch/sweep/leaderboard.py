@@ -32,12 +32,12 @@ def make_rows(
     early, each from the best area to the worst, then failed trials.
 
     Args:
-      trials: The trials of the sweep.
-      defaults: The recipe's values of all settings that the space has.
-      folder: Folder with one folder per trial.
-      metric: Metric of the evaluations, such as "valid/accuracy".
-      errors: Error messages, by name of the trial.
-      largest: Whether a larger metric is better.
+      trials: the trials of the sweep.
+      defaults: the recipe's values of all settings that the space has.
+      folder: folder with one folder per trial.
+      metric: metric of the evaluations, such as "valid/accuracy".
+      errors: error messages, by name of the trial.
+      largest: whether a larger metric is better.
     """
     rows = []
     for spec in trials:

@@ -21,8 +21,8 @@ def read_space(path: str) -> Mapping[str, Any]:
     """Returns the space of a JSON file, or `SPACE` of a Python file.
 
     Raises:
-      ValueError: If the Python file has no `SPACE`.
-      FileNotFoundError: If there is no such file.
+      ValueError: if the Python file has no `SPACE`.
+      FileNotFoundError: if there is no such file.
     """
     if not path.endswith(".py"):
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -38,14 +38,14 @@ def plan_trials(
     """Returns the trials of a sweep, and the same trials ready to start.
 
     Args:
-      space: The search space.
-      number: Number of trials drawn from it; None: all.
-      config: The config of the recipe.
-      flags: Words of the command line that choose and change the recipe.
-      workdir: Folder of the sweep.
+      space: the search space.
+      number: number of trials drawn from it; None: all.
+      config: the config of the recipe.
+      flags: words of the command line that choose and change the recipe.
+      workdir: folder of the sweep.
 
     Raises:
-      ValueError: If the space or a value of it is wrong.
+      ValueError: if the space or a value of it is wrong.
     """
     specs = choose_trials(expand(space), number)
     planned = [plan(spec, config, flags, workdir) for spec in specs]
@@ -68,14 +68,14 @@ def run_sweep(
     """Runs the unfinished trials, writes the leaderboard's files into `workdir`, and returns the table.
 
     Args:
-      specs: The trials.
-      planned: The same trials, ready to start.
-      config: The config of the recipe.
-      workdir: Folder of the sweep.
-      host: Resources of a trial.
-      metric: Trials are compared by the area under its curve.
-      largest: Whether a larger metric is better.
-      **options: See `launch.sweep.tuning.run`.
+      specs: the trials.
+      planned: the same trials, ready to start.
+      config: the config of the recipe.
+      workdir: folder of the sweep.
+      host: resources of a trial.
+      metric: trials are compared by the area under its curve.
+      largest: whether a larger metric is better.
+      **options: see `launch.sweep.tuning.run`.
     """
     from launch.sweep import leaderboard, tuning
 

@@ -18,10 +18,10 @@ class Slice(NamedTuple):
     """The hosts of a trial.
 
     Attributes:
-      hosts: Number of hosts.
-      resources: Resources of each host.
-      topology: Topology of the TPU slice, such as "4x4".
-      accelerator: Accelerator of the TPU slice, such as "TPU-V6E".
+      hosts: number of hosts.
+      resources: resources of each host.
+      topology: topology of the TPU slice, such as "4x4".
+      accelerator: accelerator of the TPU slice, such as "TPU-V6E".
     """
 
     hosts: int

@@ -27,8 +27,8 @@ class TrialSpec(NamedTuple):
     """One trial.
 
     Attributes:
-      name: A hash of the changes, so that a trial keeps its folder in a larger sweep.
-      changes: Settings that differ from the recipe.
+      name: a hash of the changes, so that a trial keeps its folder in a larger sweep.
+      changes: settings that differ from the recipe.
     """
 
     name: str
@@ -39,9 +39,9 @@ class PlannedTrial(NamedTuple):
     """A trial that is ready to start.
 
     Attributes:
-      name: Name of its `TrialSpec`.
-      command: Words of the command line.
-      config: The whole config, of plain values.
+      name: name of its `TrialSpec`.
+      command: words of the command line.
+      config: the whole config, of plain values.
     """
 
     name: str
@@ -53,7 +53,7 @@ def expand(space: Mapping[str, Any]) -> list[Changes]:
     """Returns the settings of every trial of a space; the setting that is named last varies fastest.
 
     Raises:
-      ValueError: If the space is malformed, or a setting is given twice for one trial.
+      ValueError: if the space is malformed, or a setting is given twice for one trial.
 
     Examples:
       >>> expand({"chain": [{"model.heads": [1, 2]}, {"product": [{"model.heads": [4]}, {"seeds": 2}]}]})[1:]
@@ -83,7 +83,7 @@ def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSp
     The draw is always the same, and a larger number only adds trials to it.
 
     Raises:
-      ValueError: If the number is not from 1 to the number of trials.
+      ValueError: if the number is not from 1 to the number of trials.
     """
     if number is not None and not 1 <= number <= len(trials):
         raise ValueError(f"num_trials must be from 1 to {len(trials)}, the trials of the space, got {number}.")
@@ -96,7 +96,7 @@ def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
     """Returns a recipe's config with some settings changed.
 
     Raises:
-      ValueError: If the recipe has no such setting, or one of another type.
+      ValueError: if the recipe has no such setting, or one of another type.
     """
     changed = config.copy_and_resolve_references()
     for name, value in changes.items():
@@ -114,10 +114,10 @@ def plan(spec: TrialSpec, config: ConfigDict, flags: Sequence[str], workdir: pat
     """Returns a trial that is ready to start; raises as `apply`.
 
     Args:
-      spec: The trial.
-      config: The config of the recipe.
-      flags: Words of the command line that choose and change the recipe.
-      workdir: Folder of the sweep.
+      spec: the trial.
+      config: the config of the recipe.
+      flags: words of the command line that choose and change the recipe.
+      workdir: folder of the sweep.
     """
     changes = [f"--config.{name}={value}" for name, value in spec.changes.items()]
     command = ["python", "-m", "launch.train", *flags, *changes, f"--workdir={workdir / 'trials' / spec.name}"]

@@ -28,9 +28,9 @@ class Score(NamedTuple):
     """The score of a trial after an evaluation.
 
     Attributes:
-      step: Updates made.
-      area: Mean of the metric over the evaluations up to `step`.
-      last: The metric at `step`.
+      step: updates made.
+      area: mean of the metric over the evaluations up to `step`.
+      last: the metric at `step`.
     """
 
     step: int
@@ -52,7 +52,7 @@ def scores(workdir: pathlib.Path, metric: str) -> list[Score]:
     """Returns the score after each evaluation of a run; empty before the first.
 
     Raises:
-      ValueError: If it was evaluated, but has no such metric.
+      ValueError: if it was evaluated, but has no such metric.
     """
     lines = read_metrics(workdir)
     if not has_metric(lines, metric):
@@ -113,10 +113,10 @@ class Where(NamedTuple):
     """Settings that all trials of a sweep share.
 
     Attributes:
-      folder: Folder with one folder per trial.
-      cwd: Working directory of the trials.
-      metric: Metric of the evaluations, such as "valid/accuracy".
-      cpus: Cores per trial.
+      folder: folder with one folder per trial.
+      cwd: working directory of the trials.
+      metric: metric of the evaluations, such as "valid/accuracy".
+      cpus: cores per trial.
       start: `(command, config, workdir) -> Job`; None: a `Process`.
     """
 

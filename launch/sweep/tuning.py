@@ -24,9 +24,9 @@ class Host(NamedTuple):
 
     Attributes:
       resources: CPU, GPU and TPU of each host.
-      hosts: Number of hosts, joined by Ray Train if several.
-      topology: Topology of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
-      accelerator: Accelerator of the TPU slice, such as "TPU-V6E".
+      hosts: number of hosts, joined by Ray Train if several.
+      topology: topology of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
+      accelerator: accelerator of the TPU slice, such as "TPU-V6E".
     """
 
     resources: dict[str, float]
@@ -41,7 +41,10 @@ class Host(NamedTuple):
             return None
         from launch.sweep.slices import Slice
 
-        return Slice(self.hosts, self._wanted, self.topology, self.accelerator).start
+        slice_of_hosts = Slice(
+            hosts=self.hosts, resources=self._wanted, topology=self.topology, accelerator=self.accelerator
+        )
+        return slice_of_hosts.start
 
     @property
     def room(self) -> dict[str, float]:
@@ -70,21 +73,27 @@ def run(
     separate sweep, which reuses the folders of trials that both have.
 
     Args:
-      trials: The trials.
-      workdir: Folder of the sweep.
-      metric: A metric of the evaluations, see `trial.scores`.
-      largest: Whether a larger metric is better.
-      early_stopping: Whether trials that fall behind are stopped (ASHA).
-      host: Resources of a trial.
-      address: Address of a Ray cluster; None: this machine alone.
-      concurrent: Largest number of concurrent trials; None: as many as fit.
+      trials: the trials.
+      workdir: folder of the sweep.
+      metric: a metric of the evaluations, see `trial.scores`.
+      largest: whether a larger metric is better.
+      early_stopping: whether trials that fall behind are stopped (ASHA).
+      host: resources of a trial.
+      address: address of a Ray cluster; None: this machine alone.
+      concurrent: largest number of concurrent trials; None: as many as fit.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's new output ignores `verbose=0`
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints one line instead
     ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    where = Where(str(workdir / "trials"), os.getcwd(), metric, max(1, int(host.resources["CPU"])), host.start)
+    where = Where(
+        folder=str(workdir / "trials"),
+        cwd=os.getcwd(),
+        metric=metric,
+        cpus=max(1, int(host.resources["CPU"])),
+        start=host.start,
+    )
     trainable = tune.with_resources(tune.with_parameters(Trial, where=where), tune.PlacementGroupFactory([host.room]))
     name = hashlib.sha256(json.dumps([trials, metric]).encode()).hexdigest()[:8]
     path = workdir / "ray" / name

@@ -16,7 +16,7 @@ from etils import epath
 
 from tasks.babi.archive import ARCHIVE, read_files
 from tasks.babi.encode import WORDS, encode_reading
-from tasks.babi.parse import parse
+from tasks.babi.parser import parse
 from tasks.babi.readings import Reading, readings
 from tasks.babi.vocabulary import Vocabulary, build_vocabulary
 

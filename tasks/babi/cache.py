@@ -86,7 +86,7 @@ def open_dataset(data_dir: str, cache_dir: str, options: Options) -> Dataset:
 
     Raises:
       FileNotFoundError: see `tasks.babi.archive.read_files`.
-      ValueError: damaged files; see `tasks.babi.archive.read_files` and `tasks.babi.parse.parse`.
+      ValueError: damaged files; see `tasks.babi.archive.read_files` and `tasks.babi.parser.parse`.
       ImportError: the packages of `pip install mnm_jax[data]` are not installed.
     """
     files = read_files(data_dir, options.size, options.tasks)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from tasks.babi.parse import Question, Words
+from tasks.babi.parser import Question, Words
 
 
 class Reading(NamedTuple):
@@ -37,7 +37,7 @@ def readings(questions: Iterable[Question], max_sentences: int) -> Iterator[Read
       max_sentences: sentences that a question sees.
 
     Examples:
-      >>> from tasks.babi.parse import parse
+      >>> from tasks.babi.parser import parse
       >>> text = b"1 Mary left.\n2 Who left?\tmary\t1\n3 John left.\n4 Who stayed?\tnobody\t3\n"
       >>> [reading.answers for reading in readings(parse(text, "example", 1), max_sentences=2)]
       [(None, 'mary', None, 'nobody')]

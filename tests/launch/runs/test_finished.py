@@ -84,6 +84,17 @@ def test_losses_are_kept_where_there_is_nothing_else(tmp_path, write_run, metric
     assert run.lines == [{"step": 5, "valid/loss": [2.5]}]
 
 
+def test_the_light_form_has_no_path_of_the_data_and_the_rest_of_the_config(tmp_path, write_run):
+    config = {"task": {"name": "babi", "data_dir": "/somewhere/babi", "size": "1k"}, "training": {"steps": 3}}
+    write_run(tmp_path / "runs/g/a", config=config)
+    write_run(tmp_path / "runs/g/b")  # of a summary without a config
+    publish_runs(tmp_path / "runs", tmp_path / "light")
+    assert "/somewhere/babi" not in (tmp_path / "light/summaries.jsonl").read_text()
+    (first, second), _ = find_runs(tmp_path / "light")
+    assert first.summary["config"] == {"task": {"name": "babi", "size": "1k"}, "training": {"steps": 3}}
+    assert "config" not in second.summary
+
+
 def test_a_run_is_published_again_and_the_others_stay(tmp_path, write_run):
     write_run(tmp_path / "first/g/a")
     write_run(tmp_path / "first/g/b", "lstm")
