@@ -8,7 +8,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Checks that a value is one of the values that an argument accepts.
 
     Raises:
-      ValueError: if it is not; the message lists the choices.
+      ValueError: if it is not one of them; the message lists the choices.
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

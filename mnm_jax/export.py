@@ -1,4 +1,4 @@
-"""Export of models for use without this library: one step as StableHLO, parameters as safetensors.
+"""Exports models for use without this library: one step as StableHLO, parameters as safetensors.
 
 Shape letters: `B` examples.
 """
@@ -31,23 +31,23 @@ def export_step(
     *,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax.export.Exported:
-    """Returns one step as a function of plain dictionaries and arrays, for any batch size, that needs jax alone.
+    """Returns one step as an exported function of dictionaries and arrays, for any batch size, that needs jax alone.
 
         (weights, carry, inputs [B, ...]) -> (carry, outputs [B, ...])
 
-    `weights` and `carry` are dictionaries of arrays by name, as `to_arrays` makes them of a model and of its carry.
+    `weights` and `carry` are dictionaries of arrays by name, which `to_arrays` returns for a model and for its carry.
     `exported.serialize()` returns the bytes of a file; `jax.export.deserialize(data).call(weights, carry, inputs)` runs
     a step. Serialising needs the extra "export".
 
     Args:
       model: a cell, or any module that `step` can run.
       carry: a carry of any batch size, or its shapes and dtypes; the first axis of every leaf is `B`.
-      inputs: the inputs of one step, likewise.
-      step: `(model, carry, inputs) -> (carry, outputs)`; None: a step of a cell, with the features of its output.
+      inputs: the inputs of one step `[B, ...]`, or their shapes and dtypes.
+      step: `(model, carry, inputs) -> (carry, outputs)`; None: one step of a cell, whose outputs are its features.
       platforms: platforms to compile for.
 
     Raises:
-      ValueError: The leaves of carry and inputs differ in their first axis.
+      ValueError: if the leaves of carry and inputs differ in the size of their first axis.
 
     Examples:
       >>> from mnm_jax import LSTMCell
@@ -108,9 +108,9 @@ def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
       model: the model to change; it is unchanged after an error.
 
     Raises:
-      FileNotFoundError: The file does not exist.
+      FileNotFoundError: if the file does not exist.
       ImportError: safetensors is not installed.
-      ValueError: The file is damaged, or of another model.
+      ValueError: if the file is damaged, or belongs to another model.
     """
     with extra("export"):
         from safetensors import SafetensorError, deserialize

@@ -38,11 +38,11 @@ def learning_curve(lines: Lines, metric: str) -> LearningCurve:
     """Returns mean and spread over seeds of a metric at each update for which it was recorded.
 
     Args:
-      lines: from `mnm_jax.training.read_metrics`; of two lines for the same update the later one counts.
+      lines: from `mnm_jax.training.read_metrics`; of two lines for the same update the later one is used.
       metric: the metric's name, such as "valid/accuracy".
 
     Raises:
-      ValueError: No line holds the metric, or lines differ in their number of seeds.
+      ValueError: if no line holds the metric, or lines differ in their number of seeds.
 
     Examples:
       >>> lines = [{"step": 10, "seconds": 1.5, "valid/accuracy": [0.25, 0.75]}, {"step": 20, "train/loss": [1.0, 1.0]}]
@@ -59,7 +59,7 @@ def learning_curve(lines: Lines, metric: str) -> LearningCurve:
 def steps_to_reach(lines: Lines, metric: str, level: float) -> np.ndarray:
     """Returns the number of updates after which each seed's metric first was at least `level`.
 
-    The resolution is that of the record: the level was reached between the previous line and the returned one.
+    The resolution is that of the recorded lines: the level was reached after the previous line.
 
     Args:
       lines: from `mnm_jax.training.read_metrics`.
@@ -70,7 +70,7 @@ def steps_to_reach(lines: Lines, metric: str, level: float) -> np.ndarray:
       `[S]` float64; NaN for a seed that did not reach the level.
 
     Raises:
-      ValueError: No line holds the metric, or lines differ in their number of seeds.
+      ValueError: if no line holds the metric, or lines differ in their number of seeds.
 
     Examples:
       >>> lines = [{"step": 10, "accuracy": [0.5, 0.1]}, {"step": 20, "accuracy": [0.95, 0.2]}]

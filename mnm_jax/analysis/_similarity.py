@@ -31,18 +31,18 @@ def memory_maps(trace: MemoryTrace) -> MemoryMaps:
         keys[t, s]   = mean over heads h of cos(k^r_{t,h}, k^w_{s,h}),      s <= t
         values[t, s] = mean over heads h of cos(v^r_{t,h}, v^w_{s,h}),      s <= t
 
-    A head is compared with its own writes, though all heads read one memory. The write rate is ignored: a write of
-    rate zero has its column too. The write of the same step (s = t) counts, as in every cell that writes before it
-    reads.
+    The reads of a head are compared with the writes of the same head, although all heads share one memory. The write
+    rate is ignored: a write with rate zero has a column too. The write of the same step (s = t) is included, as in
+    every cell that writes before it reads.
 
     Args:
       trace: trace of one sequence without its padding: keys `[T, H, K]`, values `[T, H, V]`, of any float dtype.
 
     Returns:
-      The maps in float64, with NaN also where a vector is zero and has no direction.
+      The maps in float64. Entries with a zero vector, which has no direction, are NaN too.
 
     Raises:
-      ValueError: An array has another shape.
+      ValueError: if an array has another shape.
 
     Examples:
       The read of the second step uses the key of the first write and returns its value:

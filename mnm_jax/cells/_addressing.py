@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# Under the roots of the norms: keys and slots of zeros then have similarity 0 and finite derivatives.
+# Added under the roots of the norms, so that zero keys and slots have similarity 0 and finite derivatives.
 _NORM_EPSILON = 1e-6
-# In the logarithm of a weighting; far below any weight that matters.
+# Added to a weighting before the logarithm; far below any weight that has an effect.
 _LOG_EPSILON = 1e-12
 
 
 def content_weighting(memory: Array, keys: Array, strengths: Array) -> Array:
-    """Returns the weighting by similarity of keys and slots.
+    """Returns the content weighting, by the similarity of keys and slots.
 
         C(M, k, beta)[i] = softmax_i(beta cos(k, M[i]))
         cos(a, b) = a . b / (sqrt(a . a + eps) sqrt(b . b + eps))
@@ -36,7 +36,7 @@ def content_weighting(memory: Array, keys: Array, strengths: Array) -> Array:
       NTM, equations 5 and 6; DNC, "Content-based addressing".
     """
     keys = keys * jax.lax.rsqrt(jnp.sum(keys * keys, -1, keepdims=True) + _NORM_EPSILON)
-    # The product is divided by the norms, since it is smaller than the memory.
+    # The product is divided by the slots' norms instead of the memory, because it is smaller.
     similarity = jnp.einsum("bhw,bnw->bhn", keys, memory)
     similarity = similarity * jax.lax.rsqrt(jnp.sum(memory * memory, -1) + _NORM_EPSILON)[:, None]
     return jax.nn.softmax(strengths[..., None] * similarity, axis=-1)
@@ -76,7 +76,7 @@ def shift(weighting: Array, shifts: Array) -> Array:
 def sharpen(weighting: Array, sharpness: Array) -> Array:
     """Returns w[i] = w~[i]^gamma / sum_j w~[j]^gamma, `[B, H, N]`.
 
-    It is computed from logarithms, since all powers may underflow.
+    The powers are computed from logarithms, since all of them may underflow.
 
     Args:
       weighting: w~, `[B, H, N]`.
@@ -156,7 +156,7 @@ def allocation(used: Array) -> Array:
 
         a[phi[j]] = (1 - u[phi[j]]) prod_{i<j} u[phi[i]],   phi: the slots from least to most used
 
-    Among equally used slots the first comes first. The order is not differentiated, as in the paper.
+    Ties are broken by the index of the slot. The order is not differentiated, as in the paper.
 
     Args:
       used: u, `[B, N]`.
@@ -187,7 +187,7 @@ def write_weighting(content: Array, allocated: Array, allocation_gate: Array, wr
 
 
 def precedence(last: Array, write_weights: Array) -> Array:
-    """Returns p_t = (1 - sum_i w^w_t[i]) p_{t-1} + w^w_t, how recently each slot was written, `[B, N]`.
+    """Returns p_t = (1 - sum_i w^w_t[i]) p_{t-1} + w^w_t, the degree to which each slot was written last, `[B, N]`.
 
     Args:
       last: p_{t-1}, `[B, N]`.

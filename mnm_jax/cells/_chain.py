@@ -1,4 +1,4 @@
-"""A memory cell that follows chains of facts: each answer of the memory can become part of the next key."""
+"""A memory cell that chains several reads: each answer of the memory can become part of the next key."""
 
 from functools import partial
 from typing import NamedTuple
@@ -46,9 +46,9 @@ class ChainCarry(NamedTuple):
 class ChainCell(Cell):
     """A controller that follows a chain of reads at every step and writes a combination of entities and answers.
 
-    The last `P V` features of the inputs are the codes of `P` entities that the step is about, such as the words
-    picked from a sentence. An entity's code serves as part of a key, as value and as answer, so that an answer can be
-    part of the next key:
+    The last `P V` features of the inputs are the codes of the step's `P` entities, such as words selected from a
+    sentence. The same code serves as part of a key, as a value and as an answer, so that an answer can be part of the
+    next key:
 
         h_t, c_t = LSTM(x_t, h_{t-1}, c_{t-1}),   s_t = [x_t ; h_t],   m_t = tanh(A s_t + a)
         e_p = norm(code p of x_t)                                                         p = 1 ... P
@@ -60,13 +60,14 @@ class ChainCell(Cell):
         L^meta_t = mean over heads and features of (f(k^w_t; phi_t) - v^w_t)^2
 
     (x) is the outer product of an entity `[V]` and a relation `[R]`, so that `K = V R`. G are matrices of gates, linear
-    in m_t, one gate for each head and each entity or answer; norm gives mean zero and variance one. `MNMCell`, as in
-    the paper, reads once, after the write, and its controller receives the answer one step later: it needs as many
-    steps as a question has hops.
+    in m_t, with one gate per head and entity or answer; norm normalises to mean zero and variance one. `MNMCell`, as in
+    the paper, reads once, after the write, and its controller receives the answer one step later, so that it needs one
+    step per hop of a question.
 
-    Before training, the gates of each hop select the answer of the hop before it, heads write in pairs (the entity of
-    each under that of the other), write keys contain the answer of the first hop, and all relations are equal. Chains
-    of look-ups therefore work from the first update, and the gradient of each part passes through the others.
+    Before training, the gates of each hop select the answer of the previous hop, the heads of a pair write each other's
+    entities (key: the head's own entity, value: the other's), write keys contain the answer of the first hop, and all
+    relations are equal. Chains of look-ups therefore work before the first update, and the gradient of each part passes
+    through the others.
 
     Args:
       in_features: `D >= P V`.
@@ -180,7 +181,7 @@ class ChainCell(Cell):
         rate, others = split_gates(memory, jax.nn.sigmoid(self.rate(jnp.concatenate([m, flat_answers], -1))))
         state, info = memory.write(params, carry.memory, write_keys, write_values, rate, **others)
 
-        # The reads of the first hop, whose keys are made of the inputs' entities; later keys are made of answers.
+        # The trace shows the first hop: its keys contain the inputs' entities, while later keys contain answers.
         trace = MemoryTrace(
             write_keys=write_keys, write_values=write_values, read_keys=keys[0], read_values=answers[0], rate=rate
         )
@@ -222,6 +223,6 @@ def _join_key(entities: Array, relations: Array) -> Array:
 
 
 def _normalise(x: Array) -> Array:
-    """Returns x with mean zero and variance one over the last axis, except that nearly constant answers stay small."""
+    """Returns x with mean zero and variance one over the last axis; a nearly constant x stays small."""
     x = x - jnp.mean(x, -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3)

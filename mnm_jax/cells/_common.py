@@ -1,4 +1,4 @@
-"""Shared by the cells: their outputs, their base class, and the checks on sizes and inputs.
+"""The outputs, the base class and the input checks that the cells share.
 
 Shape letters: `B` examples, `D` input features, `F` output features, `H` heads, `K`/`V` key and value features.
 """
@@ -44,8 +44,9 @@ class CellOutput(NamedTuple):
 
     Attributes:
       features: `[B, F]`, the input of the next layer.
-      meta_loss: `[B]`, the step's term of the meta objective (equation 5 of the paper); None for a memory without one.
-      write: measures of the write; None for a memory that is not a network.
+      meta_loss: `[B]`, the step's term of the meta objective (equation 5 of the paper); None for cells without a neural
+        memory.
+      write: measures of the write; None for cells without a neural memory.
       trace: keys, values and write rate of the step.
     """
 
@@ -56,7 +57,7 @@ class CellOutput(NamedTuple):
 
 
 class Cell(nnx.RNNCellBase):
-    """Base class of the cells: the sizes and dtypes that each of them offers.
+    """Base class of the cells, with their sizes and dtypes.
 
     Attributes:
       in_features: `D`.
@@ -96,9 +97,9 @@ def split_output(outputs: Any) -> tuple[Array, Array | None]:
 
 
 def output_features(cell: nnx.RNNCellBase) -> int:
-    """Returns the number of features that a cell puts out, its `out_features`.
+    """Returns the number of output features of a cell, its `out_features`.
 
-    flax's own cells lack the attribute; their outputs are their hidden state, so that `hidden_features` counts.
+    The cells of flax do not have the attribute; their output is their hidden state, of size `hidden_features`.
 
     Raises:
       TypeError: if a cell is not one of flax's and has no `out_features`.
@@ -110,8 +111,8 @@ def output_features(cell: nnx.RNNCellBase) -> int:
     raise TypeError(f"{type(cell).__name__} has no out_features: set it to the number of features of its outputs.")
 
 
-# The hidden state of a new LSTM is small. A gain above one keeps the keys from being small too: small keys are nearly
-# alike to the memory, so that each write overwrites the one before, and learning starts late.
+# The hidden state of an untrained LSTM is small. With a gain of one the keys would be small and nearly parallel: each
+# write would overwrite the previous one, and learning would start late.
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
 
 
@@ -131,7 +132,7 @@ def split_gates(memory: Memory, gates: Array) -> tuple[Array, dict[str, Array]]:
 
 
 def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Returns an orthogonal matrix of any dtype: drawn in float32 or wider, which the QR decomposition needs."""
+    """Returns a random orthogonal matrix of any dtype; the QR decomposition runs in float32 or float64."""
     drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)
 

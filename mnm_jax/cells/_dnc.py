@@ -47,7 +47,7 @@ class DNCMemory(NamedTuple):
 
 
 class DNCInterface(NamedTuple):
-    """The interface vector xi in parts, in the paper's order.
+    """The parts of the interface vector xi, in the paper's order.
 
     Attributes:
       read_keys: k^r, `[B, R, W]`.
@@ -100,8 +100,8 @@ class DNCCell(Cell):
         r^i_t = M_t^T w^{r,i}_t
         y_t = [h_t ; r^1_t ; ... ; r^R_t]
 
-    The controller has one layer. The paper's output W_y h_t + W_r r_t is left to the next layer of the model. A
-    sequence starts from zeros. The time per step and the memory of its backward pass grow with N^2.
+    The controller has one layer. The next layer of the model computes the paper's output W_y h_t + W_r r_t. A sequence
+    starts from zeros. The time per step, and the memory per step of the backward pass, grow with N^2.
 
     Args:
       in_features: `D`.

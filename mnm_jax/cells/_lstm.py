@@ -1,4 +1,4 @@
-"""The LSTM: controller of the memory cells, and the baseline without a memory."""
+"""The LSTM: the controller of the memory cells, and a baseline without memory."""
 
 import jax
 import jax.numpy as jnp

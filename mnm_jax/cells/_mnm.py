@@ -49,7 +49,7 @@ class MNMCarry(NamedTuple):
       controller: the LSTM's (c, h).
       read: v^r, `[B, V]`.
       memory: phi, the fast weights.
-      recent: the writes kept for a meta objective over several writes; None for the current write alone.
+      recent: the last writes, for a meta objective over several writes; None if it uses the current write alone.
     """
 
     controller: tuple[Array, Array]
@@ -79,20 +79,20 @@ class MNMCell(Cell):
         L^meta_t = mean over heads, features and the last tau writes s of (f(k^w_s; phi_t) - v^w_s)^2
 
     The memory starts every sequence from phi_0. Meta-training minimises the outer loss over a distribution of
-    sequences, while phi is rebuilt within each of them. v^w is not detached from L^meta. The gradient rule takes k^w_t
-    and v^w_t as constants when it differentiates its write loss.
+    sequences, while phi is rewritten within each of them. The gradient of L^meta passes through v^w. The gradient rule
+    takes k^w_t and v^w_t as constants when it differentiates its write loss.
 
     Args:
       in_features: `D`.
       hidden_features: of the controller.
       memory: from `gradient_memory` (MNM-g), `local_memory` (MNM-p) or another factory. Gates that its `WriteOptions`
-        switch on are computed from u_t, as beta_t is. Its weights keep the memory's own `param_dtype`: float32 weights
-        suit a cell whose `dtype` is bfloat16.
+        enable are computed from u_t, like beta_t. Its weights keep the memory's own `param_dtype`; use float32 weights
+        in a cell whose `dtype` is bfloat16.
       heads: `H`, keys and values per step.
-      out_features: size of a linear read-out; None puts out `[h ; v^r]` as it is.
-      meta_window: tau, number of writes in the meta objective; 1 takes the current write alone.
+      out_features: size of a linear read-out; None returns `[h ; v^r]` without a read-out.
+      meta_window: tau, number of writes in the meta objective; 1 uses the current write alone.
       interaction: "tanh" (the paper) or "layer_norm", for keys and values.
-      read_first: whether to read before the write of the same step; the default, and the paper, reads after it.
+      read_first: whether a step reads before its write; the default is to read after it, as in the paper.
       dtype: dtype of the computation and of the carry except the memory's weights; None takes `param_dtype`.
       param_dtype: dtype of the parameters except the memory's.
       rngs: random keys of the initial parameters.

@@ -41,7 +41,7 @@ class NTMCarry(NamedTuple):
 
 
 class Focus(NamedTuple):
-    """Parameters of the weightings of some heads.
+    """Parameters of the weightings of `H` heads.
 
     Attributes:
       key: k, `[B, H, W]`.
@@ -69,10 +69,10 @@ class NTMCell(Cell):
         r^i_t = M_t^T w^i_t
         y_t = [h_t ; r^1_t ; ... ; r^R_t]
 
-    The paper leaves the order open: here write heads compare their keys with M_{t-1} and read heads theirs with M_t,
-    read after write as in the other cells. It also leaves the initial state open. As in Collier and Beel, slots start
-    at 1e-6, the initial read vectors are learned, and k and a pass through a tanh. Head h starts at slot h; their
-    learned initial weightings learned no faster.
+    The paper does not state the order: here write heads compare their keys with M_{t-1}, and read heads compare theirs
+    with M_t, since the read follows the write as in the other cells. The paper does not state the initial state either.
+    As in Collier and Beel, slots start at 1e-6, the initial read vectors are learned, and k and a pass through a tanh.
+    Head h starts at slot h; with learned initial weightings, as in Collier and Beel, training was no faster.
 
     Args:
       in_features: `D`.
@@ -130,7 +130,7 @@ class NTMCell(Cell):
         self.controller = LSTMCell(
             in_features + reads, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        # Without the initial gain of the other cells, with which associative recall was learned more slowly.
+        # The initial gain of the other cells is not used: with it, associative recall was learned more slowly.
         interface = (read_heads + write_heads) * sum(self._focus_sizes()) + write_heads * 2 * slot_features
         self.interface = nnx.Linear(hidden_features, interface, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         self.first_reads = nnx.Param(jnp.zeros((read_heads, slot_features), param_dtype))
@@ -141,7 +141,7 @@ class NTMCell(Cell):
         """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
         del rngs, carry_init
         to_batch = lambda x: jnp.broadcast_to(x[None], (input_shape[0], *x.shape))  # noqa: E731
-        # Each head starts at a slot of its own: with equal weightings all slots would stay equal.
+        # Each head starts at a different slot: with uniform weightings all slots would stay equal.
         at_slots = lambda heads: jnp.eye(self.slots, dtype=self.dtype)[np.arange(heads) % self.slots]  # noqa: E731
         return NTMCarry(
             controller=self.controller.initialize_carry(input_shape),
@@ -196,7 +196,7 @@ class NTMCell(Cell):
         return reading, writing, jax.nn.sigmoid(to_heads(erase)), jnp.tanh(to_heads(add))
 
     def _trace(self, write_keys: Array, add: Array, read_keys: Array, reads: Array) -> MemoryTrace:
-        """Returns the trace with read and write heads in pairs; the first heads of the smaller kind are repeated."""
+        """Returns the trace with read and write heads in pairs; the heads of the smaller kind are repeated."""
         heads = np.arange(max(self.read_heads, self.write_heads))
         pair = lambda x: x[:, heads % x.shape[1]]  # noqa: E731
         return MemoryTrace(

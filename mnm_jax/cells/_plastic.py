@@ -1,4 +1,4 @@
-"""Recurrent networks whose connections change with the activity of the units that they connect, a baseline."""
+"""Recurrent networks with Hebbian plasticity, a baseline."""
 
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class PlasticCell(Cell):
         h_t = tanh(A x_t + a + h_{t-1} (W + alpha o Hebb_{t-1}))
         Hebb_t = (1 - eta) Hebb_{t-1} + eta h_{t-1} (x) h_t
 
-    With `modulated`, the network computes when and by how much the connections into each unit change:
+    With `modulated`, the network itself computes how much the connections into each unit change at each step:
 
         Hebb_t = clip(Hebb_{t-1} + m_t o (h_{t-1} (x) h_t), -1, 1),    m_t = f tanh(b . h_t + b_0)
 
@@ -97,7 +97,7 @@ class PlasticCell(Cell):
         """Returns the carry and the features h `[B, N]` after one step with inputs `[B, D]`."""
         inputs = cast_inputs(inputs, self.in_features, self.dtype)
         before = carry.hidden
-        # In this order one matrix-vector product per example, which is faster on a CPU than one product of all three.
+        # In this order: one matrix-vector product per example, which is faster on a CPU than one einsum of all three.
         plastic = jnp.einsum("bi,bij->bj", before, self._value(self.alpha)[None] * carry.trace)
         hidden = jnp.tanh(self.input(inputs) + before @ self._value(self.recurrent) + plastic)
         together = before[:, :, None] * hidden[:, None]

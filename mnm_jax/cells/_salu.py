@@ -41,7 +41,7 @@ class SALUCell(Cell):
         v^r_t = sum_n softmax_n(k^r_t . k_n / sqrt(K)) v_n   over the slots written so far
         y_t = [h_t ; v^r_t]
 
-    A full table overwrites its oldest slot. The paper names the baseline without its equations: slots, scaling and
+    A full table overwrites its oldest slot. The paper does not state the equations of this baseline: slots, scaling and
     order (read after the write, as in `MNMCell`) are choices of this library.
 
     Args:

@@ -1,4 +1,4 @@
-"""A convolution over the last few tokens, which lets keys and values depend on the tokens just before.
+"""A convolution over the last few tokens, by which keys and values depend on the preceding tokens.
 
 Shape letters: `T` time steps, `B` examples, `F` features, `n` taps.
 """
@@ -14,16 +14,16 @@ Array = jax.Array
 
 
 class ShortConvolution(nnx.Module):
-    """A causal convolution of every feature by itself, as in layers of linear attention.
+    """A causal depthwise convolution, as in layers of linear attention.
 
         y_t = silu(sum_{j < n} c_j * u_{t-j})
 
-    Padding is left out: t counts the tokens that are not padding. Before the first token come zeros. It computes in the
-    dtype of its inputs.
+    Padding is skipped: t counts only tokens that are not padding. Tokens before the first one are zero. The dtype of
+    the computation is that of the inputs.
 
     Args:
       features: number of features `F`.
-      taps: number of tokens `n` that an output depends on, its own among them.
+      taps: number of tokens `n` on which an output depends, including its own token.
       param_dtype: dtype of the kernel.
       rngs: random keys.
 

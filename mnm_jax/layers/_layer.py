@@ -1,4 +1,4 @@
-"""A layer of memories whose keys, values and gates depend on the inputs alone, so it processes a sequence in chunks.
+"""A layer of memories whose keys, values and gates depend on the inputs alone, so that it runs in parallel chunks.
 
 Shape letters: `T` time steps, `B` examples, `D` features, `H` heads (one memory each), `K` key features, `V` value
 features, `n` taps of the convolution.
@@ -28,7 +28,7 @@ class LayerCarry(NamedTuple):
 
     Attributes:
       memory: the memories of all heads, leaves `[B, H, ...]`.
-      position: number of tokens that the current chunk has had, `[B]`.
+      position: number of tokens of the current chunk processed so far, `[B]`.
       window: keys, values and queries of the last tokens, `[B, n - 1, H (2 K + V)]`; None without a convolution.
     """
 
@@ -43,10 +43,11 @@ class NeuralMemoryLayer(nnx.Module):
         k = W_k x,  v = W_v x,  q = W_q x,  r, alpha, m = sigmoid(W x + b)                              per head
         phi_t = write(phi_{t-1}; k_t, v_t, r_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
 
-    Writes do not depend on earlier reads, so a chunk of tokens is a few matrix products. `__call__` runs
-    over a sequence, `step` over one token; they compute the same function. With a convolution, k, v and q are weighted
-    sums over the last n tokens (Yang et al., NeurIPS 2024). The memory decides the rule, the normalisation of the keys
-    and the gates: alpha with `WriteOptions(forget=True)`, 2% per token at first, and m with `momentum=True`.
+    Writes do not depend on earlier reads, so that a chunk of tokens takes a few matrix products. `__call__` runs a
+    sequence and `step` one token; both compute the same function. With a convolution, k, v and q also pass through a
+    `ShortConvolution` over the last n tokens (Yang et al., NeurIPS 2024). The settings of the memory decide the rule,
+    the normalisation of the keys and the gates: alpha with `WriteOptions(forget=True)`, initially 2% per token, and m
+    with `momentum=True`.
 
     ==================  =============================================================================================
     layer               memory
@@ -59,24 +60,25 @@ class NeuralMemoryLayer(nnx.Module):
                         momentum=True))`; "sum" is the derivative of the sum of squares, twice that of Titans' loss
     ==================  =============================================================================================
 
-    In a memory of several layers a token's hidden activations follow from the weights at the chunk's beginning, and
-    the gradient rule takes its whole step there: `chunk` is then part of the model. For a memory of one layer it is a
-    setting of speed alone.
+    In a memory of several layers, the hidden activations of a token are computed with the weights at the chunk's
+    beginning, and so is the whole step of the gradient rule: `chunk` then changes the model. For a memory of one layer
+    it changes only the speed.
 
     Args:
       features: number of features `D`.
       memory: from `local_memory`, `gradient_memory` or `matrix_memory`, or from `rule_memory` with an `ErrorRule` or a
-        `SnapshotRule`. Every head has its own, with its own slow parameters, and writes one key per token.
+        `SnapshotRule`. Every head has its own memory, with its own slow parameters, and writes one key per token.
       heads: number of memories `H`.
       chunk: number of tokens that are processed at once.
-      convolution: number of tokens `n` that keys, values and queries depend on, their own among them; 1 for none.
+      convolution: number of tokens `n` on which keys, values and queries depend, including their own; 1 for no
+        convolution.
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Fast weights keep the dtype
         of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.
       rngs: random keys.
 
     Raises:
-      ValueError: for a size below 1, or a memory that chunks cannot follow: one with an `optimizer`, several
+      ValueError: for a size below 1, or a memory that cannot be written in chunks: one with an `optimizer`, several
         `inner_steps` or a `max_norm`, a `custom_memory`, or a rule given as a function.
 
     Examples:
@@ -145,10 +147,10 @@ class NeuralMemoryLayer(nnx.Module):
         """Runs over a sequence, in chunks.
 
         Args:
-          carry: the carry to continue from, with a new chunk; None begins a new sequence.
+          carry: the carry from which to continue, beginning a new chunk; None begins a new sequence.
           inputs: `[T, B, D]`.
-          mask: `[T, B]` bool; where it is False the carry passes unchanged, the outputs are zero, and the inputs have
-            no influence and get exactly zero gradient, whatever they hold (NaN included).
+          mask: `[T, B]` bool, False = padding: the carry is unchanged, the outputs are zero, and the inputs, which may
+            be NaN, have no influence and get exactly zero gradient.
           time_major: whether time is the first axis of inputs, mask and outputs; otherwise it is the second.
 
         Returns:
@@ -179,10 +181,10 @@ class NeuralMemoryLayer(nnx.Module):
         return LayerCarry(memory=memory, position=position, window=window), outputs
 
     def step(self, carry: LayerCarry | None, inputs: Array) -> tuple[LayerCarry, Array]:
-        """Runs over one token, as generating text needs it.
+        """Runs over one token, as in text generation.
 
         Args:
-          carry: the carry to continue from; None begins a new sequence.
+          carry: the carry from which to continue; None begins a new sequence.
           inputs: `[B, D]`.
 
         Returns:
@@ -210,8 +212,8 @@ class NeuralMemoryLayer(nnx.Module):
         whole = steps - steps % self.chunk
         coefficients = jax.vmap(partial(mix, momentum="momentum" in self.memory.gates))
 
-        # The forward pass keeps the memories between chunks only. Computing a chunk again, and its tokens from
-        # `vectors` as they lie in memory, is faster than storing and loading what its derivative needs.
+        # The forward pass stores only `vectors` and the memories between chunks. Computing a chunk and its tokens again
+        # in the backward pass is faster than storing and loading the residuals.
         @jax.checkpoint
         def run(memory: ChunkState, part: tuple) -> tuple[ChunkState, Array]:
             vectors, gates, mixture = part

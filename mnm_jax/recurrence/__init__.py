@@ -1,4 +1,4 @@
-"""Time: how a cell is run over a sequence; the execution forms."""
+"""Runs cells over sequences, in several execution forms."""
 
 from mnm_jax.recurrence._forms import FORMS, choose_form
 from mnm_jax.recurrence._protocol import MemoryCell

@@ -1,4 +1,4 @@
-"""Splits the carry of a memory cell into the memory's state and the small rest."""
+"""Splits the carry of a memory cell into the memory's state and the other, small leaves."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 class CarryLayout(NamedTuple):
-    """The structure of a carry in which one node is the memory's state. Static.
+    """The structure of a carry that has the memory's state as one of its nodes. Static.
 
     Attributes:
       tree: the structure, with the memory's state as one leaf.
@@ -27,12 +27,12 @@ class CarryLayout(NamedTuple):
         return cls(tree, next(i for i, leaf in enumerate(leaves) if _is_memory(leaf)))
 
     def split(self, carry: Any) -> tuple[list[Array], Any]:
-        """Returns the small leaves and the node in the memory's place, of whatever type it is."""
+        """Returns the small leaves, and the node in the memory's place, which may have any type."""
         leaves = self.tree.flatten_up_to(carry)
         return leaves[: self.place] + leaves[self.place + 1 :], leaves[self.place]
 
     def join(self, small: list[Array], memory: Storage) -> Any:
-        """Returns the carry of which `split` would return these two."""
+        """Returns the carry made of small leaves and a memory, the inverse of `split`."""
         return jax.tree.unflatten(self.tree, [*small[: self.place], memory, *small[self.place :]])
 
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 
 def scan_chunks(chunk: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, every: int) -> tuple[Any, Any]:
-    """Scans over all whole chunks of a sequence and then runs the rest of it.
+    """Scans over all whole chunks of a sequence and then runs the remaining steps as one shorter chunk.
 
     Args:
-      chunk: `(carry, xs of some steps) -> (carry, outputs of these steps)`.
+      chunk: `(carry, xs of a chunk) -> (carry, outputs of the chunk)`.
       carry: the first carry.
       xs: the whole sequence, leaves `[T, ...]`.
       every: steps per chunk.

@@ -1,4 +1,4 @@
-"""The choice of an execution form, and the measured crossovers behind it."""
+"""The choice of an execution form, by measured crossovers."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ FORMS = ("auto", "plain", "factored", "reversible")
 
 # Largest T H for which the factored form is faster, as a fraction of the layer width d. CPU: measured.
 _FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 1 / 2, "tpu": 1 / 2}
-# (smallest number of steps with checkpoints, steps between two of them). There, fresh memory costs as much as
-# computing the steps again. Measured.
+# (smallest number of steps with checkpoints, steps between two checkpoints), measured: at that length, page faults of
+# new memory cost as much as computing the steps again.
 _CHECKPOINTS = {"cpu": (1024, 256)}
 # Rows, as a fraction of d, after which the form "factored" folds them into dense weights.
 _FOLD_AT = {"cpu": 1 / 8, "gpu": 1 / 2, "tpu": 1 / 2}
@@ -24,19 +24,20 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     ==================================================================  =============================================
     sequence                                                            form
     ==================================================================  =============================================
-    without a neural memory, or the memory forgets or has an optimiser  plain
+    no neural memory, or one that is not written in pairs alone         plain
     with resets, over which weights cannot be computed back             factored
     `T H <= d / 16` on a CPU (measured), `d / 2` elsewhere (estimated)  factored
-    longer                                                              reversible
+    longer sequences, on a CPU up to 1,023 steps                        reversible
     at least 1,024 steps on a CPU (measured)                            reversible, with a checkpoint every 256 steps
     ==================================================================  =============================================
 
-    H is the number of rows that a write adds and d the width of the memory's widest layer.
+    The first row that applies decides. H is the number of heads, and d the width of the memory's widest layer. Writes
+    are not pairs alone with forgetting, momentum or an inner optimiser, and in a `custom_memory`.
 
     Args:
       cell: any cell.
       steps: `T`.
-      form: the form that was asked for. With resets, "reversible" becomes "factored".
+      form: the requested form. With resets, "reversible" becomes "factored".
       reset: whether the sequence has resets.
 
     Returns:
@@ -63,7 +64,7 @@ def has_forms(cell: nnx.RNNCellBase) -> bool:
 
 
 def choose_checkpoints(steps: int) -> int | None:
-    """Returns the steps between two checkpoints where "auto" chose the form "reversible"; None: no checkpoints."""
+    """Returns the steps between two checkpoints if "auto" has chosen the form "reversible"; None: no checkpoints."""
     least, every = _CHECKPOINTS.get(jax.default_backend(), (steps + 1, None))
     return every if steps >= least else None
 
@@ -76,13 +77,13 @@ def choose_fold(cell: Any) -> int:
 def keeps_dense_cotangent() -> bool:
     """Returns whether the cotangent of factored weights is kept as matrices if the weights are folded.
 
-    Per step it grows by three times as many rows as the weights. On a CPU, a product with so many rows costs more than
-    the matrices do.
+    Per step the cotangent grows by three times as many rows as the weights. On a CPU, a product with so many rows costs
+    more than keeping matrices.
     """
     return jax.default_backend() == "cpu"
 
 
 def _steps_for_rows(cell: Any, fractions: dict[str, float]) -> int:
-    """Returns the steps in which a `MemoryCell` writes a fraction of d rows; the fraction depends on the backend."""
+    """Returns the number of steps in which a `MemoryCell` writes d times the backend's fraction of rows."""
     width = max(max(w.shape) for w in cell.memory_params.get_value().weights)
     return max(1, int(width * fractions.get(jax.default_backend(), 1 / 2)) // cell.heads)

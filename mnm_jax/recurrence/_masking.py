@@ -16,8 +16,8 @@ class Steps(NamedTuple):
     Attributes:
       inputs: `[B, D]`.
       mask: `[B]` bool, False = padding; None: no padding.
-      reset: `[B]` bool, True = a new sequence begins at this step; None: nowhere.
-      fork: `[B]` bool, True = the new carry is discarded after this step; None: nowhere.
+      reset: `[B]` bool, True = a new sequence begins at this step; None: no resets.
+      fork: `[B]` bool, True = the new carry is discarded after this step; None: no forks.
     """
 
     inputs: Array
@@ -27,16 +27,16 @@ class Steps(NamedTuple):
 
     @property
     def carried(self) -> Array | None:
-        """`[B]` bool: the examples whose new carry is passed to the next step; None: all of them."""
+        """The examples whose new carry is passed to the next step, `[B]` bool; None: all of them."""
         if self.fork is None:
             return self.mask
         return ~self.fork if self.mask is None else self.mask & ~self.fork
 
     def enter(self, carry: Any, start: Any) -> tuple[Any, Array]:
-        """Returns the carry and the inputs that a step computes with.
+        """Returns the carry and the inputs with which the cell is called.
 
         Args:
-          carry: the carry of the step before.
+          carry: the carry after the previous step.
           start: the carry at the start of a sequence, for a batch of one; not used without resets.
         """
         if self.reset is not None:
@@ -49,8 +49,8 @@ class Steps(NamedTuple):
 
         Args:
           new: the carry that the cell returned.
-          old: the carry that it was given.
-          outputs: the outputs that it returned.
+          old: the carry with which the cell was called.
+          outputs: the outputs that the cell returned.
         """
         carried = self.carried
         if carried is not None:
@@ -72,7 +72,7 @@ def check_steps(steps: Steps, *, time_major: bool = True) -> None:
 
 
 def select(condition: Array, on_true: Any, on_false: Any) -> Any:
-    """Returns `where` leaf by leaf, with a condition `[B]` for leaves `[B, ...]`."""
+    """Applies `jnp.where` leaf by leaf, with a condition `[B]` and leaves `[B, ...]`."""
 
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
@@ -81,7 +81,7 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
 
 
 def mask_pairs(pairs: tuple[Pair, ...], mask: Array | None) -> tuple[Pair, ...]:
-    """Returns pairs whose delta is zero for masked examples, so that their weights stay the same to the bit."""
+    """Returns the pairs with delta zero for masked examples, so that their weights stay bit-equal."""
     if mask is None:
         return pairs
     return tuple(Pair(p.inputs, jnp.where(mask[:, None, None], p.delta, 0)) for p in pairs)

@@ -1,4 +1,4 @@
-"""The interface that a cell offers to the fast execution forms."""
+"""The interface of a cell that the fast execution forms use."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,13 +13,13 @@ from mnm_jax.memory import Memory
 class MemoryCell(Protocol):
     """A recurrent cell with a neural memory that `unroll` can run in every execution form.
 
-    A cell without one of these members runs in the form "plain" alone. Besides the members, the fast forms rely on
+    A cell that lacks one of these members runs only in the form "plain". Besides the members, the fast forms rely on
     four properties of the cell:
 
     * One node of its carry is the memory's state, a `MemoryState`; all other leaves are floating-point arrays
       `[B, ...]` that are small compared with the fast weights.
-    * It touches the fast weights through `memory.read`, `memory.write` and `memory.write_read` alone.
-    * It calls every map of `linear_maps()` outside of derivatives that are taken within a step.
+    * It uses the fast weights only through `memory.read`, `memory.write` and `memory.write_read`.
+    * It calls every map of `linear_maps()` outside any derivative that it takes within a step.
     * `initialize_carry` needs no random key and is the same for every example.
 
     Attributes:
@@ -42,8 +42,8 @@ class MemoryCell(Protocol):
     def linear_maps(self) -> list[nnx.Linear]:
         """Returns the slow linear maps that the cell applies in every step.
 
-        Their gradients are taken once per sequence, as one large product over all steps, instead of once per step. A
-        map may be left out of the list: it is then differentiated step by step.
+        Their gradients are computed once per sequence, as one large product over all steps, instead of once per step.
+        The list may be incomplete: any other map is differentiated step by step.
         """
         ...
 

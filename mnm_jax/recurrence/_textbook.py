@@ -5,21 +5,22 @@ changes the weights by subtracting pairs alone, for every layer of the memory
 
     (s_t, W_t, y_t) = step(theta; s_{t-1}, W_{t-1}, x_t),      W_t = W_{t-1} - X_t^T D_t
 
-with X_t `[H, I]` and D_t `[H, O]`. Reverse-mode differentiation needs s_{t-1} and W_{t-1} of every step. Kept as they
-are, the weights take `T I O` numbers per example and layer; the pairs take `T H (I + O)`, and give the weights back:
+with X_t `[H, I]` and D_t `[H, O]`. Reverse-mode differentiation needs s_{t-1} and W_{t-1} of every step. Storing the
+weights takes `T I O` numbers per example and layer. Storing the pairs takes `T H (I + O)`, and the weights follow from
+them backwards in time:
 
     W_{t-1} = W_t + X_t^T D_t
 
-So the forward pass saves the small carries, the pairs and the last weights. The backward pass goes from t = T to 1 with
-the cotangents of s_t and W_t and the sum of the cotangents of theta, and at each step
+So the forward pass saves the small carries, the pairs and the last weights. The backward pass goes from t = T to 1. It
+carries the cotangents of s_t and W_t and the sum of the cotangents of theta, and at each step
 
 1. computes W_{t-1} from W_t and the pairs,
 2. runs the step again from (s_{t-1}, W_{t-1}), with `jax.vjp`,
 3. applies the vjp to the cotangents of (s_t, W_t, y_t).
 
-`unroll(form="reversible")` does the same with less work per step: see `docs/derivation.md`. This module is what a
-reader should read first, and what the tests compare the fast forms with. As all of it is ordinary JAX, it can be
-differentiated again, at the memory of the plain form.
+`unroll(form="reversible")` computes the same with less work per step; see `docs/derivation.md`. Read this module before
+the fast forms; the tests compare them with it. Since it consists of ordinary JAX operations, it can be differentiated
+again, with the memory use of the plain form.
 """
 
 from functools import partial
@@ -46,7 +47,9 @@ def unroll_textbook(
     mask: Array | None = None,
     fork: Array | None = None,
 ) -> tuple[Any, Any]:
-    """Runs a memory cell over time as `unroll` does, without resets, over which weights cannot be computed back.
+    """Runs a memory cell over time as `unroll` does, but without resets.
+
+    Weights cannot be computed back over a reset.
 
     Args:
       cell: a `MemoryCell` whose memory is written in pairs alone.
@@ -71,7 +74,7 @@ def unroll_textbook(
 
 
 class _Recorder(NamedTuple):
-    """A `Storage` that computes as `memory` does and lists the pairs that are subtracted from it."""
+    """A `Storage` that computes as `memory` does and records the pairs that are subtracted from it."""
 
     memory: MemoryState
     pairs: Pairs | None = None

@@ -31,30 +31,30 @@ def unroll(
 ) -> tuple[Any, Any]:
     """Runs a cell over time: `carry_t, y_t = cell(carry_{t-1}, x_t)`.
 
-    A long sequence may be run in several calls: the last carry of one is the first carry of the next.
+    A long sequence may be run in several calls: pass the last carry of one call to the next.
 
     Args:
       cell: any `nnx.RNNCellBase` whose carry leaves are `[B, ...]`.
-      carry: the first carry; None begins a new sequence as `cell.initialize_carry((B, D))` does, and lets the fast
-        forms use that all examples share their initial memory.
+      carry: the first carry. None begins a new sequence, as `cell.initialize_carry((B, D))` does, and lets the form
+        "factored" use one copy of the initial weights for all examples.
       inputs: `[T, B, D]`.
-      mask: `[T, B]` bool, False = padding: the carry is passed on unchanged, to the bit, the outputs are zero, and the
-        inputs have no influence and get exactly zero gradient, whatever they hold (NaN included).
-      reset: `[T, B]` bool, True = a new sequence begins at this step, before its input is seen. Episodes packed one
-        after the other give the same as separate runs.
-      fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the carry of the
-        step before is passed on unchanged, to the bit. So a question in the middle of a story leaves no trace.
-      form: what the backward pass keeps, for a cell with a neural memory. All forms return the same values and
-        gradients; only "plain" has forward-mode derivatives.
+      mask: `[T, B]` bool, False = padding: the carry stays bit-equal, the outputs are zero, and the inputs, which may
+        be NaN, have no influence and get exactly zero gradient.
+      reset: `[T, B]` bool, True = a new sequence begins at this step, before the cell receives its input. Episodes
+        packed into one row give the same results as separate runs.
+      fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the next step gets
+        the bit-equal carry of the previous step. A question in the middle of a story then does not change the memory.
+      form: the execution form, which decides what a cell with a neural memory stores for the backward pass. All forms
+        return the same values and gradients; only "plain" supports forward-mode derivatives.
 
-        * "plain": the weights of every step, by autodiff; for other cells the only form.
-        * "reversible": no weights; they are computed back from the last ones.
-        * "factored": no weights are formed at all, only the writes are kept.
-        * "auto": see `choose_form`.
-      checkpoint_every: `C`. For "plain" and "reversible": keep the carry of every C-th step only and compute the steps
-        between again in the backward pass. That takes the memory of T / C carries and of C steps, instead of T steps,
-        for one more forward pass. It also keeps the rounding error of weights that are computed back from growing. For
-        "factored": form dense weights every C-th step, which bounds the cost of a step; None: every
+        * "plain": stores the weights of every step, by plain autodiff; the only form of other cells.
+        * "reversible": stores no weights; they are computed back from the last ones.
+        * "factored": stores the writes only; the weights are never formed.
+        * "auto": the form that `choose_form` returns.
+      checkpoint_every: `C`. With "plain" and "reversible", only the carry of every C-th step is stored, and the steps
+        between are computed again in the backward pass. This takes the memory of T / C carries and of C steps instead
+        of T steps, for one more forward pass, and bounds the rounding error of weights that are computed back. With
+        "factored", dense weights are formed every C steps, which bounds the cost of a step; None: every
         `max(1, d / (8 H))` steps on a CPU and `max(1, d / (2 H))` elsewhere.
       time_major: whether inputs, mask, reset, fork and outputs have the axes `[T, B, ...]`; if False, `[B, T, ...]`.
 
@@ -62,7 +62,7 @@ def unroll(
       The last carry and the outputs `[T, B, ...]`.
 
     Raises:
-      ValueError: for shapes that do not agree, an unknown form or one that the cell does not have, or
+      ValueError: for shapes that do not agree, a form that is unknown or that the cell does not support, or
         `checkpoint_every` below 1.
 
     Examples:
@@ -123,5 +123,5 @@ def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: in
 
 
 def _swap_axes(tree: Any) -> Any:
-    """Returns leaves `[T, B, ...]` for leaves `[B, T, ...]`, and the other way round."""
+    """Returns leaves `[B, T, ...]` as `[T, B, ...]`, and vice versa."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

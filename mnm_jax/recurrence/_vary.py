@@ -8,10 +8,10 @@ Tree = TypeVar("Tree")
 
 
 def vary_alike(tree: Tree) -> Tree:
-    """Returns the tree with every leaf varying over all manual mesh axes that any of its leaves varies over.
+    """Returns the tree with every leaf varying over all manual mesh axes over which any of its leaves varies.
 
-    Without `jax.shard_map`, and with `check_vma=False`, that is the tree itself. A parameter that is the same on all
-    devices is cast once per sequence here; its gradient is then summed over devices once, not in every step.
+    Without `jax.shard_map`, and with `check_vma=False`, this is the tree itself. Parameters, which are the same on all
+    devices, are cast here once per sequence, so that their gradients are summed over devices once, not at every step.
     """
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
     if not axes:

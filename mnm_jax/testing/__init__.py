@@ -1,8 +1,8 @@
-"""Contracts to test your own cell, memory, layer or task with.
+"""Contracts for testing your own cell, memory, layer or task.
 
-`check_cell`, `check_memory`, `check_layer` and `check_task` check all contracts of their kind. Those of cells, memories
-and layers are also functions of their own, listed in the three docstrings, which raise AssertionError with a message
-that begins with the contract's name.
+`check_cell`, `check_memory`, `check_layer` and `check_task` check all contracts of their kind. The contracts of cells,
+memories and layers are also separate functions, listed in the docstrings of the first three. A failure raises an
+AssertionError whose message begins with the contract's name.
 """
 
 from mnm_jax.testing._cell_programs import (

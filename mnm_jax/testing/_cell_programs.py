@@ -25,7 +25,8 @@ Array = jax.Array
 def check_derivatives(cell: Cell) -> None:
     """Checks derivatives of first and second order against finite differences, over two steps, in float64.
 
-    Second order is the derivative of the gradient, in forward mode. The form is "plain", the reference of the others.
+    The second order is checked as the forward-mode derivative of the gradient. The execution form is "plain";
+    `check_forms` compares the others with it.
     """
     leaves, tree = jax.tree.flatten(cell)
     inputs = cell_inputs(cell, steps=2, batch_size=1)
@@ -46,7 +47,7 @@ def check_derivatives(cell: Cell) -> None:
 
 @contract
 def check_forms(cell: Cell) -> None:
-    """Checks that all execution forms agree in values and gradients, or that a form is refused by its name."""
+    """Checks that all execution forms agree in values and gradients, or are refused by an error that names the form."""
     inputs = cell_inputs(cell)
     mask = np.ones(inputs.shape[:2], bool)
     mask[3, 1] = mask[5, 0] = False
@@ -76,7 +77,7 @@ def check_forms(cell: Cell) -> None:
 
 @contract
 def check_compilation(make_cell: Callable[..., Cell]) -> None:
-    """Checks that new numbers, a carry that came out, and a second equal cell compile nothing again.
+    """Checks that new numbers, a returned carry, and a second, equal cell cause no recompilation.
 
     Args:
       make_cell: `make_cell(dtype=..., param_dtype=...)` returns the cell.

@@ -63,7 +63,7 @@ def _gradient_of_unmasked(cell: Cell, inputs: Array, mask: Array) -> Array:
 
 @jax.jit
 def _everything_and_gradients(cell: Cell, inputs: Array) -> tuple[Array, Any]:
-    """Returns the sum of all real numbers that a run gives, and its gradients."""
+    """Returns the sum of all floating-point results of a run, and its gradients."""
 
     def value(cell: Cell, inputs: Array) -> Array:
         leaves = [leaf for leaf in jax.tree.leaves(run(cell, inputs)) if is_float(leaf)]
@@ -119,9 +119,9 @@ def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:
 
 @contract
 def check_unroll(cell: Cell) -> None:
-    """Checks that one run, a loop over steps, and two runs with the carry handed over agree, with their gradients."""
+    """Checks that one run, a loop over steps, and two runs joined by the carry agree in values and gradients."""
     inputs = cell_inputs(cell, steps=4)
-    step = jax.jit(lambda cell, carry, now: cell(carry, now))  # four steps in one program compile for long
+    step = jax.jit(lambda cell, carry, now: cell(carry, now))  # four steps in one program take long to compile
 
     def loop(cell: Cell, carry: Any, inputs: Array) -> tuple[Any, Any]:
         outputs = []

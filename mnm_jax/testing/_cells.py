@@ -1,4 +1,4 @@
-"""The list of all contracts of a cell."""
+"""Checks all contracts of a cell."""
 
 from collections.abc import Callable
 
@@ -42,21 +42,21 @@ DOUBLE_CONTRACTS = (
 
 
 def check_cell(make_cell: Callable[..., nnx.RNNCellBase]) -> None:
-    """Checks all contracts of a recurrent cell; each of them can be called by itself.
+    """Checks all contracts of a recurrent cell; each of them can also be called separately.
 
     ===================  ==========================================================================================
     contract             statement
     ===================  ==========================================================================================
     `check_dtypes`       parameters have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast
     `check_carry`        shapes and dtypes of the carry are constant under a step, `lax.cond` and `vmap`
-    `check_unroll`       one run, a loop over steps, and two runs with the carry handed over agree
+    `check_unroll`       one run, a loop over steps, and two runs joined by the carry agree
     `check_masking`      padding changes nothing and gets exactly zero gradient
     `check_resets`       packed sequences give the features of separate runs
     `check_causality`    features depend on every input up to their step, and on no later one
     `check_isolation`    a change of one example leaves the others bit-equal
     `check_extremes`     values and gradients are finite for extreme inputs and parameters
     `check_flax_rnn`     the cell gives the same features inside `nnx.RNN`
-    `check_compilation`  new numbers and a second equal cell compile nothing again
+    `check_compilation`  new numbers and a second, equal cell cause no recompilation
     `check_devices`      a batch divided over all devices gives the numbers of one device
     `check_export`       an exported step gives the same numbers
     `check_pickle`       a run continues bit-equal after parameters and carry were pickled
@@ -64,7 +64,7 @@ def check_cell(make_cell: Callable[..., nnx.RNNCellBase]) -> None:
     `check_derivatives`  derivatives of first and second order agree with finite differences
     ===================  ==========================================================================================
 
-    Compiling takes most of the time, up to a minute for a cell with a neural memory. Small sizes suffice.
+    Compilation takes most of the time, up to a minute for a cell with a neural memory. Small sizes are enough.
 
     Args:
       make_cell: `make_cell(dtype=..., param_dtype=...)` returns the cell: an `nnx.RNNCellBase` with `in_features`, with

@@ -1,4 +1,4 @@
-"""Shared by the contracts: their errors, comparisons and random numbers."""
+"""Errors, comparisons and random numbers that the contracts share."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _COARSE = (5e-2, 5e-2)
 
 
 def contract(check: Callable[P, None]) -> Callable[P, None]:
-    """Returns the check with every failure, errors included, as an AssertionError that names the contract."""
+    """Returns the check with every exception converted to an AssertionError that names the contract."""
     sentence = (check.__doc__ or "").partition("\n")[0]
 
     @functools.wraps(check)
@@ -45,12 +45,12 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def assert_close(found: Any, expected: Any, scale: float = 0.0) -> None:
-    """Raises AssertionError unless two pytrees agree up to rounding of their first floating-point leaf.
+    """Raises AssertionError unless two pytrees agree up to rounding in the dtype of their first floating-point leaf.
 
     Args:
       found: pytree of arrays.
       expected: pytree of the same structure.
-      scale: the magnitude of all numbers together; rounding relative to it is accepted, too.
+      scale: the largest magnitude in the trees; rounding errors relative to it are accepted, too.
     """
     chex.assert_trees_all_equal_structs(found, expected)
     relative, absolute = _TOLERANCES.get(str(first_dtype(expected)), _COARSE)
@@ -85,6 +85,6 @@ def normal(shape: tuple[int, ...], dtype: DTypeLike, seed: int = 0) -> Array:
 
 
 def sum_of_sines(tree: Any) -> Array:
-    """Returns a scalar that depends on every floating-point number of a pytree, on each leaf in another way."""
+    """Returns a scalar that depends on every floating-point number of a pytree, differently for each leaf."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
     return sum((jnp.sum(jnp.sin((place + 1) * leaf)) for place, leaf in enumerate(leaves)), start=jnp.zeros(()))

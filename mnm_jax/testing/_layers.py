@@ -74,9 +74,9 @@ def check_layer_dtypes(make_layer: Callable[..., Layer]) -> None:
 
 @contract
 def check_layer_steps(layer: Layer) -> None:
-    """Checks that a sequence, its tokens one by one, and tokens after the beginning of a sequence agree.
+    """Checks that a whole sequence, its tokens one by one, and a sequence continued by single tokens agree.
 
-    A carry of None begins a new sequence in each of them. Gradients are compared, too.
+    Values and gradients are compared. In each case a carry of None begins a new sequence.
     """
     inputs = _inputs(layer)
 
@@ -147,7 +147,7 @@ def check_layer_extremes(layer: Layer) -> None:
 
 @contract
 def check_layer_compilation(make_layer: Callable[..., Layer]) -> None:
-    """Checks that new numbers, a carry that came out, and a second equal layer compile nothing again.
+    """Checks that new numbers, a returned carry, and a second, equal layer cause no recompilation.
 
     Args:
       make_layer: `make_layer(dtype=..., param_dtype=...)` returns the layer.
@@ -167,7 +167,7 @@ def check_layer_compilation(make_layer: Callable[..., Layer]) -> None:
 
 
 def check_layer(make_layer: Callable[..., Layer]) -> None:
-    """Checks all contracts of a layer of a sequence model; each of them can be called by itself.
+    """Checks all contracts of a layer of a sequence model; each of them can also be called separately.
 
     =========================  ====================================================================================
     contract                   statement
@@ -178,7 +178,7 @@ def check_layer(make_layer: Callable[..., Layer]) -> None:
     `check_layer_causality`    outputs depend on every input up to their step, and on no later one
     `check_layer_isolation`    a change of one example leaves the others bit-equal
     `check_layer_extremes`     values and gradients are finite for extreme inputs
-    `check_layer_compilation`  new numbers and a second equal layer compile nothing again
+    `check_layer_compilation`  new numbers and a second, equal layer cause no recompilation
     =========================  ====================================================================================
 
     The contracts run sequences of 7 tokens: give the layer chunks of 4 tokens or fewer, so that several chunks occur.

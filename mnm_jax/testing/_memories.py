@@ -101,7 +101,7 @@ def check_memory_dtypes(make_memory: Callable[..., Memory]) -> None:
 
 @contract
 def check_memory_reads(memory: Memory) -> None:
-    """Checks that `write_read` is a write and then a read, that its losses follow from reads, and that reads repeat.
+    """Checks that `write_read` equals a write and then a read, that its losses agree with reads, and that reads repeat.
 
     The losses are the mean over heads and features of `(f(k^w) - v^w)^2`, before and after the write.
     """
@@ -199,7 +199,7 @@ def check_memory_forms(memory: Memory) -> None:
 
 
 def check_memory(make_memory: Callable[..., Memory], *, any_head_order: bool = True) -> None:
-    """Checks all contracts of a memory; each of them can be called by itself.
+    """Checks all contracts of a memory; each of them can also be called separately.
 
     ==========================  ===================================================================================
     contract                    statement
@@ -218,7 +218,7 @@ def check_memory(make_memory: Callable[..., Memory], *, any_head_order: bool = T
     Args:
       make_memory: `make_memory(param_dtype=...)` returns the memory; it is called with float32, bfloat16 and float64.
         `check_memory_equality` and `check_memory_dtypes` take `make_memory`, the other contracts take a memory.
-      any_head_order: whether the memory's rule claims that the order of the heads does not matter.
+      any_head_order: whether to check that the order of the heads does not matter.
 
     Raises:
       AssertionError: if a contract does not hold; the message begins with the contract's name.

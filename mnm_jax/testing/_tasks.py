@@ -1,4 +1,4 @@
-"""The contract of a task: rules that the training program relies on, each as a function that checks one.
+"""The contract of a task: the rules on which training relies, with one function per rule.
 
 Shape letters: `T` time steps, `B` examples, `D` input features, `C` outputs.
 """
@@ -20,20 +20,20 @@ _SPLITS = ("valid", "test")
 
 
 def check_task(task: "Task", batch_size: int = 4) -> None:
-    """Checks that a task keeps the contract of `mnm_jax.training.Task`.
+    """Checks that a task satisfies the contract of `mnm_jax.training.Task`.
 
-    Batches are drawn or read, encoded, scored and rendered as the training program does it, with made-up logits. A task
-    with `play` is played by an agent that acts at random.
+    Batches are drawn or read, encoded, scored and rendered as in training, with artificial logits. A task with `play`
+    is played by an agent that acts at random.
 
     Args:
       task: the task, with small sizes.
-      batch_size: examples per batch, `B`; questions per batch for a task that counts these.
+      batch_size: number of examples per batch, `B`; for a task whose batches count questions, of questions.
 
     Raises:
-      AssertionError: the task breaks a rule; the message names it.
+      AssertionError: if the task breaks a rule; the message names the rule.
 
     Examples:
-      `docs/how_to.md` checks a task of forty lines.
+      See "Add a task" in `docs/how_to.md`.
     """
     for check in TASK_CHECKS:
         check(task, batch_size)
@@ -157,7 +157,7 @@ def only_counted_steps_have_a_gradient(task: Any, batch_size: int) -> None:
 
 
 def evaluations_repeat(task: Any, batch_size: int) -> None:
-    """Checks that evaluation sets have a "" among them, and the same names and bytes on every call."""
+    """Checks that the evaluation sets include "", and have the same names and bytes on every call."""
     for split in _SPLITS:
         first, again = (task.evaluations(split, batch_size) for _ in range(2))
         _require("" in first, task, f'evaluations("{split}") must have the trained setting, named ""')
@@ -169,7 +169,7 @@ def evaluations_repeat(task: Any, batch_size: int) -> None:
 
 
 def pictures_show_every_step(task: Any, batch_size: int) -> None:
-    """Checks that `tokens` has a text per step that is no padding, and `render` shows them in order, then answers."""
+    """Checks that `tokens` has one text per unmasked step, and that `render` shows them in order, then the answers."""
     (batch,) = _training_batches(task, 0, 1, batch_size)
     for index in range(batch.mask.shape[1]):
         picture, tokens = task.render(batch, index), task.tokens(batch, index)
@@ -199,7 +199,7 @@ TASK_CHECKS: tuple[Callable[[Any, int], None], ...] = (
 
 
 class _RandomAgent:
-    """An agent with equal logits, for tasks that are played."""
+    """An agent with equal logits, for tasks with `play`."""
 
     def __init__(self, outputs: int):
         self._outputs = outputs
@@ -226,7 +226,7 @@ def _asks_for_bits(batch: "Batch") -> bool:
 
 
 def _play(task: Any, batch: "Batch") -> "Batch":
-    """Returns the batch, as numpy arrays, after an agent has played it if the task is played."""
+    """Returns the batch as NumPy arrays, played by a random agent if the task has `play`."""
     if _is_played(task):
         batch = jax.jit(lambda batch: task.play(_RandomAgent(task.output_features), batch))(batch)
     return jax.device_get(batch)

@@ -1,4 +1,4 @@
-"""Training: update, loop, evaluation, checkpoints and metrics, for any task that follows the protocol `Task`.
+"""Training: update, loop, evaluation, checkpoints and metrics, for any task that implements the protocol `Task`.
 
 The loop, checkpoints and writers need the extra "train" (`pip install 'mnm_jax[train]'`).
 """

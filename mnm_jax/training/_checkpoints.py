@@ -1,8 +1,8 @@
-"""Checkpoints: one folder per checkpoint, complete or absent, with every file verified before it is used.
+"""Checkpoints: one folder per checkpoint, complete or absent, with every file verified before use.
 
-`WORKDIR/checkpoints/STEP/` holds Orbax's files and `files.json` with the SHA-256 of each of them: Orbax and its array
-format notice a missing file but not a changed one. Arrays are stored by name, as plain arrays of the host, so that a
-run can resume with another number of devices.
+`WORKDIR/checkpoints/STEP/` holds Orbax's files and `files.json` with the SHA-256 of each of them, because Orbax and its
+array format detect a missing file but not a changed one. Arrays are stored by name, as plain host arrays, so that a run
+can resume with another number of devices.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """The newest complete checkpoint on disk; damaged: the newer ones that are damaged."""
+    """The newest complete checkpoint on disk; `damaged` lists newer checkpoints that are damaged."""
 
     path: pathlib.Path
     arrays: dict[str, np.ndarray]
@@ -53,7 +53,7 @@ class _Stored(NamedTuple):
 
 
 def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, run: dict[str, Any]) -> pathlib.Path:
-    """Saves a state, returns when it is on disk, and keeps the newest two checkpoints; collective.
+    """Saves a state, waits until it is on disk, and removes all but the newest two checkpoints; collective.
 
     The folder is written under another name and renamed when it is complete. The first process writes.
 
@@ -68,7 +68,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
 
     Raises:
       ImportError: orbax-checkpoint is not installed.
-      OSError: The checkpoint could not be written, for example to a full disk; earlier checkpoints are unchanged.
+      OSError: if the checkpoint could not be written, for example to a full disk; earlier checkpoints are unchanged.
     """
     folder = _folder(workdir)
     final = folder / str(step)
@@ -104,7 +104,7 @@ def _write(folder: pathlib.Path, final: pathlib.Path, arrays: dict[str, np.ndarr
 def restore_checkpoint(workdir: str | os.PathLike, like: TrainState) -> Checkpoint | None:
     """Returns the newest complete checkpoint of a run, or None if the run has none.
 
-    A damaged checkpoint is logged in one line and renamed to `STEP.damaged`; the previous one is used.
+    A damaged checkpoint is logged in one line and renamed to `STEP.damaged`, and the previous one is used.
 
     Args:
       workdir: folder of the run.
@@ -112,7 +112,7 @@ def restore_checkpoint(workdir: str | os.PathLike, like: TrainState) -> Checkpoi
 
     Raises:
       ImportError: orbax-checkpoint is not installed.
-      ValueError: All checkpoints are damaged, or they are of another model, optimiser or number of seeds.
+      ValueError: if all checkpoints are damaged, or they are of another model, optimiser or number of seeds.
     """
     for path in sorted(_folder(workdir).glob("*.unfinished*")):
         logging.warning("Checkpoint %s was never finished; it is not used.", path)
@@ -136,8 +136,8 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
       make_model: called as `make_model(rngs)`; gives the structure of the parameters.
 
     Raises:
-      FileNotFoundError: The run has neither.
-      ValueError: All checkpoints or the file are damaged, or they are of another model.
+      FileNotFoundError: if the run has neither checkpoints nor `params.npz`.
+      ValueError: if all checkpoints or the file are damaged, or they are of another model.
     """
     if stored := _read_newest(workdir):
         path, step = stored.path, int(stored.path.name)
@@ -161,7 +161,7 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[Any]:
-    """Yields a checkpointer of this process alone that logs only warnings: Orbax logs thirty lines per checkpoint."""
+    """Yields a checkpointer for this process alone that logs only warnings; Orbax logs 30 lines per checkpoint."""
     orbax = _orbax()
     before, this = logging.get_verbosity(), jax.process_index()
     alone = orbax.options.MultiprocessingOptions(
@@ -215,7 +215,7 @@ def _digests(path: pathlib.Path) -> dict[str, str]:
 
 
 def _problem(path: pathlib.Path) -> str | None:
-    """Returns the damage of a finished checkpoint, with the name of the file; None if it is complete."""
+    """Returns a description of a finished checkpoint's damage, with the file's name; None if it is complete."""
     try:
         expected = json.loads((path / _FILES).read_text())
         found = _digests(path)

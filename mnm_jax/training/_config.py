@@ -14,8 +14,8 @@ class TrainConfig:
     Attributes:
       steps: number of updates.
       batch_size: `B`, over all devices; a multiple of their number.
-      accumulate: number of parts into which a device's share of the batch is divided, with gradients summed over the
-        parts: for a batch that exceeds the device's memory. The result is that of the whole batch.
+      accumulate: number of parts into which a device's share of the batch is divided, for a batch that exceeds the
+        device's memory. Gradients are summed over them, so that the result is that of the whole batch.
       learning_rate: the rate after the warm-up.
       optimizer: "adam", "adamw", "nadam" or "sgd"; see `mnm_jax.training.make_optimizer`.
       schedule: "constant" or "cosine".
@@ -25,13 +25,13 @@ class TrainConfig:
       epsilon: added to the root of the second moment; ignored by "sgd".
       meta_weight: weight of the meta loss in the objective.
       seed: the first seed.
-      seeds: number of seeds trained at once: `seed, seed + 1, ...`.
-      log_every: number of updates between two lines of training metrics; a line holds the metrics of one update.
+      seeds: number of seeds trained in one program: `seed, seed + 1, ...`.
+      log_every: number of updates between two lines of training metrics; each line holds the metrics of one update.
       eval_every: number of updates between two evaluations on "valid"; the last update is always followed by one.
       checkpoint_seconds: seconds between two checkpoints; the last update is always followed by one.
 
     Raises:
-      ValueError: A setting is out of range; the message is one line.
+      ValueError: if a setting is out of range; the message is one line.
     """
 
     steps: int

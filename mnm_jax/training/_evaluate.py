@@ -1,4 +1,4 @@
-"""Metrics of trained parameters over a task's evaluation sets.
+"""Computes metrics of trained parameters over a task's evaluation sets.
 
 Shape letters: `S` seeds.
 """
@@ -40,7 +40,7 @@ def evaluate(
       task's own metrics there are "loss" (nats) and, for a cell with a memory, "meta_loss".
 
     Raises:
-      ValueError: A set yields no batch.
+      ValueError: if a set yields no batch.
     """
     return make_evaluate(graphdef, task, devices or jax.local_devices())(params, split, batch_size)
 
@@ -54,7 +54,7 @@ def make_evaluate(
       graphdef: from `split_model`.
       task: the task.
       devices: where to compute.
-      placed: True if the parameters of every call lie on the devices already.
+      placed: whether the parameters of every call are already on the devices.
     """
     placement = make_placement(devices)
 
@@ -74,7 +74,7 @@ def make_evaluate(
             sums: dict[str, Mean] = {}
             for batch in batches():
                 for metric, mean in jax.device_get(measure(params, place_batch(batch, placement))).items():
-                    # In float64 on the host: float32 cannot count the steps of a large set.
+                    # Summed in float64 on the host, since float32 cannot count the steps of a large set exactly.
                     total, count = sums.get(metric, (0.0, 0.0))
                     sums[metric] = Mean(total + np.float64(mean.total), count + np.float64(mean.count))
             if not sums:

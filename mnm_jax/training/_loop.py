@@ -30,9 +30,9 @@ from mnm_jax.training._writers import MetricWriter, read_metrics
 
 # Updates sent to the devices before their results are awaited: enough to keep them busy, few enough to stop soon.
 _UPDATES_AHEAD = 8
-# Updates between two decisions of several processes whether to stop or to save, since a decision waits for the devices.
+# Updates between two common decisions of several processes to stop or to save; each decision waits for the devices.
 _UPDATES_PER_DECISION = 16
-# Metrics shown beside the progress bar, with their names there.
+# Metrics shown next to the progress bar, with their short names.
 _SHOWN = {"train/loss": "loss", "valid/accuracy": "accuracy"}
 
 
@@ -66,8 +66,8 @@ def train(
     """Trains a model on a task, or resumes the run in `workdir`.
 
     A run that was interrupted and resumed ends with the same numbers as an uninterrupted one; a finished run is not
-    trained further. On SIGTERM or Ctrl-C the update in progress (and the evaluation, if one runs) is completed and the
-    state is saved; a second signal acts at once.
+    trained further. On SIGTERM or Ctrl-C the update in progress (and a running evaluation) is completed, and the state
+    is saved; a second signal stops the program at once.
 
     Args:
       task: the task.
@@ -81,11 +81,11 @@ def train(
       devices: devices to use; None: all devices of all processes.
 
     Raises:
-      ImportError: A package of the extra "train" is not installed.
-      Interrupted: A signal arrived; the state was saved.
-      TrainingFault: A loss, gradient or updated parameter was not finite. That seed stopped before the update (other
+      ImportError: if a package of the extra "train" is not installed.
+      Interrupted: if a signal stopped the run; the state was saved.
+      TrainingFault: if a loss, gradient or updated parameter was not finite. That seed stopped before the update (other
         seeds trained until the next log line, where the fault is noticed), and the state was saved.
-      ValueError: Settings contradict each other, or all checkpoints are damaged.
+      ValueError: if settings contradict each other, or all checkpoints are damaged.
     """
     devices = list(devices or jax.devices())
     if (task.sample is None) == (task.loader is None):
@@ -98,7 +98,7 @@ def train(
 
 
 class _Run:
-    """One start of a run: the objects that live between updates."""
+    """One start of a run, with the objects that live from update to update."""
 
     def __init__(
         self,
@@ -182,13 +182,13 @@ class _Run:
         if self.decide()[0]:
             self.stop_now()
         lines = self.last_lines()
-        # Only the first process can rely on the lines: a shared file system may show them to others with a delay.
+        # Only the first process can rely on these lines: other processes may read them from a shared disk with a delay.
         seconds = float(lines.pop("seconds", self.seconds))
         params = jax.tree.map(processes.to_host, self.state.params)
         return TrainResult(params=params, graphdef=self.graphdef, metrics=lines, steps=self.step, seconds=seconds)
 
     def decide(self) -> tuple[bool, bool]:
-        """Returns whether to stop and whether to save, the same in all processes."""
+        """Returns (stop, save), the same in all processes."""
         if jax.process_count() > 1 and self.step % _UPDATES_PER_DECISION and self.step < self.config.steps:
             return False, False
         due = time.monotonic() - self.last_save >= self.config.checkpoint_seconds
@@ -223,7 +223,7 @@ class _Run:
             self.write(self.evaluate(self.state.params, split, self.config.batch_size))
 
     def last_lines(self) -> dict[str, np.ndarray]:
-        """Returns all metrics on disk after the present update, with NaN for null; later lines replace earlier ones."""
+        """Returns all metrics on disk for the current update, with NaN for null; later lines replace earlier ones."""
         lines = [line for line in read_metrics(self.workdir) if line["step"] == self.step]
         merged: dict[str, Any] = {}
         for line in lines:

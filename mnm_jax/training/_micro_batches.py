@@ -15,9 +15,9 @@ from flax import nnx
 
 from mnm_jax.recurrence import MemoryCell
 
-# Bytes of fast weights and cotangents per micro-batch. Measured: twice or half as many were no faster.
+# Bytes of fast weights and cotangents per micro-batch. Measured: twice as many and half as many were not faster.
 CACHE_BYTES = 4 * 2**20
-# Fewest examples per micro-batch: with fewer, the products with slow weights are too small to be fast.
+# Micro-batches of this size are not divided further: the products with slow weights would be too small to be fast.
 MIN_EXAMPLES = 8
 
 
@@ -25,7 +25,8 @@ def choose_micro_batches(cell: nnx.Module | None, examples: int, platform: str) 
     """Returns the number of micro-batches per device.
 
     It is 1, except on a CPU whose cache cannot hold the batch's fast weights. There it is the smallest divisor of
-    `examples` for which a micro-batch's fast weights and their cotangents take at most `CACHE_BYTES`.
+    `examples` for which the fast weights and cotangents of a micro-batch take at most `CACHE_BYTES`, or for which a
+    micro-batch has at most `MIN_EXAMPLES` examples.
 
     Args:
       cell: the model's cell; only a `MemoryCell` has fast weights.
@@ -46,8 +47,8 @@ def value_and_grad_in_micro_batches(function: Callable, count: int) -> Callable:
     Args:
       function: `(params, batch) -> (value, aux)`, where both results are sums over the examples of the batch, whose
         leaves are `[T, B, ...]`.
-      count: number of micro-batches. Micro-batch g holds the examples g, g + count, ...: of a batch that is divided
-        over devices, every device then holds a part of every micro-batch.
+      count: number of micro-batches. Micro-batch g holds the examples g, g + count, ..., so that every device holds a
+        part of every micro-batch if the batch is divided over devices.
     """
     value_and_grad = jax.value_and_grad(function, has_aux=True)
     if count == 1:

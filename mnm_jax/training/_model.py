@@ -1,4 +1,4 @@
-"""The model that the training program trains: a cell between an encoder and a read-out."""
+"""The model for training: an encoder, a cell and a read-out."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,13 +33,13 @@ class SequenceModel(nnx.Module):
 
     Args:
       encoder: a map `[T, B, ...] -> [T, B, D]`.
-      cell: any `nnx.RNNCellBase` of this library.
+      cell: any `nnx.RNNCellBase` that `unroll` can run.
       classes: `C`, number of logits.
       readout_features: number of hidden units of the head; 0: none.
       rngs: random keys.
 
     Raises:
-      ValueError: `readout_features` is negative.
+      ValueError: if `readout_features` is negative.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SequenceModel(nnx.Module):
         form: str = "auto",
         checkpoint_every: int | None = None,
     ) -> SequenceOutput:
-        """Returns the outputs for inputs `[T, B, ...]`; for the other arguments see `unroll`."""
+        """Returns the outputs for inputs `[T, B, ...]`; see `unroll` for the other arguments."""
         features = self.encoder(inputs)
         _, outputs = unroll(
             self.cell, None, features, mask=mask, fork=fork, form=form, checkpoint_every=checkpoint_every

@@ -1,4 +1,4 @@
-"""The optimiser: an optax chain made from named settings."""
+"""Builds the optimiser, an optax chain, from named settings."""
 
 import functools
 from typing import Any
@@ -26,15 +26,15 @@ def make_optimizer(
     Args:
       name: "adam", "adamw", "nadam" or "sgd".
       learning_rate: the rate after the warm-up.
-      steps: number of updates of the run; "cosine" reaches 0 there.
+      steps: number of updates of the run, at the end of which "cosine" reaches 0.
       schedule: "constant" or "cosine".
       warmup_steps: number of updates over which the rate rises linearly from 0.
-      clip_norm: largest global norm of the gradient, which is scaled down to it; None: no limit.
+      clip_norm: largest global norm of the gradient; a larger gradient is scaled down. None: no limit.
       weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019); "adamw" only.
       epsilon: added to the root of the second moment by "adam", "adamw" and "nadam"; ignored by "sgd".
 
     Raises:
-      ValueError: A name is unknown or a value is out of range; the message is one line.
+      ValueError: if a name is unknown or a value is out of range; the message is one line.
     """
     if name not in _OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {name!r}.")

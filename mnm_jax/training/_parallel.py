@@ -1,4 +1,4 @@
-"""One update of all seeds on several devices: the batch is divided, the state is replicated or divided as well.
+"""The update of all seeds on several devices: the batch is divided, and the state is replicated or divided.
 
 Shape letters: `T` time steps, `B` examples, `S` seeds.
 """
@@ -44,8 +44,8 @@ def make_placement(devices: Sequence[jax.Device]) -> Placement:
 def state_shardings(state: Any, placement: Placement, parallel: str) -> Any:
     """Returns a tree with the sharding of each leaf `[S, ...]` of a state, of parameters, or of their shapes.
 
-    With "fsdp", a leaf is divided along the longest axis, except `S`, that the number of devices divides; a leaf
-    without such an axis is replicated. With any other `parallel`, all leaves are replicated.
+    With "fsdp", a leaf is divided along the longest axis, except `S`, whose size is a multiple of the number of devices;
+    a leaf without such an axis is replicated. With any other `parallel`, all leaves are replicated.
     """
     mesh, count = placement.divided.mesh, placement.divided.num_devices
 
@@ -61,14 +61,14 @@ def state_shardings(state: Any, placement: Placement, parallel: str) -> Any:
 
 
 def place_batch(batch: Batch, placement: Placement) -> Batch:
-    """Places a batch on the devices: divided if their number divides `B`, else replicated."""
+    """Places a batch on the devices: divided if `B` is a multiple of their number, else replicated."""
     size = np.shape(batch.mask)[1]
     divisible = size % placement.divided.num_devices == 0
     return to_devices(batch, placement.divided if divisible else placement.replicated)
 
 
 def pad_batch(batch: Batch, devices: int) -> Batch:
-    """Repeats the last example of a batch, with all its steps masked, until the number of devices divides `B`."""
+    """Repeats the last example of a batch, with all its steps masked, until `B` is a multiple of `devices`."""
     missing = -np.shape(batch.mask)[1] % devices
     if not missing:
         return batch
@@ -107,7 +107,7 @@ def make_parallel_update(
 ) -> Callable[[TrainState, Batch | None], tuple[TrainState, UpdateMetrics]]:
     """Returns the compiled update of all seeds; state leaves `[S, ...]`, batch leaves `[T, B, ...]` for all seeds.
 
-    The state passed in is donated. Every value of `parallel` gives the numbers of a single device.
+    The state argument is donated. Every value of `parallel` gives the same numbers as a single device.
 
     Args:
       graphdef: the model without its parameters, from `split_model`.
@@ -115,7 +115,7 @@ def make_parallel_update(
       optimizer: the optimiser.
       meta_weight: weight of the meta loss.
       batch_size: number of examples that a task samples, over all devices.
-      accumulate: number of parts into which a device's share of the batch is divided.
+      accumulate: number of parts into which a device's share of the batch is divided; gradients are summed.
       devices: devices that share the batch.
       parallel: "jit": the compiler divides the work along the batch. "pmap": the sums over devices are explicit, and
         each device samples the whole batch and selects its part. "fsdp": as "jit", with parameters and optimiser state
@@ -123,7 +123,7 @@ def make_parallel_update(
       state: for "fsdp", a state or its shapes.
 
     Raises:
-      ValueError: `parallel` is unknown, or the number of devices does not divide the batch size.
+      ValueError: if `parallel` is unknown, or the batch size is not a multiple of the number of devices.
     """
     count = len(devices)
     if batch_size % count:

@@ -1,6 +1,6 @@
-"""Runs of several processes, each with devices of its own: who writes, common decisions, and placement of arrays.
+"""Runs of several processes, each with its own devices: the writing process, common decisions, placement of arrays.
 
-With a single process every function here is the identity. A function marked "collective" must be called by all
+With a single process no function here communicates. A function marked "collective" must be called by all
 processes, in the same order.
 """
 
@@ -36,7 +36,7 @@ def wait_for_processes(reason: str) -> None:
     """Returns when all processes have made this call; collective.
 
     Args:
-      reason: a name for the place in the program, the same in all processes.
+      reason: a name for this point of the program, the same in all processes.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
@@ -45,7 +45,7 @@ def wait_for_processes(reason: str) -> None:
 def first_process_first(function: Callable[[], T]) -> T:
     """Returns `function()`, called in the first process before all others; collective.
 
-    For files that the first process may repair before the others read them.
+    It is for files that the first process may repair before the others read them.
     """
     if not is_first_process():
         wait_for_processes("the first process is done")

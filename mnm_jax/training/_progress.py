@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, otherwise a plain line at most once per minute."""
+"""Shows the progress of a run: a bar on a terminal, otherwise a plain line at most once per minute."""
 
 import contextlib
 import time
@@ -22,8 +22,8 @@ class ProgressBar:
       total: number of updates of the run.
       step: number of updates made before this start of the run.
       clock: returns seconds; for tests.
-      console: where to draw the bar; None: standard error. If it is no terminal, it gets lines instead.
-      quiet: True: show nothing.
+      console: where to draw the bar; None: standard error. A console that is not a terminal gets lines instead.
+      quiet: whether to show nothing.
 
     Raises:
       ImportError: rich is not installed.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT request that a run stops after the update in progress."""
+"""Handles SIGTERM and SIGINT as requests to stop a run after the update in progress."""
 
 import contextlib
 import signal
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal stopped a run, whose state was saved first."""
+    """Raised when a signal has stopped a run, after its state was saved."""
 
 
 class StopRequest:
     """The request to stop a run.
 
     Attributes:
-      name: the signal that arrived, "SIGTERM" or "SIGINT"; None if none did.
+      name: the signal that arrived, "SIGTERM" or "SIGINT"; None before any signal.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Yields a `StopRequest` that records the first SIGTERM or SIGINT; a second signal acts as usual.
 
-    The former handlers are restored on exit. Python allows handlers in the main thread only: in any other thread the
-    request stays empty.
+    The previous handlers are restored on exit. Python allows signal handlers in the main thread only; in any other
+    thread the request stays empty.
     """
     request = StopRequest()
     former: dict[int, Any] = {}

@@ -1,7 +1,7 @@
-"""The state that training changes: parameters, optimiser, random key and counters, for several seeds at once.
+"""The state of training: parameters, optimiser state, random key and counters, for several seeds at once.
 
-Shape letter: `S` seeds. Every leaf of a run's `TrainState` leads with `S`; the programs are written for one seed and
-mapped over the seeds.
+Shape letter: `S` seeds, the leading axis of every leaf of a run's `TrainState`. The functions are written for one seed
+and mapped over the seeds.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ Array = jax.Array
 
 
 class TrainState(NamedTuple):
-    """State of training; the leaves of a run lead with `S`.
+    """State of training; the leaves of a run are `[S, ...]`.
 
     Attributes:
       params: `nnx.State` of the model's `nnx.Param`s.
       opt_state: state of the optimiser.
       key: typed random key; update `n` draws its batch from `fold_in(key, n)`.
       step: number of updates made, int32.
-      fault_step: the first update, counted from 1, that met a number that is not finite; -1 for none, int32. From then
-        on the seed does not change: all other fields are as they were before that update.
+      fault_step: the first update, counted from 1, with a number that is not finite; -1 for none, int32. The seed is
+        frozen after it: all other fields keep their values from before that update.
       fault_leaf: the first check that failed, an index into `fault_names(params)`; int32.
     """
 
@@ -42,8 +42,8 @@ def split_model(make_model: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
     """Returns the structure of a model without its parameters: `nnx.merge(graphdef, params)` is the model.
 
     Raises:
-      ValueError: The model keeps state that is no `nnx.Param` (such as dropout's keys or batch norm's averages), which
-        the training program would not update.
+      ValueError: if the model has state other than `nnx.Param` (such as the keys of dropout or the averages of batch
+        normalisation), which training would not update.
     """
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     graphdef, *states = nnx.split(model, nnx.Param, ...)

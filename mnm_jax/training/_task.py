@@ -19,7 +19,7 @@ class Batch(NamedTuple):
       inputs: `[T, B, ...]` inputs of the encoder per step (features, or word ids).
       targets: expected output per step, `[T, B]` an integer class or `[T, B, C]` bits as 0 and 1; ignored where
         `loss_mask` is 0.
-      loss_mask: `[T, B]` float, 1 where the output of the step counts, else 0.
+      loss_mask: `[T, B]` float, 1 where the output of the step enters the loss, else 0.
       mask: `[T, B]` bool, False = padding.
       fork: `[T, B]` bool, True at a step whose carry is discarded (see `unroll`), such as a question in the middle of a
         story; None: no such step.
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean stored as total and count, so that parts of a batch add up exactly.
+    """A mean, stored as total and count so that the parts of a batch can be added.
 
     Attributes:
       total: sum over counted steps.
@@ -62,24 +62,24 @@ class Loader(Iterator[Batch], Protocol):
 
 
 class Task(Protocol):
-    """A task: data, loss mask, metrics and pictures. Implementations are frozen dataclasses.
+    """The protocol of a task: data, loss, metrics and pictures. Implementations are frozen dataclasses.
 
     A task may also have these members:
 
     * `entity_shape`: the shape `(P, V)` of the codes at the end of each input's features, for `ChainCell`.
     * `pictured`: names of the evaluation sets for which a report draws a memory map.
-    * `draw_episode(batch, index, trace, path, title)`: writes a picture of one example, which a report adds; `trace` is
-      None for a model without a memory.
+    * `draw_episode(batch, index, trace, path, title)`: writes a picture of one example for a report; `trace` is None
+      for a model without a memory.
     * `play(model, batch) -> Batch`: for a task whose batches depend on the model's actions. `sample` and `evaluations`
-      then return what `play` starts from, and all other members take the batches that it returns.
+      then return the batches that `play` takes, and all other members take the batches that `play` returns.
 
     Attributes:
       name: short name, used in file names and tables.
       input_features: `D`, number of features per step after the encoder.
       output_features: `C`, number of classes or of bits.
       sample: `(key, batch_size, step=None) -> Batch`, pure and jittable, for a synthetic task; None for a task that
-        reads files. `step` is the number of updates made so far, for a task with a curriculum; None: the curriculum's
-        end.
+        reads files. `step` is the number of updates made so far, for a task with a curriculum; None selects the end of
+        the curriculum.
       loader: `(seed, batch_size[, part]) -> Loader`; None for a synthetic task. Exactly one of `sample` and `loader` is
         given. `part` is passed to each of several processes: (its index, the number of processes). The parts joined
         along `B` are the batches of a single process.
@@ -98,8 +98,8 @@ class Task(Protocol):
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """Returns the named evaluation sets of a split.
 
-        Equal calls yield equal bytes. The name "" is the trained setting; other names state what differs, as in
-        "support=32".
+        Equal calls yield equal bytes. The name "" is the setting used in training; other names state the difference,
+        such as "support=32".
 
         Args:
           split: "valid" during training, "test" at the end.
@@ -108,7 +108,7 @@ class Task(Protocol):
         ...
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
-        """Returns the cross entropy in nats over counted steps (of bits: nats per bit); logits `[T, B, C]`."""
+        """Returns the cross entropy over counted steps, in nats (for bits: nats per bit); logits `[T, B, C]`."""
         ...
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:

@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 class TrainingFault(RuntimeError):
-    """Training met a number that is not finite."""
+    """Raised when a loss, gradient or parameter is not finite."""
 
 
 class UpdateMetrics(NamedTuple):
@@ -71,8 +71,8 @@ def make_update(
         objective = sum of task losses / counted steps + meta_weight * sum of meta losses / unmasked steps
 
     (equation 5 of Munkhdalai et al., 2019). With `axis_name` each device holds a part of the batch: totals, counts and
-    gradients are summed over the devices, so that the result is that of the whole batch, also when the parts count
-    different numbers of steps.
+    gradients are summed over the devices, so that the result is that of the whole batch even if the parts differ in
+    their number of counted steps.
 
     Args:
       graphdef: the model without its parameters, from `split_model`.
@@ -80,7 +80,7 @@ def make_update(
       optimizer: the optimiser.
       meta_weight: weight of the meta loss.
       batch_size: number of examples that a task samples, over all devices.
-      accumulate: number of parts into which a device's share of the batch is divided; their gradients are summed.
+      accumulate: number of parts into which a device's share of the batch is divided; gradients are summed.
       devices: devices that share the batch; None: the first local device alone. On a CPU each device computes its
         share in micro-batches that fit into its cache (`choose_micro_batches`).
       divide: applied to a sampled batch; selects this device's part or constrains the placement of the batch.
@@ -134,7 +134,7 @@ def make_update(
 
 
 def fault_names(params: Any) -> list[str]:
-    """Returns the name of the quantity that each check of an update looks at, in the order of the checks."""
+    """Returns the names of the quantities that an update checks, in the order of the checks."""
     names = leaf_names(params)
     return ["loss", *(f"gradient of {name}" for name in names), *(f"updated {name}" for name in names)]
 

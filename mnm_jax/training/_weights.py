@@ -1,4 +1,4 @@
-"""The parameters of a finished run in one small file, `WORKDIR/params.npz`, without the optimiser's state."""
+"""Stores the parameters of a finished run in one file, `WORKDIR/params.npz`, without the optimiser's state."""
 
 import os
 import pathlib
@@ -38,7 +38,7 @@ def read_params(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, np.
     """Returns the file's path, its arrays by name and the number of updates; None if there is no file.
 
     Raises:
-      ValueError: The file is damaged; a zip file holds the checksum of each member.
+      ValueError: if the file is damaged; a zip file holds the checksum of each member.
     """
     path = pathlib.Path(workdir) / _FILE
     if not path.is_file():

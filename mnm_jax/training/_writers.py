@@ -1,4 +1,4 @@
-"""Metrics on disk: JSON lines, which are the record of a run, and TensorBoard events for viewing.
+"""Writes metrics as JSON lines, the record of a run, and as TensorBoard events for viewing.
 
 Shape letter: `S` seeds.
 """
@@ -22,11 +22,11 @@ class MetricWriter:
 
     Each call writes one line: `{"step": 100, "seconds": 12.5, "train/loss": [0.5, 0.6]}`, with one number per seed and
     null for a number that is not finite. TensorBoard shows the mean over seeds as "train/loss" and, for several seeds,
-    each of them as "train/loss/seed0".
+    also each seed, as "train/loss/seed0".
 
     Args:
       workdir: folder of the run, created if missing.
-      step: number of updates from which the run resumes. Lines of later updates, which an interrupted run may have
+      step: number of updates after which the run resumes. Lines of later updates, which an interrupted run may have
         written, are removed.
 
     Raises:

@@ -1,19 +1,19 @@
-"""A run over time whose backward pass is derived by hand and keeps no weights of the steps.
+"""Runs a cell over time with a hand-derived backward pass that stores no weights per step.
 
-Let W_t be the weights after step t, q W the products that a step takes, y their results, and L_t the cotangent of W_t
-(a suffix `_ct` means cotangent). Backwards in time:
+Let W_t be the weights after step t, q W the products that a step computes, y their results, and L_t the cotangent of
+W_t (the suffix `_ct` means cotangent). Backwards in time:
 
-    W_{t-1} = W_t + X_t^T D_t                               the write is taken back
+    W_{t-1} = W_t + X_t^T D_t                               undoes the write
     X_ct = - D_t L_t^T,   D_ct = - X_t L_t                  the effect of step t's pairs on all later steps
-    q_ct = y_ct W^T                                         through each product of step t, by `Replay`
+    q_ct = y_ct W^T                                         the vjp of each product of step t, by `Replay`
     L_{t-1} = L_t + sum over products of q^T y_ct
 
-W and L each have a storage of their own: dense matrices, or factors, since L grows by outer products as W does. From
-the forward pass are kept: small carries, the results y and the pairs, `O(T H d)` numbers per example, where plain
-autodiff keeps `T d^2`.
+W and L each have their own storage: dense matrices or factors, since both grow by outer products. The forward pass
+stores the small carries and the results y, and factored storage also the pairs: `O(T H d)` numbers per example, where
+plain autodiff stores `T d^2`.
 
-Dense weights that are computed back differ by rounding from the weights of the forward pass; factors do not.
-`docs/derivation.md` derives all of it.
+Dense weights that are computed back differ from the weights of the forward pass by rounding; factors do not. The
+derivation is in `docs/derivation.md`.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ Array = jax.Array
 
 
 class Program(NamedTuple):
-    """A cell's step, and how its weights are kept. Static.
+    """A cell's step, and the storage of its weights. Static.
 
     Attributes:
       step: `(theta, small, storage, one step's Steps) -> (small, storage, outputs)`, a pure function; the storage is a
@@ -54,7 +54,7 @@ class Program(NamedTuple):
       dense_cotangent: whether their cotangent is kept as matrices; for factored weights this needs own weights at the
         start, and no resets.
       kernels: `(theta) -> kernels [I, O]` of the slow linear maps whose products the step logs, the rule's last.
-      add_kernels: `(theta, {map: what is added to its kernel}) -> theta`.
+      add_kernels: `(theta, {index of a map: array to add to its kernel}) -> theta`.
     """
 
     step: Callable[..., tuple[Any, Any, Any]]
@@ -64,7 +64,7 @@ class Program(NamedTuple):
     add_kernels: Callable[[Any, dict[int, Array]], Any]
 
     def transposed_kernels(self, theta: Any) -> list[Array]:
-        """Returns the transposed kernels: once for all steps, since transposing takes a CPU long."""
+        """Returns the transposed kernels, computed once for all steps, since transposing is slow on a CPU."""
         return [kernel.T for kernel in self.kernels(theta)]
 
 
@@ -73,10 +73,10 @@ class _Shapes(NamedTuple):
 
     Attributes:
       products: the products with the fast weights.
-      maps: the slow map of each product with one.
-      writes: how often the step writes.
+      maps: the index of the slow map of each product with a slow map.
+      writes: number of writes of the step.
       operands: the operands of the products with the fast weights.
-      pairs: the pairs that it writes.
+      pairs: the pairs that the step writes.
     """
 
     products: list[Product]
@@ -91,17 +91,17 @@ class _Shapes(NamedTuple):
         return self.pairs[0].inputs.dtype
 
     def sizes(self, rows: list[int]) -> tuple[tuple[int, int, int], ...]:
-        """Returns (rows, I, O) of each layer."""
+        """Returns (rows, I, O) for each layer."""
         return tuple((n, p.inputs.shape[2], p.delta.shape[2]) for n, p in zip(rows, self.pairs, strict=True))
 
     @property
     def rows_written(self) -> list[int]:
-        """The rows that a step writes to each layer."""
+        """The number of rows that a step writes to each layer."""
         return [p.inputs.shape[1] for p in self.pairs]
 
     @property
     def rows_multiplied(self) -> list[int]:
-        """The rows that a step multiplies with each layer, by which the cotangent of its weights grows."""
+        """The number of rows that a step multiplies with each layer, by which the cotangent of the weights grows."""
         rows = [0] * len(self.pairs)
         for product, operand in zip(self.products, self.operands, strict=True):
             rows[product.layer] += operand.shape[1]
@@ -109,7 +109,7 @@ class _Shapes(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """The state saved per step for the backward pass; everything else in the step follows from it.
+    """The state saved per step for the backward pass, from which the rest of the step is computed again.
 
     Attributes:
       small: the small carry before the step.
@@ -129,8 +129,8 @@ def run(
 
     Args:
       program: the step.
-      theta: its parameters.
-      kernels: `program.transposed_kernels(theta)`, an argument so that several runs share it.
+      theta: the parameters of the step.
+      kernels: `program.transposed_kernels(theta)`; an argument, so that several runs share the result.
       small: the first small carry.
       start: the first weights.
       xs: the sequence.
@@ -139,7 +139,7 @@ def run(
       The last small carry, the last weights `[B, I, O]` per layer, and the outputs `[T, ...]`.
 
     Raises:
-      ValueError: for dense weights and a reset, over which they cannot be computed back.
+      ValueError: for resets with dense weights, which cannot be computed back over a reset.
     """
     if xs.reset is not None and not program.factored:
         raise ValueError("dense weights cannot be computed back over a reset: use factors.")
@@ -188,9 +188,9 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     def body(carry: tuple[Any, ...], at_step: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         theta_ct, small_ct, weights, weights_ct, pending = carry
         x, saved, outputs_ct, last_ct = at_step
-        # The growth of the step after this one is added here, where nothing reads the old cotangent any more, so that
-        # the compiler updates it in place. Added in its own step, value and gradient take 1.2 to 1.36 times as long for
-        # one head and 1.11 to 1.16 times for four.
+        # The growth of the following step is added here, where nothing reads the old cotangent any more, so that the
+        # compiler updates it in place. If each step added its own growth, value and gradient would take 1.2 to 1.36
+        # times as long for one head and 1.11 to 1.16 times for four (`docs/derivation.md`).
         weights_ct = pending.add_to(weights_ct)
         probes = jax.tree.map(jnp.zeros_like, saved.results)
 
@@ -249,8 +249,8 @@ def _kernel_cotangents(
 ) -> dict[int, Array]:
     """Returns the cotangents of the slow maps' kernels: one large product per map, over all steps at once.
 
-    One product per step instead takes 1.23 to 1.33 times as long for one head and 1.05 to 1.19 times for four, value
-    and gradient.
+    With one product per step instead, value and gradient take 1.23 to 1.33 times as long for one head and 1.05 to 1.19
+    times for four (`docs/derivation.md`).
     """
     cotangents: dict[int, Array] = {}
     for index, x, ct in zip(shapes.maps, operands, results_ct, strict=True):
@@ -260,7 +260,7 @@ def _kernel_cotangents(
 
 
 def _shapes(step: Callable[..., Any], theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
-    """Traces one step for its products and writes, without computing anything."""
+    """Returns the products and writes of one step, from an abstract trace without computation."""
     logs: list[Log] = []
     own = start.own
     if own is None:

@@ -1,4 +1,4 @@
-"""Runs a memory cell by `adjoint.run`, with the memory taken out of the carry."""
+"""Runs a memory cell with `adjoint.run`, which takes the memory separately from the rest of the carry."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
       carry: the first carry, or None.
       xs: the sequence, time first.
       form: "reversible" or "factored".
-      every: steps between two sets of dense weights that are kept; None: one run over the whole sequence.
+      every: number of steps after which dense weights are stored; None: one run over the whole sequence.
 
     Returns:
       The last carry and the outputs `[T, B, ...]`.
@@ -63,13 +63,13 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         return (small, own), outputs
 
     if not factored:
-        chunk = jax.checkpoint(chunk, prevent_cse=False)  # what its steps keep is computed again, too
+        chunk = jax.checkpoint(chunk, prevent_cse=False)  # the residuals of its steps are computed again, too
     (small, own), outputs = scan_chunks(chunk, (small, own), xs, every)
     return layout.join(small, MemoryState(own)), outputs
 
 
 def _step(layout: CarryLayout) -> Callable[..., tuple[list[Array], Any, Any]]:
-    """Returns one step as `Program.step` describes it, with theta = (cell, small carry at the start of a sequence)."""
+    """Returns the function `Program.step`, with theta = (cell, small carry at the start of a sequence)."""
 
     def step(theta: Any, small: list[Array], memory: Recorder | Replay, x: Steps) -> tuple[list[Array], Any, Any]:
         cell, begin = _copy(theta)
@@ -105,5 +105,5 @@ def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
 
 
 def _copy(theta: Any) -> Any:
-    """Returns modules made at this trace level, the only ones that may be changed at it."""
+    """Returns a copy made at the current trace level, since flax lets a module be changed only at its own level."""
     return jax.tree.map(lambda leaf: leaf, theta)

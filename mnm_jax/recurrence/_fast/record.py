@@ -1,8 +1,8 @@
-"""Records the products of one step with the memory's weights, and the pairs that the step writes.
+"""Records a step's products with the memory's weights, and the pairs that the step writes.
 
-A step touches the fast weights only through products with them and through the pairs that it subtracts. So the
-backward pass can run a step again without any weights: the results of its products are known from the forward pass
-(`replay.py`), and its derivative takes one product with the transposed weights per product.
+A step uses the fast weights only in products, and changes them only by subtracting pairs. So the backward pass can run
+a step again without any weights: the results of its products are stored by the forward pass and replayed
+(`replay.py`), and the derivative of each product takes one product with the transposed weights.
 
 Shape letters: `B` examples, `Q` rows of one product, `H` rows written, `I`/`O` a layer's inputs and outputs.
 """
@@ -19,7 +19,7 @@ from mnm_jax.recurrence._masking import mask_pairs
 Array = jax.Array
 Pairs = tuple[Pair, ...]
 
-RULE_MAP = -1  # the slow map of the write rule, which is the last one of the kernels
+RULE_MAP = -1  # index of the write rule's slow map, the last of the kernels
 
 
 class Product(NamedTuple):
@@ -33,8 +33,8 @@ class Products(NamedTuple):
     """The products of one step in their order, or arrays of the same shapes.
 
     Attributes:
-      memory: of the products with fast weights, `[B, Q, ...]` each.
-      maps: of the products with slow linear maps.
+      memory: one array per product with fast weights, `[B, Q, ...]` each.
+      maps: one array per product with a slow linear map.
     """
 
     memory: list[Array]
@@ -46,12 +46,12 @@ class Log:
 
     Attributes:
       products: the products with the fast weights.
-      maps: the slow map of each product with one: its index in the cell's `linear_maps()`, or `RULE_MAP`.
+      maps: for each product with a slow map, the map's index in the cell's `linear_maps()`, or `RULE_MAP`.
       operands: the left operands of all products.
       results: the results of all products.
       pairs: the pairs subtracted, `()` before the first write; zero for examples whose step is masked or forked.
-      visible: the pairs that the rest of the step sees; zero for examples whose step is masked.
-      writes: how often pairs were subtracted.
+      visible: the pairs that the products after the write include; zero for examples whose step is masked.
+      writes: number of writes.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Log:
         return result
 
     def add_pairs(self, pairs: Pairs, mask: Array | None, fork: Array | None) -> tuple[Pairs, Pairs]:
-        """Logs a write and returns its pairs: those that the rest of the step sees, and those that are carried on."""
+        """Logs a write; returns the pairs visible to the rest of the step, and the pairs visible to later steps."""
         self.writes += 1
         visible = mask_pairs(pairs, mask)
         carried = visible if fork is None else mask_pairs(visible, ~fork)
@@ -88,16 +88,16 @@ class Log:
 
 
 class Recorder(NamedTuple):
-    """A `Storage` that computes with another one and logs products and writes.
+    """A `Storage` that computes with another storage and logs products and writes.
 
     Attributes:
-      storage: the other storage.
+      storage: the storage with which it computes.
       log: the log of the step.
       mask: `[B]` bool, False = nothing is written; None: no padding.
-      fork: `[B]` bool, True = only this step sees its writes; None: nowhere.
-      join_writes: whether all writes of the step go into the storage together, by `close`. Factored storage counts
-        steps by its writes.
-      outside: the pairs of this step that it sees and the storage does not hold.
+      fork: `[B]` bool, True = the writes affect this step only; None: no forks.
+      join_writes: whether `close` adds all writes of the step to the storage as one. Factored storage holds one write
+        per step.
+      outside: the pairs of this step that products include and the storage does not hold.
     """
 
     storage: Storage
@@ -155,10 +155,10 @@ class Recorder(NamedTuple):
 
 
 def join_pairs(a: Pairs, b: Pairs) -> Pairs:
-    """Returns the rows of both, layer by layer; no pairs at all are `()`."""
+    """Returns the rows of both, layer by layer; `a` may be `()`, no pairs."""
     return b if not a else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), a, b)
 
 
 def _low_rank_product(x: Array, inputs: Array, delta: Array) -> Array:
-    """x X^T D: `[B, Q, I] -> [B, Q, O]`."""
+    """Returns x X^T D: `[B, Q, I] -> [B, Q, O]`."""
     return jnp.einsum("bqh,bho->bqo", jnp.einsum("bqi,bhi->bqh", x, inputs), delta)

@@ -1,4 +1,4 @@
-"""Runs a step again in the backward pass, with the results of its products known and without its weights.
+"""Runs a step again in the backward pass, from the stored results of its products and without its weights.
 
 Shape letters: `B` examples, `Q` rows of one product, `H` rows written, `I`/`O` a layer's inputs and outputs.
 """
@@ -18,11 +18,11 @@ Array = jax.Array
 
 
 class Replay(NamedTuple):
-    """A `Storage` that returns known results, with the derivatives that products with the weights would have.
+    """A `Storage` that returns stored results, with the derivatives of products with the weights.
 
     Attributes:
-      storage: the weights before the step, for the derivatives of the results; they are not differentiated themselves.
-        None: the results are constants of the step.
+      storage: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:
+        the results are constants of the step.
       log: the log of the step.
       mask: as in `Recorder`.
       fork: as in `Recorder`.
@@ -56,7 +56,7 @@ class Replay(NamedTuple):
         """Returns the `lax.dot_general` of the slow map with this index."""
 
         def replayed(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-            del kernel, args, kwargs  # the same as in the forward pass, which has made the result
+            del kernel, args, kwargs  # the same as in the forward pass, which has computed the result
             return self._map(index, x)
 
         return replayed
@@ -88,16 +88,16 @@ class Replay(NamedTuple):
 
 
 def growth(products: list[Product], operands: list[Array], cotangents: list[Array], layers: int) -> Pairs:
-    """Returns what a step adds to the cotangent of the weights, q^T (cotangent of q W) for each product.
+    """Returns the rows that a step adds to the cotangent of the weights: q^T (cotangent of q W) for each product.
 
     Args:
       products: the products of the step.
-      operands: q of each.
+      operands: the operand q of each product.
       cotangents: the cotangents of their results.
       layers: the number of layers.
 
     Returns:
-      One pair per layer, as `Storage.subtract` takes them.
+      One pair per layer, in the format of `Storage.subtract`.
     """
     rows: list[list[Pair]] = [[] for _ in range(layers)]
     for product, x, ct in zip(products, operands, cotangents, strict=True):
@@ -107,7 +107,7 @@ def growth(products: list[Product], operands: list[Array], cotangents: list[Arra
 
 @jax.custom_vjp
 def _known_map(x: Array, kernel_transposed: Array, result: Array) -> Array:
-    """result = x M. The cotangent of M is left to the end of the backward pass."""
+    """Returns result = x M. The cotangent of M is computed after the loop of the backward pass."""
     del x, kernel_transposed
     return result
 
@@ -120,7 +120,7 @@ _known_map.defvjp(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _known_product(product: Product, storage: Storage, x: Array, written: Pair | None, result: Array) -> Array:
-    """result = x (W - X^T D), with W in `storage` and the pair (X, D) written earlier in the same step."""
+    """Returns result = x (W - X^T D), with W in `storage` and the pair (X, D) written earlier in the same step."""
     del product, storage, x, written
     return result
 

@@ -1,4 +1,4 @@
-"""The weights and their cotangent, at the two ends of a sequence."""
+"""The weights and their cotangent at both ends of a sequence."""
 
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ class Start(NamedTuple):
     """The weights at the start of a run.
 
     Attributes:
-      shared: `[I, O]` per layer, the weights after a reset, and the first ones without `own`; or None.
-      own: `[B, I, O]` per layer, or None.
+      shared: `[I, O]` per layer, the weights after a reset and, without `own`, the first weights; or None.
+      own: the first weights of every example, `[B, I, O]` per layer; or None.
     """
 
     shared: Weights | None
@@ -30,10 +30,10 @@ class Start(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """The rows that one step adds to the cotangent of the weights, kept until the step before it adds them.
+    """The rows that a step adds to the cotangent of the weights, kept until the loop processes the step before it.
 
     Attributes:
-      rows: one pair per layer, as `Storage.subtract` takes them.
+      rows: one pair per layer, in the format of `Storage.subtract`.
       reset: the step's reset flags `[B]`, or None.
     """
 
@@ -65,12 +65,12 @@ def open_weights(start: Start, factored: bool, sizes: Sizes, dtype: jnp.dtype, x
 
 
 def open_cotangent(dense: Weights | None, sizes: Sizes, dtype: jnp.dtype, xs: Steps) -> tuple[State, Growth]:
-    """Returns the cotangent of the last weights, and no growth.
+    """Returns the cotangent of the last weights, and a growth of zero rows.
 
     Args:
-      dense: the cotangent as matrices; None: it is zero, and kept as factors.
-      sizes: the rows by which each layer's cotangent grows per step.
-      dtype: of the factors.
+      dense: the cotangent as matrices; None: a cotangent of zero, kept as factors.
+      sizes: the number of rows by which each layer's cotangent grows per step, with I and O.
+      dtype: dtype of the factors.
       xs: the sequence.
     """
     steps, batch_size = xs.inputs.shape[:2]
@@ -96,7 +96,7 @@ def start_cotangent(start: Start, cotangent: State) -> Start:
     own = cotangent.fold()
     if start.shared is None:
         return Start(None, own)
-    # An episode that did not begin with the own weights began with the shared ones.
+    # Every episode that did not begin with an example's own weights began with the shared ones.
     return Start(tuple(all_ - jnp.sum(w, 0) for all_, w in zip(cotangent.sum_of_pairs(), own, strict=True)), own)
 
 
