@@ -44,7 +44,7 @@ def make_placement(devices: Sequence[jax.Device]) -> Placement:
 def state_shardings(state: Any, placement: Placement, parallel: str) -> Any:
     """Returns a tree with the sharding of each leaf `[S, ...]` of a state, of parameters, or of their shapes.
 
-    With "fsdp", a leaf is divided along the longest axis, except `S`, whose size is a multiple of the number of devices;
+    With "fsdp", a leaf is divided along the longest axis, except `S`, whose size is a multiple of the device count;
     a leaf without such an axis is replicated. With any other `parallel`, all leaves are replicated.
     """
     mesh, count = placement.divided.mesh, placement.divided.num_devices
