@@ -1,7 +1,7 @@
 """Metalearned neural memory in JAX and Flax.
 
 Everything named in `__all__` is public; modules and names that start with `_` are not. Names are imported at their
-first use, so that `import mnm_jax.memory` needs jax alone.
+first use, so that `import mnm_jax.memory` needs only jax.
 """
 
 import importlib

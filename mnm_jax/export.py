@@ -31,7 +31,7 @@ def export_step(
     *,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax.export.Exported:
-    """Returns one step as an exported function of dictionaries and arrays, for any batch size, that needs jax alone.
+    """Returns one step as an exported function of dictionaries and arrays, for any batch size, that needs only jax.
 
         (weights, carry, inputs [B, ...]) -> (carry, outputs [B, ...])
 
@@ -124,7 +124,7 @@ def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
     own = to_arrays(model)
     for what, names in [("lacks", own.keys() - arrays.keys()), ("has unknown", arrays.keys() - own.keys())]:
         if names:
-            raise ValueError(f"{path} {what} {', '.join(sorted(names))}: it is of another model.")
+            raise ValueError(f"{path} {what} {', '.join(sorted(names))}: it belongs to another model.")
     for name, array in own.items():
         if (array.shape, array.dtype) != (arrays[name].shape, arrays[name].dtype):
             there = f"{arrays[name].dtype}{list(arrays[name].shape)}"

@@ -69,7 +69,7 @@ def test_names_of_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a.pop("rate.bias"), "lacks rate.bias: it is of another model"),
+        (lambda a: a.pop("rate.bias"), "lacks rate.bias: it belongs to another model"),
         (lambda a: a.update(more=jnp.zeros(1)), "has unknown more"),
         (lambda a: a.update({"rate.bias": jnp.zeros(2)}), r"rate.bias as float32\[2\], this model as float32\[1\]"),
     ],

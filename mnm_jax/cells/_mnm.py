@@ -49,7 +49,7 @@ class MNMCarry(NamedTuple):
       controller: the LSTM's (c, h).
       read: v^r, `[B, V]`.
       memory: phi, the fast weights.
-      recent: the last writes, for a meta objective over several writes; None if it uses the current write alone.
+      recent: the last writes, for a meta objective over several writes; None if it uses only the current write.
     """
 
     controller: tuple[Array, Array]
@@ -90,7 +90,7 @@ class MNMCell(Cell):
         in a cell whose `dtype` is bfloat16.
       heads: `H`, keys and values per step.
       out_features: size of a linear read-out; None returns `[h ; v^r]` without a read-out.
-      meta_window: tau, number of writes in the meta objective; 1 uses the current write alone.
+      meta_window: tau, number of writes in the meta objective; 1 uses only the current write.
       interaction: "tanh" (the paper) or "layer_norm", for keys and values.
       read_first: whether a step reads before its write; the default is to read after it, as in the paper.
       dtype: dtype of the computation and of the carry except the memory's weights; None takes `param_dtype`.

@@ -1,4 +1,4 @@
-"""A layer of memories whose keys, values and gates depend on the inputs alone, so that it runs in parallel chunks.
+"""A layer of memories whose keys, values and gates depend only on the inputs, so that it runs in parallel chunks.
 
 Shape letters: `T` time steps, `B` examples, `D` features, `H` heads (one memory each), `K` key features, `V` value
 features, `n` taps of the convolution.

@@ -1,4 +1,4 @@
-"""The neural memory as pure functions of pytrees. The package needs jax alone.
+"""The neural memory as pure functions of pytrees. The package needs only jax.
 
 `Memory` is the interface; `gradient_memory`, `local_memory`, `matrix_memory`, `custom_memory` and `rule_memory` return
 memories. The other names are types and functions for your own write rules.

@@ -45,7 +45,7 @@ class Memory(abc.ABC):
     @property
     @abc.abstractmethod
     def pairs_only(self) -> bool:
-        """True if a write changes the weights by subtracting pairs alone, as the fast execution forms require."""
+        """True if a write changes the weights only by subtracting pairs, as the fast execution forms require."""
 
     @abc.abstractmethod
     def init(self, key: Array) -> MemoryParams:

@@ -79,7 +79,7 @@ class WriteOptions(NamedTuple):
 
     @property
     def pairs_only(self) -> bool:
-        """True if a write changes the weights by subtracting pairs alone."""
+        """True if a write changes the weights only by subtracting pairs."""
         return self.optimizer is None and not self.gates
 
 

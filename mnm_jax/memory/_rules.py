@@ -154,7 +154,7 @@ class GradientRule(SnapshotRule):
     """The gradient step of MNM-g (section 3.2) at rate one, differentiable itself.
 
     With the error e_h = f(k_h) - v_h and delta_l = (d f / d (x_l W_l))^T c, the gradient of any loss whose derivative
-    at the answer is c is x_l (x) delta_l in layer l. The step sizes differ in c alone:
+    at the answer is c is x_l (x) delta_l in layer l. The step sizes differ only in c:
 
         paper:       c = 2 e / (H V)         the derivative of the mean of squares
         sum:         c = 2 e                 the derivative of the sum of squares
@@ -284,7 +284,7 @@ def _scalar_kernel(grams: tuple[Array, ...], deltas: tuple[Array, ...], axes: tu
     Args:
       grams: X_l X_l^T of every layer, `[B, H, H]`; or |x_l|^2, `[B, C, 1]`.
       deltas: the error, passed back to every layer; the last entry is the error itself.
-      axes: the axes of a delta that belong to one write: heads and features, or features alone.
+      axes: the axes of a delta that belong to one write: heads and features, or only features.
     """
     squares = [jnp.sum(delta * delta, axis=axes, keepdims=True) for delta in deltas]
     kernel = grams[-1]

@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
 
 class Storage(Protocol):
-    """The fast weights phi_t of every example. Rules, reads and writes access them through these members alone."""
+    """The fast weights phi_t of every example. Rules, reads and writes access them only through these members."""
 
     @property
     def batch_size(self) -> int:

@@ -24,7 +24,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     ==================================================================  =============================================
     sequence                                                            form
     ==================================================================  =============================================
-    no neural memory, or one that is not written in pairs alone         plain
+    no neural memory, or one that is not written only in pairs          plain
     with resets, over which weights cannot be computed back             factored
     `T H <= d / 16` on a CPU (measured), `d / 2` elsewhere (estimated)  factored
     longer sequences, on a CPU up to 1,023 steps                        reversible
@@ -59,7 +59,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
 
 
 def has_forms(cell: nnx.RNNCellBase) -> bool:
-    """Returns whether the hand-written backward passes apply: the cell's memory is written in pairs alone."""
+    """Returns whether the hand-written backward passes apply: the cell's memory is written only in pairs."""
     return isinstance(cell, MemoryCell) and cell.memory.pairs_only
 
 

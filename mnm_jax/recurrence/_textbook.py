@@ -1,7 +1,7 @@
 """The reversible backward pass on one page.
 
 A step of a memory cell maps a small carry s (the controller's state, say) and the fast weights W to new ones. It
-changes the weights by subtracting pairs alone, for every layer of the memory
+changes the weights only by subtracting pairs, for every layer of the memory
 
     (s_t, W_t, y_t) = step(theta; s_{t-1}, W_{t-1}, x_t),      W_t = W_{t-1} - X_t^T D_t
 
@@ -52,7 +52,7 @@ def unroll_textbook(
     Weights cannot be computed back over a reset.
 
     Args:
-      cell: a `MemoryCell` whose memory is written in pairs alone.
+      cell: a `MemoryCell` whose memory is written only in pairs.
       carry: the first carry; None begins a new sequence.
       inputs: `[T, B, D]`.
       mask: `[T, B]` bool, False = padding.

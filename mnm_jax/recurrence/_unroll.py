@@ -95,10 +95,10 @@ def unroll(
             checkpoint_every = choose_checkpoints(steps)
         form = chosen if steps else "plain"
     elif form not in ("auto", "plain"):
-        lacks = "has no memory"
+        lacks = "has no neural memory"
         if isinstance(cell, MemoryCell):
-            lacks = "has a memory that is not written in pairs alone, so not"
-        raise ValueError(f"{type(cell).__name__} {lacks} to run in {form=}: use form='plain'.")
+            lacks = "has a memory that is not written only in pairs"
+        raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
     if form in ("auto", "plain"):
         carry, outputs = _unroll_plain(cell, carry, xs, checkpoint_every)
     else:

@@ -199,8 +199,8 @@ def _read_newest(workdir: str | os.PathLike) -> _Stored | None:
         damaged.append(path)
     if damaged:
         raise ValueError(
-            f"no whole checkpoint in {damaged[0].parent}: {damaged[0].name} is damaged ({_problem(damaged[0])}); "
-            "restore the files, or start over in another workdir."
+            f"no complete checkpoint in {damaged[0].parent}: {damaged[0].name} is damaged ({_problem(damaged[0])}); "
+            "restore the files, or train again in another workdir."
         )
     return None
 
@@ -240,15 +240,15 @@ def _unflatten(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> 
     names, leaves = leaf_names(like), jax.tree.leaves(like)
     for name in sorted(set(names) ^ set(arrays)):
         where = "has" if name in arrays else "lacks"
-        raise ValueError(f"checkpoint {path} is of another model or optimizer: it {where} {name}; use its own config.")
+        raise ValueError(f"checkpoint {path} belongs to another model or optimizer: it {where} {name}; use its config.")
     found = []
     for name, leaf in zip(names, leaves, strict=True):
         expected = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         saved = arrays[name]
         if (saved.shape, saved.dtype) != (expected.shape, expected.dtype):
             raise ValueError(
-                f"checkpoint {path} is of another model or number of seeds: {name} is {saved.dtype}{[*saved.shape]} "
-                f"there, {expected.dtype}{[*expected.shape]} here; use its own config."
+                f"checkpoint {path} belongs to another model or number of seeds: {name} is "
+                f"{saved.dtype}{[*saved.shape]} there, {expected.dtype}{[*expected.shape]} here; use its config."
             )
         found.append(jax.random.wrap_key_data(jax.numpy.asarray(saved)) if _is_key(leaf) else saved)
     return jax.tree.unflatten(jax.tree.structure(like), found)

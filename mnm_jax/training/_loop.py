@@ -135,7 +135,7 @@ class _Run:
         saved = processes.first_process_first(lambda: restore_checkpoint(workdir, like))
         start = saved or Checkpoint(step=0, state=init(), run={"seconds": 0.0})
         if start.step > config.steps:
-            raise ValueError(f"{workdir} was trained for {start.step} steps, got steps={config.steps}; raise it.")
+            raise ValueError(f"{workdir} was trained for {start.step} updates, got steps={config.steps}; increase it.")
         shardings = state_shardings(like, self.placement, parallel)
         self.step, self.state = start.step, processes.to_devices(start.state, shardings)
         self.seconds_before = start.run["seconds"]

@@ -81,7 +81,7 @@ def make_update(
       meta_weight: weight of the meta loss.
       batch_size: number of examples that a task samples, over all devices.
       accumulate: number of parts into which a device's share of the batch is divided; gradients are summed.
-      devices: devices that share the batch; None: the first local device alone. On a CPU each device computes its
+      devices: devices that share the batch; None: only the first local device. On a CPU each device computes its
         share in micro-batches that fit into its cache (`choose_micro_batches`).
       divide: applied to a sampled batch; selects this device's part or constrains the placement of the batch.
       axis_name: name of the mapped axis of devices, if there is one.

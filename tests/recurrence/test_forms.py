@@ -255,11 +255,11 @@ def test_errors_name_the_argument_and_the_form():
     cell, x = LSTMCell(D, 4, rngs=nnx.Rngs(0)), jnp.zeros((T, B, D))
     with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'factored', 'reversible', got 'fast'"):
         unroll(cell, None, x, form="fast")
-    with pytest.raises(ValueError, match="LSTMCell has no memory to run in form='factored': use form='plain'"):
+    with pytest.raises(ValueError, match="no neural memory, so it cannot run in form='factored': use form='plain'"):
         unroll(cell, None, x, form="factored")
     memory = local_memory(4, 3, hidden_sizes=(), options=WriteOptions(forget=True))
     gated = MNMCell(D, 6, memory, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="MNMCell has a memory that is not written in pairs alone"):
+    with pytest.raises(ValueError, match="MNMCell has a memory that is not written only in pairs"):
         unroll(gated, None, x, form="reversible")
     with pytest.raises(ValueError, match=r"inputs must have shape \[B, T, D\], got \(3, 4\)"):
         unroll(cell, None, x[0], time_major=False)

@@ -142,7 +142,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path, s
     for step in (10, 20):
         biggest(save(tmp_path, step, states[0], {})).unlink()
     for read in (lambda: restore(tmp_path, states[0]), lambda: load_params(tmp_path, make_model())):
-        with pytest.raises(ValueError, match="no whole checkpoint in .*: 20 is damaged .* is missing") as caught:
+        with pytest.raises(ValueError, match="no complete checkpoint in .*: 20 is damaged .* is missing") as caught:
             read()
         assert "\n" not in str(caught.value)
 

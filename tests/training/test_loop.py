@@ -128,7 +128,7 @@ def test_a_finished_run_is_not_trained_further(tiny, tmp_path):
     assert_same(again, first)
     assert again.seconds == first.seconds
     assert (tmp_path / "metrics.jsonl").read_text() == text
-    with pytest.raises(ValueError, match="was trained for 2 steps, got steps=1; raise it"):
+    with pytest.raises(ValueError, match="was trained for 2 updates, got steps=1; increase it"):
         train(tiny.Recall(reads=True), tiny.Model, tiny.config(steps=1), tmp_path)
 
 

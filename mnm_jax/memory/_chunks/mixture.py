@@ -5,8 +5,8 @@ with the change D_t at rate one writes
 
     S_t = m_t S_{t-1} + r_t D_t,    W_t = g_t W_{t-1} + S_t    (without S_t for padding)
 
-Over a chunk that begins with W_0 and S_0, W_t is linear in W_0, S_0 and the writes, with coefficients that depend on
-the gates alone:
+Over a chunk that begins with W_0 and S_0, W_t is linear in W_0, S_0 and the writes, with coefficients that depend only
+on the gates:
 
     W_t = G_t W_0 + P_t S_0 + sum_{s <= t} A_ts r_s D_s
 

@@ -25,7 +25,7 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     """Runs a memory cell in the form "reversible" or "factored".
 
     Args:
-      cell: a `MemoryCell` whose memory is written in pairs alone.
+      cell: a `MemoryCell` whose memory is written only in pairs.
       carry: the first carry, or None.
       xs: the sequence, time first.
       form: "reversible" or "factored".

@@ -149,7 +149,7 @@ def test_no_memory_map_without_memory_and_a_note_on_a_damaged_checkpoint(tmp_pat
     (tmp_path / "lstm/checkpoints/2/files.json").write_text("{")
     report_run(tmp_path / "lstm")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{tmp_path / 'lstm'}: no memory map: no whole checkpoint")
+    assert line.startswith(f"{tmp_path / 'lstm'}: no memory map: no complete checkpoint")
 
 
 def test_training_ends_with_figures_and_does_not_fail_for_want_of_one(tmp_path, monkeypatch, capsys, pixels):
