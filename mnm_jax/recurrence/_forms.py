@@ -31,8 +31,8 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     at least 1,024 steps on a CPU (measured)                            reversible, with a checkpoint every 256 steps
     ==================================================================  =============================================
 
-    The first row that applies decides. H is the number of heads, and d the width of the memory's widest layer. Writes
-    are not pairs alone with forgetting, momentum or an inner optimiser, and in a `custom_memory`.
+    The first row that applies decides. H is the number of heads, and d the width of the memory's widest layer. A memory
+    with forgetting, momentum or an inner optimiser, or from `custom_memory`, is not written only in pairs.
 
     Args:
       cell: any cell.

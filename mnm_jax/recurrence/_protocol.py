@@ -13,7 +13,7 @@ from mnm_jax.memory import Memory
 class MemoryCell(Protocol):
     """A recurrent cell with a neural memory that `unroll` can run in every execution form.
 
-    A cell that lacks one of these members runs only in the form "plain". Besides the members, the fast forms rely on
+    A cell without all of these members runs only in the form "plain". Besides the members, the fast forms rely on
     four properties of the cell:
 
     * One node of its carry is the memory's state, a `MemoryState`; all other leaves are floating-point arrays
