@@ -17,12 +17,28 @@ The vocabulary is built from the bAbI archive, which is read from --data_dir, el
 names, else from the folder that the environment variable MNM_BABI_DIR names.
 """
 
+import os
 import sys
 
 from absl import flags
 
 from launch.command import run_command
-from launch.runs.ask import ask, format_answer, load_babi
+from launch.runs.load import load_model
+from mnm_jax.training import SequenceModel
+from tasks.babi import Babi
+from tasks.babi.asking import ask, format_answer
+
+
+def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> tuple[Babi, SequenceModel]:
+    """Returns the task and the trained model of a bAbI run; arguments and errors as in `load_model`.
+
+    Raises:
+      ValueError: if the run belongs to another task.
+    """
+    task, model = load_model(workdir, seed, data_dir)
+    if not isinstance(task, Babi):
+        raise ValueError(f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions.")
+    return task, model
 
 
 def _read_story(path: str | None) -> list[str]:

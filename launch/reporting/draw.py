@@ -19,7 +19,7 @@ from launch.runs.finished import Run, find_runs, join_seeds, read_run
 from launch.runs.workdir import SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput
-from mnm_jax.training import Batch, load_params, played, split_model
+from mnm_jax.training import Batch, load_params, optional_member, played, split_model
 
 # A learning curve shows the first of these metrics that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/reward", "valid/bits", "valid/loss", "train/loss")
@@ -178,8 +178,8 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
     params, _ = load_params(folder, make_model)
     model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
     sets = task.evaluations("test", training.batch_size)
-    names = [name for name in getattr(task, "pictured", ()) if name in sets]
-    draw_episode = getattr(task, "draw_episode", None)
+    names = [name for name in optional_member(task, "pictured") if name in sets]
+    draw_episode = optional_member(task, "draw_episode")
     for name in names or [""]:
         batches = (jax.device_get(played(model, task, batch)) for batch in sets[name]())
         batch, index = longest(batches, _PICTURED_STEPS if names else None)

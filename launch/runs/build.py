@@ -9,7 +9,7 @@ from flax import nnx
 
 from launch.runs.registry import MODELS, TASKS
 from mnm_jax._checks import check_choice
-from mnm_jax.training import SequenceModel, Task, TrainConfig
+from mnm_jax.training import SequenceModel, Task, TrainConfig, optional_member
 
 _SECTIONS = ("task", "model", "training")
 _GIVEN = ("features", "entities", "entity_features", "rngs")  # arguments of a model that a config cannot set
@@ -65,9 +65,12 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
     given: dict[str, int] = {"features": task.input_features}
     _check_keys(f"model {name}", settings, make_cell, given=_GIVEN)
     if "entities" in inspect.signature(make_cell).parameters:
-        entities, entity_features = getattr(task, "entity_shape", (0, 0))
+        entities, entity_features = optional_member(task, "entity_shape")
         if not entities:
-            raise ValueError(f"model {name} needs a task with entities (babi, task.entities >= 1), got {task.name}.")
+            raise ValueError(
+                f"model {name} needs a task with entities (task.entities >= 1), got {task.name} with "
+                f"entity_shape={(entities, entity_features)}."
+            )
         given |= {"entities": entities, "entity_features": entity_features}
 
     def make_model(rngs: nnx.Rngs) -> SequenceModel:

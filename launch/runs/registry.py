@@ -23,10 +23,16 @@ class TaskEntry(NamedTuple):
     Attributes:
       name: the value of `task.name` in a config.
       place: MODULE:CLASS; the module is imported when a config names the task, not before.
+      small: settings of a small instance, with which the tests check the contract of the task.
+      colour: colour of the task, distinguishable for the colour-blind.
+      formula: what a sequence of the task is, as one line of text.
     """
 
     name: str
     place: str
+    small: Mapping[str, Any]
+    colour: str
+    formula: str
 
     def load(self) -> type[Task]:
         """Returns the class of the task, a frozen dataclass whose fields are the settings of the config."""
@@ -56,17 +62,72 @@ def _index(entries: Iterable[Any]) -> dict[str, Any]:
     return {entry.name: entry for entry in entries}
 
 
+# Colours: Okabe and Ito's palette, then Tol's.
 TASKS: dict[str, TaskEntry] = _index(
     [
-        TaskEntry("dictionary", "tasks.dictionary:Dictionary"),
-        TaskEntry("babi", "tasks.babi:Babi"),
-        TaskEntry("copy", "tasks.algorithmic:Copy"),
-        TaskEntry("repeat_copy", "tasks.algorithmic:RepeatCopy"),
-        TaskEntry("double_copy", "tasks.algorithmic:DoubleCopy"),
-        TaskEntry("associative_recall", "tasks.algorithmic:AssociativeRecall"),
-        TaskEntry("priority_sort", "tasks.algorithmic:PrioritySort"),
-        TaskEntry("pairs", "tasks.algorithmic:Pairs"),
-        TaskEntry("maze", "tasks.maze:MazeTask"),
+        TaskEntry(
+            name="dictionary",
+            place="tasks.dictionary:Dictionary",
+            small={"evaluation_batches": 2},
+            colour="#332288",
+            formula="pairs of strings (k_1, v_1) … (k_S, v_S), then k → its translation, letter by letter",
+        ),
+        TaskEntry(
+            name="babi",
+            place="tasks.babi:Babi",
+            small={"tasks": (1, 6), "size": "1k", "embedding_features": 5},
+            colour="#882255",
+            formula="sentences s_1 … s_n with questions between them, question → answer",
+        ),
+        TaskEntry(
+            name="copy",
+            place="tasks.algorithmic.copy:Copy",
+            small={"length": 5, "lengths": (7,), "evaluation_batches": 2},
+            colour="#0072B2",
+            formula="x_1 … x_L → x_1 … x_L",
+        ),
+        TaskEntry(
+            name="repeat_copy",
+            place="tasks.algorithmic.repeat_copy:RepeatCopy",
+            small={"length": 3, "repeats": 3, "lengths": (4,), "evaluation_batches": 2},
+            colour="#56B4E9",
+            formula="x_1 … x_L, N → N times x_1 … x_L, end",
+        ),
+        TaskEntry(
+            name="double_copy",
+            place="tasks.algorithmic.double_copy:DoubleCopy",
+            small={"length": 4, "lengths": (6,), "evaluation_batches": 2, "curriculum": 10},
+            colour="#44AA99",
+            formula="x_1 … x_L → x_1 … x_L x_1 … x_L",
+        ),
+        TaskEntry(
+            name="associative_recall",
+            place="tasks.algorithmic.associative_recall:AssociativeRecall",
+            small={"length": 3, "lengths": (4,), "evaluation_batches": 2},
+            colour="#009E73",
+            formula="items x_1 … x_L, then x_i → x_{i+1}",
+        ),
+        TaskEntry(
+            name="priority_sort",
+            place="tasks.algorithmic.priority_sort:PrioritySort",
+            small={"length": 6, "lengths": (8,), "evaluation_batches": 2},
+            colour="#E69F00",
+            formula="(x_1, p_1) … (x_L, p_L) → the x of the highest 4/5 of p, highest first",
+        ),
+        TaskEntry(
+            name="pairs",
+            place="tasks.algorithmic.pairs:Pairs",
+            small={"length": 5, "lengths": (2, 8), "evaluation_batches": 2},
+            colour="#D55E00",
+            formula="(k_1, v_1) … (k_L, v_L), then k → the v written last with k",
+        ),
+        TaskEntry(
+            name="maze",
+            place="tasks.maze:MazeTask",
+            small={"size": 5, "episode_steps": 9, "evaluation_batches": 2},
+            colour="#CC79A7",
+            formula="(o_t, a_{t−1}, r_{t−1}) → a_t, with a teleport to a random cell after each visit of the reward",
+        ),
     ]
 )
 
@@ -166,28 +227,82 @@ _HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, 
 # Colours: Okabe and Ito's palette, then Tol's.
 MODELS: dict[str, ModelEntry] = _index(
     [
-        ModelEntry("mnm-p", _mnm(local_memory), _MEMORY, "#0072B2", "W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)"),
-        ModelEntry("mnm-g", _mnm(gradient_memory), _MEMORY, "#D55E00", "W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²"),
-        ModelEntry("chain-p", _chain(local_memory), _HOPS, "#56B4E9", "r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p"),
-        ModelEntry("chain-g", _chain(gradient_memory), _HOPS, "#E69F00", "r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g"),
-        ModelEntry("lstm", _plain(LSTMCell), {"hidden_features": 128}, "#000000", "c ← f ∘ c + i ∘ g, h = o ∘ tanh(c)"),
-        ModelEntry("lstm-salu", _salu, _SLOTS, "#009E73", "slot t mod N ← (k, v),  read softmax(q · k_n / √K) v_n"),
-        ModelEntry("ntm", _ntm, _SLOTS, "#CC79A7", "M ← M ∘ (1 − w ⊗ e) + w ⊗ a,  w by content and by shift"),
-        ModelEntry("dnc", _dnc, _SLOTS, "#661100", "M ← M ∘ (1 − w ⊗ e) + w ⊗ v,  w by content and by free slots"),
-        ModelEntry("rnn", _plain(RNNCell), {"hidden_features": 128}, "#888888", "h ← tanh(A x + W h)"),
         ModelEntry(
-            "plastic",
-            _plain(PlasticCell),
-            {"hidden_features": 100},
-            "#DDCC77",
-            "h' = tanh(A x + (W + α ∘ E) h),  E ← (1 − η) E + η h ⊗ h'",
+            name="mnm-p",
+            make=_mnm(local_memory),
+            settings=_MEMORY,
+            colour="#0072B2",
+            formula="W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)",
         ),
         ModelEntry(
-            "neuromodulated",
-            _plain(partial(PlasticCell, modulated=True)),
-            {"hidden_features": 100},
-            "#AA4499",
-            "h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
+            name="mnm-g",
+            make=_mnm(gradient_memory),
+            settings=_MEMORY,
+            colour="#D55E00",
+            formula="W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²",
+        ),
+        ModelEntry(
+            name="chain-p",
+            make=_chain(local_memory),
+            settings=_HOPS,
+            colour="#56B4E9",
+            formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p",
+        ),
+        ModelEntry(
+            name="chain-g",
+            make=_chain(gradient_memory),
+            settings=_HOPS,
+            colour="#E69F00",
+            formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g",
+        ),
+        ModelEntry(
+            name="lstm",
+            make=_plain(LSTMCell),
+            settings={"hidden_features": 128},
+            colour="#000000",
+            formula="c ← f ∘ c + i ∘ g, h = o ∘ tanh(c)",
+        ),
+        ModelEntry(
+            name="lstm-salu",
+            make=_salu,
+            settings=_SLOTS,
+            colour="#009E73",
+            formula="slot t mod N ← (k, v),  read softmax(q · k_n / √K) v_n",
+        ),
+        ModelEntry(
+            name="ntm",
+            make=_ntm,
+            settings=_SLOTS,
+            colour="#CC79A7",
+            formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ a,  w by content and by shift",
+        ),
+        ModelEntry(
+            name="dnc",
+            make=_dnc,
+            settings=_SLOTS,
+            colour="#661100",
+            formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ v,  w by content and by free slots",
+        ),
+        ModelEntry(
+            name="rnn",
+            make=_plain(RNNCell),
+            settings={"hidden_features": 128},
+            colour="#888888",
+            formula="h ← tanh(A x + W h)",
+        ),
+        ModelEntry(
+            name="plastic",
+            make=_plain(PlasticCell),
+            settings={"hidden_features": 100},
+            colour="#DDCC77",
+            formula="h' = tanh(A x + (W + α ∘ E) h),  E ← (1 − η) E + η h ⊗ h'",
+        ),
+        ModelEntry(
+            name="neuromodulated",
+            make=_plain(partial(PlasticCell, modulated=True)),
+            settings={"hidden_features": 100},
+            colour="#AA4499",
+            formula="h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
         ),
     ]
 )

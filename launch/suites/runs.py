@@ -1,6 +1,7 @@
 """The suites of `launch.compare`: the runs of a comparison, as data."""
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,6 @@ from ml_collections import ConfigDict
 from launch.configs import algorithmic, maze, pairs
 from launch.runs.build import build_make_model, build_task, count_parameters
 
-_RECIPES = {"algorithmic.py": algorithmic, "maze.py": maze, "pairs.py": pairs}
 _EQUAL_PARAMETERS = 100_000
 _WIDEST = 4096
 
@@ -38,7 +38,7 @@ def make_run(recipe: str, changes: Mapping[str, Any] | None = None) -> SuiteRun:
       ValueError: if the recipe has no such setting.
     """
     file, _, model = recipe.partition(":")
-    config = _RECIPES[file].get_config(model)
+    config = importlib.import_module(f"launch.configs.{file.removesuffix('.py')}").get_config(model)
     for name, value in (changes or {}).items():
         section, key = name.split(".", 1)
         if section not in config or key not in config[section]:

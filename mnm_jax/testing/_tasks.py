@@ -218,7 +218,9 @@ def _require(condition: Any, task: Any, message: str) -> None:
 
 
 def _is_played(task: Any) -> bool:
-    return hasattr(task, "play")
+    from mnm_jax.training import optional_member
+
+    return optional_member(task, "play") is not None
 
 
 def _asks_for_bits(batch: "Batch") -> bool:

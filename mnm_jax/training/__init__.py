@@ -15,7 +15,7 @@ from mnm_jax.training._processes import first_process_first, is_first_process, w
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted
 from mnm_jax.training._state import TrainState, init_state, split_model
-from mnm_jax.training._task import Batch, Loader, Mean, Task, played
+from mnm_jax.training._task import Batch, Loader, Mean, Task, optional_member, played
 from mnm_jax.training._update import TrainingFault, UpdateMetrics, make_update
 from mnm_jax.training._weights import save_params
 from mnm_jax.training._writers import MetricWriter, read_metrics
@@ -48,6 +48,7 @@ __all__ = [
     "make_parallel_update",
     "make_placement",
     "make_update",
+    "optional_member",
     "played",
     "read_metrics",
     "restore_checkpoint",

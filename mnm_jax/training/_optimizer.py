@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from mnm_jax._checks import check_choice
+
 _OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "sgd": optax.sgd}
 _SCHEDULES = ("constant", "cosine")
 
@@ -36,10 +38,8 @@ def make_optimizer(
     Raises:
       ValueError: if a name is unknown or a value is out of range; the message is one line.
     """
-    if name not in _OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {name!r}.")
-    if schedule not in _SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}.")
+    check_choice("optimizer", name, _OPTIMIZERS)
+    check_choice("schedule", schedule, _SCHEDULES)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be > 0, got {learning_rate=}.")
     if not 0 <= warmup_steps < steps:

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mnm_jax._checks import check_choice
 from mnm_jax.training._processes import to_devices
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._task import Batch, Task
@@ -128,8 +129,7 @@ def make_parallel_update(
     count = len(devices)
     if batch_size % count:
         raise ValueError(f"batch_size must be a multiple of the {count} devices, got {batch_size=}.")
-    if parallel not in PARALLEL:
-        raise ValueError(f"parallel must be one of {', '.join(PARALLEL)}, got {parallel!r}.")
+    check_choice("parallel", parallel, PARALLEL)
     if parallel == "pmap" and jax.process_count() > 1:
         raise ValueError("parallel='pmap' needs a single process; use parallel='jit' or 'fsdp' with several.")
     placement = make_placement(devices)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 
+from mnm_jax._checks import check_choice
+
 Array = jax.Array
 
 
@@ -64,7 +66,7 @@ class Loader(Iterator[Batch], Protocol):
 class Task(Protocol):
     """The protocol of a task: data, loss, metrics and pictures. Implementations are frozen dataclasses.
 
-    A task may also have these members:
+    A task may also have these members, which `optional_member` reads:
 
     * `entity_shape`: the shape `(P, V)` of the codes at the end of each input's features, for `ChainCell`.
     * `pictured`: names of the evaluation sets for which a report draws a memory map.
@@ -124,7 +126,24 @@ class Task(Protocol):
         ...
 
 
+_OPTIONAL = {"entity_shape": (0, 0), "pictured": (), "draw_episode": None, "play": None}
+
+
+def optional_member(task: Any, name: str) -> Any:
+    """Returns a member that a task may have, or its value for a task without it: `(0, 0)`, `()`, or None for a method.
+
+    Args:
+      task: the task.
+      name: "entity_shape", "pictured", "draw_episode" or "play", see `Task`.
+
+    Raises:
+      ValueError: if the protocol has no such optional member.
+    """
+    check_choice("name", name, _OPTIONAL)
+    return getattr(task, name, _OPTIONAL[name])
+
+
 def played(model: Any, task: Task, batch: Any) -> Batch:
     """Returns the batch, or `task.play(model, batch)` for a task that has `play`."""
-    play = getattr(task, "play", None)
+    play = optional_member(task, "play")
     return batch if play is None else play(model, batch)

@@ -184,7 +184,7 @@ def test_a_run_outside_of_the_main_thread_needs_no_signals(tiny, tmp_path):
         ({"seed": -1}, "seed must be a whole number from 0 to 2**31 - 1 - seeds, got seed=-1."),
         ({"meta_weight": float("nan")}, "meta_weight must be >= 0 and finite, got meta_weight=nan."),
         ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must be >= 0, got checkpoint_seconds=-1.0."),
-        ({"optimizer": "adagrad"}, "optimizer must be one of adam, adamw, nadam, sgd, got 'adagrad'."),
+        ({"optimizer": "adagrad"}, "optimizer must be one of 'adam', 'adamw', 'nadam', 'sgd', got 'adagrad'."),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(changes, message):

@@ -66,8 +66,8 @@ def test_names_mean_what_they_mean_in_optax(name, make):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"name": "adm"}, "optimizer must be one of adam, adamw, nadam, sgd, got 'adm'"),
-        ({"schedule": "linear"}, "schedule must be one of constant, cosine, got 'linear'"),
+        ({"name": "adm"}, "optimizer must be one of 'adam', 'adamw', 'nadam', 'sgd', got 'adm'"),
+        ({"schedule": "linear"}, "schedule must be one of 'constant', 'cosine', got 'linear'"),
         ({"learning_rate": -0.1}, "learning_rate must be > 0, got learning_rate=-0.1"),
         ({"learning_rate": float("nan")}, "learning_rate must be > 0"),
         ({"warmup_steps": -1}, "warmup_steps must be >= 0 and less than steps"),

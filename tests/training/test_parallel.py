@@ -115,7 +115,7 @@ def test_work_is_divided_over_the_devices(tiny):
     "changes, message",
     [
         ({"batch_size": 12}, "batch_size must be a multiple of the 8 devices, got batch_size=12."),
-        ({"parallel": "tmap"}, "parallel must be one of jit, pmap, fsdp, got 'tmap'."),
+        ({"parallel": "tmap"}, "parallel must be one of 'jit', 'pmap', 'fsdp', got 'tmap'."),
     ],
 )
 def test_what_cannot_be_divided_is_refused_in_one_line(tiny, changes, message):

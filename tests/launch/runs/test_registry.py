@@ -1,5 +1,6 @@
 """Tests the registries: entries agree with the tasks and models they name, and unlisted models get their own colour."""
 
+import re
 import subprocess
 import sys
 
@@ -27,10 +28,12 @@ def test_building_one_task_imports_no_other():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_model_has_a_colour_and_a_formula_of_its_own():
+@pytest.mark.parametrize("registry", [MODELS, TASKS], ids=["models", "tasks"])
+def test_every_entry_has_a_colour_and_a_formula_of_its_own(registry):
     for field in ("colour", "formula"):
-        assert len({getattr(entry, field) for entry in MODELS.values()}) == len(MODELS)
-    assert all("\n" not in entry.formula for entry in MODELS.values())
+        assert len({getattr(entry, field) for entry in registry.values()}) == len(registry)
+    assert all("\n" not in entry.formula for entry in registry.values())
+    assert all(re.fullmatch("#[0-9A-F]{6}", entry.colour) for entry in registry.values())
 
 
 def test_a_foreign_model_keeps_its_colour_unless_another_one_has_it():
@@ -45,7 +48,10 @@ def test_a_new_model_is_one_entry(monkeypatch):
     def make(*, features, hidden_features, rngs):
         return nnx.GRUCell(features, hidden_features, rngs=rngs)
 
-    monkeypatch.setitem(MODELS, "gru", ModelEntry("gru", make, {"hidden_features": 5}, "#123456", "a formula"))
+    entry = ModelEntry(
+        name="gru", make=make, settings={"hidden_features": 5}, colour="#123456", formula="a formula"
+    )
+    monkeypatch.setitem(MODELS, "gru", entry)
     config = dictionary.get_config("gru")
     assert config.model.to_dict() == {"name": "gru", "hidden_features": 5}
     make_model = build.build_make_model(config.model, Dictionary())

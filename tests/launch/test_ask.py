@@ -11,9 +11,10 @@ pytest.importorskip("array_record")
 pytest.importorskip("grain")
 pytest.importorskip("tensorflow_datasets")
 
-from launch.runs.ask import ask, format_answer, load_babi  # noqa: E402
+from launch.ask import load_babi  # noqa: E402
 from launch.runs.evaluate import evaluate_run  # noqa: E402
 from launch.train import run  # noqa: E402
+from tasks.babi.asking import ask, format_answer  # noqa: E402
 
 PLACES = ("garden", "kitchen")
 STORIES = "".join(

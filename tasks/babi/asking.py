@@ -1,6 +1,5 @@
 """Answers questions about a story with a trained bAbI model."""
 
-import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.runs.load import load_model
 from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import CellOutput
 from mnm_jax.training import SequenceModel
-from tasks.babi import Babi
+from tasks.babi.task import Babi
 
 _SHOWN = 3  # answers and sentences per question
 
@@ -30,20 +28,6 @@ class Answer(NamedTuple):
     question: str
     answers: list[tuple[str, float]]
     sentences: list[tuple[float, int, str]]
-
-
-def load_babi(
-    workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None
-) -> tuple[Babi, SequenceModel]:
-    """Returns the task and the trained model of a bAbI run; arguments and errors as in `load_model`.
-
-    Raises:
-      ValueError: if the run belongs to another task.
-    """
-    task, model = load_model(workdir, seed, data_dir)
-    if not isinstance(task, Babi):
-        raise ValueError(f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions.")
-    return task, model
 
 
 def ask(task: Babi, model: SequenceModel, lines: Iterable[str]) -> list[Answer]:
