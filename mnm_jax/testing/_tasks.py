@@ -33,7 +33,7 @@ def check_task(task: "Task", batch_size: int = 4) -> None:
       AssertionError: if the task breaks a rule; the message names the rule.
 
     Examples:
-      See "Add a task" in `docs/how_to.md`.
+      See "Add a task" in `docs/extend.md`.
     """
     for check in TASK_CHECKS:
         check(task, batch_size)

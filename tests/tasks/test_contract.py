@@ -19,21 +19,21 @@ SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
     "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True},
 }
-HOW_TO = pathlib.Path(__file__).parents[2] / "docs/how_to.md"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs/extend.md"
 
 
-def task_of_the_how_to():
+def task_of_the_guide():
     """Returns the task that the how-to page defines."""
-    section = HOW_TO.read_text(encoding="utf-8").partition("## Add a task")[2]
+    section = GUIDE.read_text(encoding="utf-8").partition("## Add a task")[2]
     names = {"__name__": "page"}
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)  # noqa: S102
     return names["FirstSymbol"]()
 
 
-@pytest.fixture(scope="module", params=[*SETTINGS, "how_to"])
+@pytest.fixture(scope="module", params=[*SETTINGS, "guide"])
 def task(request, tmp_path_factory):
-    if request.param == "how_to":
-        return task_of_the_how_to()
+    if request.param == "guide":
+        return task_of_the_guide()
     settings = SETTINGS[request.param]
     if settings["name"] == "babi":
         for package in ("array_record", "grain", "tensorflow_datasets"):
