@@ -12,7 +12,9 @@ pytest.importorskip("grain")
 pytest.importorskip("tensorflow_datasets")
 
 from launch.ask import load_babi  # noqa: E402
+from launch.reporting.draw import report_run  # noqa: E402
 from launch.runs.evaluate import evaluate_run  # noqa: E402
+from launch.runs.export import export_run  # noqa: E402
 from launch.train import run  # noqa: E402
 from tasks.babi.asking import ask, format_answer  # noqa: E402
 
@@ -104,6 +106,23 @@ def test_another_folder_of_data_takes_the_place_of_the_one_in_the_config(workdir
         load_babi(moved)
     assert ask(*load_babi(moved, data_dir=str(data)), ["Mary went to the garden.", "Where is Mary?"])
     assert evaluate_run(moved, str(data))[0]["test/accuracy"] == 1
+    pytest.importorskip("safetensors")
+    assert all(path.stat().st_size for path in export_run(moved, tmp_path / "out", data_dir=str(data)))
+
+
+def test_a_report_reads_the_data_from_another_folder(workdir, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    moved = tmp_path / "run"
+    shutil.copytree(workdir, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["task"]["data_dir"] = str(tmp_path / "nowhere")
+    (moved / "config.json").write_text(json.dumps(config))
+    maps = moved / "figures"
+    shutil.rmtree(maps, ignore_errors=True)
+    report_run(moved)
+    assert "no memory map" in capsys.readouterr().err and not list(maps.glob("memory_map*"))
+    report_run(moved, str(workdir.parent / "data"))
+    assert not capsys.readouterr().err and list(maps.glob("memory_map*"))
 
 
 def test_a_seed_or_a_run_that_is_not_there(workdir, tmp_path):
