@@ -13,7 +13,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 venv: .venv/installed
 
-.venv/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
+.venv/installed: setup.cfg $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv

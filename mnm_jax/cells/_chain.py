@@ -22,6 +22,7 @@ from mnm_jax.cells._common import (
 )
 from mnm_jax.cells._lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState
+from mnm_jax.memory._memory import check_is_memory
 
 Array = jax.Array
 
@@ -81,6 +82,7 @@ class ChainCell(Cell):
       rngs: random keys of the initial parameters.
 
     Raises:
+      TypeError: for a memory that is no `Memory`.
       ValueError: for a size out of range, or inputs whose shape is not `[B, D]`.
 
     Examples:
@@ -111,6 +113,7 @@ class ChainCell(Cell):
         rngs: nnx.Rngs,
     ):
         check_sizes(in_features=in_features, hidden_features=hidden_features, entities=entities, heads=heads, hops=hops)
+        check_is_memory(memory)
         key_size, value_size = memory.key_size, memory.value_size
         if key_size % value_size:
             raise ValueError(f"key_size must be a multiple of value_size, got {key_size=}, {value_size=}.")

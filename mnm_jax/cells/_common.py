@@ -96,7 +96,7 @@ def split_output(outputs: Any) -> tuple[Array, Array | None]:
     return outputs, None
 
 
-def output_features(cell: nnx.RNNCellBase) -> int:
+def output_features(cell: Any) -> int:
     """Returns the number of output features of a cell, its `out_features`.
 
     The cells of flax do not have the attribute; their output is their hidden state, of size `hidden_features`.
@@ -104,11 +104,13 @@ def output_features(cell: nnx.RNNCellBase) -> int:
     Raises:
       TypeError: if a cell is not one of flax's and has no `out_features`.
     """
-    if hasattr(cell, "out_features"):
-        return cell.out_features
-    if isinstance(cell, _FLAX_CELLS):
+    if type(cell) in _FLAX_CELLS:
         return cell.hidden_features
-    raise TypeError(f"{type(cell).__name__} has no out_features: set it to the number of features of its outputs.")
+    try:
+        return cell.out_features
+    except AttributeError:
+        name = type(cell).__name__
+        raise TypeError(f"{name} has no out_features: set it to the number of features of its outputs.") from None
 
 
 # The hidden state of an untrained LSTM is small. With a gain of one the keys would be small and nearly parallel: each

@@ -22,6 +22,7 @@ from mnm_jax.cells._common import (
 )
 from mnm_jax.cells._lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState
+from mnm_jax.memory._memory import check_is_memory
 
 Array = jax.Array
 
@@ -98,6 +99,7 @@ class MNMCell(Cell):
       rngs: random keys of the initial parameters.
 
     Raises:
+      TypeError: for a memory that is no `Memory`.
       ValueError: for a size below 1, an unknown interaction, or inputs whose shape is not `[B, D]`.
 
     Examples:
@@ -130,6 +132,7 @@ class MNMCell(Cell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_is_memory(memory)
         key_size, value_size = memory.key_size, memory.value_size
         joint = hidden_features + value_size
         self.out_features = joint if out_features is None else out_features

@@ -18,6 +18,8 @@ from mnm_jax.memory._types import Pair, Storage
 
 Array = jax.Array
 _MATRIX_RULES = {"delta": DeltaRule(), "hebbian": HebbianRule()}
+_ONE_LAYER = (DeltaRule, HebbianRule)
+_OWN_RULES = (*_ONE_LAYER, GradientRule, LocalRule)  # their pairs fit every network that they accept
 
 
 def rule_memory(
@@ -55,6 +57,7 @@ def rule_memory(
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
 
     Raises:
+      TypeError: for a rule that is no function and no `Rule`, or that does not return pairs and answers.
       ValueError: for sizes below 1, options out of range, or a rule whose pairs do not fit the layers.
 
     Examples:
@@ -86,8 +89,16 @@ def rule_memory(
     network = Network((key_size, *hidden_sizes, value_size), activation, use_bias)
     dtype = jnp.dtype(param_dtype)
     if not isinstance(rule, Rule):
-        _probe(network, rule, dtype)
+        if not callable(rule):
+            raise TypeError(f"rule must be a function or a Rule, got {rule!r}: rules by name are in matrix_memory.")
         rule = FunctionRule(rule)
+    if isinstance(rule, _ONE_LAYER) and hidden_sizes:
+        raise ValueError(
+            f"rule must fit all layers, got {type(rule).__name__}, which writes a single one, with {hidden_sizes=}: "
+            "use hidden_sizes=(), or gradient_memory."
+        )
+    if type(rule) not in _OWN_RULES:
+        _probe(network, rule, dtype)
     return PairMemory(
         network=network,
         rule=rule,
@@ -296,16 +307,20 @@ def _check_step(step_size: str, epsilon: float) -> None:
     check_not_negative(epsilon=epsilon)
 
 
-def _probe(network: Network, rule: Callable, dtype: jnp.dtype) -> None:
+def _probe(network: Network, rule: Rule, dtype: jnp.dtype) -> None:
     """Evaluates a user's rule on abstract shapes, two examples with three heads, and checks the shapes of its pairs."""
     batch, heads = 2, 3
     like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
-    pairs, answers = jax.eval_shape(
-        lambda weights, keys, values: rule(network, MemoryState(weights), keys, values),
+    result = jax.eval_shape(
+        lambda targets, weights, keys, values: rule.pairs(network, targets, MemoryState(weights), keys, values),
+        jax.eval_shape(lambda key: rule.init(network, key, dtype), jax.random.key(0)),
         tuple(like(*shape) for shape in network.shapes),
         like(heads, network.sizes[0]),
         like(heads, network.sizes[-1]),
     )
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], tuple | list):
+        raise TypeError(f"rule must return (pairs, answers), with one Pair per layer, got {result}.")
+    pairs, answers = result
     if len(pairs) != network.depth or not all(isinstance(pair, Pair) for pair in pairs):
         raise ValueError(f"rule must return one Pair per layer, {network.depth} in all, got {pairs}.")
     for layer, (pair, (fan_in, fan_out)) in enumerate(zip(pairs, network.shapes, strict=True)):
@@ -315,8 +330,8 @@ def _probe(network: Network, rule: Callable, dtype: jnp.dtype) -> None:
                 f"rule must return pairs of inputs [B, R, {fan_in}] and delta [B, R, {fan_out}] for layer {layer}, "
                 f"got {pair.inputs.shape} and {pair.delta.shape} for B = {batch} and H = {heads}."
             )
-    if answers.shape != (batch, heads, network.sizes[-1]):
+    if getattr(answers, "shape", None) != (batch, heads, network.sizes[-1]):
         raise ValueError(
             f"rule must return answers [B, H, {network.sizes[-1]}], "
-            f"got {answers.shape} for B = {batch} and H = {heads}."
+            f"got {getattr(answers, 'shape', answers)} for B = {batch} and H = {heads}."
         )

@@ -99,6 +99,12 @@ class Memory(abc.ABC):
         return self.write_read(params, state, keys, values, rate, keys[:, :0], **gates)[:2]
 
 
+def check_is_memory(memory: Memory) -> None:
+    """Raises TypeError for anything that is no `Memory`."""
+    if not isinstance(memory, Memory):
+        raise TypeError(f"memory must be a Memory, got {memory!r}: make one with local_memory or another factory.")
+
+
 def check_shape(name: str, array: Array, batch_size: int, features: int) -> None:
     """Raises ValueError unless an array has the shape `[batch_size, H, features]`."""
     if array.ndim != 3 or array.shape[0] != batch_size or array.shape[2] != features:

@@ -87,7 +87,9 @@ PAPER = WriteOptions()
 
 
 def check_options(options: WriteOptions) -> None:
-    """Raises ValueError for an option out of range."""
+    """Raises TypeError unless the options are `WriteOptions`, and ValueError for an option out of range."""
+    if not isinstance(options, WriteOptions):
+        raise TypeError(f"options must be a WriteOptions, got {options!r}: pass WriteOptions(...), or leave it out.")
     check_choice("key_norm", options.key_norm, KEY_NORMS)
     if options.max_norm is not None and not options.max_norm > 0:
         raise ValueError(f"max_norm must be > 0, or None for no bound, got {options.max_norm}.")

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from mnm_jax._checks import check_choice
 from mnm_jax.recurrence._protocol import MemoryCell
 
 FORMS = ("auto", "plain", "factored", "reversible")
@@ -43,12 +44,16 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     Returns:
       "plain", "factored" or "reversible".
 
+    Raises:
+      ValueError: for an unknown form.
+
     Examples:
       >>> from mnm_jax import MNMCell, local_memory
       >>> cell = MNMCell(3, 4, local_memory(64, 64, hidden_sizes=()), rngs=nnx.Rngs(0))
       >>> choose_form(cell, 4), choose_form(cell, 100), choose_form(cell, 100, reset=True)
       ('factored', 'reversible', 'factored')
     """
+    check_choice("form", form, FORMS)
     if form == "plain" or not has_forms(cell):
         return "plain"
     if reset:

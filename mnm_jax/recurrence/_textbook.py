@@ -64,7 +64,7 @@ def unroll_textbook(
     Raises:
       ValueError: for shapes that do not agree.
     """
-    xs = Steps(inputs, mask, None, fork)
+    xs = Steps(inputs, mask=mask, fork=fork)
     check_steps(xs)
     if carry is None:
         carry = cell.initialize_carry(inputs.shape[1:])

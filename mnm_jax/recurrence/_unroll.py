@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mnm_jax._checks import check_choice, check_sizes
+from mnm_jax._vary import vary_alike
 from mnm_jax.recurrence._checkpoints import scan_chunks
 from mnm_jax.recurrence._fast.program import unroll_fast
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
 from mnm_jax.recurrence._masking import Steps, check_steps
 from mnm_jax.recurrence._protocol import MemoryCell
-from mnm_jax.recurrence._vary import vary_alike
 
 Array = jax.Array
 
@@ -48,7 +48,8 @@ def unroll(
         return the same values and gradients; only "plain" supports forward-mode derivatives.
 
         * "plain": stores the weights of every step, by plain autodiff; the only form of other cells.
-        * "reversible": stores no weights; they are computed back from the last ones.
+        * "reversible": stores no weights; they are computed back from the last ones. Over a reset they cannot
+          be computed back, so that with `reset` the form is "factored".
         * "factored": stores the writes only; the weights are never formed.
         * "auto": the form that `choose_form` returns.
       checkpoint_every: `C`. With "plain" and "reversible", only the carry of every C-th step is stored, and the steps
@@ -80,7 +81,7 @@ def unroll(
     check_choice("form", form, FORMS)
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
-    xs = Steps(inputs, mask, reset, fork)
+    xs = Steps(inputs, mask=mask, reset=reset, fork=fork)
     check_steps(xs, time_major=time_major)
     if not time_major:
         xs = _swap_axes(xs)

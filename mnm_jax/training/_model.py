@@ -1,10 +1,13 @@
 """The model for training: an encoder, a cell and a read-out."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mnm_jax.cells import output_features, split_output
 from mnm_jax.recurrence import unroll
@@ -36,6 +39,8 @@ class SequenceModel(nnx.Module):
       cell: any `nnx.RNNCellBase` that `unroll` can run.
       classes: `C`, number of logits.
       readout_features: number of hidden units of the head; 0: none.
+      dtype: dtype of the head's computation, to which the cell's features are cast; None for `param_dtype`.
+      param_dtype: dtype of the head's parameters; encoder and cell have their own.
       rngs: random keys.
 
     Raises:
@@ -43,16 +48,26 @@ class SequenceModel(nnx.Module):
     """
 
     def __init__(
-        self, encoder: Callable, cell: nnx.RNNCellBase, classes: int, readout_features: int = 0, *, rngs: nnx.Rngs
+        self,
+        encoder: Callable,
+        cell: nnx.RNNCellBase,
+        classes: int,
+        readout_features: int = 0,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> None:
         if readout_features < 0:
             raise ValueError(f"readout_features must be >= 0, got {readout_features=}.")
         features = output_features(cell)
         self.encoder = encoder
         self.cell: Any = cell
-        self.head = nnx.Linear(features, classes, rngs=rngs)
-        into = nnx.Linear(features, readout_features, rngs=rngs) if readout_features else None
-        out = nnx.Linear(readout_features, classes, use_bias=False, rngs=rngs) if readout_features else None
+        self.dtype = jnp.dtype(param_dtype if dtype is None else dtype)
+        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        self.head = linear(features, classes)
+        into = linear(features, readout_features) if readout_features else None
+        out = linear(readout_features, classes, use_bias=False) if readout_features else None
         self.into, self.out = nnx.data(into), nnx.data(out)
 
     def __call__(
@@ -82,6 +97,7 @@ class SequenceModel(nnx.Module):
         return carry, self._read_out(split_output(outputs)[0])
 
     def _read_out(self, hidden: Array) -> Array:
+        hidden = hidden.astype(self.dtype)
         logits = self.head(hidden)
         if self.into is None or self.out is None:
             return logits

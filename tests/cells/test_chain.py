@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 from flax import nnx
 
-from mnm_jax import ChainCell, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll
 
 V = 8
 # Rows of a Hadamard matrix except the first: orthogonal, mean zero, variance one, so that norm does not change them.
@@ -85,3 +85,13 @@ def test_sizes_that_do_not_go_together(options, message):
 def test_a_key_is_entity_by_relation():
     with pytest.raises(ValueError, match="key_size must be a multiple of value_size, got key_size=9, value_size=8"):
         ChainCell(2 * V, 4, local_memory(9, V, hidden_sizes=()), entities=2, rngs=nnx.Rngs(0))
+
+
+def test_a_memory_by_its_name_is_refused():
+    message = "memory must be a Memory, got 'mnm-p': make one with local_memory or another factory"
+    with pytest.raises(TypeError, match=message):
+        ChainCell(2 * V, 4, "mnm-p", entities=2, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=message):
+        MNMCell(3, 4, "mnm-p", rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=message):
+        NeuralMemoryLayer(4, "mnm-p", rngs=nnx.Rngs(0))

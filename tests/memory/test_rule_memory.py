@@ -8,6 +8,7 @@ from flax import nnx
 
 from mnm_jax import MNMCell, unroll
 from mnm_jax.memory import Pair, WriteOptions, backward, forward, gradient_memory, rule_memory
+from mnm_jax.memory._rules import DeltaRule, Rule
 
 B, H, K, V = 3, 2, 5, 4
 RATE = np.array([0.2, 0.5, 0.9])
@@ -78,6 +79,13 @@ def test_the_gradient_as_a_rule_of_ones_own_is_the_gradient_memory(use_bias, x64
         np.testing.assert_array_equal(a, b)
 
 
+class NoPairs(Rule):
+    """A rule object whose result does not fit."""
+
+    def pairs(self, network, targets, weights, keys, values):
+        return (), weights.product(0, keys)
+
+
 @pytest.mark.parametrize(
     ("rule", "settings", "message"),
     [
@@ -85,6 +93,11 @@ def test_the_gradient_as_a_rule_of_ones_own_is_the_gradient_memory(use_bias, x64
         (lambda n, w, k, v: ((), w.product(0, k)), {}, r"one Pair per layer, 1 in all, got \(\)"),
         (lambda n, w, k, v: ((Pair(k, k),), w.product(0, k)), {}, r"delta \[B, R, 4\] for layer 0, got .*\(2, 3, 5\)"),
         (lambda n, w, k, v: ((Pair(k, v),), k), {}, r"answers \[B, H, 4\], got \(2, 3, 5\) for B = 2 and H = 3"),
+        ("delta", {}, "rule must be a function or a Rule, got 'delta': rules by name are in matrix_memory"),
+        (lambda n, w, k, v: None, {}, r"rule must return \(pairs, answers\), with one Pair per layer, got None"),
+        (DeltaRule(), {"hidden_sizes": (3,)}, "got DeltaRule, which writes a single one, with hidden_sizes=.3,.: use"),
+        (NoPairs(), {}, r"one Pair per layer, 1 in all, got \(\)"),
+        (oja, {"options": {}}, "options must be a WriteOptions, got {}: pass WriteOptions"),
         (oja, {"hidden_sizes": (3, 0)}, r"hidden_sizes\[1\] must be >= 1, got 0"),
         (oja, {"initial_gain": -1.0}, "initial_gain must be >= 0, got -1.0"),
         (oja, {"options": WriteOptions(key_norm="rms")}, "key_norm must be one of None, 'l2', 'layer', got 'rms'"),

@@ -253,6 +253,8 @@ def test_auto_chooses_by_length_resets_and_cell():
 
 def test_errors_name_the_argument_and_the_form():
     cell, x = LSTMCell(D, 4, rngs=nnx.Rngs(0)), jnp.zeros((T, B, D))
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'factored', 'reversible', got 'slow'"):
+        choose_form(cell, 3, form="slow")
     with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'factored', 'reversible', got 'fast'"):
         unroll(cell, None, x, form="fast")
     with pytest.raises(ValueError, match="no neural memory, so it cannot run in form='factored': use form='plain'"):

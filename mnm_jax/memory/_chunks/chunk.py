@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from mnm_jax.memory._chunks.mixture import Gates, Mixture
 from mnm_jax.memory._chunks.triangular import solve_unit_lower
-from mnm_jax.memory._memory import Memory
+from mnm_jax.memory._memory import Memory, check_is_memory
 from mnm_jax.memory._network import forward
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._rules import ErrorRule, SnapshotRule
@@ -84,8 +84,10 @@ def check_memory(memory: Memory) -> PairMemory:
     """Returns the memory if the chunked form can write it.
 
     Raises:
+      TypeError: for anything that is no `Memory`.
       ValueError: if it cannot; the message names the option and the remedy.
     """
+    check_is_memory(memory)
     if not isinstance(memory, PairMemory):
         raise ValueError(
             f"memory must be one that is written in pairs, got {type(memory).__name__}: use gradient_memory, "

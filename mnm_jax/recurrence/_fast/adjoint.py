@@ -171,7 +171,8 @@ def _run_forward(
             resets = (storage.first, storage.was_reset)
         log = Log()
         join_writes = program.factored and shapes.writes > 1
-        new, recorder, outputs = program.step(theta, small, Recorder(storage, log, x.mask, x.fork, join_writes), x)
+        recorder = Recorder(storage=storage, log=log, mask=x.mask, fork=x.fork, join_writes=join_writes)
+        new, recorder, outputs = program.step(theta, small, recorder, x)
         return (new, recorder.close()), (outputs, _Saved(small, log.results, resets))
 
     storage = open_weights(start, program.factored, shapes.sizes(shapes.rows_written), shapes.dtype, xs)
@@ -198,7 +199,15 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
             weights: Storage | None, theta: Any, small: Any, inputs: Array, probes: Products
         ) -> tuple[tuple[Any, Any, Pairs], Products]:
             log = Log()
-            replay = Replay(weights, log, x.mask, x.fork, saved.results, probes, kernels)
+            replay = Replay(
+                storage=weights,
+                log=log,
+                mask=x.mask,
+                fork=x.fork,
+                results=saved.results,
+                probes=probes,
+                kernels=kernels,
+            )
             small, _, outputs = program.step(theta, small, replay, x._replace(inputs=inputs))
             return (small, outputs, log.pairs), log.operands
 
@@ -269,9 +278,10 @@ def _shapes(step: Callable[..., Any], theta: Any, small: Any, start: Start, xs: 
     def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[list[Array], Pairs]:
         log = Log()
         logs.append(log)
-        step(theta, small, Recorder(MemoryState(own), log, x.mask, x.fork), x)
+        step(theta, small, Recorder(storage=MemoryState(own), log=log, mask=x.mask, fork=x.fork), x)
         return log.operands.memory, log.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     operands, pairs = jax.eval_shape(trace, theta, small, own, x)
-    return _Shapes(logs[0].products, logs[0].maps, logs[0].writes, operands, pairs)
+    log = logs[0]
+    return _Shapes(products=log.products, maps=log.maps, writes=log.writes, operands=operands, pairs=pairs)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState
 from mnm_jax.recurrence._carry import CarryLayout
 from mnm_jax.recurrence._checkpoints import scan_chunks
@@ -16,7 +17,6 @@ from mnm_jax.recurrence._fast.replay import Replay
 from mnm_jax.recurrence._fast.states import Start, Weights, broadcast
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
 from mnm_jax.recurrence._masking import Steps
-from mnm_jax.recurrence._vary import vary_alike
 
 Array = jax.Array
 
@@ -47,7 +47,13 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         start = Start(None if xs.reset is None else shared, memory.weights)
     factored = form == "factored"
     theta = (cell, begin)
-    program = Program(_step(layout), factored, not factored, _kernels, _add_kernels)
+    program = Program(
+        step=_step(layout),
+        factored=factored,
+        dense_cotangent=not factored,
+        kernels=_kernels,
+        add_kernels=_add_kernels,
+    )
     kernels = program.transposed_kernels(theta)
     if every is None or every >= steps:
         small, own, outputs = run(program, theta, kernels, small, start, xs)

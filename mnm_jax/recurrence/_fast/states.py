@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._vary import vary_alike
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
 from mnm_jax.recurrence._fast.record import Pairs
 from mnm_jax.recurrence._masking import Steps
-from mnm_jax.recurrence._vary import vary_alike
 
 Array = jax.Array
 Weights = tuple[Array, ...]
@@ -54,12 +54,12 @@ def open_weights(start: Start, factored: bool, sizes: Sizes, dtype: jnp.dtype, x
     if not factored:
         return MemoryState(start.own or broadcast(start.shared or (), batch_size))
     state = FactoredState(
-        start.shared if start.own is None or xs.reset is not None else None,
-        start.own,
-        empty_pairs(sizes, batch_size, steps, dtype),
-        jnp.zeros((), jnp.int32),
-        None if xs.reset is None else jnp.zeros(batch_size, jnp.int32),
-        None if xs.reset is None or start.own is None else jnp.zeros(batch_size, bool),
+        shared=start.shared if start.own is None or xs.reset is not None else None,
+        own=start.own,
+        pairs=empty_pairs(sizes, batch_size, steps, dtype),
+        count=jnp.zeros((), jnp.int32),
+        first=None if xs.reset is None else jnp.zeros(batch_size, jnp.int32),
+        was_reset=None if xs.reset is None or start.own is None else jnp.zeros(batch_size, bool),
     )
     return vary_alike((state, xs))[0]
 
@@ -81,7 +81,7 @@ def open_cotangent(dense: Weights | None, sizes: Sizes, dtype: jnp.dtype, xs: St
     else:
         first = None if xs.reset is None else jnp.zeros(batch_size, jnp.int32)
         buffers = empty_pairs(sizes, batch_size, steps + 1, dtype)
-        cotangent = FactoredState(None, None, buffers, jnp.zeros((), jnp.int32), first)
+        cotangent = FactoredState(shared=None, own=None, pairs=buffers, count=jnp.zeros((), jnp.int32), first=first)
     return vary_alike((cotangent, growth, xs))[:2]
 
 
