@@ -14,11 +14,13 @@ from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_sizes
 from mnm_jax._params import ParamTree
+from mnm_jax._vary import vary_alike
 from mnm_jax.layers._convolution import ShortConvolution
 from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.chunk import ChunkState, Tokens, check_memory, chunk, step
 from mnm_jax.memory._chunks.mixture import Gates, mix
 from mnm_jax.memory._options import FORGET_LITTLE, normalise
+from mnm_jax.recurrence._masking import Steps, check_steps
 
 Array = jax.Array
 
@@ -61,8 +63,9 @@ class NeuralMemoryLayer(nnx.Module):
     ==================  =============================================================================================
 
     In a memory of several layers, the hidden activations of a token are computed with the weights at the chunk's
-    beginning, and so is the whole step of the gradient rule: `chunk` then changes the model. For a memory of one layer
-    it changes only the speed.
+    beginning, and so is the whole step of the gradient rule: `chunk` then changes the model. Padding, and calls that do
+    not end at a multiple of `chunk`, move the beginnings of the chunks and so change later outputs. For a memory of one
+    layer, `chunk` changes only the speed. There are no resets: a new sequence begins with a new carry.
 
     Args:
       features: number of features `D`.
@@ -78,6 +81,7 @@ class NeuralMemoryLayer(nnx.Module):
       rngs: random keys.
 
     Raises:
+      TypeError: for a memory that is no `Memory`.
       ValueError: for a size below 1, or a memory that cannot be written in chunks: one with an `optimizer`, several
         `inner_steps` or a `max_norm`, a `custom_memory`, or a rule given as a function.
 
@@ -159,26 +163,19 @@ class NeuralMemoryLayer(nnx.Module):
         Raises:
           ValueError: for shapes that do not agree.
         """
+        steps = Steps(inputs, mask=mask)
+        check_steps(steps, time_major=time_major)
+        if inputs.shape[-1] != self.features:
+            raise ValueError(f"inputs must have D = {self.features} features on the last axis, got {inputs.shape}.")
         if not time_major:
-            mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
-            carry, outputs = self(carry, jnp.swapaxes(inputs, 0, 1), mask=mask)
-            return carry, jnp.swapaxes(outputs, 0, 1)
-        if inputs.ndim != 3 or inputs.shape[-1] != self.features:
-            raise ValueError(f"inputs must have shape [T, B, D] = [T, B, {self.features}], got {inputs.shape}.")
-        if mask is not None and (mask.shape != inputs.shape[:2] or mask.dtype != bool):
-            raise ValueError(f"mask must be bool of shape {inputs.shape[:2]}, got {mask.dtype} of {mask.shape}.")
-        carry = self.initialize_carry(inputs.shape[1:]) if carry is None else carry
-        if inputs.shape[0] == 0:
-            return carry, jnp.zeros(inputs.shape, self.dtype)
-        if mask is not None:
-            inputs = jnp.where(mask[..., None], inputs, 0)
-        window, vectors = self._vectors(carry.window, inputs, mask)
-        memory, answers = self._run(carry.memory, vectors, self._gates(inputs, mask))
-        outputs = self.to_output(answers)
-        if mask is not None:
-            outputs = jnp.where(mask[..., None], outputs, 0)
-        position = jnp.full(inputs.shape[1], inputs.shape[0] % self.chunk, jnp.int32)
-        return LayerCarry(memory=memory, position=position, window=window), outputs
+            steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+        carry = self.initialize_carry(steps.inputs.shape[1:]) if carry is None else carry
+        layer, carry, steps = vary_alike((self, carry, steps))
+        if steps.inputs.shape[0]:
+            carry, outputs = layer._run(carry, steps)
+        else:
+            outputs = jnp.zeros(steps.inputs.shape, self.dtype)
+        return carry, outputs if time_major else jnp.swapaxes(outputs, 0, 1)
 
     def step(self, carry: LayerCarry | None, inputs: Array) -> tuple[LayerCarry, Array]:
         """Runs over one token, as in text generation.
@@ -196,6 +193,21 @@ class NeuralMemoryLayer(nnx.Module):
         if inputs.ndim != 2 or inputs.shape[-1] != self.features:
             raise ValueError(f"inputs must have shape [B, D] = [B, {self.features}], got {inputs.shape}.")
         carry = self.initialize_carry(inputs.shape) if carry is None else carry
+        layer, carry, inputs = vary_alike((self, carry, inputs))
+        return layer._run_one(carry, inputs)
+
+    def _run(self, carry: LayerCarry, steps: Steps) -> tuple[LayerCarry, Array]:
+        """Returns the carry and the outputs `[T, B, D]` after at least one token."""
+        inputs = jax.vmap(lambda step: step.enter((), ())[1])(steps)
+        window, vectors = self._vectors(carry.window, inputs, steps.mask)
+        memory, answers = self._run_chunks(carry.memory, vectors, self._gates(inputs, steps.mask))
+        _, outputs = jax.vmap(lambda step, y: step.leave((), (), y))(steps, self.to_output(answers))
+        position = jnp.full_like(carry.position, inputs.shape[0] % self.chunk)
+        carry = LayerCarry(memory=memory, position=position, window=window)
+        return vary_alike((carry, outputs))
+
+    def _run_one(self, carry: LayerCarry, inputs: Array) -> tuple[LayerCarry, Array]:
+        """Returns the carry and the outputs `[B, D]` after one token."""
         window, vectors = self._vectors(carry.window, inputs[None], None)
         tokens = self._tokens(vectors, self._gates(inputs[None], None))
         begins = carry.position[:, None, None, None] == 0
@@ -206,7 +218,7 @@ class NeuralMemoryLayer(nnx.Module):
         carry = LayerCarry(memory=memory, position=position, window=window)
         return carry, self.to_output(_join_heads(answers))[0]
 
-    def _run(self, memory: ChunkState, vectors: Array, gates: Gates) -> tuple[ChunkState, Array]:
+    def _run_chunks(self, memory: ChunkState, vectors: Array, gates: Gates) -> tuple[ChunkState, Array]:
         """Returns the memories after a sequence, and all answers `[T, B, H V]`."""
         params, steps = self.memory_params.get_value(), vectors.shape[0]
         whole = steps - steps % self.chunk

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnm_jax.testing._contract import (
     assert_close,
@@ -166,6 +167,40 @@ def check_layer_compilation(make_layer: Callable[..., Layer]) -> None:
     require(len(traces) == 1, f"The layer was traced {len(traces)} times.")
 
 
+@contract
+def check_layer_devices(layer: Layer) -> None:
+    """Checks that a batch divided over all devices gives the outputs and gradients of one device.
+
+    The batch is divided by the compiler, and by `jax.shard_map` with its default checks.
+    """
+    devices = len(jax.devices())
+    inputs = normal((T, devices, layer.features), _inputs(layer).dtype)
+    counts = jnp.arange(1, devices + 1, dtype=inputs.dtype)  # every example counts differently
+
+    def differentiate(layer: Layer, inputs: Array, counts: Array) -> tuple[Array, Array, list[Array]]:
+        def value(layer: Layer, inputs: Array) -> tuple[Array, tuple[Any, Array]]:
+            carry, outputs = layer(None, inputs)
+            return jnp.sum(jnp.sin(outputs) * counts[None, :, None]), (carry, outputs)
+
+        differentiated = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(layer, inputs[2:])
+        (_, (carry, outputs)), (of_layer, of_inputs) = differentiated
+        _, others = jax.lax.scan(lambda carry, now: layer.step(carry, now), carry, inputs[:2])
+        return jnp.concatenate([outputs, others]), of_inputs, jax.tree.leaves(of_layer)
+
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    every, batch, examples = PartitionSpec(), PartitionSpec(None, "data"), PartitionSpec("data")
+    specs = (every, batch, examples)
+    mapped = jax.shard_map(differentiate, mesh=mesh, in_specs=specs, out_specs=(batch, batch, every))
+    given = (layer, inputs, counts)
+    divided = [jax.device_put(part, NamedSharding(mesh, spec)) for part, spec in zip(given, specs, strict=True)]
+    expected = jax.device_get(jax.jit(differentiate)(*given))
+    for way in (differentiate, mapped):
+        found = jax.jit(way)(*divided)
+        shapes = {shard.data.shape[:2] for shard in found[0].addressable_shards}
+        require(shapes == {(T, 1)}, f"The outputs of a divided batch must be divided, got shards of {shapes}.")
+        assert_close(jax.device_get(found), expected)
+
+
 def check_layer(make_layer: Callable[..., Layer]) -> None:
     """Checks all contracts of a layer of a sequence model; each of them can also be called separately.
 
@@ -179,6 +214,7 @@ def check_layer(make_layer: Callable[..., Layer]) -> None:
     `check_layer_isolation`    a change of one example leaves the others bit-equal
     `check_layer_extremes`     values and gradients are finite for extreme inputs
     `check_layer_compilation`  new numbers and a second, equal layer cause no recompilation
+    `check_layer_devices`      a batch divided over devices, by `jax.shard_map` too, gives the numbers of one device
     =========================  ====================================================================================
 
     The contracts run sequences of 7 tokens: give the layer chunks of 4 tokens or fewer, so that several chunks occur.
@@ -204,5 +240,8 @@ def check_layer(make_layer: Callable[..., Layer]) -> None:
     check_layer_extremes(make_layer(dtype=jnp.float32, param_dtype=jnp.float32))
     with jax.enable_x64(True):
         layer = make_layer(dtype=jnp.float64, param_dtype=jnp.float64)
-        for check in (check_layer_steps, check_layer_masking, check_layer_causality, check_layer_isolation):
-            check(layer)
+        check_layer_steps(layer)
+        check_layer_masking(layer)
+        check_layer_causality(layer)
+        check_layer_isolation(layer)
+        check_layer_devices(layer)

@@ -37,6 +37,8 @@ class Sums(nnx.Module):
         if mask is not None and self.fault != "masking":
             inputs = jnp.where(mask[..., None], inputs, 0)
         outputs = carry[None] + jnp.cumsum(inputs, 0)
+        if self.fault == "devices":  # the first of the examples of a device
+            outputs = outputs + inputs[:1, :1]
         if self.fault == "causality":
             outputs = outputs + inputs[-1:]
         if self.fault == "isolation":
@@ -63,6 +65,7 @@ ON_LAYERS = {
     "causality": testing.check_layer_causality,
     "isolation": testing.check_layer_isolation,
     "extremes": testing.check_layer_extremes,
+    "devices": testing.check_layer_devices,
 }
 
 

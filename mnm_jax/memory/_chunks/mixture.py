@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._vary import vary_alike
+
 Array = jax.Array
 
 
@@ -110,10 +112,10 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
         return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
 
     if not momentum:
-        _, (weights, writes) = jax.lax.scan(plain, (one, none), (gates.decay.T, gates.mask.T, here))
+        _, (weights, writes) = jax.lax.scan(plain, *vary_alike(((one, none), (gates.decay.T, gates.mask.T, here))))
         return Mixture(of_start=jnp.moveaxis(weights, 0, 1), of_writes=jnp.moveaxis(writes, 0, 1), surprise=None)
-    (*_, kept, kept_writes), (weights, surprise, writes) = jax.lax.scan(
-        with_momentum, (one, zero, none, one, none), (gates.decay.T, gates.momentum.T, gates.mask.T, here)
-    )
+    xs = (gates.decay.T, gates.momentum.T, gates.mask.T, here)
+    start, xs = vary_alike(((one, zero, none, one, none), xs))
+    (*_, kept, kept_writes), (weights, surprise, writes) = jax.lax.scan(with_momentum, start, xs)
     shares = SurpriseShares(of_start=jnp.moveaxis(surprise, 0, 1), end_of_start=kept, end_of_writes=kept_writes)
     return Mixture(of_start=jnp.moveaxis(weights, 0, 1), of_writes=jnp.moveaxis(writes, 0, 1), surprise=shares)

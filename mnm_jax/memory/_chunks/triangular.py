@@ -8,6 +8,8 @@ Shape letters: `B` systems, `C` unknowns, `O` right sides.
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._vary import vary_alike
+
 Array = jax.Array
 
 
@@ -20,7 +22,7 @@ def solve_unit_lower(below: Array, right: Array) -> Array:
       below: `[B, C, C]`; elements on or above the diagonal are ignored.
       right: R, `[B, C, O]`.
     """
-    below = jnp.tril(below, -1)
+    below, right = vary_alike((jnp.tril(below, -1), right))
     inverse = _inverse(jax.lax.stop_gradient(below))
     return jax.lax.custom_linear_solve(
         lambda x: x + below @ x,
@@ -43,7 +45,7 @@ def _inverse(below: Array) -> Array:
     batch, size = below.shape[0], below.shape[1]
     whole = 1 << (size - 1).bit_length()
     padded = jnp.pad(below, ((0, 0), (0, whole - size), (0, whole - size)))
-    inverses = jnp.ones((batch, whole, 1, 1), below.dtype)
+    inverses, padded = vary_alike((jnp.ones((batch, whole, 1, 1), below.dtype), padded))
     half = 1
     while half < whole:
         count = whole // (2 * half)
