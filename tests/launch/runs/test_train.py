@@ -135,7 +135,7 @@ def _change(section, **settings):
         (_change("model", name="gru"), "model.name must be one of 'mnm-p', 'mnm-g', 'chain-p', 'chain-g', 'lstm', "),
         (
             _change("model", name="chain-p"),
-            "chain-p needs a task with entities (babi, task.entities >= 1), got dict",
+            "chain-p needs a task with entities (task.entities >= 1), got dict",
         ),
         (_change("model", readout_features=-1), "readout_features must be >= 0, got readout_features=-1"),
         (_change("model", name="mnm-p"), "model mnm-p lacks the key 'memory_features'"),
