@@ -18,8 +18,7 @@ def make_memory(name, options=None, dtype=jnp.float64, **settings):
     if name in ("delta", "hebbian"):
         return matrix_memory(K, V, name, options=options, learn_initial=True, param_dtype=dtype, **settings)
     factory = {"local": local_memory, "gradient": gradient_memory}[name]
-    settings = {"hidden_sizes": ()} | settings
-    return factory(K, V, options=options, param_dtype=dtype, **settings)
+    return factory(K, V, options=options, param_dtype=dtype, **({"hidden_sizes": ()} | settings))
 
 
 def make_layer(memory, param_dtype=jnp.float64, features=D, **settings):
