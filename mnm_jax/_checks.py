@@ -1,36 +1,122 @@
-"""Checks on arguments that a user passes; each error names the argument and its value."""
+"""Checks on arguments that a user passes.
 
+Each error is a ValueError or a TypeError that names the argument, its value and the remedy.
+"""
+
+import math
+import numbers
 from collections.abc import Collection
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+_KINDS = {jnp.floating: "floating-point numbers", jnp.integer: "integers", jnp.bool_: "bools"}
+
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Checks that a value is one of the values that an argument accepts.
-
-    Raises:
-      ValueError: if it is not one of them; the message lists the choices.
-    """
-    if value not in choices:
+    """Raises ValueError unless a value is one of the values that an argument accepts; the message lists them."""
+    kinds = tuple({type(choice) for choice in choices})
+    if not isinstance(value, kinds) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Checks that every named size is at least 1.
-
-    Raises:
-      ValueError: for the first size that is smaller.
-    """
+def check_sizes(*, least: int = 1, **sizes: Any) -> None:
+    """Raises TypeError unless every named value is an integer, and ValueError unless it is at least `least`."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be >= 1, got {size}.")
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool):
+            raise TypeError(f"{name} must be an integer >= {least}, got {_show(size)}: pass an int.")
+        if size < least:
+            raise ValueError(f"{name} must be >= {least}, got {size}.")
 
 
-def check_not_negative(**values: float) -> None:
-    """Checks that every named value is at least 0.
+def check_finite(**values: Any) -> None:
+    """Raises TypeError unless every named value is a real number, and ValueError unless it is finite."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {_show(value)}: pass a float.")
+        if not abs(value) < math.inf:
+            raise ValueError(f"{name} must be finite, got {value}.")
+
+
+def check_not_negative(**values: Any) -> None:
+    """Checks as `check_finite` does, and raises ValueError unless every named value is at least 0."""
+    check_finite(**values)
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}.")
+
+
+def check_positive(**values: Any) -> None:
+    """Checks as `check_finite` does, and raises ValueError unless every named value is above 0."""
+    check_finite(**values)
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be > 0, got {value}.")
+
+
+def check_fraction(**values: Any) -> None:
+    """Checks as `check_finite` does, and raises ValueError unless every named value is in [0, 1]."""
+    check_finite(**values)
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises TypeError unless every named value is True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {_show(flag)}.")
+
+
+def check_functions(**functions: Any) -> None:
+    """Raises TypeError unless every named value can be called."""
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {_show(function)}: pass the function itself.")
+
+
+def check_dtype(**dtypes: Any) -> None:
+    """Raises TypeError unless every named value is a floating-point dtype."""
+    for name, dtype in dtypes.items():
+        try:
+            known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating) and dtype is not None
+        except TypeError:
+            known = False
+        if not known:
+            raise TypeError(f"{name} must be a floating-point dtype such as jnp.float32, got {_show(dtype)}.")
+
+
+def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **sizes: int) -> None:
+    """Checks the kind and the shape of an array; only its shape and dtype are read, so that it may be traced.
+
+    Args:
+      name: of the argument.
+      array: the argument.
+      axes: letters of its axes, such as "B H K"; a leading "..." stands for any number of axes.
+      dtype: `jnp.floating`, `jnp.integer` or `jnp.bool_`.
+      **sizes: sizes of the axes by letter; an axis without one may have any size.
 
     Raises:
-      ValueError: for the first value that is smaller.
+      TypeError: for anything that is no array, or an array of another kind.
+      ValueError: for another shape.
     """
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value}.")
+    shape, kind = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if shape is None or kind is None:
+        raise TypeError(f"{name} must be an array [{axes.replace(' ', ', ')}], got {_show(array)}: use jnp.asarray.")
+    if not jnp.issubdtype(kind, dtype):
+        raise TypeError(f"{name} must be an array of {_KINDS[dtype]}, got dtype {kind}: use astype.")
+    letters = axes.split()
+    rest = letters[:1] == ["..."]
+    wanted = [sizes.get(letter, letter) for letter in letters]
+    named, found = wanted[rest:], shape[max(len(shape) - len(wanted[rest:]), 0) * rest :]
+    if len(named) != len(found) or any(w != n for w, n in zip(named, found, strict=True) if not isinstance(w, str)):
+        expected = f"[{', '.join(letters)}]" + f" = [{', '.join(map(str, wanted))}]" * bool(sizes)
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(shape)}.")
+
+
+def _show(value: Any) -> str:
+    """Returns the beginning of a value's repr, and its type."""
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} of type {type(value).__name__}"
