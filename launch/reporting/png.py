@@ -32,7 +32,10 @@ def with_palette(picture: Image.Image) -> Image.Image:
     keeps its colour. Each pixel takes the nearest colour.
     """
     pixels = np.asarray(picture.convert("RGB"))
-    colours, places, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    # Each colour as one integer: sorting these takes a tenth of the time of sorting rows of three.
+    packed, places, counts = np.unique((red << 16) + (green << 8) + blue, return_inverse=True, return_counts=True)
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
     frequent = colours[np.argsort(-counts, kind="stable")[:_EXACT]]
     each_once = Image.fromarray(colours[None])
     others = each_once.quantize(_COLOURS - _EXACT, method=Image.Quantize.MAXCOVERAGE).getpalette() or []
