@@ -117,7 +117,7 @@ TASKS: dict[str, TaskEntry] = _index(
         TaskEntry(
             name="pairs",
             place="tasks.algorithmic.pairs:Pairs",
-            small={"length": 5, "lengths": (2, 8), "evaluation_batches": 2},
+            small={"length": 5, "lengths": (8,), "evaluation_batches": 2},
             colour="#D55E00",
             formula="(k_1, v_1) … (k_L, v_L), then k → the v written last with k",
         ),
@@ -140,21 +140,31 @@ def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBas
 
 
 def _salu(*, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs) -> SALUCell:
-    return SALUCell(features, hidden_features, slots=slots, memory_features=memory_features, rngs=rngs)
+    return SALUCell(
+        features, hidden_features, key_size=memory_features, value_size=memory_features, slots=slots, rngs=rngs
+    )
 
 
 def _ntm(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> NTMCell:
-    sizes = {"slots": slots, "memory_features": memory_features}
-    return NTMCell(features, hidden_features, **sizes, read_heads=heads, write_heads=heads, rngs=rngs)
+    return NTMCell(
+        features,
+        hidden_features,
+        slots=slots,
+        slot_features=memory_features,
+        read_heads=heads,
+        write_heads=heads,
+        rngs=rngs,
+    )
 
 
 def _dnc(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> DNCCell:
-    sizes = {"slots": slots, "memory_features": memory_features}
-    return DNCCell(features, hidden_features, **sizes, read_heads=heads, rngs=rngs)
+    return DNCCell(
+        features, hidden_features, slots=slots, slot_features=memory_features, read_heads=heads, rngs=rngs
+    )
 
 
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:

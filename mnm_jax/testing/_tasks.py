@@ -6,6 +6,7 @@ Shape letters: `T` time steps, `B` examples, `D` input features, `C` outputs.
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -26,7 +27,7 @@ def check_task(task: "Task", batch_size: int = 4) -> None:
     is played by an agent that acts at random.
 
     Args:
-      task: the task, with small sizes.
+      task: the task, with small sizes; hashable, as a frozen dataclass is.
       batch_size: number of examples per batch, `B`; for a task whose batches count questions, of questions.
 
     Raises:
@@ -47,7 +48,10 @@ def batches_have_one_source(task: Any, batch_size: int) -> None:
 
 def equal_seeds_give_equal_bytes(task: Any, batch_size: int) -> None:
     """Checks that batches depend on the seed and on nothing else."""
-    first, again, other = (_training_batches(task, seed, 2, batch_size) for seed in (3, 3, 4))
+    first, other = (_training_batches(task, seed, 2, batch_size) for seed in (3, 4))
+    # Traced again: a number that `sample` takes from elsewhere is a constant of a compiled program.
+    traced = jax.jit(lambda task, key, batch_size: task.sample(key, batch_size), static_argnums=(0, 2))
+    again = _training_batches(task, 3, 2, batch_size, traced)
     _require(_same(first, again), task, "equal seeds must give equal batches: draw everything from the key")
     _require(not _same(first[0], first[1]), task, "two batches of one run must differ")
     _require(not _same(first[0], other[0]), task, "other seeds must give other batches")
@@ -103,12 +107,13 @@ def targets_score_full_marks(task: Any, batch_size: int) -> None:
     for batch in _every_batch(task, batch_size):
         bits = batch.targets if _asks_for_bits(batch) else jax.nn.one_hot(batch.targets, task.output_features)
         logits = 1e4 * (2 * bits - 1)
-        loss, accuracy = task.loss(logits, batch), task.metrics(logits, batch)["accuracy"]
+        loss, metrics = _score(task, logits, batch)
+        accuracy = metrics["accuracy"]
         _require(float(loss.value) < 1e-6, task, f"logits of the targets must have loss 0, got {loss.value}")
         _require(float(accuracy.value) == 1, task, f"logits of the targets must have accuracy 1, got {accuracy.value}")
         counted = batch.loss_mask.sum()
         _require(loss.count == accuracy.count == counted, task, "loss and accuracy must count the steps of loss_mask")
-        wrong = task.metrics(-logits, batch)["accuracy"].value
+        wrong = _score(task, -logits, batch)[1]["accuracy"].value
         _require(float(wrong) == 0, task, f"logits of every other class must have accuracy 0, got {wrong}")
 
 
@@ -117,7 +122,7 @@ def equal_logits_lose_log_classes(task: Any, batch_size: int) -> None:
     if _is_played(task):
         return
     (batch,) = _training_batches(task, 0, 1, batch_size)
-    loss = float(task.loss(jnp.zeros((*batch.mask.shape, task.output_features)), batch).value)
+    loss = float(_score(task, jnp.zeros((*batch.mask.shape, task.output_features)), batch)[0].value)
     expected = math.log(2 if _asks_for_bits(batch) else task.output_features)
     _require(math.isclose(loss, expected, rel_tol=1e-5), task, f"equal logits must have loss {expected}, got {loss}")
 
@@ -151,7 +156,7 @@ def padding_changes_no_number(task: Any, batch_size: int) -> None:
 def only_counted_steps_have_a_gradient(task: Any, batch_size: int) -> None:
     """Checks that the gradient of the loss is zero exactly where `loss_mask` is 0."""
     (batch,) = _training_batches(task, 0, 1, batch_size)
-    gradient = jax.grad(lambda logits: task.loss(logits, batch).total)(_random_logits(task, batch))
+    gradient = jax.jit(jax.grad(lambda logits: task.loss(logits, batch).total))(_random_logits(task, batch))
     nonzero = np.any(np.asarray(gradient) != 0, axis=-1)
     _require(np.array_equal(nonzero, batch.loss_mask > 0), task, "the loss must depend on the steps of loss_mask alone")
 
@@ -229,17 +234,34 @@ def _asks_for_bits(batch: "Batch") -> bool:
 
 def _play(task: Any, batch: "Batch") -> "Batch":
     """Returns the batch as NumPy arrays, played by a random agent if the task has `play`."""
-    if _is_played(task):
-        batch = jax.jit(lambda batch: task.play(_RandomAgent(task.output_features), batch))(batch)
-    return jax.device_get(batch)
+    return jax.device_get(_play_at_random(task, batch) if _is_played(task) else batch)
 
 
-def _training_batches(task: Any, seed: int, count: int, batch_size: int) -> list["Batch"]:
+# Programs of equal tasks are compiled once for all checks, which takes longer than everything else in them.
+@partial(jax.jit, static_argnums=(0, 2))
+def _draw(task: Any, key: jax.Array, batch_size: int) -> "Batch":
+    return task.sample(key, batch_size)
+
+
+@partial(jax.jit, static_argnums=0)
+def _play_at_random(task: Any, batch: "Batch") -> "Batch":
+    return task.play(_RandomAgent(task.output_features), batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(task: Any, logits: jax.Array, batch: "Batch") -> tuple[Any, dict[str, Any]]:
+    """Returns the loss and the metrics of a batch."""
+    return task.loss(logits, batch), dict(task.metrics(logits, batch))
+
+
+def _training_batches(
+    task: Any, seed: int, count: int, batch_size: int, draw: Callable = _draw
+) -> list["Batch"]:
     """Returns the first batches of a training run."""
     if task.sample is None:
         return list(itertools.islice(task.loader(seed, batch_size), count))
-    sample = jax.jit(task.sample, static_argnums=1)
-    return [_play(task, sample(key, batch_size)) for key in jax.random.split(jax.random.key(seed), count)]
+    keys = jax.random.split(jax.random.key(seed), count)
+    return [_play(task, draw(task, key, batch_size)) for key in keys]
 
 
 def _every_batch(task: Any, batch_size: int) -> Iterator["Batch"]:
@@ -257,7 +279,7 @@ def _random_logits(task: Any, batch: "Batch", seed: int = 0) -> jax.Array:
 
 def _numbers(task: Any, logits: jax.Array, batch: "Batch") -> list[np.ndarray]:
     """Returns totals and counts of the loss and of every metric."""
-    return [np.asarray(leaf) for leaf in jax.tree.leaves((task.loss(logits, batch), dict(task.metrics(logits, batch))))]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(_score(task, logits, batch))]
 
 
 def _align(mask: np.ndarray, values: np.ndarray) -> np.ndarray:

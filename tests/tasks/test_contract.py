@@ -17,7 +17,7 @@ from mnm_jax.training import Batch, Mean
 
 SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()} | {
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
-    "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True},
+    "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True, "wider": False},
 }
 GUIDE = pathlib.Path(__file__).parents[2] / "docs/extend.md"
 
@@ -63,6 +63,8 @@ class Last:
     def sample(self, key, batch_size, step=None):
         if self.fault == "constant":
             key = jax.random.key(0)
+        if self.fault == "another source":
+            key = jax.random.key(np.random.randint(1 << 30))
         symbols = jax.random.randint(key, (4, batch_size), 0, 2)
         mask = jnp.ones(symbols.shape, bool).at[3, 0].set(False)
         asked = jnp.zeros(symbols.shape).at[2].set(1.0)
@@ -116,6 +118,7 @@ def test_a_task_without_a_fault_passes():
     ("fault", "message"),
     [
         ("constant", "two batches of one run must differ"),
+        ("another source", "equal seeds must give equal batches"),
         ("padding counts", "padding must not count"),
         ("padding first", "padding must come last"),
         ("integer mask", "loss_mask must be float32 and mask bool"),
