@@ -1,6 +1,4 @@
-"""Trains an Equinox module that holds a memory. Run it with `python -m examples.equinox_model [--smoke]`."""
-
-import sys
+"""Trains an Equinox module that holds a memory. Run it with `python -m examples.equinox_model`."""
 
 import equinox as eqx
 import jax
@@ -34,7 +32,7 @@ class Recall(eqx.Module):
         return self.memory.read(self.params, state, keys[0][:, None])[:, 0]
 
 
-def train(steps: int) -> list[float]:
+def train(steps: int = 200) -> list[float]:
     """Returns the losses of learning to recall the first of four random pairs."""
     model, optimizer, losses = Recall(jax.random.key(0)), optax.adam(1e-2), []
     state = optimizer.init(eqx.filter(model, eqx.is_array))
@@ -53,5 +51,5 @@ def train(steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    losses = train(2 if "--smoke" in sys.argv else 200)
+    losses = train()
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

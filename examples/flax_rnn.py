@@ -1,6 +1,6 @@
 """Runs the cell in `nnx.RNN`, with flax's own sequence lengths.
 
-Run it with `python -m examples.flax_rnn [--smoke]`.
+Run it with `python -m examples.flax_rnn`.
 """
 
 import jax
@@ -20,4 +20,5 @@ def run() -> jax.Array:
 
 
 if __name__ == "__main__":
-    print("features", run().shape)
+    features = run()
+    print("features", features.shape)

@@ -1,9 +1,7 @@
 """Trains a Linen model that contains the cell, through `nnx.bridge`.
 
-Run it with `python -m examples.linen_model [--smoke]`.
+Run it with `python -m examples.linen_model`.
 """
-
-import sys
 
 import jax
 import optax
@@ -55,5 +53,5 @@ def train(steps: int = 60) -> list[float]:
 
 
 if __name__ == "__main__":
-    losses = train(2 if "--smoke" in sys.argv else 60)
+    losses = train()
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -1,6 +1,6 @@
 """Uses the memory as pure functions, as in a model of your own: stores three pairs and reads them back.
 
-Run it with `python -m examples.memory_alone [--smoke]`.
+Run it with `python -m examples.memory_alone`.
 """
 
 import jax
@@ -30,4 +30,4 @@ def recall_errors() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    recall_errors()
+    errors = recall_errors()

@@ -1,9 +1,7 @@
 """Runs the cell with `lax.scan`, `jax.grad` and `jax.jit`, which accept it because it is a pytree.
 
-Run it with `python -m examples.plain_scan [--smoke]`.
+Run it with `python -m examples.plain_scan`.
 """
-
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,5 +30,5 @@ def descend(steps: int = 20) -> list[float]:
 
 
 if __name__ == "__main__":
-    losses = descend(2 if "--smoke" in sys.argv else 20)
+    losses = descend()
     print(f"meta loss {losses[0]:.4f} -> {losses[-1]:.4f}")

@@ -1,9 +1,7 @@
 """Runs a cell step by step, as inputs arrive; the caller keeps the carry between calls, in memory or on disk.
 
-Run it with `python -m examples.streaming [--smoke]`.
+Run it with `python -m examples.streaming`.
 """
-
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -31,5 +29,5 @@ def stream(steps: int = 20) -> tuple[jax.Array, jax.Array]:
 
 
 if __name__ == "__main__":
-    one_by_one, in_two_parts = stream(4 if "--smoke" in sys.argv else 20)
+    one_by_one, in_two_parts = stream()
     print(f"largest difference {jnp.max(jnp.abs(one_by_one - in_two_parts)):.1e}")
