@@ -8,6 +8,17 @@ import pytest
 from mnm_jax.training._signals import stop_request
 
 
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """Sets the handlers of a program in the foreground: a shell starts its background jobs with SIGINT ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_the_first_signal_is_recorded_and_the_second_acts():
     with pytest.raises(KeyboardInterrupt), stop_request() as stop:
         os.kill(os.getpid(), signal.SIGINT)
