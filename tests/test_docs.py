@@ -1,6 +1,7 @@
 """Tests the documentation: its programs run, its links resolve, and every public name is documented."""
 
 import doctest
+import functools
 import importlib
 import re
 import sys
@@ -9,10 +10,16 @@ import numpy as np
 import pytest
 
 import mnm_jax
-from tests.pages import NUMBER, ROOT, anchors, run
+from tests.pages import NUMBER, ROOT, anchors, blocks, run
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+
+
+@functools.cache
+def printed_by(page):
+    """Runs the programs of a page once for all tests of this process; returns the printed text of each."""
+    return run(page.read_text(encoding="utf-8"), page.name)
 
 
 def named(page):
@@ -32,7 +39,7 @@ def extension(monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_programs_of_a_page_run_from_top_to_bottom(page):
     pytest.importorskip("matplotlib")
-    printed = run(page.read_text(encoding="utf-8"), page.name)
+    printed = printed_by(page)
     if page.stem in ("index", "tutorial", "how_to", "extend", "faq") and page.parent == DOCS:
         assert printed
     if page.stem == "tutorial":
@@ -45,9 +52,9 @@ def test_the_programs_of_a_page_run_from_top_to_bottom(page):
 def test_a_stranger_trains_a_memory_in_thirty_lines():
     """The program imports only mnm_jax and jax."""
     text = (DOCS / "how_to.md").read_text(encoding="utf-8")
-    program = text[text.index("## Put the memory into a model") : text.index("### ")]
-    (printed,) = run(program, "how_to.md")
-    code = re.search(r"```python\n(.*?)```", program, re.DOTALL)[1]
+    ((code, _),) = blocks(text[text.index("## Put the memory into a model") : text.index("### ")])
+    place = [block.code for block in blocks(text)].index(code)
+    printed = printed_by(DOCS / "how_to.md")[place]
     assert len([line for line in code.splitlines() if line]) <= 30
     assert set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) == {"jax", "mnm_jax"}
     first, *_, last = np.array(NUMBER.findall(printed), float)

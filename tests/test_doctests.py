@@ -12,8 +12,10 @@ TASKS = {"tasks.babi.task", "tasks.maze.task"} | {
     f"tasks.algorithmic.{name}"
     for name in ("associative_recall", "copy", "double_copy", "pairs", "priority_sort", "repeat_copy")
 }
+# Contracts, which tests/testing runs on the same kinds of objects.
+SLOW = {f"mnm_jax.testing._{name}" for name in ("cells", "layers", "memories")}
 PACKAGES = ("mnm_jax", "tasks", "launch")
-KNOWN = {"mnm_jax.memory._build", "tasks.dictionary", *TASKS}
+KNOWN = {"mnm_jax.memory._build", "launch.sweep.space", "tasks.babi.loader", "tasks.dictionary", *TASKS, *SLOW}
 
 
 def modules():
@@ -29,7 +31,9 @@ def find(name):
     return [test for test in doctest.DocTestFinder().find(module, extraglobs=names) if test.examples]
 
 
-@pytest.mark.parametrize("name", list(modules()))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in modules()]
+)
 def test_examples_of(name):
     if name.startswith("tasks.babi"):
         pytest.importorskip("grain")

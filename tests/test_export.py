@@ -1,5 +1,6 @@
 """Tests that an exported step computes what the model does, for any batch, and that weights are restored exactly."""
 
+import json
 import subprocess
 import sys
 
@@ -8,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
 from launch.configs import training_section
 from launch.runs.build import build_parts
 from launch.runs.export import export_run
-from launch.train import run
 from mnm_jax import LSTMCell, MNMCell, gradient_memory, local_memory
 from mnm_jax.export import export_step, load_safetensors, save_safetensors, to_arrays
-from mnm_jax.training import load_params, split_model
+from mnm_jax.training import save_params, split_model
 
 pytest.importorskip("safetensors", reason="the package safetensors is not installed: pip install '.[export]'")
 D = 3
@@ -31,12 +30,12 @@ def test_a_step_is_exported_for_every_platform_and_any_batch(factory):
     cell = make_cell(factory=factory, meta_window=2)
     exported = export_step(cell, cell.initialize_carry((1, D)), jnp.zeros((1, D)))
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    step = jax.export.deserialize(exported.serialize())
+    step, compiled = jax.export.deserialize(exported.serialize()), jax.jit(lambda cell, *arguments: cell(*arguments))
     for batch in (1, 5):
         carry, x = cell.initialize_carry((batch, D)), jax.random.normal(jax.random.key(0), (3, batch, D))
         exported_carry = to_arrays(carry)
         for t in range(3):
-            carry, output = cell(carry, x[t])
+            carry, output = compiled(cell, carry, x[t])
             exported_carry, features = step.call(to_arrays(cell), exported_carry, x[t])
             np.testing.assert_allclose(features, output.features, rtol=1e-5, atol=1e-6)
         for name, leaf in to_arrays(carry).items():
@@ -109,22 +108,23 @@ np.save(f"{sys.argv[1]}/logits.npy", np.stack(logits))
 
 
 def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
-    config = ConfigDict(
-        {
-            "task": {"name": "dictionary", "length": 1, "support": 2, "queries": 2, "mixed": False},
-            "model": {"name": "mnm-p", "hidden_features": 8, "memory_features": 4, "memory_layers": 1},
-            "training": training_section(steps=1, batch_size=8, seeds=2, eval_every=1, learning_rate=1e-3),
-        }
-    )
-    run(config, tmp_path / "run")
+    config = {
+        "task": {"name": "dictionary", "length": 1, "support": 2, "queries": 2, "mixed": False},
+        "model": {"name": "mnm-p", "hidden_features": 8, "memory_features": 4, "memory_layers": 1},
+        "training": training_section(steps=1, batch_size=8, seeds=2, eval_every=1, learning_rate=1e-3),
+    }
+    task, make_model, _ = build_parts(config)
+    graphdef = split_model(make_model)
+    seeds = [nnx.state(make_model(nnx.Rngs(seed)), nnx.Param) for seed in (3, 4)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    save_params(tmp_path / "run", jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds), 1)
     assert [path.name for path in export_run(tmp_path / "run", tmp_path / "out", seed=1)] == [
         "step.stablehlo",
         "weights.safetensors",
         "carry.safetensors",
     ]
-    task, make_model, _ = build_parts(config.to_dict())
-    params, _ = load_params(tmp_path / "run", make_model)
-    model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[1]), params))
+    model = nnx.merge(graphdef, seeds[1])
     batch = task.sample(jax.random.key(0), 1)
     np.save(tmp_path / "out" / "inputs.npy", batch.inputs)
     subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path / "out")], check=True, cwd=tmp_path)

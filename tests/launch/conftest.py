@@ -1,5 +1,6 @@
 """Fixtures that write the files of finished runs, and that inspect pictures and folders."""
 
+import contextlib
 import json
 import pathlib
 
@@ -57,6 +58,19 @@ def _count(picture, colour):
     return int(np.sum(picture == int(colour.removeprefix("#"), 16)))
 
 
+def _blank(figure, path):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+@contextlib.contextmanager
+def _without_drawing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launch.reporting.figures.save_figure", _blank)
+        yield
+
+
 def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -85,3 +99,15 @@ def count():
 @pytest.fixture
 def contents():
     return _contents
+
+
+@pytest.fixture(scope="session")
+def without_drawing():
+    """A context in which pictures are empty files: drawing takes most of the time of a report."""
+    return _without_drawing
+
+
+@pytest.fixture
+def blank_figures():
+    with _without_drawing():
+        yield

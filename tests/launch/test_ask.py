@@ -29,7 +29,7 @@ STORIES = "".join(
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, without_drawing):
     """Trains a model on stories about one person, whose last place is the answer."""
     root = tmp_path_factory.mktemp("ask")
     folder = root / "data/tasks_1-20_v1-2/en"
@@ -40,7 +40,8 @@ def workdir(tmp_path_factory):
     task |= {"entities": 2, "entity_features": 8}
     model = {"name": "chain-p", "hidden_features": 16, "relation_features": 2, "heads": 2, "hops": 1}
     training = {"steps": 120, "batch_size": 64, "learning_rate": 1e-2, "eval_every": 120, "seeds": 1}
-    summary = run(ConfigDict({"task": task, "model": model, "training": training}), root / "run")
+    with without_drawing():
+        summary = run(ConfigDict({"task": task, "model": model, "training": training}), root / "run")
     assert summary["metrics"]["test/accuracy"]["mean"] == 1
     return root / "run"
 
@@ -110,6 +111,7 @@ def test_another_folder_of_data_takes_the_place_of_the_one_in_the_config(workdir
     assert all(path.stat().st_size for path in export_run(moved, tmp_path / "out", data_dir=str(data)))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_report_reads_the_data_from_another_folder(workdir, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     moved = tmp_path / "run"

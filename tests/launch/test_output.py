@@ -7,6 +7,16 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
+RECIPE = """
+from launch.configs import dictionary
+
+def get_config():
+    config = dictionary.get_config("lstm")
+    config.task.update(support=2, queries=1, evaluation_batches=1, wider=False)
+    config.model.hidden_features = 4
+    config.training.seeds = 2
+    return config
+"""
 METRICS = ("accuracy", "chance", "loss")
 NUMBER = r"\d+\.\d{4} \+- \d+\.\d{4}"
 
@@ -21,10 +31,9 @@ def run_into_a_file(path, *words):
 
 
 def test_a_short_run_prints_its_size_its_progress_and_its_results(tmp_path):
-    settings = {"training.steps": 3, "training.seeds": 2, "task.support": 2, "task.queries": 1}
-    words = [f"--config.{name}={value}" for name, value in settings.items()]
-    recipe = "--config=launch/configs/dictionary.py:lstm"
-    code, lines = run_into_a_file(tmp_path / "log", "launch.train", recipe, f"--workdir={tmp_path / 'run'}", *words)
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    flags = [f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'run'}", "--config.training.steps=3"]
+    code, lines = run_into_a_file(tmp_path / "log", "launch.train", *flags)
     assert code == 0, lines
     patterns = [
         r"[\d,]+ parameters \([\d.]+ KiB\), carry [\d.]+ KiB per example, 0\.0 KiB of it fast weights; "

@@ -95,11 +95,13 @@ def learn(kind, tmp_path, **settings):
     return model(batch.inputs, batch.mask).logits, batch
 
 
+@pytest.mark.slow
 def test_a_constant_reward_is_expected_at_each_of_two_steps(tmp_path):
     logits, _ = learn("constant", tmp_path)
     np.testing.assert_allclose(logits[..., -1], np.broadcast_to([[1.9], [1.0]], (2, 64)), atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_value_follows_what_is_seen(tmp_path):
     logits, batch = learn("observed", tmp_path)
     assert set(np.unique(batch.targets.rewards[0])) == {-1, 1}
@@ -113,6 +115,7 @@ def test_a_reward_a_step_later_is_discounted(tmp_path):
     np.testing.assert_allclose(logits[1, :, -1], 1, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_better_action_is_found(tmp_path):
     logits, _ = learn("acted", tmp_path, concentration_weight=0.0)
     np.testing.assert_allclose(jax.nn.softmax(logits[..., :-1])[..., 1], 1, atol=0.03)

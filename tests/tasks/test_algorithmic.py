@@ -83,12 +83,9 @@ TASKS = pytest.mark.parametrize("task", ORACLES, ids=lambda task: task.name)
 
 def sequences(batch):
     """Yields (inputs, answers as +-1) of every example without its padding."""
+    batch = jax.device_get(batch)
     for b in range(batch.mask.shape[1]):
-        counted = np.asarray(batch.loss_mask[:, b]) > 0
-        yield (
-            np.asarray(batch.inputs[:, b])[np.asarray(batch.mask[:, b])],
-            2 * np.asarray(batch.targets[counted, b]) - 1,
-        )
+        yield batch.inputs[batch.mask[:, b], b], 2 * batch.targets[batch.loss_mask[:, b] > 0, b] - 1
 
 
 @TASKS

@@ -1,7 +1,6 @@
 """Tests batches on records in memory: buckets, epochs, exact resuming, evaluation."""
 
 import collections
-import doctest
 import itertools
 import json
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 pytest.importorskip("grain")
 
-from tasks.babi import loader  # noqa: E402
 from tasks.babi.cache import Split  # noqa: E402
 from tasks.babi.loader import (  # noqa: E402
     BabiLoader,
@@ -73,10 +71,6 @@ def records_of(batch):
 
 def equal(a, b):
     return all(x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
-
-
-def test_doctests():
-    assert doctest.testmod(loader) == (0, 1)
 
 
 def test_bucket_lengths_end_at_the_longest():

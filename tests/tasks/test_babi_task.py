@@ -158,7 +158,7 @@ def ask_anew(model, sequences):
     return logits[mask.sum(0) - 1, np.arange(len(sequences))]
 
 
-@pytest.mark.parametrize("make_memory", [local_memory, gradient_memory])
+@pytest.mark.parametrize("make_memory", [local_memory, pytest.param(gradient_memory, marks=pytest.mark.slow)])
 def test_a_question_in_a_reading_is_answered_as_if_its_sentences_were_read_anew(wandering, make_memory, x64):
     """The reference is computed from the parsed questions, without readings and forks."""
     task, questions = wandering
@@ -307,6 +307,7 @@ def test_one_tenth_of_the_real_stories_is_held_out(real_task):
     assert len(real_task._dataset.vocabulary.answers) == 6
 
 
+@pytest.mark.slow
 def test_the_facts_of_the_whole_data_set(babi_dir):
     files = read_files(babi_dir, "10k", range(1, 21))
     parsed = {key: list(parse(file.data, file.path, key[0])) for key, file in files.items()}

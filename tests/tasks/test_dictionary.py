@@ -4,19 +4,23 @@ import dataclasses
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tasks.dictionary import LETTERS, SOURCE, TARGET, Dictionary
 
-SMALL = Dictionary(length=2, support=3, queries=4, evaluation_batches=2)
+SMALL = Dictionary(length=3, support=3, queries=4, evaluation_batches=2)
 B = 16
 
 
 @partial(jax.jit, static_argnums=(0, 2))
 def draw(task, seed=0, size=B):
     return task.sample(jax.random.key(seed), size)
+
+
+@partial(jax.jit, static_argnums=0)
+def metrics(task, logits, batch):
+    return task.metrics(logits, batch)
 
 
 def strings(tokens, length):
@@ -46,12 +50,12 @@ def oracle(tokens, length):
 
 def score(task, batch, length, answer):
     """Returns (total, count) of the accuracy of `answer(tokens, length) -> class of every letter asked for`."""
-    logits = np.zeros((*batch.targets.shape, LETTERS), np.float32)
+    logits, batch = np.zeros((*batch.targets.shape, LETTERS), np.float32), jax.device_get(batch)
     for b in range(B):
         answers = answer(task.tokens(batch, b), length)
         steps = np.flatnonzero(batch.loss_mask[:, b])
         logits[steps, b, answers] = 1
-    mean = task.metrics(jnp.asarray(logits), batch)["accuracy"]
+    mean = metrics(task, logits, batch)["accuracy"]
     return np.array([mean.total, mean.count])
 
 
@@ -72,7 +76,7 @@ def test_a_guess_among_the_letters_seen_scores_the_reported_chance():
     task, rng = Dictionary(length=2, support=3, queries=50), np.random.default_rng(0)
     batch = draw(task)
     right, count = score(task, batch, 2, guess)
-    chance = task.metrics(jnp.zeros((*batch.targets.shape, LETTERS)), batch)["chance"]
+    chance = metrics(task, np.zeros((*batch.targets.shape, LETTERS), np.float32), batch)["chance"]
     assert chance.count == count == B * 100
     distinct = [len({b for _, b in letters(read(task.tokens(batch, b), 2)[0])}) for b in range(B)]
     assert float(chance.value) == pytest.approx(np.mean(1 / np.array(distinct)), rel=1e-5)
@@ -81,7 +85,7 @@ def test_a_guess_among_the_letters_seen_scores_the_reported_chance():
 
 def test_every_example_has_a_bijection_of_its_own():
     task = Dictionary(length=1, support=60, queries=30)
-    batch = draw(task)
+    batch = jax.device_get(draw(task))
     dictionaries = set()
     for b in range(B):
         shown, asked = read(task.tokens(batch, b), 1)
@@ -152,11 +156,11 @@ def test_wider_evaluation_has_longer_strings_and_larger_supports():
         shown, asked = read(SMALL.tokens(next(iter(batches())), 0), length)
         sizes[name] = (len(shown), len(asked), length)
     assert sizes == {
-        "": (3, 4, 2),
-        "support=6": (6, 4, 2),
-        "support=12": (12, 4, 2),
-        "length=3": (3, 4, 3),
+        "": (3, 4, 3),
+        "support=6": (6, 4, 3),
+        "support=12": (12, 4, 3),
         "length=4": (3, 4, 4),
+        "length=5": (3, 4, 5),
     }
     assert set(SMALL.evaluations("valid", B)) == {""}
     assert set(dataclasses.replace(SMALL, wider=False).evaluations("test", B)) == {""}
@@ -170,8 +174,8 @@ def test_bad_arguments_are_named(name, value):
 
 
 def test_mixed_training_draws_every_length_and_support_and_evaluates_as_without():
-    task = Dictionary(length=3, support=3, queries=4, mixed=True)
-    batch = draw(task, size=256)
+    task = dataclasses.replace(SMALL, mixed=True)
+    batch = jax.device_get(draw(task, size=256))
     drawn = set()
     for b in range(256):
         tokens = task.tokens(batch, b)
@@ -181,7 +185,6 @@ def test_mixed_training_draws_every_length_and_support_and_evaluates_as_without(
         np.testing.assert_array_equal(batch.targets[batch.loss_mask[:, b] > 0, b], oracle(tokens, length))
         drawn.add((length, len(shown)))
     assert drawn == {(n, s) for n, first, end in [(1, 9, 16), (2, 4, 8), (3, 3, 6)] for s in range(first, end)}
-    plain = dataclasses.replace(task, mixed=False)
     for split in ("valid", "test"):
-        for mine, others in zip(*(t.evaluations(split, B).values() for t in (task, plain)), strict=True):
+        for mine, others in zip(*(t.evaluations(split, B).values() for t in (task, SMALL)), strict=True):
             assert jax.tree.all(jax.tree.map(np.array_equal, next(iter(mine())), next(iter(others()))))

@@ -141,6 +141,7 @@ def test_a_task_may_name_what_is_pictured_and_shipped_parameters_are_enough(tmp_
     assert title == "mnm-p on dictionary: other, a test sequence (seed 4)"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_no_memory_map_without_memory_and_a_note_on_a_damaged_checkpoint(tmp_path, capsys, trained):
     trained(tmp_path / "lstm", {"name": "lstm", "hidden_features": 4})
     report_run(tmp_path / "lstm")

@@ -97,6 +97,7 @@ def test_the_pages_of_sections(results, capsys, pixels, count, contents):
     assert contents(results.parent) == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_results_page_has_a_row_per_claim(results):
     overview, _ = write(results)
     # Sections with claims come first, in the order of the claims.
@@ -128,6 +129,7 @@ def test_the_light_form_gives_the_same_pages(results):
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_half_written_runs_are_named_and_left_as_they_are(results, capsys, write_run, contents):
     section = results / "dictionary"
     (section / "unfinished/a").mkdir(parents=True)
@@ -156,6 +158,7 @@ def test_half_written_runs_are_named_and_left_as_they_are(results, capsys, write
     assert {path: after[path] for path in before} == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_damage_inside_a_run_names_the_run_and_keeps_the_old_pages(results, contents):
     write(results)
     before = contents(results.parent / "docs")
@@ -166,6 +169,7 @@ def test_damage_inside_a_run_names_the_run_and_keeps_the_old_pages(results, cont
     assert contents(results.parent / "docs") == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
@@ -189,6 +193,7 @@ def test_a_text_that_cannot_be_filled_is_an_error_and_keeps_the_old_pages(result
     assert contents(results.parent / "docs") == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_seeds_trained_apart_are_one_row_and_each_has_its_place(tmp_path, write_run):
     section = tmp_path / "results/section"
     for seed in range(2):
@@ -202,6 +207,7 @@ def test_seeds_trained_apart_are_one_row_and_each_has_its_place(tmp_path, write_
     assert "# g/other; g/ours/seed_0; g/ours/seed_1\n" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_page_shows_the_first_commands_of_many(tmp_path, write_run):
     section = tmp_path / "results/section"
     for index in range(9):
@@ -211,6 +217,7 @@ def test_a_page_shows_the_first_commands_of_many(tmp_path, write_run):
     assert "`results/section/summaries.jsonl` has the command" in page and "of the 3 settings" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_section_without_a_finished_run(results):
     (results / "maze").mkdir()
     (results / ".hidden").mkdir()

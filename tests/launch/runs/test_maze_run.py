@@ -1,5 +1,6 @@
 """Tests a small run in the maze, from the function of `launch.train` to its figures."""
 
+import pytest
 from ml_collections import ConfigDict
 
 from launch.reporting import figures
@@ -14,6 +15,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_run_is_drawn_over_episodes_with_its_reward_and_a_film_strip(tmp_path, monkeypatch):
     drawn, strips = [], []
     monkeypatch.setattr(figures, "_draw_curve", lambda axis, curve, *rest: drawn.append(curve) or axis.plot([])[0])

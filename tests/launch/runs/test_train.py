@@ -43,9 +43,10 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, without_drawing):
     workdir = tmp_path_factory.mktemp("run") / "new" / "folder"
-    return workdir, run(tiny(), workdir)
+    with without_drawing():
+        return workdir, run(tiny(), workdir)
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_the_summary_agrees_with_the_metrics_and_the_config(finished):
     assert not list(workdir.glob("*.unfinished"))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_finished_run_is_not_trained_again(finished, copy, capsys):
     before = (copy / "metrics.jsonl").read_bytes()
     again = run(tiny(), copy)

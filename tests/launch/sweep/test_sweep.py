@@ -1,6 +1,5 @@
 """Tests search spaces, the reports of a trial, the leaderboard, and a whole sweep that is killed and resumed."""
 
-import doctest
 import json
 import os
 import pathlib
@@ -12,16 +11,11 @@ import time
 import pytest
 
 from launch.configs import dictionary
-from launch.sweep import space
 from launch.sweep.space import PlannedTrial, TrialSpec, apply, choose_trials, expand, plan
 
 ROOT = pathlib.Path(__file__).parents[3]
 A = {"model.heads": [1, 2]}
 B = {"training.clip_norm": [0.5, 1.0]}
-
-
-def test_doctests():
-    assert doctest.testmod(space) == (0, 1)
 
 
 def test_spaces_by_hand():
