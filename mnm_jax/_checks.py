@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Collection
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -78,7 +79,7 @@ def check_functions(**functions: Any) -> None:
 
 
 def check_dtype(**dtypes: Any) -> None:
-    """Raises TypeError unless every named value is a floating-point dtype."""
+    """Raises TypeError unless every named value is a floating-point dtype, and ValueError if it is not enabled."""
     for name, dtype in dtypes.items():
         try:
             known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating) and dtype is not None
@@ -86,6 +87,8 @@ def check_dtype(**dtypes: Any) -> None:
             known = False
         if not known:
             raise TypeError(f"{name} must be a floating-point dtype such as jnp.float32, got {_show(dtype)}.")
+        if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+            raise ValueError(f"{name} must be an enabled dtype, got {jnp.dtype(dtype)}: set JAX_ENABLE_X64=1.")
 
 
 def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **sizes: int) -> None:

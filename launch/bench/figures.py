@@ -140,6 +140,23 @@ def draw_layer(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
+def draw_accelerator(rows: Rows, path: str | os.PathLike, title: str) -> None:
+    """Draws the tokens per second of each model and size, in every form, for those that were measured."""
+    named = [
+        {**row, "case": f"{row['model']}, H {row['heads'] or 1}\nT {row['steps']}, B {row['batch']}\n{row['dtype']}"}
+        for row in rows
+        if row.get("tokens_per_second") is not None
+    ]
+    figure = _figure(title, 3 + 0.9 * len(_distinct(named, "case")), 5.5)
+    axis = figure.subplots()
+    _bars(axis, named, "case", "form", "tokens_per_second")
+    axis.tick_params(axis="x", rotation=90, labelsize=7)
+    axis.set(ylabel="tokens per second")
+    _log_axis(axis)
+    _legend(figure, [axis])
+    _save(figure, path)
+
+
 def _bars(axis: Axes, rows: Rows, place: str, name: str, measure: str) -> None:
     """Draws bars of a measure: one cluster per `place`, one bar per `name`; a cluster without a number is labelled."""
     places = [value for (value,) in _distinct(rows, place)]

@@ -1,10 +1,11 @@
-"""Timing of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns."""
+"""Timing of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns or one by one."""
 
 import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ _REPEATS, _REPEATS_OF_LONG = 5, 3
 _MOST_REPEATS = 20
 _LONG = 10.0  # seconds
 _ENOUGH = 10.0  # seconds of the slowest candidate; a faster one is repeated more often, up to _MOST_REPEATS
+_ENOUGH_ALONE = 3.0  # seconds, after which a candidate that is timed alone is not repeated again
+_LONGEST_NOTE = 200  # characters
 _SHARE = 0.7  # of the machine's memory, for temporaries; the rest holds arguments, results and programs
 
 
@@ -25,11 +28,13 @@ class Program(NamedTuple):
       run: runs it once and returns when it has finished.
       temp_bytes: temporary memory on all devices together; None if unknown.
       compile_seconds: time of tracing and compiling; None if unknown.
+      inspect: returns further fields of the row from the result of a run; only `measure_one_by_one` calls it.
     """
 
     run: Callable[[], Any]
     temp_bytes: int | None = None
     compile_seconds: float | None = None
+    inspect: Callable[[Any], Row] | None = None
 
 
 class Candidate(NamedTuple):
@@ -100,19 +105,13 @@ def measure(
     runs: dict[int, Callable[[], Any]] = {}
     warm: list[float] = []
     for place, candidate in enumerate(candidates):
-        row: Row = {**candidate.fields, **candidate.about, "milliseconds": None, "spread": None, "repeats": 0}
-        row |= {"temp_bytes": None, "compile_seconds": None, "note": None}
+        row = _new_row(candidate)
         rows.append(row)
         try:
             program = candidate.prepare()
-            row |= {"temp_bytes": program.temp_bytes, "compile_seconds": program.compile_seconds}
-            needs = program.temp_bytes or 0
-            if memory_bytes is not None and needs > _SHARE * memory_bytes:
-                needed, there = (f"{size / 2**30:.1f} GiB" for size in (needs, memory_bytes))
-                row["note"] = f"not run: needs {needed} of temporary memory, more than {_SHARE:.0%} of {there}"
-                continue
-            warm.append(_seconds(program.run, clock))
-            runs[place] = program.run
+            if _fits(row, program, memory_bytes):
+                warm.append(_seconds(program.run, clock))
+                runs[place] = program.run
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -127,6 +126,62 @@ def measure(
         spread = (max(times) - min(times)) / median
         rows[place] |= {"milliseconds": 1e3 * median, "spread": spread, "repeats": len(times)}
     return rows
+
+
+def measure_one_by_one(
+    candidates: Sequence[Candidate],
+    *,
+    memory_bytes: int | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[list[Row]]:
+    """Yields the rows measured so far, after each candidate.
+
+    The candidates are compiled in parallel, and then each is run once to warm up and timed at most 5 times, which suits
+    a device whose times hardly vary. Milliseconds is the minimum. A candidate that fails has the error as its note.
+
+    Args:
+      candidates: the candidates.
+      memory_bytes: as in `measure`.
+      clock: returns seconds.
+    """
+    with ThreadPoolExecutor(len(candidates)) as pool:
+        prepared = [pool.submit(candidate.prepare) for candidate in candidates]
+    rows: list[Row] = []
+    for candidate in candidates:
+        row = _new_row(candidate)
+        rows.append(row)
+        try:
+            program = prepared.pop(0).result()
+            if _fits(row, program, memory_bytes):
+                result = program.run()
+                row |= program.inspect(result) if program.inspect else {}
+                del result
+                times: list[float] = []
+                while len(times) < _REPEATS and sum(times) < _ENOUGH_ALONE:
+                    times.append(_seconds(program.run, clock))
+                best = min(times)
+                row |= {"milliseconds": 1e3 * best, "spread": (max(times) - best) / best, "repeats": len(times)}
+        except Exception as error:
+            first_line = next(iter(str(error).strip().splitlines()), "")[:_LONGEST_NOTE]
+            row["note"] = "out of memory" if _out_of_memory(error) else f"{type(error).__name__}: {first_line}"
+        yield list(rows)
+
+
+def _new_row(candidate: Candidate) -> Row:
+    unknown: Row = {"milliseconds": None, "spread": None, "repeats": 0}
+    unknown |= {"temp_bytes": None, "compile_seconds": None, "note": None}
+    return {**candidate.fields, **candidate.about, **unknown}
+
+
+def _fits(row: Row, program: Program, memory_bytes: int | None) -> bool:
+    """Returns whether a program fits into memory; adds its size and time of compilation, or a note, to its row."""
+    row |= {"temp_bytes": program.temp_bytes, "compile_seconds": program.compile_seconds}
+    needs = program.temp_bytes or 0
+    if memory_bytes is None or needs <= _SHARE * memory_bytes:
+        return True
+    needed, there = (f"{size / 2**30:.1f} GiB" for size in (needs, memory_bytes))
+    row["note"] = f"not run: needs {needed} of temporary memory, more than {_SHARE:.0%} of {there}"
+    return False
 
 
 def with_ratios(rows: list[Row], field: str, reference: str) -> list[Row]:

@@ -1,16 +1,11 @@
 """Registry of the benchmark suites: the groups to measure, and the figure."""
 
+import importlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from launch.bench import figures
-from launch.bench.forms import limit, scaling, training_step
-from launch.bench.layer import layer
-from launch.bench.maze import maze
 from launch.bench.measure import Group, Row
-from launch.bench.peers import peers
-from launch.bench.seeds import seeds
 
 
 class Suite(NamedTuple):
@@ -18,19 +13,36 @@ class Suite(NamedTuple):
 
     Attributes:
       groups: `(devices, **sizes) -> groups` of candidates.
-      draw: `(rows, path, title)`, draws the figure.
+      draw: `(rows, path, title)`, draws the figure; needs matplotlib.
+      quick: whether the suite is measured in a limited time, on one device, with `measure_one_by_one`; otherwise it is
+        measured as a whole, on all devices, with `measure`.
     """
 
     groups: Callable[..., Iterator[Group]]
     draw: Callable[[Sequence[Row], pathlib.Path, str], None]
+    quick: bool = False
 
 
+def _named(module: str, name: str) -> Callable[..., Any]:
+    """Returns a function of `launch.bench`, whose module is imported at its call, since some need further packages."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(f"launch.bench.{module}"), name)(*args, **kwargs)
+
+    return call
+
+
+_MODULES = {
+    "training_step": "forms",
+    "scaling": "forms",
+    "limit": "forms",
+    "peers": "peers",
+    "seeds": "seeds",
+    "maze": "maze",
+    "layer": "layer",
+    "accelerator": "accelerator.suite",
+}
 SUITES = {
-    "training_step": Suite(training_step, figures.draw_training_step),
-    "scaling": Suite(scaling, figures.draw_scaling),
-    "limit": Suite(limit, figures.draw_limit),
-    "peers": Suite(peers, figures.draw_peers),
-    "seeds": Suite(seeds, figures.draw_seeds),
-    "maze": Suite(maze, figures.draw_maze),
-    "layer": Suite(layer, figures.draw_layer),
+    name: Suite(_named(module, name), _named("figures", f"draw_{name}"), quick=name == "accelerator")
+    for name, module in _MODULES.items()
 }

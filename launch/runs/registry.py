@@ -140,31 +140,21 @@ def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBas
 
 
 def _salu(*, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs) -> SALUCell:
-    return SALUCell(
-        features, hidden_features, key_size=memory_features, value_size=memory_features, slots=slots, rngs=rngs
-    )
+    return SALUCell(features, hidden_features, slots=slots, memory_features=memory_features, rngs=rngs)
 
 
 def _ntm(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> NTMCell:
-    return NTMCell(
-        features,
-        hidden_features,
-        slots=slots,
-        slot_features=memory_features,
-        read_heads=heads,
-        write_heads=heads,
-        rngs=rngs,
-    )
+    sizes = {"slots": slots, "memory_features": memory_features}
+    return NTMCell(features, hidden_features, **sizes, read_heads=heads, write_heads=heads, rngs=rngs)
 
 
 def _dnc(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> DNCCell:
-    return DNCCell(
-        features, hidden_features, slots=slots, slot_features=memory_features, read_heads=heads, rngs=rngs
-    )
+    sizes = {"slots": slots, "memory_features": memory_features}
+    return DNCCell(features, hidden_features, **sizes, read_heads=heads, rngs=rngs)
 
 
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:

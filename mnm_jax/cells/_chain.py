@@ -1,6 +1,5 @@
 """A memory cell that chains several reads: each answer of the memory can become part of the next key."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,17 +8,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_sizes
 from mnm_jax._params import ParamTree, set_bias
-from mnm_jax.cells._common import (
-    CarryRngs,
-    Cell,
-    CellOutput,
-    MemoryTrace,
-    cast_inputs,
-    make_gates,
-    split_gates,
-)
+from mnm_jax.cells._common import Cell, CellOutput, MemoryTrace, check_step, make_gates, split_gates
 from mnm_jax.cells._lstm import LSTMCell
 from mnm_jax.memory import Memory, MemoryState
 from mnm_jax.memory._memory import check_is_memory
@@ -82,8 +72,8 @@ class ChainCell(Cell):
       rngs: random keys of the initial parameters.
 
     Raises:
-      TypeError: for a memory that is no `Memory`.
-      ValueError: for a size out of range, or inputs whose shape is not `[B, D]`.
+      TypeError: for an argument of the wrong type, or a carry of another type or dtype.
+      ValueError: for a size out of range, inputs whose shape is not `[B, D]`, or a carry of another batch size.
 
     Examples:
       >>> from mnm_jax import local_memory, unroll
@@ -112,8 +102,17 @@ class ChainCell(Cell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(in_features=in_features, hidden_features=hidden_features, entities=entities, heads=heads, hops=hops)
         check_is_memory(memory)
+        linear = self._set_up(
+            dtype,
+            param_dtype,
+            rngs,
+            in_features=in_features,
+            hidden_features=hidden_features,
+            entities=entities,
+            heads=heads,
+            hops=hops,
+        )
         key_size, value_size = memory.key_size, memory.value_size
         if key_size % value_size:
             raise ValueError(f"key_size must be a multiple of value_size, got {key_size=}, {value_size=}.")
@@ -123,19 +122,10 @@ class ChainCell(Cell):
             raise ValueError(
                 f"in_features must be >= entities * value_size = {entities * value_size}, the codes, got {in_features}."
             )
-        self.in_features = in_features
-        self.hidden_features = hidden_features
-        self.entities = entities
-        self.heads = heads
-        self.hops = hops
         self.relation_features = key_size // value_size
         self.out_features = in_features + hidden_features + hops * heads * value_size
-        self.dtype = param_dtype if dtype is None else dtype
-        self.param_dtype = param_dtype
         self.memory = nnx.static(memory)
         self.memory_params = ParamTree(memory.init(rngs.params()))
-
-        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         first_gates = _first_gates(entities, heads, hops)
         relations = (hops + 1) * heads * self.relation_features
         self.controller = LSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -152,17 +142,13 @@ class ChainCell(Cell):
         lstm = self.controller
         return [lstm.dense_i, lstm.dense_h, self.hidden, self.relations, self.gates, self.rate]
 
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
-    ) -> ChainCarry:
-        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
-        del rngs, carry_init
-        memory = self.memory.start(self.memory_params.get_value(), input_shape[0])
-        return ChainCarry(controller=self.controller.initialize_carry(input_shape), memory=memory)
+    def _start(self, batch_size: int) -> ChainCarry:
+        memory = self.memory.start(self.memory_params.get_value(), batch_size)
+        return ChainCarry(controller=self.controller._start(batch_size), memory=memory)
 
     def __call__(self, carry: ChainCarry, inputs: Array) -> tuple[ChainCarry, CellOutput]:
         """Returns the carry and the outputs after one step with inputs `[B, D]`; features `[B, D + hidden + N H V]`."""
-        inputs = cast_inputs(inputs, self.in_features, self.dtype)
+        inputs = check_step(self, carry, ChainCarry, inputs, apart=("memory",))
         params, memory, heads, hops = self.memory_params.get_value(), self.memory, self.heads, self.hops
         controller, hidden = self.controller(carry.controller, inputs)
         m = jnp.tanh(self.hidden(jnp.concatenate([inputs, hidden], -1)))

@@ -1,21 +1,26 @@
-"""The outputs, the base class and the input checks that the cells share.
+"""The outputs, the base class and the checks that the cells share.
 
 Shape letters: `B` examples, `D` input features, `F` output features, `H` heads, `K`/`V` key and value features.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import export
 from jax.typing import DTypeLike
 
+from mnm_jax._checks import check_array, check_dtype, check_sizes
 from mnm_jax._params import set_bias
 from mnm_jax.memory import Memory, WriteInfo
-from mnm_jax.memory._options import FORGET_LITTLE
+from mnm_jax.memory._options import gate_biases
 
 Array = jax.Array
+ARRAY = jax.Array | np.ndarray
 CarryRngs = nnx.Rngs | nnx.RngStream | None
 
 _FLAX_CELLS = (nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.SimpleCell, nnx.GRUCell)
@@ -73,6 +78,17 @@ class Cell(nnx.RNNCellBase):
     dtype: DTypeLike
     param_dtype: DTypeLike
 
+    def _set_up(
+        self, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs, **sizes: int
+    ) -> Callable[..., nnx.Linear]:
+        """Checks dtypes, keys and sizes, sets the attributes, and returns `nnx.Linear` with the dtypes and keys."""
+        check_sizes(**sizes)
+        for name, size in sizes.items():
+            setattr(self, name, size)
+        self.dtype, self.param_dtype = check_dtypes(dtype, param_dtype), param_dtype
+        check_rngs(rngs)
+        return partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+
     @property
     def num_feature_axes(self) -> int:
         """The number of feature axes of the inputs: 1."""
@@ -82,6 +98,12 @@ class Cell(nnx.RNNCellBase):
         self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
     ) -> Any:
         """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
+        del rngs, carry_init
+        check_input_shape(input_shape)
+        return self._start(input_shape[0])
+
+    def _start(self, batch_size: int) -> Any:
+        """Returns the carry at the start of `batch_size` sequences, with a buffer of its own for every leaf."""
         raise NotImplementedError
 
     def __call__(self, carry: Any, inputs: Array) -> tuple[Any, Any]:
@@ -118,13 +140,10 @@ def output_features(cell: Any) -> int:
 interaction_init = nnx.initializers.variance_scaling(3.0**2, "fan_in", "truncated_normal")
 
 
-def make_gates(linear: Callable[[int, int], nnx.Linear], in_features: int, memory: Memory) -> nnx.Linear:
+def make_gates(linear: Callable[..., nnx.Linear], in_features: int, memory: Memory) -> nnx.Linear:
     """Returns the linear map to the write rate and the memory's other gates, before their sigmoid."""
-    size = 1 + len(memory.gates)
-    gates = linear(in_features, size)
-    if "forget" in memory.gates:
-        zeros = jnp.zeros(size, gates.param_dtype)
-        set_bias(gates, zeros.at[1 + memory.gates.index("forget")].set(FORGET_LITTLE))
+    gates = linear(in_features, 1 + len(memory.gates))
+    set_bias(gates, jnp.asarray(gate_biases(memory.gates), gates.param_dtype))
     return gates
 
 
@@ -139,12 +158,63 @@ def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Arr
     return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)
 
 
-def cast_inputs(inputs: Array, in_features: int, dtype: DTypeLike) -> Array:
-    """Returns inputs in the dtype of the computation.
+def check_dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike) -> DTypeLike:
+    """Returns the dtype of the computation, `param_dtype` for None; raises TypeError unless both are real floats."""
+    check_dtype(param_dtype=param_dtype)
+    if dtype is None:
+        return param_dtype
+    check_dtype(dtype=dtype)
+    return dtype
+
+
+def check_rngs(rngs: nnx.Rngs) -> None:
+    """Raises TypeError for anything that is no `nnx.Rngs`."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r}: pass nnx.Rngs(seed).")
+
+
+def check_input_shape(input_shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless the shape of one step's inputs is `(B, D)`."""
+    if not isinstance(input_shape, tuple | list):
+        raise TypeError(f"input_shape must be a tuple (B, D), got {input_shape!r}: pass inputs.shape of one step.")
+    if len(input_shape) != 2:
+        raise ValueError(f"input_shape must be (B, D), got {input_shape!r}: pass inputs.shape of one step.")
+    if not export.is_symbolic_dim(input_shape[0]):
+        check_sizes(least=0, **{"input_shape[0]": input_shape[0]})
+
+
+def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[str, ...] = ()) -> Array:
+    """Checks the arguments of a step, and returns the inputs in the dtype of the computation.
+
+    Args:
+      cell: the cell, of which sizes and dtype are read.
+      carry: the carry.
+      kind: the type of the carry.
+      inputs: `[B, D]`.
+      apart: fields of the carry that are not checked: the state of a neural memory, which its write checks.
 
     Raises:
-      ValueError: unless their shape is `[B, in_features]`.
+      TypeError: for inputs that are no real numbers, or a carry of another type or dtype.
+      ValueError: for inputs that are not `[B, D]`, or a carry of another batch size.
     """
-    if inputs.ndim != 2 or inputs.shape[1] != in_features:
-        raise ValueError(f"inputs must have shape [B, {in_features}], got {inputs.shape}.")
-    return inputs.astype(dtype)
+    real = next((kind for kind in (jnp.integer, jnp.bool_) if is_kind(inputs, kind)), jnp.floating)
+    check_array("inputs", inputs, "B D", real, D=cell.in_features)
+    use = f"use initialize_carry(({inputs.shape[0]}, {inputs.shape[1]}))"
+    if not isinstance(carry, kind) or (kind is tuple and len(carry) != 2):
+        name = {tuple: "a pair (c, h)", ARRAY: "an array [B, hidden]"}.get(kind, getattr(kind, "__name__", ""))
+        raise TypeError(f"carry must be {name}, got one of type {type(carry).__name__}: {use}.")
+    shapes = [(f".{field}", getattr(getattr(carry, field), "batch_size", None)) for field in apart]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry._replace(**dict.fromkeys(apart)) if apart else carry):
+        name = jax.tree_util.keystr(path)
+        shapes.append((name, (*jnp.shape(leaf), None)[0]))
+        if is_kind(leaf, jnp.floating) and leaf.dtype != cell.dtype:
+            raise TypeError(f"carry{name} must have the cell's dtype {jnp.dtype(cell.dtype)}, got {leaf.dtype}: {use}.")
+    for name, size in shapes:
+        if size is not None and size != inputs.shape[0]:
+            raise ValueError(f"carry{name} must have the inputs' batch size, {inputs.shape[0]}, got {size}: {use}.")
+    return inputs.astype(cell.dtype)
+
+
+def is_kind(leaf: Any, kind: Any) -> bool:
+    """Returns whether a leaf is an array of a kind such as `jnp.floating`."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind)

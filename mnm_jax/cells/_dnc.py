@@ -11,17 +11,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_sizes
 from mnm_jax.cells import _addressing as addressing
-from mnm_jax.cells._common import (
-    CarryRngs,
-    Cell,
-    CellOutput,
-    MemoryTrace,
-    cast_inputs,
-    interaction_init,
-)
-from mnm_jax.cells._lstm import LSTMCell
+from mnm_jax.cells._common import CellOutput, MemoryTrace, interaction_init
+from mnm_jax.cells._reading import ReadingCell, join
 
 Array = jax.Array
 
@@ -88,7 +80,7 @@ class DNCCarry(NamedTuple):
     memory: DNCMemory
 
 
-class DNCCell(Cell):
+class DNCCell(ReadingCell):
     """An LSTM that writes to free or similar slots, and reads by content or in the order of the writes.
 
         h_t, c_t = LSTM([x_t ; r^1_{t-1} ; ... ; r^R_{t-1}], h_{t-1}, c_{t-1}),      xi_t = A h_t + a
@@ -107,14 +99,15 @@ class DNCCell(Cell):
       in_features: `D`.
       hidden_features: of the controller.
       slots: `N`.
-      slot_features: `W`.
+      memory_features: `W`, features of a slot.
       read_heads: `R`.
       dtype: dtype of the computation and the carry; None takes `param_dtype`.
       param_dtype: dtype of the parameters.
       rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size below 1, or inputs whose shape is not `[B, D]`.
+      TypeError: for an argument of the wrong type, or a carry of another type or dtype.
+      ValueError: for a size below 1, inputs whose shape is not `[B, D]`, or a carry of another batch size.
 
     References:
       Graves et al., Nature 2016, Methods.
@@ -126,69 +119,42 @@ class DNCCell(Cell):
         hidden_features: int,
         *,
         slots: int,
-        slot_features: int,
+        memory_features: int,
         read_heads: int = 1,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(
+        self._build(
+            dtype,
+            param_dtype,
+            rngs,
+            init=interaction_init,
             in_features=in_features,
             hidden_features=hidden_features,
             slots=slots,
-            slot_features=slot_features,
+            memory_features=memory_features,
             read_heads=read_heads,
         )
-        self.in_features = in_features
-        self.hidden_features = hidden_features
-        self.slots = slots
-        self.slot_features = slot_features
-        self.read_heads = read_heads
-        self.dtype = param_dtype if dtype is None else dtype
-        self.param_dtype = param_dtype
-        reads = read_heads * slot_features
-        self.out_features = hidden_features + reads
-        self.controller = LSTMCell(
-            in_features + reads, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-        self.interface = nnx.Linear(
-            hidden_features,
-            sum(self._interface_sizes()),
-            kernel_init=interaction_init,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
 
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
-    ) -> DNCCarry:
-        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`: zeros."""
-        del rngs, carry_init
-        zeros = lambda *shape: jnp.zeros((input_shape[0], *shape), self.dtype)  # noqa: E731
+    def _start(self, batch_size: int) -> DNCCarry:
+        zeros = lambda *shape: jnp.zeros((batch_size, *shape), self.dtype)  # noqa: E731
         memory = DNCMemory(
-            matrix=zeros(self.slots, self.slot_features),
+            matrix=zeros(self.slots, self.memory_features),
             usage=zeros(self.slots),
             link=zeros(self.slots, self.slots),
             precedence=zeros(self.slots),
             write_weights=zeros(self.slots),
             read_weights=zeros(self.read_heads, self.slots),
         )
-        return DNCCarry(
-            controller=self.controller.initialize_carry(input_shape),
-            reads=zeros(self.read_heads, self.slot_features),
-            memory=memory,
-        )
+        reads = zeros(self.read_heads, self.memory_features)
+        return DNCCarry(controller=self.controller._start(batch_size), reads=reads, memory=memory)
 
     def __call__(self, carry: DNCCarry, inputs: Array) -> tuple[DNCCarry, CellOutput]:
         """Returns the carry and the outputs, features `[B, hidden + R W]`, after one step with inputs `[B, D]`."""
-        inputs = cast_inputs(inputs, self.in_features, self.dtype)
-        last = carry.reads.reshape(inputs.shape[0], -1)
-        controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, last], -1))
-        interface = self._interface_parts(hidden)
+        controller, hidden, xi = self._control(carry, DNCCarry, inputs)
+        interface = self._split(xi)
         memory, reads = access(carry.memory, interface)
-
-        features = jnp.concatenate([hidden, reads.reshape(inputs.shape[0], -1)], -1)
         to_heads = lambda x: jnp.broadcast_to(x[:, None], reads.shape)  # noqa: E731
         trace = MemoryTrace(
             write_keys=to_heads(interface.write_key),
@@ -198,20 +164,24 @@ class DNCCell(Cell):
             rate=interface.write_gate,
         )
         carry = DNCCarry(controller=controller, reads=reads, memory=memory)
-        return carry, CellOutput(features=features, meta_loss=None, write=None, trace=trace)
+        return carry, CellOutput(features=join(hidden, reads), meta_loss=None, write=None, trace=trace)
+
+    def _interface_features(self) -> int:
+        return sum(self._interface_sizes())
 
     def _interface_sizes(self) -> tuple[int, ...]:
         """Returns the sizes of the fields of `DNCInterface`, in their order."""
-        w, r = self.slot_features, self.read_heads
+        w, r = self.memory_features, self.read_heads
         return r * w, r, w, 1, w, w, r, 1, 1, 3 * r
 
-    def _interface_parts(self, hidden: Array) -> DNCInterface:
-        """Returns the parts of xi_t, each mapped into its range, from the controller's state `[B, hidden]`."""
+    def _split(self, interface: Array) -> DNCInterface:
+        """Returns the parts of xi_t, each mapped into its range."""
         offsets = np.cumsum(self._interface_sizes())[:-1].tolist()
-        xi = DNCInterface._make(jnp.split(self.interface(hidden), offsets, axis=-1))
+        xi = DNCInterface._make(jnp.split(interface, offsets, axis=-1))
+        to_heads = lambda x: x.reshape(*x.shape[:1], self.read_heads, -1)  # noqa: E731
         one_plus = lambda x: 1 + jax.nn.softplus(x)  # noqa: E731
         return DNCInterface(
-            read_keys=xi.read_keys.reshape(-1, self.read_heads, self.slot_features),
+            read_keys=to_heads(xi.read_keys),
             read_strengths=one_plus(xi.read_strengths),
             write_key=xi.write_key,
             write_strength=one_plus(xi.write_strength[:, 0]),
@@ -220,7 +190,7 @@ class DNCCell(Cell):
             free_gates=jax.nn.sigmoid(xi.free_gates),
             allocation_gate=jax.nn.sigmoid(xi.allocation_gate[:, 0]),
             write_gate=jax.nn.sigmoid(xi.write_gate[:, 0]),
-            read_modes=jax.nn.softmax(xi.read_modes.reshape(-1, self.read_heads, 3), axis=-1),
+            read_modes=jax.nn.softmax(to_heads(xi.read_modes), axis=-1),
         )
 
 

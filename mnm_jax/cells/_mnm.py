@@ -1,6 +1,5 @@
 """The recurrent cell with a metalearned neural memory."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,14 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_choice, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax._params import ParamTree
 from mnm_jax.cells._common import (
-    CarryRngs,
     Cell,
     CellOutput,
     MemoryTrace,
-    cast_inputs,
+    check_step,
     interaction_init,
     make_gates,
     split_gates,
@@ -99,8 +97,9 @@ class MNMCell(Cell):
       rngs: random keys of the initial parameters.
 
     Raises:
-      TypeError: for a memory that is no `Memory`.
-      ValueError: for a size below 1, an unknown interaction, or inputs whose shape is not `[B, D]`.
+      TypeError: for an argument of the wrong type, or a carry of another type or dtype.
+      ValueError: for a size below 1, an unknown interaction, inputs whose shape is not `[B, D]`, or a carry of another
+        batch size.
 
     Examples:
       >>> from mnm_jax import local_memory, unroll
@@ -133,23 +132,24 @@ class MNMCell(Cell):
         rngs: nnx.Rngs,
     ):
         check_is_memory(memory)
+        check_choice("interaction", interaction, INTERACTIONS)
+        check_flags(read_first=read_first)
+        linear = self._set_up(
+            dtype,
+            param_dtype,
+            rngs,
+            in_features=in_features,
+            hidden_features=hidden_features,
+            heads=heads,
+            meta_window=meta_window,
+        )
         key_size, value_size = memory.key_size, memory.value_size
         joint = hidden_features + value_size
         self.out_features = joint if out_features is None else out_features
-        check_sizes(in_features=in_features, hidden_features=hidden_features, out_features=self.out_features)
-        check_sizes(heads=heads, meta_window=meta_window)
-        check_choice("interaction", interaction, INTERACTIONS)
-        self.in_features = in_features
-        self.hidden_features = hidden_features
-        self.heads = heads
-        self.meta_window = meta_window
+        check_sizes(out_features=self.out_features)
         self.read_first = read_first
-        self.dtype = param_dtype if dtype is None else dtype
-        self.param_dtype = param_dtype
         self.memory = nnx.static(memory)
         self.memory_params = ParamTree(memory.init(rngs.params()))
-
-        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         self.controller = LSTMCell(
             in_features + value_size, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -167,30 +167,25 @@ class MNMCell(Cell):
         maps = [self.controller.dense_i, self.controller.dense_h, self.interaction, self.rate]
         return maps if self.readout is None else [*maps, self.readout]
 
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
-    ) -> MNMCarry:
-        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
-        del rngs, carry_init
-        batch = input_shape[0]
+    def _start(self, batch_size: int) -> MNMCarry:
         recent = None
         if self.meta_window > 1:
-            past = (batch, self.meta_window - 1)
+            past = (batch_size, self.meta_window - 1)
             recent = RecentWrites(
                 keys=jnp.zeros((*past, self.heads, self.memory.key_size), self.dtype),
                 values=jnp.zeros((*past, self.heads, self.memory.value_size), self.dtype),
                 valid=jnp.zeros(past, self.dtype),
             )
         return MNMCarry(
-            controller=self.controller.initialize_carry(input_shape),
-            read=jnp.zeros((batch, self.memory.value_size), self.dtype),
-            memory=self.memory.start(self.memory_params.get_value(), batch),
+            controller=self.controller._start(batch_size),
+            read=jnp.zeros((batch_size, self.memory.value_size), self.dtype),
+            memory=self.memory.start(self.memory_params.get_value(), batch_size),
             recent=recent,
         )
 
     def __call__(self, carry: MNMCarry, inputs: Array) -> tuple[MNMCarry, CellOutput]:
         """Returns the carry and the outputs, features `[B, out_features]`, after one step with inputs `[B, D]`."""
-        inputs = cast_inputs(inputs, self.in_features, self.dtype)
+        inputs = check_step(self, carry, MNMCarry, inputs, apart=("memory",))
         params = self.memory_params.get_value()
         controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, carry.read], -1))
         write_keys, write_values, read_keys, rate, gates = self._interact(hidden)

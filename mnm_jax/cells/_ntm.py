@@ -12,10 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_sizes
 from mnm_jax.cells import _addressing as addressing
-from mnm_jax.cells._common import CarryRngs, Cell, CellOutput, MemoryTrace, cast_inputs
-from mnm_jax.cells._lstm import LSTMCell
+from mnm_jax.cells._common import CellOutput, MemoryTrace
+from mnm_jax.cells._reading import ReadingCell, join
 
 Array = jax.Array
 
@@ -58,7 +57,7 @@ class Focus(NamedTuple):
     sharpness: Array
 
 
-class NTMCell(Cell):
+class NTMCell(ReadingCell):
     """An LSTM with read and write heads that select slots by content or relative to the slots selected before.
 
         h_t, c_t = LSTM([x_t ; r^1_{t-1} ; ... ; r^R_{t-1}], h_{t-1}, c_{t-1})
@@ -78,7 +77,7 @@ class NTMCell(Cell):
       in_features: `D`.
       hidden_features: of the controller.
       slots: `N`.
-      slot_features: `W`.
+      memory_features: `W`, features of a slot.
       read_heads: `R`.
       write_heads: number of write heads.
       max_shift: largest number of slots by which a head moves per step.
@@ -87,7 +86,8 @@ class NTMCell(Cell):
       rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size below 1, or inputs whose shape is not `[B, D]`.
+      TypeError: for an argument of the wrong type, or a carry of another type or dtype.
+      ValueError: for a size below 1, inputs whose shape is not `[B, D]`, or a carry of another batch size.
 
     References:
       Graves et al., 2014 (arXiv 1410.5401), section 3; Collier and Beel, 2018 (arXiv 1807.08518).
@@ -99,7 +99,7 @@ class NTMCell(Cell):
         hidden_features: int,
         *,
         slots: int,
-        slot_features: int,
+        memory_features: int,
         read_heads: int = 1,
         write_heads: int = 1,
         max_shift: int = 1,
@@ -107,82 +107,66 @@ class NTMCell(Cell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(
+        # The initial gain of the other cells is not used: with it, associative recall was learned more slowly.
+        self._build(
+            dtype,
+            param_dtype,
+            rngs,
             in_features=in_features,
             hidden_features=hidden_features,
             slots=slots,
-            slot_features=slot_features,
+            memory_features=memory_features,
             read_heads=read_heads,
             write_heads=write_heads,
             max_shift=max_shift,
         )
-        self.in_features = in_features
-        self.hidden_features = hidden_features
-        self.slots = slots
-        self.slot_features = slot_features
-        self.read_heads = read_heads
-        self.write_heads = write_heads
-        self.max_shift = max_shift
-        self.dtype = param_dtype if dtype is None else dtype
-        self.param_dtype = param_dtype
-        reads = read_heads * slot_features
-        self.out_features = hidden_features + reads
-        self.controller = LSTMCell(
-            in_features + reads, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-        # The initial gain of the other cells is not used: with it, associative recall was learned more slowly.
-        interface = (read_heads + write_heads) * sum(self._focus_sizes()) + write_heads * 2 * slot_features
-        self.interface = nnx.Linear(hidden_features, interface, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
-        self.first_reads = nnx.Param(jnp.zeros((read_heads, slot_features), param_dtype))
+        self.first_reads = nnx.Param(jnp.zeros((read_heads, memory_features), param_dtype))
 
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
-    ) -> NTMCarry:
-        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
-        del rngs, carry_init
-        to_batch = lambda x: jnp.broadcast_to(x[None], (input_shape[0], *x.shape))  # noqa: E731
+    def _start(self, batch_size: int) -> NTMCarry:
+        to_batch = lambda x: jnp.broadcast_to(x[None], (batch_size, *x.shape))  # noqa: E731
         # Each head starts at a different slot: with uniform weightings all slots would stay equal.
         at_slots = lambda heads: jnp.eye(self.slots, dtype=self.dtype)[np.arange(heads) % self.slots]  # noqa: E731
         return NTMCarry(
-            controller=self.controller.initialize_carry(input_shape),
+            controller=self.controller._start(batch_size),
             reads=to_batch(self.first_reads[...].astype(self.dtype)),
-            memory=jnp.full((input_shape[0], self.slots, self.slot_features), _EMPTY, self.dtype),
+            memory=jnp.full((batch_size, self.slots, self.memory_features), _EMPTY, self.dtype),
             read_weights=to_batch(at_slots(self.read_heads)),
             write_weights=to_batch(at_slots(self.write_heads)),
         )
 
     def __call__(self, carry: NTMCarry, inputs: Array) -> tuple[NTMCarry, CellOutput]:
         """Returns the carry and the outputs, features `[B, hidden + R W]`, after one step with inputs `[B, D]`."""
-        inputs = cast_inputs(inputs, self.in_features, self.dtype)
-        last = carry.reads.reshape(inputs.shape[0], -1)
-        controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, last], -1))
-        reading, writing, erase, add = self._interface_parts(hidden)
+        controller, hidden, interface = self._control(carry, NTMCarry, inputs)
+        reading, writing, erase, add = self._split(interface)
 
         write_weights = point(carry.memory, carry.write_weights, writing)
         memory = addressing.write(carry.memory, write_weights, erase, add)
         read_weights = point(memory, carry.read_weights, reading)
         reads = addressing.read(memory, read_weights)
 
-        features = jnp.concatenate([hidden, reads.reshape(inputs.shape[0], -1)], -1)
         trace = self._trace(writing.key, add, reading.key, reads)
         carry = NTMCarry(
             controller=controller, reads=reads, memory=memory, read_weights=read_weights, write_weights=write_weights
         )
-        return carry, CellOutput(features=features, meta_loss=None, write=None, trace=trace)
+        return carry, CellOutput(features=join(hidden, reads), meta_loss=None, write=None, trace=trace)
 
     def _focus_sizes(self) -> tuple[int, ...]:
         """Returns the sizes of the fields of `Focus` per head, in their order."""
-        return self.slot_features, 1, 1, 2 * self.max_shift + 1, 1
+        return self.memory_features, 1, 1, 2 * self.max_shift + 1, 1
 
-    def _interface_parts(self, hidden: Array) -> tuple[Focus, Focus, Array, Array]:
+    def _interface_features(self) -> int:
+        heads = self.read_heads + self.write_heads
+        return heads * sum(self._focus_sizes()) + self.write_heads * 2 * self.memory_features
+
+    def _split(self, interface: Array) -> tuple[Focus, Focus, Array, Array]:
         """Returns the read heads' focus, the write heads' focus, and erase and add vectors `[B, write_heads, W]`."""
         heads = self.read_heads + self.write_heads
         sizes = self._focus_sizes()
         focus_size = heads * sum(sizes)
-        parts = jnp.split(self.interface(hidden), [focus_size, focus_size + self.write_heads * self.slot_features], -1)
-        raw, erase, add = parts
-        offsets = np.cumsum(sizes)[:-1].tolist()
-        key, strength, gate, shifts, sharpness = jnp.split(raw.reshape(-1, heads, sum(sizes)), offsets, axis=-1)
+        offsets = [focus_size, focus_size + self.write_heads * self.memory_features]
+        raw, erase, add = jnp.split(interface, offsets, axis=-1)
+        raw = raw.reshape(*raw.shape[:1], heads, sum(sizes))
+        key, strength, gate, shifts, sharpness = jnp.split(raw, np.cumsum(sizes)[:-1].tolist(), axis=-1)
         focus = Focus(
             key=jnp.tanh(key),
             strength=jax.nn.softplus(strength[..., 0]),
@@ -192,7 +176,7 @@ class NTMCell(Cell):
         )
         reading = jax.tree.map(lambda x: x[:, : self.read_heads], focus)
         writing = jax.tree.map(lambda x: x[:, self.read_heads :], focus)
-        to_heads = lambda x: x.reshape(-1, self.write_heads, self.slot_features)  # noqa: E731
+        to_heads = lambda x: x.reshape(*x.shape[:1], self.write_heads, self.memory_features)  # noqa: E731
         return reading, writing, jax.nn.sigmoid(to_heads(erase)), jnp.tanh(to_heads(add))
 
     def _trace(self, write_keys: Array, add: Array, read_keys: Array, reads: Array) -> MemoryTrace:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_sizes
-from mnm_jax.cells._common import CarryRngs, Cell, cast_inputs, orthogonal_init
+from mnm_jax._checks import check_flags
+from mnm_jax.cells._common import Cell, check_step, orthogonal_init
 
 Array = jax.Array
 
@@ -50,7 +50,8 @@ class PlasticCell(Cell):
       rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size below 1, or inputs whose shape is not `[B, D]`.
+      TypeError: for an argument of the wrong type, or a carry of another type or dtype.
+      ValueError: for a size below 1, inputs whose shape is not `[B, D]`, or a carry of another batch size.
 
     References:
       Miconi et al., 2018 (arXiv 1804.02464), equations 1 and 2; modulated: Miconi et al., 2019 (arXiv 2002.10585),
@@ -67,35 +68,28 @@ class PlasticCell(Cell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(in_features=in_features, hidden_features=hidden_features)
-        self.in_features = in_features
-        self.hidden_features = self.out_features = hidden_features
+        check_flags(modulated=modulated)
+        linear = self._set_up(dtype, param_dtype, rngs, in_features=in_features, hidden_features=hidden_features)
+        self.out_features = hidden_features
         self.modulated = modulated
-        self.dtype = param_dtype if dtype is None else dtype
-        self.param_dtype = param_dtype
         square = (hidden_features, hidden_features)
-        self.input = nnx.Linear(in_features, hidden_features, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        self.input = linear(in_features, hidden_features)
         self.recurrent = nnx.Param(orthogonal_init(rngs.params(), square, param_dtype))
         self.alpha = nnx.Param(_ALPHA * jax.random.normal(rngs.params(), square, param_dtype))
         if modulated:
-            self.modulator = nnx.Linear(hidden_features, 1, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+            self.modulator = linear(hidden_features, 1)
             self.fan_out = nnx.Param(jnp.ones(hidden_features, param_dtype))
         else:
             self.eta = nnx.Param(jnp.full((), _ETA, param_dtype))
 
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
-    ) -> PlasticCarry:
-        """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`: zeros."""
-        del rngs, carry_init
-        batch, units = input_shape[0], self.hidden_features
-        return PlasticCarry(
-            hidden=jnp.zeros((batch, units), self.dtype), trace=jnp.zeros((batch, units, units), self.dtype)
-        )
+    def _start(self, batch_size: int) -> PlasticCarry:
+        zeros = lambda *shape: jnp.zeros((batch_size, *shape), self.dtype)  # noqa: E731
+        units = self.hidden_features
+        return PlasticCarry(hidden=zeros(units), trace=zeros(units, units))
 
     def __call__(self, carry: PlasticCarry, inputs: Array) -> tuple[PlasticCarry, Array]:
         """Returns the carry and the features h `[B, N]` after one step with inputs `[B, D]`."""
-        inputs = cast_inputs(inputs, self.in_features, self.dtype)
+        inputs = check_step(self, carry, PlasticCarry, inputs)
         before = carry.hidden
         # In this order: one matrix-vector product per example, which is faster on a CPU than one einsum of all three.
         plastic = jnp.einsum("bi,bij->bj", before, self._value(self.alpha)[None] * carry.trace)

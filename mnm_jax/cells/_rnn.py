@@ -5,16 +5,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_sizes
-from mnm_jax.cells._common import CarryRngs, orthogonal_init
+from mnm_jax.cells._common import ARRAY, Cell, check_step, orthogonal_init
 
 Array = jax.Array
 
 
-class RNNCell(nnx.SimpleCell):
-    """flax's simple recurrent cell with a carry that starts at zero without a random key.
+class RNNCell(Cell):
+    """A simple recurrent network; parameters and numbers are those of flax's `SimpleCell`.
 
         h_t = tanh(A x_t + a + W h_{t-1})
+
+    The carry and the output are h, zeros `[B, hidden_features]` at the start of a sequence.
 
     Args:
       in_features: `D`.
@@ -24,7 +25,8 @@ class RNNCell(nnx.SimpleCell):
       rngs: random keys of the initial parameters.
 
     Raises:
-      ValueError: for a size below 1.
+      TypeError: for an argument of the wrong type, or a carry of another type or dtype.
+      ValueError: for a size below 1, inputs whose shape is not `[B, D]`, or a carry of another batch size.
 
     References:
       Elman, Cognitive Science 1990.
@@ -39,20 +41,16 @@ class RNNCell(nnx.SimpleCell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(in_features=in_features, hidden_features=hidden_features)
-        super().__init__(
-            in_features,
-            hidden_features,
-            recurrent_kernel_init=orthogonal_init,
-            dtype=param_dtype if dtype is None else dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        linear = self._set_up(dtype, param_dtype, rngs, in_features=in_features, hidden_features=hidden_features)
         self.out_features = hidden_features
+        self.dense_h = linear(hidden_features, hidden_features, use_bias=False, kernel_init=orthogonal_init)
+        self.dense_i = linear(in_features, hidden_features)
 
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: CarryRngs = None, carry_init: nnx.Initializer | None = None
-    ) -> Array:
-        """Returns the carry h at the start of a sequence: zeros `[B, hidden_features]`; needs no random key."""
-        del rngs, carry_init
-        return jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
+    def _start(self, batch_size: int) -> Array:
+        return jnp.zeros((batch_size, self.hidden_features), self.dtype)
+
+    def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
+        """Returns the carry and the features h `[B, hidden]` after one step with inputs `[B, D]`."""
+        inputs = check_step(self, carry, ARRAY, inputs)
+        hidden = jnp.tanh(self.dense_i(inputs) + self.dense_h(carry))
+        return hidden, hidden

@@ -19,7 +19,7 @@ from mnm_jax.layers._convolution import ShortConvolution
 from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.chunk import ChunkState, Tokens, check_memory, chunk, step
 from mnm_jax.memory._chunks.mixture import Gates, mix
-from mnm_jax.memory._options import FORGET_LITTLE, normalise
+from mnm_jax.memory._options import gate_biases, normalise
 from mnm_jax.recurrence._masking import Steps, check_steps
 
 Array = jax.Array
@@ -129,8 +129,7 @@ class NeuralMemoryLayer(nnx.Module):
         taps = ShortConvolution(vectors, convolution, param_dtype=param_dtype, rngs=rngs) if convolution > 1 else None
         self.convolution = nnx.data(taps)
         self.to_gates = linear(features, heads * (1 + len(memory.gates)))
-        biases = [FORGET_LITTLE if name == "forget" else 0.0 for name in ("rate", *memory.gates)]
-        self.to_gates.bias = nnx.Param(jnp.tile(jnp.asarray(biases, param_dtype), heads))
+        self.to_gates.bias = nnx.Param(jnp.tile(jnp.asarray(gate_biases(memory.gates), param_dtype), heads))
         self.to_output = linear(heads * memory.value_size, features, use_bias=False)
 
     def initialize_carry(self, input_shape: tuple[int, ...]) -> LayerCarry:

@@ -13,7 +13,7 @@ from mnm_jax._checks import check_choice, check_sizes
 Array = jax.Array
 
 KEY_NORMS = (None, "l2", "layer")
-FORGET_LITTLE = -4.0  # initial bias of a forget gate, for cells and layers: 2% per write
+_FORGET_LITTLE = -4.0  # initial bias of a forget gate: 2% per write
 
 
 class WriteOptions(NamedTuple):
@@ -108,3 +108,8 @@ def normalise(keys: Array, how: str | None) -> Array:
     # At zero the root of one is taken instead: the root's derivative there is infinite, and times zero it is NaN.
     positive = square > 0
     return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
+
+
+def gate_biases(gates: tuple[str, ...]) -> list[float]:
+    """Returns the initial biases of the linear map to the write rate, first, and to a memory's other gates."""
+    return [_FORGET_LITTLE if name == "forget" else 0.0 for name in ("rate", *gates)]

@@ -59,9 +59,9 @@ CELLS = {
     "rnn": plain(RNNCell),
     "plastic": plain(PlasticCell),
     "neuromodulated": plain(PlasticCell, modulated=True),
-    "salu": plain(SALUCell, key_size=4, value_size=4, slots=4),
-    "ntm": plain(NTMCell, slots=4, slot_features=4),
-    "dnc": plain(DNCCell, slots=4, slot_features=4, read_heads=2),
+    "salu": plain(SALUCell, slots=4, memory_features=4),
+    "ntm": plain(NTMCell, slots=4, memory_features=4),
+    "dnc": plain(DNCCell, slots=4, memory_features=4, read_heads=2),
 }
 # Cached, so that the next test reuses the compiled programs of a cell.
 MADE = {name: functools.cache(make) for name, make in CELLS.items()}

@@ -19,7 +19,7 @@ GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_dnc.json").read_tex
 
 
 def make(dtype=jnp.float64, **options):
-    sizes = {"slots": N, "slot_features": W, "read_heads": R} | options
+    sizes = {"slots": N, "memory_features": W, "read_heads": R} | options
     return DNCCell(D, HIDDEN, **sizes, param_dtype=dtype, rngs=nnx.Rngs(0))
 
 
@@ -220,7 +220,7 @@ def test_the_trace_has_the_one_write_for_every_read_head():
     assert np.isfinite(memory_maps(trace).keys[np.tril_indices(3)]).all()
 
 
-@pytest.mark.parametrize("size", ["slots", "slot_features", "read_heads"])
+@pytest.mark.parametrize("size", ["slots", "memory_features", "read_heads"])
 def test_sizes_out_of_range(size):
     with pytest.raises(ValueError, match=f"{size} must be >= 1, got 0"):
         make(**{size: 0})
@@ -228,5 +228,5 @@ def test_sizes_out_of_range(size):
 
 def test_inputs_of_another_shape():
     cell = make(jnp.float32)
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, 3\], got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \[B, D\] = \[B, 3\], got \(2, 4\)"):
         cell(cell.initialize_carry((B, D)), jnp.zeros((B, 4)))

@@ -16,8 +16,8 @@ B, D, HIDDEN, N, W, READ, WRITE, FURTHEST = 2, 3, 4, 5, 3, 1, 2, 2
 
 
 def make(dtype=jnp.float64, **options):
-    sizes = {"slots": N, "slot_features": W, "read_heads": READ, "write_heads": WRITE, "max_shift": FURTHEST} | options
-    return NTMCell(D, HIDDEN, **sizes, param_dtype=dtype, rngs=nnx.Rngs(0))
+    sizes = {"slots": N, "memory_features": W, "read_heads": READ, "write_heads": WRITE, "max_shift": FURTHEST}
+    return NTMCell(D, HIDDEN, **sizes | options, param_dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def inputs(steps, dtype=np.float64):
@@ -142,7 +142,7 @@ def test_a_head_at_slot_one_points(wish, expected):
 
 def test_heads_that_move_on_by_one_copy_a_sequence():
     """A cell by hand adds its input, moves on by one slot per step, and reads the slot written one cycle earlier."""
-    cell = NTMCell(D, D, slots=N, slot_features=W, rngs=nnx.Rngs(0))
+    cell = NTMCell(D, D, slots=N, memory_features=W, rngs=nnx.Rngs(0))
     for linear in (cell.controller.dense_i, cell.controller.dense_h, cell.interface):
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
     # Gates of the LSTM: i open, f shut, g the input, o open. The write vector is the input's sign.
@@ -193,7 +193,7 @@ def test_the_trace_pairs_heads_and_repeats_the_fewer():
     assert np.isfinite(memory_maps(trace).keys[np.tril_indices(3)]).all()
 
 
-@pytest.mark.parametrize("size", ["slots", "slot_features", "read_heads", "write_heads", "max_shift"])
+@pytest.mark.parametrize("size", ["slots", "memory_features", "read_heads", "write_heads", "max_shift"])
 def test_sizes_out_of_range(size):
     with pytest.raises(ValueError, match=f"{size} must be >= 1, got 0"):
         make(**{size: 0})
@@ -201,5 +201,5 @@ def test_sizes_out_of_range(size):
 
 def test_inputs_of_another_shape():
     cell = make(jnp.float32)
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, 3\], got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \[B, D\] = \[B, 3\], got \(2, 4\)"):
         cell(cell.initialize_carry((B, D)), jnp.zeros((B, 4)))

@@ -1,0 +1,201 @@
+"""The programs of the suite "accelerator": value and gradient of our cells, of the layer and of softmax attention.
+
+Shape letters: `T` steps, `B` batch, `D` features.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from launch.bench.accelerator.peaks import count_bytes
+from launch.bench.layer import MEMORIES
+from launch.bench.measure import Program
+from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll
+
+Array = jax.Array
+
+HEAD_SIZE = 64  # features of a head of the layer and of attention
+CHUNK = 64
+MNM = {"MNM-p": local_memory, "MNM-g": gradient_memory}
+_LAYERS = 3
+
+
+class Attention(nnx.Module):
+    """Causal softmax attention between two linear maps, `[T, B, D] -> [T, B, D]`."""
+
+    def __init__(self, features: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.heads, self.dtype = heads, dtype
+        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        self.to_vectors = linear(features, 3 * heads * HEAD_SIZE)
+        self.to_output = linear(heads * HEAD_SIZE, features)
+
+    def __call__(self, inputs: Array, implementation: Any) -> Array:
+        vectors = jnp.swapaxes(self.to_vectors(inputs), 0, 1)
+        split = vectors.reshape(*vectors.shape[:2], 3, self.heads, HEAD_SIZE)
+        queries, keys, values = (split[:, :, place] for place in range(3))
+        read = jax.nn.dot_product_attention(
+            queries,
+            keys,
+            values,
+            is_causal=True,
+            implementation=implementation,
+        )
+        return self.to_output(jnp.swapaxes(read.reshape(*read.shape[:2], -1), 0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and its sizes, of which a row per form is measured.
+
+    The parameters are random numbers from NumPy: compiling the initialisers would take longer than the measurement.
+
+    Attributes:
+      fields: model, heads, steps, batch, width and dtype of the rows.
+      make: makes the model; it is called abstractly.
+    """
+
+    fields: Mapping[str, Any]
+    make: Callable[[], nnx.Module]
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The model, with shapes instead of arrays."""
+        return nnx.eval_shape(self.make)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape `[T, B, D]` of the inputs."""
+        return self.fields["steps"], self.fields["batch"], self.fields["width"]
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """NumPy arrays: matrices ~ N(0, 1 / fan_in), and vectors of zeros."""
+        draw = np.random.default_rng(0).standard_normal
+
+        def fill(leaf: Any) -> np.ndarray:
+            numbers = draw(leaf.shape) / leaf.shape[-2] ** 0.5 if len(leaf.shape) > 1 else np.zeros(leaf.shape)
+            return numbers.astype(leaf.dtype)
+
+        return jax.tree.map(fill, nnx.state(self.model, nnx.Param))
+
+    @functools.cached_property
+    def inputs(self) -> np.ndarray:
+        """Standard normal, `[T, B, D]`, float32."""
+        return np.random.default_rng(1).standard_normal(self.shape, np.float32)
+
+    @functools.cached_property
+    def on_device(self) -> dict[jax.Device, Any]:
+        """The arguments per device, shared by the forms; filled by `program`."""
+        return {}
+
+    def value_and_grad(self, form: str) -> Callable[[Any, Array], tuple[Array, Any]]:
+        """Returns `(params, inputs) -> (loss, gradients)`.
+
+        The loss is the mean square of the outputs, plus the mean of the meta loss if there is one.
+        """
+        graphdef = nnx.graphdef(self.model)
+
+        def loss(params: Any, inputs: Array) -> Array:
+            model = nnx.merge(graphdef, params)
+            outputs, meta_loss = _run(model, inputs.astype(model.dtype), form)
+            return jnp.mean(jnp.square(outputs.astype(jnp.float32))) + meta_loss
+
+        return jax.value_and_grad(loss)
+
+    def flops(self, form: str) -> float | None:
+        """Returns the operations of value and gradient, as XLA counts them in the program before its optimisation.
+
+        XLA counts the body of a loop once. Cells are therefore counted in the form "plain" over one step, the layer
+        over one chunk, and the result is multiplied by their number. None: XLA cannot count here.
+        """
+        form = form if isinstance(self.model, NeuralMemoryLayer) else "xla"
+        if form not in self._flops:
+            self._flops[form] = self._count_flops(form)
+        return self._flops[form]
+
+    @functools.cached_property
+    def _flops(self) -> dict[str, float | None]:
+        return {}
+
+    def _count_flops(self, form: str) -> float | None:
+        steps = self.shape[0]
+        unit = steps if isinstance(self.model, Attention) else CHUNK if form == "chunks" else 1
+        form = "plain" if isinstance(self.model, nnx.RNNCellBase) else form
+        inputs = jax.ShapeDtypeStruct((unit, *self.shape[1:]), jnp.float32)
+        try:
+            # Lowered for a TPU, since on a CPU some products are loops; nothing is compiled.
+            with jax.default_device(jax.devices("cpu")[0]), jax.numpy_dtype_promotion("standard"):
+                shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.params)
+                traced = jax.jit(self.value_and_grad(form)).trace(shapes, inputs)
+                cost = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
+        except RuntimeError:
+            return None
+        return cost["flops"] * steps / unit if cost else None
+
+    def bytes_moved(self, form: str) -> float:
+        """Returns the bytes that value and gradient move at least; see `count_bytes`."""
+        return count_bytes(self.model, form, self.shape)
+
+    def program(self, form: str, device: jax.Device) -> Program:
+        """Compiles value and gradient for a device; the arguments are copied there at the first run."""
+        place = SingleDeviceSharding(device)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), (self.params, self.inputs)
+        )
+        precision = "highest" if self.fields["dtype"].endswith("highest") else "default"
+        begin = time.perf_counter()
+        # JAX's own attention relies on the standard promotion of dtypes.
+        with jax.default_matmul_precision(precision), jax.numpy_dtype_promotion("standard"):
+            compiled = jax.jit(self.value_and_grad(form)).lower(*shapes).compile()
+        seconds = time.perf_counter() - begin
+        analysis = compiled.memory_analysis()
+
+        def run() -> Any:
+            if device not in self.on_device:
+                self.on_device[device] = jax.device_put((self.params, self.inputs), place)
+            return jax.block_until_ready(compiled(*self.on_device[device]))
+
+        return Program(run, None if analysis is None else analysis.temp_size_in_bytes, seconds)
+
+
+def make_case(fields: Mapping[str, Any]) -> Case:
+    """Returns the case of a row's model, heads, steps, batch, width and dtype."""
+    dtype = jnp.bfloat16 if fields["dtype"] == "bfloat16" else jnp.float32
+    width, heads = fields["width"], fields["heads"]
+
+    def make() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        if fields["model"] == "LSTM":
+            return LSTMCell(width, width, dtype=dtype, rngs=rngs)
+        if fields["model"] == "attention":
+            return Attention(width, heads, dtype=dtype, rngs=rngs)
+        if fields["model"] in MNM:
+            memory = MNM[fields["model"]](width, width, hidden_sizes=(width,) * (_LAYERS - 1))
+            return MNMCell(width, width, memory, heads=heads, dtype=dtype, rngs=rngs)
+        memory = MEMORIES[fields["model"].removeprefix("layer: ")]
+        return NeuralMemoryLayer(width, memory, heads=heads, chunk=CHUNK, dtype=dtype, rngs=rngs)
+
+    return Case(fields, make)
+
+
+def _run(model: Any, inputs: Array, form: str) -> tuple[Array, Array]:
+    """Returns the outputs `[T, B, ...]`, and the mean of the meta loss or zero."""
+    zero = jnp.zeros((), jnp.float32)
+    if isinstance(model, Attention):
+        return model(inputs, form), zero
+    if isinstance(model, NeuralMemoryLayer):
+        if form == "chunks":
+            return model(None, inputs)[1], zero
+        return jax.lax.scan(model.step, model.initialize_carry(inputs.shape[1:]), inputs)[1], zero
+    _, outputs = unroll(model, None, inputs, form=form)
+    if isinstance(model, MNMCell):
+        return outputs.features, jnp.mean(outputs.meta_loss.astype(jnp.float32))
+    return outputs, zero
