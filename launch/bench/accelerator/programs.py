@@ -59,16 +59,14 @@ class Case:
 
     Attributes:
       fields: model, heads, steps, batch, width and dtype of the rows.
-      make: makes the model; it is called abstractly.
     """
 
     fields: Mapping[str, Any]
-    make: Callable[[], nnx.Module]
 
-    @functools.cached_property
+    @property
     def model(self) -> Any:
         """The model, with shapes instead of arrays."""
-        return nnx.eval_shape(self.make)
+        return _abstract_model(*(self.fields[name] for name in ("model", "heads", "width", "dtype")))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -166,24 +164,23 @@ class Case:
         return Program(run, None if analysis is None else analysis.temp_size_in_bytes, seconds)
 
 
-def make_case(fields: Mapping[str, Any]) -> Case:
-    """Returns the case of a row's model, heads, steps, batch, width and dtype."""
-    dtype = jnp.bfloat16 if fields["dtype"] == "bfloat16" else jnp.float32
-    width, heads = fields["width"], fields["heads"]
+@functools.lru_cache(32)
+def _abstract_model(name: str, heads: int, width: int, dtype: str) -> nnx.Module:
+    """Returns a model with shapes instead of arrays."""
 
     def make() -> nnx.Module:
-        rngs = nnx.Rngs(0)
-        if fields["model"] == "LSTM":
-            return LSTMCell(width, width, dtype=dtype, rngs=rngs)
-        if fields["model"] == "attention":
-            return Attention(width, heads, dtype=dtype, rngs=rngs)
-        if fields["model"] in MNM:
-            memory = MNM[fields["model"]](width, width, hidden_sizes=(width,) * (_LAYERS - 1))
-            return MNMCell(width, width, memory, heads=heads, dtype=dtype, rngs=rngs)
-        memory = MEMORIES[fields["model"].removeprefix("layer: ")]
-        return NeuralMemoryLayer(width, memory, heads=heads, chunk=CHUNK, dtype=dtype, rngs=rngs)
+        settings: Any = {"dtype": jnp.bfloat16 if dtype == "bfloat16" else jnp.float32, "rngs": nnx.Rngs(0)}
+        if name == "LSTM":
+            return LSTMCell(width, width, **settings)
+        if name == "attention":
+            return Attention(width, heads, **settings)
+        if name in MNM:
+            memory = MNM[name](width, width, hidden_sizes=(width,) * (_LAYERS - 1))
+            return MNMCell(width, width, memory, heads=heads, **settings)
+        memory = MEMORIES[name.removeprefix("layer: ")]
+        return NeuralMemoryLayer(width, memory, heads=heads, chunk=CHUNK, **settings)
 
-    return Case(fields, make)
+    return nnx.eval_shape(make)
 
 
 def _run(model: Any, inputs: Array, form: str) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from launch.bench.accelerator.peaks import find_peaks
-from launch.bench.accelerator.programs import MNM, Case, make_case
+from launch.bench.accelerator.programs import MNM, Case
 from launch.bench.measure import Candidate, Group, Program, Row, with_ratios
 from mnm_jax import choose_form
 
@@ -102,7 +102,7 @@ class _Peak:
 
 
 def _group(fields: dict[str, Any], device: jax.Device, peak: _Peak) -> Group:
-    case = make_case(fields)
+    case = Case(fields)
     reference: list[Any] = []
 
     def inspect(result: Any) -> Row:

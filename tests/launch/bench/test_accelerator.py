@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from launch.bench.accelerator import peaks
-from launch.bench.accelerator.programs import make_case
+from launch.bench.accelerator.programs import Case
 from launch.bench.accelerator.suite import accelerator
 from launch.bench.measure import Candidate, Group, Program
 from launch.bench.run import LATE, run
@@ -140,14 +140,14 @@ def test_the_most_important_groups_come_first():
     ],
 )
 def test_bytes_are_those_worked_by_hand(model, form, expected):
-    case = make_case({"model": model, "heads": 2, "steps": 6, "batch": 2, "width": 8, "dtype": "float32"})
+    case = Case({"model": model, "heads": 2, "steps": 6, "batch": 2, "width": 8, "dtype": "float32"})
     assert case.bytes_moved(form) == expected
 
 
 def test_operations_grow_with_the_steps_and_are_mostly_those_of_the_products():
     # LSTM: 2 products of 8 x 32 forward, and twice as many backward, without a cotangent of the inputs.
     fields = {"model": "LSTM", "heads": None, "batch": 2, "width": 8, "dtype": "float32"}
-    one, six = (make_case(fields | {"steps": t}).flops("plain") for t in (1, 6))
+    one, six = (Case(fields | {"steps": t}).flops("plain") for t in (1, 6))
     assert six == 6 * one
     products = 2 * 2 * 8 * 32 * 5
     assert products < one < 1.5 * products
@@ -160,7 +160,7 @@ def test_shares_of_the_peaks_follow_from_the_time(monkeypatch):
     fields = group.candidates[0].fields
     row = dict(fields) | {"milliseconds": 0.5, "temp_bytes": None}
     (rated,) = group.finish([row])
-    case = make_case(fields)
+    case = Case(fields)
     assert rated["tokens_per_second"] == pytest.approx(2 * 2 / 0.5e-3)
     assert rated["fraction_of_peak"] == pytest.approx(case.flops("plain") / 0.5e-3 / 1e9)
     assert rated["fraction_of_bandwidth"] == pytest.approx(case.bytes_moved("plain") / 0.5e-3 / 1e8)
@@ -194,9 +194,9 @@ def test_every_kind_of_row_runs_and_the_forms_agree(tmp_path, monkeypatch):
 
 def test_bfloat16_is_the_dtype_of_the_computation_only():
     fields = {"model": "attention", "heads": 1, "steps": 3, "batch": 2, "width": 4}
-    exact = make_case(fields | {"dtype": "float32"})
+    exact = Case(fields | {"dtype": "float32"})
     value, gradients = exact.program("xla", jax.devices()[0]).run()
-    rounded, rounded_gradients = make_case(fields | {"dtype": "bfloat16"}).program("xla", jax.devices()[0]).run()
+    rounded, rounded_gradients = Case(fields | {"dtype": "bfloat16"}).program("xla", jax.devices()[0]).run()
     assert 0 < abs(float(value) - float(rounded)) < 0.05 * float(value)
     assert jax.tree.leaves(rounded_gradients)[0].dtype == jnp.float32
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
@@ -234,7 +234,7 @@ def test_torch_computes_the_same_loss_and_gradient(model):
     pytest.importorskip("torch")
     from launch.bench.accelerator.torch_programs import torch_program
 
-    case = make_case({"model": model, "heads": 2, "steps": 3, "batch": 2, "width": 4, "dtype": "float32"})
+    case = Case({"model": model, "heads": 2, "steps": 3, "batch": 2, "width": 4, "dtype": "float32"})
     value, gradients = case.program("xla" if model == "attention" else "plain", jax.devices()[0]).run()
     other, others = torch_program(case, "cpu").run()
     assert float(other) == pytest.approx(float(value), rel=1e-5)

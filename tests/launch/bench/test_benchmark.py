@@ -319,16 +319,16 @@ def test_peers_without_titans_are_our_own(monkeypatch, capsys):
 
 
 def _cell():
-    return MNMCell(8, 8, local_memory(8, 8, hidden_sizes=(8, 8)), heads=2, rngs=nnx.Rngs(0))
+    return MNMCell(4, 4, local_memory(4, 4, hidden_sizes=()), heads=2, rngs=nnx.Rngs(0))
 
 
 def _stream_cell():
-    return StreamCell(8, local_memory(8, 8, hidden_sizes=(8,)), rngs=nnx.Rngs(0))
+    return StreamCell(4, local_memory(4, 4, hidden_sizes=()), rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(("make_cell", "form"), [(_cell, "plain"), (_stream_cell, "plain"), (_stream_cell, "auto")])
 def test_the_batch_on_several_devices_is_the_batch_on_one(make_cell, form):
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 8)), jnp.float32)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4)), jnp.float32)
     value, grads = compile_step(make_cell(), form, inputs, jax.devices()).run()
     expected, expected_grads = compile_step(make_cell(), "plain", inputs, jax.devices()[:1]).run()
     most = max(n for n in (1, 2, 3, 6) if n <= len(jax.devices()))  # numbers of devices that divide the batch of 6
@@ -353,16 +353,16 @@ def test_seeds_side_by_side_and_one_after_the_other_take_the_same_step():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_sequence_in_chunks_and_token_by_token_is_one_function():
-    groups = list(layer(jax.devices(), memories=("titans",), steps=(6,), batch=2, features=8, heads=2, chunk=4))
-    assert [group.candidates[0].fields["pass"] for group in groups] == ["forward", "training"]
-    for group in groups:
-        assert [candidate.fields["form"] for candidate in group.candidates] == ["steps", "chunks", "maps"]
-        by_steps, by_chunks, by_maps = (candidate.prepare().run() for candidate in group.candidates)
-        assert jax.tree.map(jnp.shape, by_maps) == jax.tree.map(jnp.shape, by_chunks)
-        for a, b in zip(jax.tree.leaves(by_steps), jax.tree.leaves(by_chunks), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(by_chunks)) > 0.01
+@pytest.mark.parametrize(("memory", "run_pass"), [("delta rule", "forward"), ("titans", "training")])
+def test_a_sequence_in_chunks_and_token_by_token_is_one_function(memory, run_pass):
+    sizes = {"steps": (5,), "batch": 2, "features": 4, "heads": 1, "chunk": 2}
+    (group,) = layer(jax.devices()[:1], memories=(memory,), passes=(run_pass,), **sizes)
+    assert [candidate.fields["form"] for candidate in group.candidates] == ["steps", "chunks", "maps"]
+    by_steps, by_chunks, by_maps = (candidate.prepare().run() for candidate in group.candidates)
+    assert jax.tree.map(jnp.shape, by_maps) == jax.tree.map(jnp.shape, by_chunks)
+    for a, b in zip(jax.tree.leaves(by_steps), jax.tree.leaves(by_chunks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(by_chunks)) > 0.01
 
 
 def test_a_small_training_step_from_end_to_end(tmp_path, capsys):
