@@ -5,7 +5,7 @@
     algorithmic/      copy, repeat copy, double copy, associative recall, priority sort, and random pairs
     maze/             reinforcement learning in a maze with a hidden reward
     actor_critic.py   an environment (environment.py) as a task
-    scoring.py        loss and metrics; sampling.py: evaluation sets; timeline.py: pictures as text
+    scoring.py        loss and metrics; sampling.py: evaluation sets; timeline.py: pictures; arguments.py: checks
 
 Each task implements the protocol `mnm_jax.training.Task`, which `mnm_jax.testing.check_task` checks.
 """

@@ -5,7 +5,6 @@ Shape letters: `T` time steps, `B` episodes, `D` numbers of an observation, `A` 
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax._checks import check_sizes
+from mnm_jax._checks import check_flags, check_fraction, check_not_negative, check_sizes
 from mnm_jax.training import Batch, Mean
+from tasks.arguments import unwrap_numbers
 from tasks.environment import Environment
 from tasks.sampling import evaluation_set
 
@@ -74,7 +74,8 @@ class ActorCritic(abc.ABC):
       evaluation_batches: batches of each evaluation set.
 
     Raises:
-      ValueError: discount outside [0, 1], a negative weight, or evaluation_batches < 1.
+      TypeError, ValueError: an argument of another type, discount outside [0, 1], a negative weight, or
+        evaluation_batches < 1.
 
     References:
       Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, ICML 2016 (A3C); coefficients of Miconi et al.,
@@ -90,11 +91,10 @@ class ActorCritic(abc.ABC):
     loader = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must be from 0 to 1, got {self.discount}.")
-        for name in ("value_weight", "concentration_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}.")
+        unwrap_numbers(self)
+        check_fraction(discount=self.discount)
+        check_not_negative(value_weight=self.value_weight, concentration_weight=self.concentration_weight)
+        check_flags(first_baseline=self.first_baseline)
         check_sizes(evaluation_batches=self.evaluation_batches)
 
     @property

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnm_jax._checks import check_sizes
+from mnm_jax._checks import check_flags, check_sizes
 from mnm_jax.training import Batch, Mean
+from tasks.arguments import unwrap_numbers
 from tasks.sampling import evaluation_set
 from tasks.scoring import accuracy, cross_entropy
 from tasks.timeline import time_line
@@ -54,6 +55,7 @@ class Dictionary:
         support the usual number of letters and up to half of the queries' letters. Evaluation sets are not mixed.
 
     Raises:
+      TypeError: an argument of another type.
       ValueError: a number below 1.
 
     Examples:
@@ -86,8 +88,10 @@ class Dictionary:
     loader: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        unwrap_numbers(self)
         names = ("length", "support", "queries", "evaluation_batches")
         check_sizes(**{name: getattr(self, name) for name in names})
+        check_flags(wider=self.wider, mixed=self.mixed)
 
     def encoder(self, rngs: nnx.Rngs) -> Callable[[Array], Array]:
         """Returns a map that scales one-hot inputs by sqrt(D): mean square one, which weight initialisers assume."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mnm_jax._checks import check_choice
+from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.training import Batch
 
 _SEEDS = {"valid": 1, "test": 2}
@@ -24,9 +24,10 @@ def evaluation_set(task: Any, split: str, count: int, batch_size: int) -> Callab
       batch_size: examples of each batch, `B`.
 
     Raises:
-      ValueError: another split.
+      TypeError, ValueError: another split, or a batch size that is not a whole number above 0.
     """
     check_choice("split", split, _SEEDS)
+    check_sizes(batch_size=batch_size)
     return partial(_draw_all, task, _SEEDS[split], count, batch_size)
 
 

@@ -1,14 +1,15 @@
 """Builds the objects that a config describes, and checks every key."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from launch.runs.registry import MODELS, TASKS
-from mnm_jax._checks import check_choice
+from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax.training import SequenceModel, Task, TrainConfig, optional_member
 
 _SECTIONS = ("task", "model", "training")
@@ -46,7 +47,8 @@ def build_task(config: Mapping[str, Any]) -> Task:
     name, settings = _split_name("task", config, TASKS)
     task = TASKS[name].load()
     _check_keys(f"task {name}", settings, task)
-    return task(**settings)
+    with _as_value_error():
+        return task(**settings)
 
 
 def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rngs], SequenceModel]:
@@ -56,14 +58,18 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
     of hidden units between cell and logits (0: none).
 
     Raises:
-      ValueError: if the model or a key is unknown, a key is missing, or the model does not fit the task. Sizes are
-        checked when the model is made.
+      ValueError: if the model or a key is unknown, a key is missing, the model does not fit the task, or a value is of
+        another type or out of range; some values are checked when the model is made.
     """
     name, settings = _split_name("model", config, MODELS)
     make_cell = MODELS[name].make
     readout_features = settings.pop("readout_features", 0)
     given: dict[str, int] = {"features": task.input_features}
-    _check_keys(f"model {name}", settings, make_cell, given=_GIVEN)
+    parameters = _check_keys(f"model {name}", settings, make_cell, given=_GIVEN)
+    with _as_value_error():
+        check_sizes(least=0, readout_features=readout_features)
+        check_sizes(**{key: value for key, value in settings.items() if parameters[key].annotation is int})
+        check_flags(**{key: value for key, value in settings.items() if parameters[key].annotation is bool})
     if "entities" in inspect.signature(make_cell).parameters:
         entities, entity_features = optional_member(task, "entity_shape")
         if not entities:
@@ -74,7 +80,8 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
         given |= {"entities": entities, "entity_features": entity_features}
 
     def make_model(rngs: nnx.Rngs) -> SequenceModel:
-        cell = make_cell(**given, rngs=rngs, **settings)
+        with _as_value_error():
+            cell = make_cell(**given, rngs=rngs, **settings)
         return SequenceModel(task.encoder(rngs), cell, task.output_features, readout_features, rngs=rngs)
 
     return make_model
@@ -87,7 +94,8 @@ def build_training(config: Mapping[str, Any]) -> TrainConfig:
       ValueError: if a key is unknown or missing, or a value is out of range.
     """
     _check_keys("training", config, TrainConfig)
-    return TrainConfig(**config)
+    with _as_value_error():
+        return TrainConfig(**config)
 
 
 def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
@@ -99,6 +107,15 @@ def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Raises the TypeError of a constructor as a ValueError: in a config, a value of another type is a wrong value."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
 def _split_name(section: str, config: Mapping[str, Any], known: Collection[str]) -> tuple[str, dict[str, Any]]:
     settings = dict(config)
     name = settings.pop("name", None)
@@ -106,13 +123,16 @@ def _split_name(section: str, config: Mapping[str, Any], known: Collection[str])
     return name, settings
 
 
-def _check_keys(where: str, settings: Mapping[str, Any], function: Callable, given: tuple[str, ...] = ()) -> None:
-    """Raises ValueError unless `settings` are arguments of `function`, and include all that have no default."""
+def _check_keys(
+    where: str, settings: Mapping[str, Any], function: Callable, given: tuple[str, ...] = ()
+) -> dict[str, inspect.Parameter]:
+    """Raises ValueError unless `settings` are arguments of `function` with all that have no default; returns these."""
     parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in given}
     _check_known(where, settings, parameters)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in settings:
             raise ValueError(f"{where} lacks the key {name!r}; known: {', '.join(parameters)}.")
+    return parameters
 
 
 def _check_known(where: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:

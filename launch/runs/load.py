@@ -9,6 +9,7 @@ from flax import nnx
 
 from launch.runs.build import build_parts
 from launch.runs.workdir import read_config
+from mnm_jax._checks import check_sizes
 from mnm_jax.training import SequenceModel, Task, load_params, split_model
 
 
@@ -32,7 +33,8 @@ def load_model(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None =
       ValueError: if the run has no such seed, or a file is damaged.
     """
     task, make_model, training = build_parts(read_config(workdir, data_dir))
-    if not 0 <= seed < training.seeds:
+    check_sizes(least=0, seed=seed)
+    if seed >= training.seeds:
         raise ValueError(f"seed must be from 0 to {training.seeds - 1} in {workdir}, got {seed=}.")
     params, _ = load_params(workdir, make_model)
     return Trained(task, nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), params)))

@@ -44,8 +44,10 @@ class ModelEntry(NamedTuple):
     """A model that a config may name.
 
     Attributes:
-      name: the value of `model.name` in a config. make: `(*, features, ..., rngs) -> cell`; its other arguments are the
-        settings of the config, except `entities` and `entity_features`, which the task provides.
+      name: the value of `model.name` in a config.
+      make: `(*, features, ..., rngs) -> cell`; its other arguments are the settings of the config, except `entities`
+        and `entity_features`, which the task provides. A setting annotated as `int` must be >= 1, one annotated as
+        `bool` True or False.
       settings: sizes for a recipe that has none of its own for this model.
       colour: colour in all figures, distinguishable for the colour-blind.
       formula: the update of the memory, or of the hidden state, in one step, as one line of text.
@@ -173,8 +175,6 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         momentum: bool = False,
         forget: bool = False,
     ) -> MNMCell:
-        if memory_layers < 1:
-            raise ValueError(f"memory_layers must be >= 1, got {memory_layers}.")
         options = WriteOptions(
             key_norm=key_norm, max_norm=max_norm, inner_steps=inner_steps, momentum=momentum, forget=forget
         )

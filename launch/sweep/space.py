@@ -61,13 +61,15 @@ def expand(space: Mapping[str, Any]) -> list[Changes]:
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError(f"a search space is a mapping of settings, or of one of {_known()}, got {space!r}.")
-    if all("." in str(name) for name in space):
+    if not all(isinstance(name, str) for name in space):
+        raise ValueError(f"the names of a search space are texts, got {', '.join(map(repr, space))}.")
+    if all("." in name for name in space):
         return _merge(itertools.product(*(_values(name, values) for name, values in space.items())))
     if len(space) > 1:
         raise ValueError(f"a search space has settings (SECTION.KEY) or one of {_known()}, got {', '.join(space)}.")
     ((operator, content),) = space.items()
     if operator == "seeds":
-        if not isinstance(content, int) or content < 1:
+        if not isinstance(content, int) or isinstance(content, bool) or content < 1:
             raise ValueError(f"seeds must be a whole number >= 1, got {content!r}.")
         return [{"training.seed": seed} for seed in range(content)]
     if operator not in _OPERATORS:

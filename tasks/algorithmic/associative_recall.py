@@ -25,7 +25,7 @@ class AssociativeRecall(BitTask):
       item_length: vectors per item. Other arguments: see `BitTask`.
 
     Raises:
-      ValueError: see `BitTask`; or shortest < 2, as some item has to follow.
+      TypeError, ValueError: see `BitTask`; or shortest < 2, as some item has to follow.
 
     Examples:
       Three items of two vectors. The second one, "12 16", follows the item asked for:

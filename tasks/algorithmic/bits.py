@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnm_jax._checks import check_not_negative, check_sizes
+from mnm_jax._checks import check_sizes
 from mnm_jax.training import Batch, Mean
+from tasks.arguments import to_sizes, unwrap_numbers
 from tasks.sampling import evaluation_set
 from tasks.scoring import bit_accuracy, bit_cross_entropy, whole_sequences
 from tasks.timeline import time_line
@@ -65,6 +66,7 @@ class BitTask(abc.ABC):
       evaluation_batches: batches of each evaluation set.
 
     Raises:
+      TypeError: an argument that is not a whole number, or lengths that are no tuple.
       ValueError: a number below 1 (below 0 for the curriculum), or shortest > length.
     """
 
@@ -80,11 +82,11 @@ class BitTask(abc.ABC):
     loader: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths", tuple(self.lengths))  # a config read from JSON has a list
+        unwrap_numbers(self)
+        object.__setattr__(self, "lengths", to_sizes("lengths", self.lengths))
         names = ("length", "shortest", "bits", "evaluation_batches")
         check_sizes(**{name: getattr(self, name) for name in names})
-        check_sizes(**{"every one of lengths": min(self.lengths, default=1)})
-        check_not_negative(curriculum=self.curriculum)
+        check_sizes(least=0, curriculum=self.curriculum)
         if self.shortest > self.length:
             raise ValueError(f"shortest must be <= length = {self.length}, got {self.shortest}.")
 

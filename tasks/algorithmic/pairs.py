@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnm_jax._checks import check_sizes
+from mnm_jax._checks import check_fraction, check_sizes
 from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, rows, signs
 
 Array = jax.Array
@@ -30,7 +30,7 @@ class Pairs(BitTask):
       overwriting: share of the sequences that write keys again, from 0 to 1. Other arguments: see `BitTask`.
 
     Raises:
-      ValueError: see `BitTask`; or key_bits < 1, or overwriting outside [0, 1].
+      TypeError, ValueError: see `BitTask`; or key_bits < 1, or overwriting outside [0, 1].
 
     Examples:
       >>> task = Pairs(length=3, shortest=3, overwriting=0)
@@ -59,8 +59,7 @@ class Pairs(BitTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(key_bits=self.key_bits)
-        if not 0 <= self.overwriting <= 1:
-            raise ValueError(f"overwriting must be from 0 to 1, got {self.overwriting}.")
+        check_fraction(overwriting=self.overwriting)
 
     @property
     def input_features(self) -> int:

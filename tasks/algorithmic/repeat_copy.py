@@ -9,6 +9,7 @@ import numpy as np
 
 from mnm_jax._checks import check_sizes
 from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, draw_up_to, rows, signs, with_flags
+from tasks.arguments import to_sizes
 
 Array = jax.Array
 
@@ -32,7 +33,7 @@ class RepeatCopy(BitTask):
         `BitTask`.
 
     Raises:
-      ValueError: see `BitTask`; or a number of repeats below 1, or fewest > repeats.
+      TypeError, ValueError: see `BitTask`; or a number of repeats below 1, or fewest > repeats.
 
     Examples:
       Two vectors, three repeats:
@@ -58,9 +59,8 @@ class RepeatCopy(BitTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "more_repeats", tuple(self.more_repeats))
+        object.__setattr__(self, "more_repeats", to_sizes("more_repeats", self.more_repeats))
         check_sizes(repeats=self.repeats, fewest=self.fewest)
-        check_sizes(**{"every one of more_repeats": min(self.more_repeats, default=1)})
         if self.fewest > self.repeats:
             raise ValueError(f"fewest must be <= repeats = {self.repeats}, got {self.fewest}.")
 

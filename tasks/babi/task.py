@@ -5,16 +5,17 @@ Shape letters: `T` steps, `B` examples, `W` words of a sentence, `D` features, `
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import ClassVar, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax.training import Batch, Loader, Mean
+from tasks.arguments import unwrap_numbers
 from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
 from tasks.babi.encode import WORDS, encode_rows
@@ -67,7 +68,7 @@ class Babi:
       cache_dir: folder of the encoded stories; made when first needed.
 
     Raises:
-      ValueError: an argument out of range, or damaged files.
+      TypeError, ValueError: an argument of another type or out of range, or damaged files.
       FileNotFoundError: no data in `data_dir`; the message names the page that has the archive.
 
     Examples:
@@ -114,28 +115,31 @@ class Babi:
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
 
     def __post_init__(self) -> None:
+        unwrap_numbers(self)
         if not isinstance(self.tasks, tuple | list) or not self.tasks:
             raise ValueError(f"tasks must be a tuple of task numbers such as (1, 2), got {self.tasks!r}.")
         for task in self.tasks:
-            if not _is_integer(task) or not 1 <= task <= 20:
+            if not isinstance(task, int) or isinstance(task, bool) or not 1 <= task <= 20:
                 raise ValueError(f"tasks must be numbers from 1 to 20, got {task!r} in {self.tasks!r}.")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks must name each task once, got {self.tasks!r}.")
-        object.__setattr__(self, "tasks", tuple(sorted(int(task) for task in self.tasks)))
+        object.__setattr__(self, "tasks", tuple(sorted(self.tasks)))
         check_choice("size", self.size, SIZES)
-        sizes = ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features")
-        numbers = {name: getattr(self, name) for name in (*sizes, "hidden_features", "entities")}
-        _check_integers(**numbers)
-        check_sizes(**{name: numbers[name] for name in sizes})
-        check_not_negative(**numbers)
+        names = ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features")
+        check_sizes(**{name: getattr(self, name) for name in names})
+        check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities)
+        check_flags(renaming=self.renaming)
+        for name in ("data_dir", "cache_dir"):
+            if not isinstance(getattr(self, name), str | os.PathLike):
+                raise TypeError(f"{name} must be the path of a folder, got {getattr(self, name)!r}.")
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
         options = Options(
             tasks=self.tasks,
             size=self.size,
-            max_sentences=int(self.max_sentences),
-            max_sentences_task3=int(self.max_sentences_task3),
+            max_sentences=self.max_sentences,
+            max_sentences_task3=self.max_sentences_task3,
         )
         return open_dataset(self.data_dir, self.cache_dir, options)
 
@@ -181,8 +185,7 @@ class Babi:
           batch_size: questions per batch, approximately.
           part: (index, count): this process reads one of `count` equal parts of each batch.
         """
-        _check_integers(seed=seed, batch_size=batch_size)
-        check_not_negative(seed=seed)
+        check_sizes(least=0, seed=seed)
         check_sizes(batch_size=batch_size)
         from tasks.babi.loader import BabiLoader
 
@@ -209,7 +212,6 @@ class Babi:
           ValueError: another split, or training files too short to hold a story out.
         """
         check_choice("split", split, ("valid", "test"))
-        _check_integers(batch_size=batch_size)
         check_sizes(batch_size=batch_size)
         if split not in self._dataset.splits:
             raise ValueError(f"tasks {self.tasks} have no validation: a file needs 10 stories or more.")
@@ -250,13 +252,3 @@ class Babi:
                 sentences += 1
                 lines.append(f"{sentences} {token}")
         return "\n".join(lines) or "(padding)"
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check_integers(**values: object) -> None:
-    for name, value in values.items():
-        if not _is_integer(value):
-            raise ValueError(f"{name} must be an integer, got {value!r}.")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnm_jax._checks import check_sizes
+from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax.training import Batch, Mean
 from tasks.actor_critic import ActorCritic
 from tasks.maze.environment import Maze, MazeParams
@@ -46,7 +46,7 @@ class MazeTask(ActorCritic):
       discount: see `ActorCritic`, as are the other arguments.
 
     Raises:
-      ValueError: see `Maze` and `ActorCritic`; or episode_steps < 1; or a negative penalty.
+      TypeError, ValueError: see `Maze` and `ActorCritic`; or episode_steps < 1; or a negative penalty.
 
     Examples:
       An agent that acts at random visits the reward three times. Arrows are moves, a star is a visit:
@@ -85,8 +85,7 @@ class MazeTask(ActorCritic):
         super().__post_init__()
         Maze(self.size)
         check_sizes(episode_steps=self.episode_steps)
-        if not 0 <= self.penalty < float("inf"):
-            raise ValueError(f"penalty must be >= 0 and finite, got {self.penalty}.")
+        check_not_negative(penalty=self.penalty)
 
     @cached_property
     def environment(self) -> Maze:

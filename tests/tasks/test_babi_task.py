@@ -234,13 +234,15 @@ def test_loss_gives_no_gradient_where_no_step_counts():
         ({"size": "2k"}, "size must be one of '1k', '10k', got '2k'"),
         ({"max_sentences": 0}, "max_sentences must be >= 1, got 0"),
         ({"max_sentences": -3}, "max_sentences must be >= 1, got -3"),
-        ({"max_sentences_task3": 1.5}, "max_sentences_task3 must be an integer, got 1.5"),
+        ({"max_sentences_task3": 1.5}, "max_sentences_task3 must be an integer >= 1, got 1.5"),
+        ({"renaming": "yes"}, "renaming must be True or False, got 'yes'"),
+        ({"data_dir": 3}, "data_dir must be the path of a folder, got 3"),
         ({"embedding_features": 0}, "embedding_features must be >= 1, got 0"),
         ({"entities": -1}, "entities must be >= 0, got -1"),
     ],
 )
 def test_wrong_arguments_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Babi(**changes)
 
 

@@ -248,7 +248,7 @@ def test_the_task_draws_the_episode_that_it_is_given(tmp_path, monkeypatch):
         ({"size": 10}, "odd number"),
         ({"penalty": -1.0}, "penalty must be >= 0"),
         ({"episode_steps": 0}, "episode_steps must be >= 1"),
-        ({"discount": 1.5}, "discount must be from 0 to 1, got 1.5"),
+        ({"discount": 1.5}, r"discount must be in \[0, 1\], got 1.5"),
         ({"value_weight": -0.1}, "value_weight must be >= 0"),
         ({"evaluation_batches": 0}, "evaluation_batches must be >= 1"),
     ],

@@ -139,7 +139,7 @@ def _change(section, **settings):
             _change("model", name="chain-p"),
             "chain-p needs a task with entities (task.entities >= 1), got dict",
         ),
-        (_change("model", readout_features=-1), "readout_features must be >= 0, got readout_features=-1"),
+        (_change("model", readout_features=-1), "readout_features must be >= 0, got -1"),
         (_change("model", name="mnm-p"), "model mnm-p lacks the key 'memory_features'"),
         (_change("model", hidden_features=-4), "hidden_features must be >= 1, got -4"),
         (_change("model", name="mnm-g", memory_features=4, memory_layers=0), "memory_layers must be >= 1, got 0"),
