@@ -1,9 +1,11 @@
 """Tests the imported package: its public names, the modules that an import loads, and that no name hides a module."""
 
 import ast
+import configparser
 import importlib
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 import types
@@ -78,6 +80,15 @@ def test_no_name_of_a_program_package_hides_one_of_its_modules(name):
     for package in map(importlib.import_module, [name, *found]):
         for info in pkgutil.iter_modules(package.__path__):
             assert isinstance(vars(package).get(info.name, top), types.ModuleType), f"{package.__name__}.{info.name}"
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    root = pathlib.Path(mnm_jax.__path__[0]).parent
+    settings = configparser.ConfigParser()
+    settings.read(root / "setup.cfg")
+    allowed = dict(re.findall(r"(\w+) >= ([\d.]+)", settings["options"]["install_requires"]))
+    tested = dict(re.findall(r"^(\w+)==(\S+)$", (root / ".ci/constraints-lowest.txt").read_text(), re.MULTILINE))
+    assert tested == allowed and {"jax", "flax", "optax", "chex"} <= set(tested)
 
 
 def test_tuples_of_many_fields_are_built_by_keyword():
