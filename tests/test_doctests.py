@@ -35,8 +35,9 @@ def find(name):
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in modules()]
 )
 def test_examples_of(name):
-    if name.startswith("tasks.babi"):
-        pytest.importorskip("grain")
+    for package, prefix in {"grain": "tasks.babi", "torch": "launch.bench.accelerator.torch"}.items():
+        if name.startswith(prefix):
+            pytest.importorskip(package)
     tests = find(name)
     assert tests or name not in KNOWN
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
