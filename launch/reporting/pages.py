@@ -24,6 +24,7 @@ from launch.reporting.text_table import format_markdown, wrap
 from launch.runs.finished import Run, find_runs, join_seeds
 from launch.runs.light import SUMMARIES
 from launch.runs.metrics import natural
+from launch.runs.registry import MODELS, TASKS
 
 _PATTERNS = 6  # commands shown on a page; the others differ in settings only
 _MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {sources}, not this page. -->"
@@ -134,7 +135,7 @@ def _run_parts(page: _Page) -> list[str]:
     count = f"{len(members)} run{'s' * (len(members) != 1)}, {hours:.1f} hours in sequence."
     rows = comparison_rows(runs)
     legend = " ".join([count, *(text for column, text in _COLUMNS.items() if column in rows[0])])
-    parts = ["## Runs", format_markdown(rows), wrap(legend)]
+    parts = ["## Runs", format_markdown(rows), wrap(legend), *_formulas(runs)]
     errors = {run.place: errors_by_task(run.summary["metrics"]) for run in runs}
     sets = [by_test_set(run.summary) for run in runs]
     if any(errors.values()):
@@ -144,6 +145,13 @@ def _run_parts(page: _Page) -> list[str]:
         rows = [names | own for names, own in zip(run_names(runs), sets, strict=True)]
         parts += ["Accuracy by test set, with the same parameters:", format_markdown(rows)]
     return [*parts, "## Commands", *_commands(page)]
+
+
+def _formulas(runs: Sequence[Run]) -> list[str]:
+    """Returns a list of the tasks and models of runs with the formulas of the registries."""
+    known = [(registry, run.summary[kind]) for kind, registry in (("task", TASKS), ("model", MODELS)) for run in runs]
+    lines = [f"- {name}: `{registry[name].formula}`" for registry, name in known if name in registry]
+    return ["\n".join(dict.fromkeys(lines))] if lines else []
 
 
 def _commands(page: _Page) -> list[str]:

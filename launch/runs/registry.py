@@ -24,14 +24,12 @@ class TaskEntry(NamedTuple):
       name: the value of `task.name` in a config.
       place: MODULE:CLASS; the module is imported when a config names the task, not before.
       small: settings of a small instance, with which the tests check the contract of the task.
-      colour: colour of the task, distinguishable for the colour-blind.
       formula: what a sequence of the task is, as one line of text.
     """
 
     name: str
     place: str
     small: Mapping[str, Any]
-    colour: str
     formula: str
 
     def load(self) -> type[Task]:
@@ -64,70 +62,60 @@ def _index(entries: Iterable[Any]) -> dict[str, Any]:
     return {entry.name: entry for entry in entries}
 
 
-# Colours: Okabe and Ito's palette, then Tol's.
 TASKS: dict[str, TaskEntry] = _index(
     [
         TaskEntry(
             name="dictionary",
             place="tasks.dictionary:Dictionary",
             small={"evaluation_batches": 2},
-            colour="#332288",
             formula="pairs of strings (k_1, v_1) … (k_S, v_S), then k → its translation, letter by letter",
         ),
         TaskEntry(
             name="babi",
             place="tasks.babi:Babi",
             small={"tasks": (1, 6), "size": "1k", "embedding_features": 5},
-            colour="#882255",
             formula="sentences s_1 … s_n with questions between them, question → answer",
         ),
         TaskEntry(
             name="copy",
             place="tasks.algorithmic.copy:Copy",
             small={"length": 5, "lengths": (7,), "evaluation_batches": 2},
-            colour="#0072B2",
             formula="x_1 … x_L → x_1 … x_L",
         ),
         TaskEntry(
             name="repeat_copy",
             place="tasks.algorithmic.repeat_copy:RepeatCopy",
             small={"length": 3, "repeats": 3, "lengths": (4,), "evaluation_batches": 2},
-            colour="#56B4E9",
             formula="x_1 … x_L, N → N times x_1 … x_L, end",
         ),
         TaskEntry(
             name="double_copy",
             place="tasks.algorithmic.double_copy:DoubleCopy",
             small={"length": 4, "lengths": (6,), "evaluation_batches": 2, "curriculum": 10},
-            colour="#44AA99",
             formula="x_1 … x_L → x_1 … x_L x_1 … x_L",
         ),
         TaskEntry(
             name="associative_recall",
             place="tasks.algorithmic.associative_recall:AssociativeRecall",
             small={"length": 3, "lengths": (4,), "evaluation_batches": 2},
-            colour="#009E73",
             formula="items x_1 … x_L, then x_i → x_{i+1}",
         ),
         TaskEntry(
             name="priority_sort",
             place="tasks.algorithmic.priority_sort:PrioritySort",
             small={"length": 6, "lengths": (8,), "evaluation_batches": 2},
-            colour="#E69F00",
             formula="(x_1, p_1) … (x_L, p_L) → the x of the highest 4/5 of p, highest first",
         ),
         TaskEntry(
             name="pairs",
             place="tasks.algorithmic.pairs:Pairs",
             small={"length": 5, "lengths": (8,), "evaluation_batches": 2},
-            colour="#D55E00",
             formula="(k_1, v_1) … (k_L, v_L), then k → the v written last with k",
         ),
         TaskEntry(
             name="maze",
             place="tasks.maze:MazeTask",
             small={"size": 5, "episode_steps": 9, "evaluation_batches": 2},
-            colour="#CC79A7",
             formula="(o_t, a_{t−1}, r_{t−1}) → a_t, with a teleport to a random cell after each visit of the reward",
         ),
     ]

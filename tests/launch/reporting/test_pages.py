@@ -6,7 +6,7 @@ import pytest
 
 from launch.reporting.pages import write_results
 from launch.runs.finished import publish_runs
-from launch.runs.registry import MODELS
+from launch.runs.registry import MODELS, TASKS
 
 TEXT = """\
 # Dictionary inference
@@ -80,6 +80,8 @@ def test_the_pages_of_sections(results, capsys, pixels, count, contents):
         ["mnm-g", "1", "2,000", "0.2500", "1.0000", "1.0000", "5", "1,234", "23,118"]
     ]
     assert "\n3 runs, 1.0 hours in sequence. " in dictionary
+    formulas = {name: f"- {name}: `{registry[name].formula}`\n" for registry in (TASKS, MODELS) for name in registry}
+    assert f"\n{formulas['dictionary']}{formulas['lstm']}{formulas['mnm-p']}\n" in dictionary
     assert "\n1 run, 0.3 hours in sequence. " in babi
     assert dictionary.index("learning_curves.png") < dictionary.index("| group") < dictionary.index("## Commands")
     # The three commands differ in the model only.
