@@ -40,9 +40,9 @@ def accelerator(
 ) -> Iterator[Group]:
     """Yields a group per model and sizes: value and gradient of a sequence in every form, and in PyTorch.
 
-    The first value of each argument is the most important one: the groups with the first values only come first, then
-    those in which one value differs, and so on. "float32 highest" computes products in full float32; it is measured for
-    the first sizes of the cells with a memory only.
+    The first value of each argument is the most important one: the groups with first values only come first, then those
+    in which one value differs, and so on. "float32 highest" computes products in full float32; it comes after the other
+    dtypes, and for the first sizes only.
 
     Besides the fields of `measure`, a row has
 
@@ -69,19 +69,19 @@ def accelerator(
     """
     order: list[tuple[int, dict[str, Any]]] = []
     for model in models:
-        many = (layer_heads,) if model not in ("LSTM", *MNM) else (None,) if model == "LSTM" else heads
-        lengths = steps if model in ("LSTM", *MNM) else tokens
-        sizes = itertools.product(enumerate(lengths), enumerate(batches), enumerate(dtypes), many)
-        for (t_rank, t), (b_rank, batch), (d_rank, dtype), h in sizes:
-            rank = t_rank + b_rank + min(d_rank, 1)
-            if dtype == "float32 highest" and (rank > 1 or model not in MNM):
+        is_cell = model in ("LSTM", *MNM)
+        many: Sequence[int | None] = heads if model in MNM else (None,) if is_cell else (layer_heads,)
+        lengths, sizes = (steps, batches) if is_cell else (tokens, (tokens_per_batch,))
+        # Programs that differ in T alone are compiled quickly one after another, since XLA tunes their products once.
+        for (b_rank, batch), (d_rank, dtype), (t_rank, t) in itertools.product(
+            *map(enumerate, (sizes, dtypes, lengths))
+        ):
+            rank = min(t_rank, 1) + b_rank + d_rank
+            if dtype == "float32 highest" and (t_rank or b_rank):
                 continue
-            fields = {"model": model, "heads": h, "steps": t, "batch": batch, "width": width, "dtype": dtype}
-            if lengths is tokens:
-                if b_rank:
-                    continue
-                fields |= {"batch": max(1, tokens_per_batch // t), "width": layer_width}
-            order.append((rank, fields))
+            fields = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
+            fields |= {"width": width if is_cell else layer_width, "dtype": dtype}
+            order += [(rank, {"model": model, "heads": h} | fields) for h in many]
     peak = _Peak(devices[0])
     for _, fields in sorted(order, key=lambda entry: entry[0]):
         yield _group(fields, devices[0], peak)
