@@ -18,16 +18,14 @@ from mnm_jax.training import Task
 
 
 class TaskEntry(NamedTuple):
-    """A task that a config may name.
+    """A task that a config may name; its key in `TASKS` is the value of `task.name`.
 
     Attributes:
-      name: the value of `task.name` in a config.
       place: MODULE:CLASS; the module is imported when a config names the task, not before.
       small: settings of a small instance, with which the tests check the contract of the task.
       formula: what a sequence of the task is, as one line of text.
     """
 
-    name: str
     place: str
     small: Mapping[str, Any]
     formula: str
@@ -39,10 +37,9 @@ class TaskEntry(NamedTuple):
 
 
 class ModelEntry(NamedTuple):
-    """A model that a config may name.
+    """A model that a config may name; its key in `MODELS` is the value of `model.name`.
 
     Attributes:
-      name: the value of `model.name` in a config.
       make: `(*, features, ..., rngs) -> cell`; its other arguments are the settings of the config, except `entities`
         and `entity_features`, which the task provides. A setting annotated as `int` must be >= 1, one annotated as
         `bool` True or False.
@@ -51,75 +48,59 @@ class ModelEntry(NamedTuple):
       formula: the update of the memory, or of the hidden state, in one step, as one line of text.
     """
 
-    name: str
     make: Callable[..., nnx.RNNCellBase]
     settings: Mapping[str, Any]
     colour: str
     formula: str
 
 
-def _index(entries: Iterable[Any]) -> dict[str, Any]:
-    return {entry.name: entry for entry in entries}
-
-
-TASKS: dict[str, TaskEntry] = _index(
-    [
-        TaskEntry(
-            name="dictionary",
-            place="tasks.dictionary:Dictionary",
-            small={"evaluation_batches": 2},
-            formula="pairs of strings (k_1, v_1) … (k_S, v_S), then k → its translation, letter by letter",
-        ),
-        TaskEntry(
-            name="babi",
-            place="tasks.babi:Babi",
-            small={"tasks": (1, 6), "size": "1k", "embedding_features": 5},
-            formula="sentences s_1 … s_n with questions between them, question → answer",
-        ),
-        TaskEntry(
-            name="copy",
-            place="tasks.algorithmic.copy:Copy",
-            small={"length": 5, "lengths": (7,), "evaluation_batches": 2},
-            formula="x_1 … x_L → x_1 … x_L",
-        ),
-        TaskEntry(
-            name="repeat_copy",
-            place="tasks.algorithmic.repeat_copy:RepeatCopy",
-            small={"length": 3, "repeats": 3, "lengths": (4,), "evaluation_batches": 2},
-            formula="x_1 … x_L, N → N times x_1 … x_L, end",
-        ),
-        TaskEntry(
-            name="double_copy",
-            place="tasks.algorithmic.double_copy:DoubleCopy",
-            small={"length": 4, "lengths": (6,), "evaluation_batches": 2, "curriculum": 10},
-            formula="x_1 … x_L → x_1 … x_L x_1 … x_L",
-        ),
-        TaskEntry(
-            name="associative_recall",
-            place="tasks.algorithmic.associative_recall:AssociativeRecall",
-            small={"length": 3, "lengths": (4,), "evaluation_batches": 2},
-            formula="items x_1 … x_L, then x_i → x_{i+1}",
-        ),
-        TaskEntry(
-            name="priority_sort",
-            place="tasks.algorithmic.priority_sort:PrioritySort",
-            small={"length": 6, "lengths": (8,), "evaluation_batches": 2},
-            formula="(x_1, p_1) … (x_L, p_L) → the x of the highest 4/5 of p, highest first",
-        ),
-        TaskEntry(
-            name="pairs",
-            place="tasks.algorithmic.pairs:Pairs",
-            small={"length": 5, "lengths": (8,), "evaluation_batches": 2},
-            formula="(k_1, v_1) … (k_L, v_L), then k → the v written last with k",
-        ),
-        TaskEntry(
-            name="maze",
-            place="tasks.maze:MazeTask",
-            small={"size": 5, "episode_steps": 9, "evaluation_batches": 2},
-            formula="(o_t, a_{t−1}, r_{t−1}) → a_t, with a teleport to a random cell after each visit of the reward",
-        ),
-    ]
-)
+TASKS: dict[str, TaskEntry] = {
+    "dictionary": TaskEntry(
+        place="tasks.dictionary:Dictionary",
+        small={"evaluation_batches": 2},
+        formula="pairs of strings (k_1, v_1) … (k_S, v_S), then k → its translation, letter by letter",
+    ),
+    "babi": TaskEntry(
+        place="tasks.babi:Babi",
+        small={"tasks": (1, 6), "size": "1k", "embedding_features": 5},
+        formula="sentences s_1 … s_n with questions between them, question → answer",
+    ),
+    "copy": TaskEntry(
+        place="tasks.algorithmic.copy:Copy",
+        small={"length": 5, "lengths": (7,), "evaluation_batches": 2},
+        formula="x_1 … x_L → x_1 … x_L",
+    ),
+    "repeat_copy": TaskEntry(
+        place="tasks.algorithmic.repeat_copy:RepeatCopy",
+        small={"length": 3, "repeats": 3, "lengths": (4,), "evaluation_batches": 2},
+        formula="x_1 … x_L, N → N times x_1 … x_L, end",
+    ),
+    "double_copy": TaskEntry(
+        place="tasks.algorithmic.double_copy:DoubleCopy",
+        small={"length": 4, "lengths": (6,), "evaluation_batches": 2, "curriculum": 10},
+        formula="x_1 … x_L → x_1 … x_L x_1 … x_L",
+    ),
+    "associative_recall": TaskEntry(
+        place="tasks.algorithmic.associative_recall:AssociativeRecall",
+        small={"length": 3, "lengths": (4,), "evaluation_batches": 2},
+        formula="items x_1 … x_L, then x_i → x_{i+1}",
+    ),
+    "priority_sort": TaskEntry(
+        place="tasks.algorithmic.priority_sort:PrioritySort",
+        small={"length": 6, "lengths": (8,), "evaluation_batches": 2},
+        formula="(x_1, p_1) … (x_L, p_L) → the x of the highest 4/5 of p, highest first",
+    ),
+    "pairs": TaskEntry(
+        place="tasks.algorithmic.pairs:Pairs",
+        small={"length": 5, "lengths": (8,), "evaluation_batches": 2},
+        formula="(k_1, v_1) … (k_L, v_L), then k → the v written last with k",
+    ),
+    "maze": TaskEntry(
+        place="tasks.maze:MazeTask",
+        small={"size": 5, "episode_steps": 9, "evaluation_batches": 2},
+        formula="(o_t, a_{t−1}, r_{t−1}) → a_t, with a teleport to a random cell after each visit of the reward",
+    ),
+}
 
 
 def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBase]:
@@ -203,87 +184,52 @@ _SLOTS = {"hidden_features": 100, "slots": 64, "memory_features": 32}
 _HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, "step_size": "normalised"}
 
 # Colours: Okabe and Ito's palette, then Tol's.
-MODELS: dict[str, ModelEntry] = _index(
-    [
-        ModelEntry(
-            name="mnm-p",
-            make=_mnm(local_memory),
-            settings=_MEMORY,
-            colour="#0072B2",
-            formula="W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)",
-        ),
-        ModelEntry(
-            name="mnm-g",
-            make=_mnm(gradient_memory),
-            settings=_MEMORY,
-            colour="#D55E00",
-            formula="W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²",
-        ),
-        ModelEntry(
-            name="chain-p",
-            make=_chain(local_memory),
-            settings=_HOPS,
-            colour="#56B4E9",
-            formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p",
-        ),
-        ModelEntry(
-            name="chain-g",
-            make=_chain(gradient_memory),
-            settings=_HOPS,
-            colour="#E69F00",
-            formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g",
-        ),
-        ModelEntry(
-            name="lstm",
-            make=_plain(LSTMCell),
-            settings={"hidden_features": 128},
-            colour="#000000",
-            formula="c ← f ∘ c + i ∘ g, h = o ∘ tanh(c)",
-        ),
-        ModelEntry(
-            name="lstm-salu",
-            make=_salu,
-            settings=_SLOTS,
-            colour="#009E73",
-            formula="slot t mod N ← (k, v),  read softmax(q · k_n / √K) v_n",
-        ),
-        ModelEntry(
-            name="ntm",
-            make=_ntm,
-            settings=_SLOTS,
-            colour="#CC79A7",
-            formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ a,  w by content and by shift",
-        ),
-        ModelEntry(
-            name="dnc",
-            make=_dnc,
-            settings=_SLOTS,
-            colour="#661100",
-            formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ v,  w by content and by free slots",
-        ),
-        ModelEntry(
-            name="rnn",
-            make=_plain(RNNCell),
-            settings={"hidden_features": 128},
-            colour="#888888",
-            formula="h ← tanh(A x + W h)",
-        ),
-        ModelEntry(
-            name="plastic",
-            make=_plain(PlasticCell),
-            settings={"hidden_features": 100},
-            colour="#DDCC77",
-            formula="h' = tanh(A x + (W + α ∘ E) h),  E ← (1 − η) E + η h ⊗ h'",
-        ),
-        ModelEntry(
-            name="neuromodulated",
-            make=_plain(partial(PlasticCell, modulated=True)),
-            settings={"hidden_features": 100},
-            colour="#AA4499",
-            formula="h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
-        ),
-    ]
-)
+MODELS: dict[str, ModelEntry] = {
+    "mnm-p": ModelEntry(
+        make=_mnm(local_memory), settings=_MEMORY, colour="#0072B2",
+        formula="W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)",
+    ),
+    "mnm-g": ModelEntry(
+        make=_mnm(gradient_memory), settings=_MEMORY, colour="#D55E00",
+        formula="W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²",
+    ),
+    "chain-p": ModelEntry(
+        make=_chain(local_memory), settings=_HOPS, colour="#56B4E9",
+        formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p",
+    ),
+    "chain-g": ModelEntry(
+        make=_chain(gradient_memory), settings=_HOPS, colour="#E69F00",
+        formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g",
+    ),
+    "lstm": ModelEntry(
+        make=_plain(LSTMCell), settings={"hidden_features": 128}, colour="#000000",
+        formula="c ← f ∘ c + i ∘ g, h = o ∘ tanh(c)",
+    ),
+    "lstm-salu": ModelEntry(
+        make=_salu, settings=_SLOTS, colour="#009E73",
+        formula="slot t mod N ← (k, v),  read softmax(q · k_n / √K) v_n",
+    ),
+    "ntm": ModelEntry(
+        make=_ntm, settings=_SLOTS, colour="#CC79A7",
+        formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ a,  w by content and by shift",
+    ),
+    "dnc": ModelEntry(
+        make=_dnc, settings=_SLOTS, colour="#661100",
+        formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ v,  w by content and by free slots",
+    ),
+    "rnn": ModelEntry(
+        make=_plain(RNNCell), settings={"hidden_features": 128}, colour="#888888",
+        formula="h ← tanh(A x + W h)",
+    ),
+    "plastic": ModelEntry(
+        make=_plain(PlasticCell), settings={"hidden_features": 100}, colour="#DDCC77",
+        formula="h' = tanh(A x + (W + α ∘ E) h),  E ← (1 − η) E + η h ⊗ h'",
+    ),
+    "neuromodulated": ModelEntry(
+        make=_plain(partial(PlasticCell, modulated=True)), settings={"hidden_features": 100}, colour="#AA4499",
+        formula="h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
+    ),
+}
 _FOREIGN_COLOURS = ("#332288", "#F0E442", "#44AA99", "#882255", "#999933", "#BBBBBB")
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -119,10 +119,9 @@ def _build(entry: Path, data_dir: str, options: Options) -> None:
 
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent) as folder:
-        config = BabiConfig(name=entry.name, **options._asdict())
-        builder = BabiQa(data_dir=folder, config=config)
         logging.info("Encoding the bAbI stories into %s.", entry)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports a download into the temporary folder
+        with _quiet():
+            builder = BabiQa(data_dir=folder, config=BabiConfig(name=entry.name, **options._asdict()))
             builder.download_and_prepare(
                 download_dir=f"{folder}/downloads",
                 download_config=tfds.download.DownloadConfig(manual_dir=data_folder(data_dir), try_download_gcs=False),
@@ -132,6 +131,18 @@ def _build(entry: Path, data_dir: str, options: Options) -> None:
         except OSError:
             if not entry.exists():  # if it exists, another process has built the same files
                 raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what TFDS prints: a download into the temporary folder, progress bars, and a warning of a new config."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _read(entry: Path) -> Dataset:

@@ -101,6 +101,13 @@ def test_words_are_counted_in_the_training_stories_alone(data_dir, tmp_path):
     assert dataset.counts[0] == 0 and dataset.counts.max() > 1
 
 
+def test_neither_a_build_nor_an_opening_prints_anything(data_dir, tmp_path, capfd, caplog):
+    for _ in range(2):
+        open_(data_dir, tmp_path)
+        assert capfd.readouterr() == ("", "")
+        assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+
+
 def test_the_second_opening_builds_nothing(data_dir, tmp_path, entries, monkeypatch):
     first = open_(data_dir, tmp_path)
     monkeypatch.setattr(cache, "_build", lambda *_: pytest.fail("built again"))

@@ -51,7 +51,7 @@ def test_a_new_model_is_one_entry(monkeypatch):
     def make(*, features, hidden_features, rngs):
         return nnx.GRUCell(features, hidden_features, rngs=rngs)
 
-    entry = ModelEntry(name="gru", make=make, settings={"hidden_features": 5}, colour="#123456", formula="a formula")
+    entry = ModelEntry(make=make, settings={"hidden_features": 5}, colour="#123456", formula="a formula")
     monkeypatch.setitem(MODELS, "gru", entry)
     config = dictionary.get_config("gru")
     assert config.model.to_dict() == {"name": "gru", "hidden_features": 5}
