@@ -73,9 +73,8 @@ def accelerator(
         many: Sequence[int | None] = heads if model in MNM else (None,) if is_cell else (layer_heads,)
         lengths, sizes = (steps, batches) if is_cell else (tokens, (tokens_per_batch,))
         # Programs that differ in T alone are compiled quickly one after another, since XLA tunes their products once.
-        for (b_rank, batch), (d_rank, dtype), (t_rank, t) in itertools.product(
-            *map(enumerate, (sizes, dtypes, lengths))
-        ):
+        combinations = itertools.product(enumerate(sizes), enumerate(dtypes), enumerate(lengths))
+        for (b_rank, batch), (d_rank, dtype), (t_rank, t) in combinations:
             rank = min(t_rank, 1) + b_rank + d_rank
             if dtype == "float32 highest" and (t_rank or b_rank):
                 continue
