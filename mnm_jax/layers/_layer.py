@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_sizes
+from mnm_jax._masking import Steps, check_steps
 from mnm_jax._params import ParamTree
 from mnm_jax._vary import vary_alike
 from mnm_jax.layers._convolution import ShortConvolution
@@ -20,7 +21,6 @@ from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.chunk import ChunkState, Tokens, check_memory, chunk, step
 from mnm_jax.memory._chunks.mixture import Gates, mix
 from mnm_jax.memory._options import gate_biases, normalise
-from mnm_jax.recurrence._masking import Steps, check_steps
 
 Array = jax.Array
 

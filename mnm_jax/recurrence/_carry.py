@@ -1,9 +1,11 @@
-"""Splits the carry of a memory cell into the memory's state and the other, small leaves."""
+"""Checks carries, and splits that of a memory cell into the memory's state and the other, small leaves."""
 
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
+from mnm_jax._params import leaf_names
 from mnm_jax.memory import MemoryState, Storage
 
 Array = jax.Array
@@ -38,3 +40,45 @@ class CarryLayout(NamedTuple):
 
 def _is_memory(leaf: Any) -> bool:
     return isinstance(leaf, MemoryState)
+
+
+def check_carry(carry: Any, batch_size: int) -> None:
+    """Raises TypeError or ValueError unless the leaves of a carry are arrays `[B, ...]`."""
+    for name, leaf in zip(leaf_names(carry), jax.tree.leaves(carry), strict=True):
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            raise TypeError(f"carry must consist of arrays [B, ...], got {leaf!r} as its leaf {name!r}.")
+        if shape[:1] != (batch_size,):
+            raise ValueError(
+                f"carry must have the batch size of the inputs, B = {batch_size}, got its leaf {name!r} of shape "
+                f"{shape}: use cell.initialize_carry((B, D)) or the last carry of a run with B examples."
+            )
+
+
+def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> str | None:
+    """Returns why a carry does not fit a cell and inputs `[T, B, D]`, for a run that has failed; None if it fits."""
+    kind, now = type(cell).__name__, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    remedy = "cast inputs and carry to the cell's dtype, or build the cell with another dtype."
+    try:
+        first = jax.eval_shape(lambda: cell.initialize_carry(now.shape, nnx.Rngs(0)))
+        carry = first if carry is None else carry
+        wanted: Any = jax.tree.structure(first)
+        found: Any = jax.tree.structure(carry)
+        if wanted != found:
+            return f"carry must have the leaves {leaf_names(first)} as of {kind}, got {leaf_names(carry)}."
+        if change := _first_change(first, carry):
+            return f"carry must have the types of {kind}.initialize_carry, but {change}; {remedy}"
+        new = jax.eval_shape(lambda carry, now: cell(carry, now)[0], first, now)
+        if change := _first_change(first, new):
+            return f"a step of {kind} with inputs in {now.dtype} changes the carry: {change}; {remedy}"
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        pass  # the cell fails by itself
+    return None
+
+
+def _first_change(expected: Any, found: Any) -> str | None:
+    """Returns a description of the first leaf whose shape or dtype differs."""
+    for name, a, b in zip(leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return f"{name!r} is {b.dtype}{[*b.shape]} instead of {a.dtype}{[*a.shape]}"
+    return None

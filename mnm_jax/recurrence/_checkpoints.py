@@ -8,16 +8,9 @@ import jax.numpy as jnp
 
 
 def scan_chunks(chunk: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, every: int) -> tuple[Any, Any]:
-    """Scans over all whole chunks of a sequence and then runs the remaining steps as one shorter chunk.
+    """Scans over chunks of `every` steps of a sequence `[T, ...]`; the remaining steps are one shorter chunk.
 
-    Args:
-      chunk: `(carry, xs of a chunk) -> (carry, outputs of the chunk)`.
-      carry: the first carry.
-      xs: the whole sequence, leaves `[T, ...]`.
-      every: steps per chunk.
-
-    Returns:
-      The last carry and the outputs, leaves `[T, ...]`.
+    `chunk` is `(carry, xs of a chunk) -> (carry, outputs of the chunk)`; the result is as of `lax.scan` over the steps.
     """
     length = jax.tree.leaves(xs)[0].shape[0]
     whole = length - length % every

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mnm_jax._checks import check_choice
+from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax.recurrence._protocol import MemoryCell
 
 FORMS = ("auto", "plain", "factored", "reversible")
@@ -38,7 +38,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     Args:
       cell: any cell.
       steps: `T`.
-      form: the requested form. With resets, "reversible" becomes "factored".
+      form: the requested form. With resets, "reversible" becomes "factored", which differs only in memory and time.
       reset: whether the sequence has resets.
 
     Returns:
@@ -54,6 +54,8 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
       ('factored', 'reversible', 'factored')
     """
     check_choice("form", form, FORMS)
+    check_sizes(least=0, steps=steps)
+    check_flags(reset=reset)
     if form == "plain" or not has_forms(cell):
         return "plain"
     if reset:

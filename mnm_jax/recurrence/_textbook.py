@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._masking import Steps, check_steps, mask_pairs
 from mnm_jax.memory import MemoryState, Pair
 from mnm_jax.recurrence._carry import CarryLayout
-from mnm_jax.recurrence._masking import Steps, check_steps, mask_pairs
 
 Array = jax.Array
 Pairs = tuple[Pair, ...]

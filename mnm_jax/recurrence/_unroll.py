@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax._checks import check_choice, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_sizes
+from mnm_jax._masking import Steps, check_steps
 from mnm_jax._vary import vary_alike
+from mnm_jax.recurrence._carry import check_carry, explain_carry
 from mnm_jax.recurrence._checkpoints import scan_chunks
-from mnm_jax.recurrence._fast.program import unroll_fast
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
-from mnm_jax.recurrence._masking import Steps, check_steps
+from mnm_jax.recurrence._program import unroll_fast
 from mnm_jax.recurrence._protocol import MemoryCell
 
 Array = jax.Array
@@ -45,11 +46,12 @@ def unroll(
       fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the next step gets
         the bit-equal carry of the previous step. A question in the middle of a story then does not change the memory.
       form: the execution form, which decides what a cell with a neural memory stores for the backward pass. All forms
-        return the same values and gradients; only "plain" supports forward-mode derivatives.
+        return the same values and derivatives of all orders; forward mode through the run needs "plain" (forward over
+        reverse does not).
 
         * "plain": stores the weights of every step, by plain autodiff; the only form of other cells.
         * "reversible": stores no weights; they are computed back from the last ones. Over a reset they cannot
-          be computed back, so that with `reset` the form is "factored".
+          be computed back, so that with `reset` the form is "factored", with the same results in more memory.
         * "factored": stores the writes only; the weights are never formed.
         * "auto": the form that `choose_form` returns.
       checkpoint_every: `C`. With "plain" and "reversible", only the carry of every C-th step is stored, and the steps
@@ -63,6 +65,8 @@ def unroll(
       The last carry and the outputs `[T, B, ...]`.
 
     Raises:
+      TypeError: for an argument of the wrong kind, a carry that does not fit the cell and the inputs, or a forward-mode
+        derivative of another form than "plain".
       ValueError: for shapes that do not agree, a form that is unknown or that the cell does not support, or
         `checkpoint_every` below 1.
 
@@ -78,13 +82,18 @@ def unroll(
       >>> carry.memory.weights[0].shape
       (5, 4, 4)
     """
+    if isinstance(cell, type) or not hasattr(cell, "initialize_carry"):
+        raise TypeError(f"cell must be an nnx.RNNCellBase, got {cell!r}: pass an instance, such as MNMCell(...).")
     check_choice("form", form, FORMS)
+    check_flags(time_major=time_major)
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
     xs = Steps(inputs, mask=mask, reset=reset, fork=fork)
     check_steps(xs, time_major=time_major)
     if not time_major:
         xs = _swap_axes(xs)
+    if carry is not None:
+        check_carry(carry, xs.inputs.shape[1])
     cell, carry, xs = vary_alike((cell, carry, xs))
 
     if has_forms(cell):
@@ -100,11 +109,16 @@ def unroll(
         if isinstance(cell, MemoryCell):
             lacks = "has a memory that is not written only in pairs"
         raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
-    if form in ("auto", "plain"):
-        carry, outputs = _unroll_plain(cell, carry, xs, checkpoint_every)
-    else:
-        carry, outputs = unroll_fast(cell, carry, xs, form, checkpoint_every)
-    return carry, outputs if time_major else _swap_axes(outputs)
+    try:
+        if form in ("auto", "plain"):
+            last, outputs = _unroll_plain(cell, carry, xs, checkpoint_every)
+        else:
+            last, outputs = unroll_fast(cell, carry, xs, form, checkpoint_every)
+    except (TypeError, ValueError, AttributeError) as error:
+        if problem := explain_carry(cell, carry, xs.inputs):
+            raise TypeError(problem) from error
+        raise
+    return last, outputs if time_major else _swap_axes(outputs)
 
 
 def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: int | None) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._extras import extra
 from mnm_jax._params import leaf_names
 from mnm_jax.training import _processes as processes
@@ -70,6 +71,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
       ImportError: orbax-checkpoint is not installed.
       OSError: if the checkpoint could not be written, for example to a full disk; earlier checkpoints are unchanged.
     """
+    check_sizes(least=0, step=step)
     folder = _folder(workdir)
     final = folder / str(step)
     arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))

@@ -4,7 +4,9 @@ import dataclasses
 
 import optax
 
+from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax.training._optimizer import make_optimizer
+from mnm_jax.training._state import check_seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class TrainConfig:
       checkpoint_seconds: seconds between two checkpoints; the last update is always followed by one.
 
     Raises:
-      ValueError: if a setting is out of range; the message is one line.
+      TypeError: if a setting is of the wrong kind; every message is one line.
+      ValueError: if a setting is out of range.
     """
 
     steps: int
@@ -52,16 +55,10 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "seeds", "log_every", "eval_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {name}={value!r}.")
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= 2**31 - 1 - self.seeds:
-            raise ValueError(f"seed must be a whole number from 0 to 2**31 - 1 - seeds, got seed={self.seed!r}.")
-        if not 0 <= self.meta_weight < float("inf"):
-            raise ValueError(f"meta_weight must be >= 0 and finite, got meta_weight={self.meta_weight!r}.")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds must be >= 0, got checkpoint_seconds={self.checkpoint_seconds!r}.")
+        sizes = ("steps", "batch_size", "accumulate", "seeds", "log_every", "eval_every")
+        check_sizes(**{name: getattr(self, name) for name in sizes})
+        check_seeds(self.seed, self.seeds)
+        check_not_negative(meta_weight=self.meta_weight, checkpoint_seconds=self.checkpoint_seconds)
         self.make_optimizer()
 
     def make_optimizer(self) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.training._parallel import make_placement, map_seeds, place_batch
 from mnm_jax.training._processes import to_devices
 from mnm_jax.training._task import Batch, Mean, Task, played
@@ -40,8 +41,10 @@ def evaluate(
       task's own metrics there are "loss" (nats) and, for a cell with a memory, "meta_loss".
 
     Raises:
-      ValueError: if a set yields no batch.
+      ValueError: if a set yields no batch, for an unknown split, or a batch size below 1.
     """
+    check_choice("split", split, ("valid", "test"))
+    check_sizes(batch_size=batch_size)
     return make_evaluate(graphdef, task, devices or jax.local_devices())(params, split, batch_size)
 
 

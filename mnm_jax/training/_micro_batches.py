@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._checks import check_functions, check_sizes
 from mnm_jax.recurrence import MemoryCell
 
 # Bytes of fast weights and cotangents per micro-batch. Measured: twice as many and half as many were not faster.
@@ -33,6 +34,7 @@ def choose_micro_batches(cell: nnx.Module | None, examples: int, platform: str) 
       examples: number of examples per device.
       platform: the devices' platform, such as "cpu".
     """
+    check_sizes(examples=examples)
     if platform != "cpu" or not isinstance(cell, MemoryCell):
         return 1
     weights = jax.tree.leaves(cell.memory_params.get_value().weights)
@@ -50,12 +52,16 @@ def value_and_grad_in_micro_batches(function: Callable, count: int) -> Callable:
       count: number of micro-batches. Micro-batch g holds the examples g, g + count, ..., so that every device holds a
         part of every micro-batch if the batch is divided over devices.
     """
+    check_functions(function=function)
+    check_sizes(count=count)
     value_and_grad = jax.value_and_grad(function, has_aux=True)
     if count == 1:
         return value_and_grad
 
     def split(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
+        if leaf.shape[1] % count:
+            raise ValueError(f"count must divide the examples of the batch, got {count=} for leaves {leaf.shape}.")
         parts = leaf.reshape(leaf.shape[0], leaf.shape[1] // count, count, *leaf.shape[2:])
         return jnp.moveaxis(parts, 2, 0)
 

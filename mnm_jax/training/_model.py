@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mnm_jax._checks import check_functions, check_sizes
 from mnm_jax.cells import output_features, split_output
 from mnm_jax.recurrence import unroll
 
@@ -44,7 +45,8 @@ class SequenceModel(nnx.Module):
       rngs: random keys.
 
     Raises:
-      ValueError: if `readout_features` is negative.
+      TypeError: for an encoder that is no function, or a size that is no integer.
+      ValueError: for `classes` below 1 or negative `readout_features`.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class SequenceModel(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        if readout_features < 0:
-            raise ValueError(f"readout_features must be >= 0, got {readout_features=}.")
+        check_functions(encoder=encoder)
+        check_sizes(classes=classes)
+        check_sizes(least=0, readout_features=readout_features)
         features = output_features(cell)
         self.encoder = encoder
         self.cell: Any = cell

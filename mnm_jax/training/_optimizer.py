@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from mnm_jax._checks import check_choice
+from mnm_jax._checks import check_choice, check_not_negative, check_positive, check_sizes
 
 _OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "sgd": optax.sgd}
 _SCHEDULES = ("constant", "cosine")
@@ -36,22 +36,21 @@ def make_optimizer(
       epsilon: added to the root of the second moment by "adam", "adamw" and "nadam"; ignored by "sgd".
 
     Raises:
-      ValueError: if a name is unknown or a value is out of range; the message is one line.
+      TypeError: if a value is of the wrong kind; every message is one line.
+      ValueError: if a name is unknown or a value is out of range.
     """
     check_choice("optimizer", name, _OPTIMIZERS)
     check_choice("schedule", schedule, _SCHEDULES)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be > 0, got {learning_rate=}.")
-    if not 0 <= warmup_steps < steps:
-        raise ValueError(f"warmup_steps must be >= 0 and less than steps, got {warmup_steps=}, {steps=}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be > 0, or None for no limit, got {clip_norm=}.")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay=}.")
+    check_sizes(steps=steps)
+    check_sizes(least=0, warmup_steps=warmup_steps)
+    if warmup_steps >= steps:
+        raise ValueError(f"warmup_steps must be less than steps, got {warmup_steps=}, {steps=}.")
+    check_positive(learning_rate=learning_rate, epsilon=epsilon)
+    if clip_norm is not None:
+        check_positive(clip_norm=clip_norm)
+    check_not_negative(weight_decay=weight_decay)
     if weight_decay and name != "adamw":
         raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be > 0, got {epsilon=}.")
 
     decay = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
     rate = decay if schedule == "cosine" else optax.constant_schedule(learning_rate)

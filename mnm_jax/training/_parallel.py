@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mnm_jax._checks import check_choice
+from mnm_jax._checks import check_choice, check_not_negative, check_sizes
 from mnm_jax.training._processes import to_devices
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._task import Batch, Task
@@ -111,12 +111,12 @@ def make_parallel_update(
     The state argument is donated. Every value of `parallel` gives the same numbers as a single device.
 
     Args:
-      graphdef: the model without its parameters, from `split_model`.
+      graphdef: the model without its parameters; see `make_update` for details of this and the next arguments.
       task: the task.
       optimizer: the optimiser.
       meta_weight: weight of the meta loss.
-      batch_size: number of examples that a task samples, over all devices.
-      accumulate: number of parts into which a device's share of the batch is divided; gradients are summed.
+      batch_size: over all devices.
+      accumulate: parts per device.
       devices: devices that share the batch.
       parallel: "jit": the compiler divides the work along the batch. "pmap": the sums over devices are explicit, and
         each device samples the whole batch and selects its part. "fsdp": as "jit", with parameters and optimiser state
@@ -127,6 +127,8 @@ def make_parallel_update(
       ValueError: if `parallel` is unknown, or the batch size is not a multiple of the number of devices.
     """
     count = len(devices)
+    check_sizes(batch_size=batch_size, accumulate=accumulate)
+    check_not_negative(meta_weight=meta_weight)
     if batch_size % count:
         raise ValueError(f"batch_size must be a multiple of the {count} devices, got {batch_size=}.")
     check_choice("parallel", parallel, PARALLEL)
@@ -134,18 +136,10 @@ def make_parallel_update(
         raise ValueError("parallel='pmap' needs a single process; use parallel='jit' or 'fsdp' with several.")
     placement = make_placement(devices)
 
+    settings: Any = {"meta_weight": meta_weight, "batch_size": batch_size, "accumulate": accumulate, "devices": devices}
+
     def seeds_update(divide: Callable[[Batch], Batch], axis_name: str | None = None) -> Callable:
-        update = make_update(
-            graphdef,
-            task,
-            optimizer,
-            meta_weight=meta_weight,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            devices=devices,
-            divide=divide,
-            axis_name=axis_name,
-        )
+        update = make_update(graphdef, task, optimizer, divide=divide, axis_name=axis_name, **settings)
         return map_seeds(update, devices)
 
     if parallel != "pmap":

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._extras import extra
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ProgressBar:
         console: "Console | None" = None,
         quiet: bool = False,
     ) -> None:
+        check_sizes(least=0, total=total, step=step)
         with extra("train"):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._params import leaf_names
 
 Array = jax.Array
@@ -53,13 +54,26 @@ def split_model(make_model: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
     return graphdef
 
 
+def check_seeds(seed: Any, seeds: Any) -> None:
+    """Checks that the seeds `seed, seed + 1, ..., seed + seeds - 1` are int32 numbers from 0."""
+    check_sizes(seeds=seeds)
+    check_sizes(least=0, seed=seed)
+    if seed + seeds > 2**31 - 1:
+        raise ValueError(f"seed + seeds must be < 2**31, got seed={seed} and seeds={seeds}.")
+
+
 def init_state(
     make_model: Callable[[nnx.Rngs], nnx.Module], optimizer: optax.GradientTransformation, seed: int, seeds: int
 ) -> TrainState:
     """Returns the state before the first update, for the seeds `seed, seed + 1, ..., seed + seeds - 1`.
 
     A seed's numbers do not depend on the other seeds.
+
+    Raises:
+      TypeError: for a seed or a number of seeds that is no integer.
+      ValueError: for a negative seed, or a number of seeds below 1.
     """
+    check_seeds(seed, seeds)
 
     def init(key: Array) -> TrainState:
         params_key, data_key = jax.random.split(key)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax._params import leaf_names
 from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
 from mnm_jax.training._state import TrainState
@@ -86,6 +87,8 @@ def make_update(
       divide: applied to a sampled batch; selects this device's part or constrains the placement of the batch.
       axis_name: name of the mapped axis of devices, if there is one.
     """
+    check_sizes(batch_size=batch_size, accumulate=accumulate)
+    check_not_negative(meta_weight=meta_weight)
     devices = jax.local_devices()[:1] if devices is None else devices
 
     def sum_over_devices(tree: Any) -> Any:

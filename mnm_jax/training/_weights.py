@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._params import leaf_names
 
 _FILE = "params.npz"
@@ -23,6 +24,7 @@ def save_params(workdir: str | os.PathLike, params: Any, step: int) -> pathlib.P
       params: parameters of the model.
       step: number of updates made.
     """
+    check_sizes(least=0, step=step)
     path = pathlib.Path(workdir) / _FILE
     unfinished = path.with_suffix(".unfinished")
     arrays: dict[str, Any] = dict(zip(leaf_names({"params": params}), jax.tree.leaves(params), strict=True))

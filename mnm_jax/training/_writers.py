@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mnm_jax._checks import check_sizes
 from mnm_jax._extras import extra
 
 _FILE = "metrics.jsonl"
@@ -34,6 +35,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, step: int = 0) -> None:
+        check_sizes(least=0, step=step)
         with extra("train"):
             from tensorboardX import SummaryWriter
 

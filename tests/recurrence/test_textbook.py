@@ -55,5 +55,5 @@ def test_it_keeps_pairs_and_no_weights(x64):
 
 
 def test_shapes_that_do_not_agree_are_named(x64):
-    with pytest.raises(ValueError, match=r"fork must be bool of shape \(5, 2\), got bool of \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"fork must have shape \[T, B\] = \[5, 2\], got \(2, 5\)"):
         unroll_textbook(cell(), None, jnp.zeros((T, B, D)), fork=jnp.zeros((B, T), bool))

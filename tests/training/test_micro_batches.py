@@ -44,3 +44,18 @@ def test_micro_batches_stay_on_their_devices():
     value_and_grad_in_micro_batches(function, 3)(jnp.ones(()), jnp.arange(6.0)[None])
     jax.effects_barrier()
     assert seen == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize(
+    "count, error, message",
+    [
+        (0, ValueError, "count must be >= 1, got 0"),
+        (2.0, TypeError, "count must be an integer >= 1, got 2.0 of type float"),
+        (4, ValueError, r"count must divide the examples of the batch, got count=4 for leaves \(3, 6\)"),
+    ],
+)
+def test_a_count_that_does_not_fit_is_named(count, error, message):
+    with pytest.raises(error, match=message):
+        value_and_grad_in_micro_batches(lambda params, batch: (jnp.sum(params * batch), 0.0), count)(
+            1.0, jnp.ones((3, 6))
+        )

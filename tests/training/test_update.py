@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from mnm_jax.training import init_state, make_optimizer, make_update, split_model
+from mnm_jax import LSTMCell
+from mnm_jax.training import SequenceModel, init_state, make_optimizer, make_update, split_model
 from mnm_jax.training._update import describe_fault, fault_names
 
 
@@ -58,6 +59,23 @@ def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64, dr
         squared = sum(float(np.sum(g**2)) for g in grads)
         np.testing.assert_allclose((ahead - behind) / 2e-6, squared, rtol=1e-6)
         np.testing.assert_allclose(metrics.grad_norm[seed], np.sqrt(squared), rtol=1e-9)
+
+
+def test_float32_parameters_keep_their_dtype_where_float64_is_enabled(tiny, x64):
+    """A task then samples float64 inputs; a state of another type would not fit the compiled update."""
+
+    def make_model(rngs):
+        return SequenceModel(lambda x: x, LSTMCell(4, 3, rngs=rngs), 3, rngs=rngs)
+
+    step, state = compiled_step(tiny, tiny.Recall(), make_model)
+    assert tiny.draw(state.key[0], 8).inputs.dtype == jnp.float64
+    kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    with jax.numpy_dtype_promotion("standard"):
+        new, metrics = step(state, None)
+    assert kinds(new) == kinds(state)
+    assert np.isfinite(metrics.loss).all() and np.any(
+        new.params["head"]["kernel"][...] != state.params["head"]["kernel"][...]
+    )
 
 
 def test_a_model_without_memory_has_no_meta_loss(tiny):

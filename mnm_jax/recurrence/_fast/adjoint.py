@@ -16,13 +16,17 @@ Dense weights that are computed back differ from the weights of the forward pass
 derivation is in `docs/derivation.md`.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
+from mnm_jax._masking import Steps
+from mnm_jax._vary import vary_alike
 from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
@@ -31,6 +35,7 @@ from mnm_jax.recurrence._fast.record import Log, Pairs, Product, Products, Recor
 from mnm_jax.recurrence._fast.replay import Replay, growth
 from mnm_jax.recurrence._fast.states import (
     Growth,
+    Sizes,
     Start,
     State,
     Weights,
@@ -39,7 +44,6 @@ from mnm_jax.recurrence._fast.states import (
     open_weights,
     start_cotangent,
 )
-from mnm_jax.recurrence._masking import Steps
 
 Array = jax.Array
 
@@ -90,22 +94,18 @@ class _Shapes(NamedTuple):
         """The dtype of the rows."""
         return self.pairs[0].inputs.dtype
 
-    def sizes(self, rows: list[int]) -> tuple[tuple[int, int, int], ...]:
-        """Returns (rows, I, O) for each layer."""
-        return tuple((n, p.inputs.shape[2], p.delta.shape[2]) for n, p in zip(rows, self.pairs, strict=True))
+    @property
+    def written(self) -> Sizes:
+        """The number of rows that a step writes to each layer, with I and O."""
+        return tuple((*p.inputs.shape[1:], p.delta.shape[2]) for p in self.pairs)
 
     @property
-    def rows_written(self) -> list[int]:
-        """The number of rows that a step writes to each layer."""
-        return [p.inputs.shape[1] for p in self.pairs]
-
-    @property
-    def rows_multiplied(self) -> list[int]:
-        """The number of rows that a step multiplies with each layer, by which the cotangent of the weights grows."""
+    def multiplied(self) -> Sizes:
+        """The number of rows that a step multiplies with each layer, by which the weights' cotangent grows."""
         rows = [0] * len(self.pairs)
         for product, operand in zip(self.products, self.operands, strict=True):
             rows[product.layer] += operand.shape[1]
-        return rows
+        return tuple((n, *sizes[1:]) for n, sizes in zip(rows, self.written, strict=True))
 
 
 class _Saved(NamedTuple):
@@ -125,25 +125,14 @@ class _Saved(NamedTuple):
 def run(
     program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
 ) -> tuple[Any, Weights, Any]:
-    """Runs all steps. Differentiable in theta, small, start and inputs.
+    """Returns the last small carry, the last weights `[B, I, O]` per layer, and the outputs `[T, ...]` of all steps.
 
-    Args:
-      program: the step.
-      theta: the parameters of the step.
-      kernels: `program.transposed_kernels(theta)`; an argument, so that several runs share the result.
-      small: the first small carry.
-      start: the first weights.
-      xs: the sequence.
-
-    Returns:
-      The last small carry, the last weights `[B, I, O]` per layer, and the outputs `[T, ...]`.
-
-    Raises:
-      ValueError: for resets with dense weights, which cannot be computed back over a reset.
+    Differentiable in theta, the first small carry, the first weights and the inputs. `kernels` is
+    `program.transposed_kernels(theta)`, an argument so that several runs share it. Resets need factored weights, since
+    dense ones cannot be computed back over a reset.
     """
-    if xs.reset is not None and not program.factored:
-        raise ValueError("dense weights cannot be computed back over a reset: use factors.")
-    small, last, outputs = _run(program, theta, kernels, small, start, xs)
+    # Compiled, since a `jax.shard_map` that is not compiled refuses the symbolic zeros of `_run`.
+    small, last, outputs = jax.jit(partial(_run, program), inline=True)(theta, kernels, small, start, xs)
     if isinstance(last, MemoryState):
         return small, last.weights, outputs
     # Folded here, so that autodiff skips it if the loss does not use the last weights.
@@ -155,12 +144,12 @@ def run(
 def _run(
     program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
 ) -> tuple[Any, State, Any]:
-    return _run_forward(program, theta, kernels, small, start, xs)[0]
+    return _forward(program, theta, small, start, xs)[0]
 
 
-def _run_forward(
-    program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
-) -> tuple[tuple[Any, State, Any], Any]:
+def _forward(
+    program: Program, theta: Any, small: Any, start: Start, xs: Steps
+) -> tuple[tuple[Any, State, Any], tuple[_Saved, State]]:
     shapes = _shapes(program.step, theta, small, start, xs)
 
     def body(carry: tuple[Any, State], x: Steps) -> tuple[tuple[Any, State], tuple[Any, _Saved]]:
@@ -175,15 +164,26 @@ def _run_forward(
         new, recorder, outputs = program.step(theta, small, recorder, x)
         return (new, recorder.close()), (outputs, _Saved(small, log.results, resets))
 
-    storage = open_weights(start, program.factored, shapes.sizes(shapes.rows_written), shapes.dtype, xs)
+    storage = open_weights(start, program.factored, shapes.written, shapes.dtype, xs)
     (small, storage), (outputs, saved) = jax.lax.scan(body, (small, storage), xs)
     last = storage._replace(shared=None, own=None) if isinstance(storage, FactoredState) else storage
-    return (small, last, outputs), (theta, kernels, start, xs, saved, storage)
+    return (small, last, outputs), (saved, storage)
+
+
+def _run_forward(program: Program, *arguments: Any) -> tuple[tuple[Any, State, Any], Any]:
+    theta, kernels, small, start, xs = jax.tree.map(lambda leaf: leaf.value, arguments)
+    results, saved = _forward(program, theta, small, start, xs)
+    return results, (theta, kernels, start, xs, *saved)
 
 
 def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
     theta, kernels, start, xs, saved, storage = residuals
     small_ct, last_ct, outputs_ct = cotangents
+    # The step is not differentiated through outputs that the loss does not use, whose cotangents are known to be zero.
+    tree: Any
+    outputs_ct, tree = jax.tree.flatten(outputs_ct, is_leaf=_is_zero)
+    used = [not _is_zero(leaf) for leaf in outputs_ct]
+    outputs_ct = list(itertools.compress(outputs_ct, used))
     shapes = _shapes(program.step, theta, jax.tree.map(lambda x: x[0], saved.small), start, xs)
 
     def body(carry: tuple[Any, ...], at_step: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -209,7 +209,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
                 kernels=kernels,
             )
             small, _, outputs = program.step(theta, small, replay, x._replace(inputs=inputs))
-            return (small, outputs, log.pairs), log.operands
+            return (small, list(itertools.compress(tree.flatten_up_to(outputs), used)), log.pairs), log.operands
 
         if program.factored:
             weights, pairs = weights.pop()
@@ -236,12 +236,14 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     pairs_ct: Pairs | None = None
     dense_ct: Weights | None = None
     if isinstance(last_ct, MemoryState):
-        dense_ct = last_ct.weights
+        dense_ct = _instantiate(last_ct.weights)
     else:
-        pairs_ct = jax.tree.map(lambda buffer: jnp.moveaxis(buffer, 1, 0), last_ct.pairs)
+        if not all(map(_is_zero, jax.tree.leaves(last_ct.pairs, is_leaf=_is_zero))):
+            pairs_ct = jax.tree.map(lambda buffer: jnp.moveaxis(buffer, 1, 0), _instantiate(last_ct.pairs))
         dense_ct = tuple(map(jnp.zeros_like, start.own)) if program.dense_cotangent else None
-    cotangent = open_cotangent(dense_ct, shapes.sizes(shapes.rows_multiplied), shapes.dtype, xs)
-    carry = (jax.tree.map(jnp.zeros_like, theta), small_ct, TransposedState.of(storage), *cotangent)
+    cotangent = open_cotangent(dense_ct, shapes.multiplied, shapes.dtype, xs)
+    theta_ct, small_ct, _ = vary_alike((jax.tree.map(jnp.zeros_like, theta), _instantiate(small_ct), xs))
+    carry = (theta_ct, small_ct, TransposedState.of(storage), *cotangent)
     carry, (inputs_ct, operands, results_ct) = jax.lax.scan(
         body, carry, (xs, saved, outputs_ct, pairs_ct), reverse=True
     )
@@ -250,7 +252,16 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     return theta_ct, None, small_ct, start_cotangent(start, pending.add_to(weights_ct)), Steps(inputs_ct)
 
 
-_run.defvjp(_run_forward, _run_backward)
+_run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
+
+
+def _is_zero(leaf: Any) -> bool:
+    return isinstance(leaf, SymbolicZero)
+
+
+def _instantiate(tree: Any) -> Any:
+    """Returns the tree with arrays in place of symbolic zeros."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if _is_zero(x) else x, tree, is_leaf=_is_zero)
 
 
 def _kernel_cotangents(

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._masking import mask_pairs
 from mnm_jax.memory import Pair, Storage
-from mnm_jax.recurrence._masking import mask_pairs
 
 Array = jax.Array
 Pairs = tuple[Pair, ...]

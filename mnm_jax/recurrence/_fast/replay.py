@@ -20,12 +20,11 @@ Array = jax.Array
 class Replay(NamedTuple):
     """A `Storage` that returns stored results, with the derivatives of products with the weights.
 
+    `log`, `mask` and `fork` have the meaning of `Recorder`'s.
+
     Attributes:
       storage: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:
         the results are constants of the step.
-      log: the log of the step.
-      mask: as in `Recorder`.
-      fork: as in `Recorder`.
       results: the results of the forward pass.
       probes: zeros that are added to the results; their cotangents are the cotangents of the results.
       kernels: the kernels of the slow linear maps, transposed.
@@ -88,16 +87,9 @@ class Replay(NamedTuple):
 
 
 def growth(products: list[Product], operands: list[Array], cotangents: list[Array], layers: int) -> Pairs:
-    """Returns the rows that a step adds to the cotangent of the weights: q^T (cotangent of q W) for each product.
+    """Returns the rows that a step adds to the cotangent of the weights, q^T (cotangent of q W) for each product.
 
-    Args:
-      products: the products of the step.
-      operands: the operand q of each product.
-      cotangents: the cotangents of their results.
-      layers: the number of layers.
-
-    Returns:
-      One pair per layer, in the format of `Storage.subtract`.
+    `operands` are the q. The result is one pair per layer, in the format of `Storage.subtract`.
     """
     rows: list[list[Pair]] = [[] for _ in range(layers)]
     for product, x, ct in zip(products, operands, cotangents, strict=True):

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._masking import Steps
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
 from mnm_jax.recurrence._fast.record import Pairs
-from mnm_jax.recurrence._masking import Steps
 
 Array = jax.Array
 Weights = tuple[Array, ...]
@@ -67,11 +67,8 @@ def open_weights(start: Start, factored: bool, sizes: Sizes, dtype: jnp.dtype, x
 def open_cotangent(dense: Weights | None, sizes: Sizes, dtype: jnp.dtype, xs: Steps) -> tuple[State, Growth]:
     """Returns the cotangent of the last weights, and a growth of zero rows.
 
-    Args:
-      dense: the cotangent as matrices; None: a cotangent of zero, kept as factors.
-      sizes: the number of rows by which each layer's cotangent grows per step, with I and O.
-      dtype: dtype of the factors.
-      xs: the sequence.
+    The cotangent is kept as the matrices `dense`; None: it is zero and kept as factors, with room for `sizes` rows per
+    step.
     """
     steps, batch_size = xs.inputs.shape[:2]
     nothing = jax.tree.map(lambda buffer: buffer[:, 0], empty_pairs(sizes, batch_size, 1, dtype))

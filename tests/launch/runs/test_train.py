@@ -145,7 +145,7 @@ def _change(section, **settings):
         (_change("model", name="mnm-g", memory_features=4, memory_layers=0), "memory_layers must be >= 1, got 0"),
         (_change("model", name="lstm-salu", memory_features=4, slots=-1), "slots must be >= 1, got -1"),
         (_change("task", support=-2), "support must be >= 1, got -2"),
-        (_change("training", steps=-1), "steps must be a whole number >= 1"),
+        (_change("training", steps=-1), "steps must be >= 1, got -1"),
         (ConfigDict(tiny().to_dict() | {"trainig": {}}), "config has an unknown key 'trainig'"),
         (ConfigDict({"task": {"name": "dictionary"}}), "lacks the section model"),
     ],

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._checks import check_array
 from mnm_jax.memory import Pair
 
 Array = jax.Array
@@ -33,11 +34,9 @@ class Steps(NamedTuple):
         return ~self.fork if self.mask is None else self.mask & ~self.fork
 
     def enter(self, carry: Any, start: Any) -> tuple[Any, Array]:
-        """Returns the carry and the inputs with which the cell is called.
+        """Returns the carry and the inputs with which the cell is called, from the carry after the previous step.
 
-        Args:
-          carry: the carry after the previous step.
-          start: the carry at the start of a sequence, for a batch of one; not used without resets.
+        `start` is the carry at the start of a sequence, for a batch of one; it is not used without resets.
         """
         if self.reset is not None:
             carry = select(self.reset, start, carry)
@@ -45,13 +44,7 @@ class Steps(NamedTuple):
         return carry, self.inputs if self.mask is None else jnp.where(self.mask[:, None], self.inputs, 0)
 
     def leave(self, new: Any, old: Any, outputs: Any) -> tuple[Any, Any]:
-        """Returns the carry and the outputs of a step.
-
-        Args:
-          new: the carry that the cell returned.
-          old: the carry with which the cell was called.
-          outputs: the outputs that the cell returned.
-        """
+        """Returns the carry and the outputs of a step whose cell, called with the carry `old`, returned the others."""
         carried = self.carried
         if carried is not None:
             new = select(carried, new, old)
@@ -61,14 +54,14 @@ class Steps(NamedTuple):
 
 
 def check_steps(steps: Steps, *, time_major: bool = True) -> None:
-    """Raises a ValueError unless the inputs are `[T, B, D]` and the flags `[T, B]` bool."""
-    if steps.inputs.ndim != 3:
-        axes = "[T, B, D]" if time_major else "[B, T, D]"
-        raise ValueError(f"inputs must have shape {axes}, got {steps.inputs.shape}.")
-    expected = steps.inputs.shape[:2]
-    for name, flags in steps._asdict().items():
-        if name != "inputs" and flags is not None and (flags.shape != expected or flags.dtype != bool):
-            raise ValueError(f"{name} must be bool of shape {expected}, got {flags.dtype} of {flags.shape}.")
+    """Checks that the inputs are `[T, B, D]` numbers and the flags `[T, B]` bool; see `check_array` for the errors."""
+    axes = "T B" if time_major else "B T"
+    integers = jnp.issubdtype(getattr(steps.inputs, "dtype", float), jnp.integer)  # cells cast them
+    check_array("inputs", steps.inputs, f"{axes} D", jnp.integer if integers else jnp.floating)
+    sizes = dict(zip(axes.split(), steps.inputs.shape, strict=False))
+    for name in ("mask", "reset", "fork"):
+        if (flags := getattr(steps, name)) is not None:
+            check_array(name, flags, axes, jnp.bool_, **sizes)
 
 
 def select(condition: Array, on_true: Any, on_false: Any) -> Any:

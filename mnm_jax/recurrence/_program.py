@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._masking import Steps
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState
 from mnm_jax.recurrence._carry import CarryLayout
@@ -14,26 +15,20 @@ from mnm_jax.recurrence._checkpoints import scan_chunks
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
 from mnm_jax.recurrence._fast.replay import Replay
+from mnm_jax.recurrence._fast.reverse_only import reverse_only
 from mnm_jax.recurrence._fast.states import Start, Weights, broadcast
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
-from mnm_jax.recurrence._masking import Steps
 
 Array = jax.Array
 
 
 def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, every: int | None) -> tuple[Any, Any]:
-    """Runs a memory cell in the form "reversible" or "factored".
+    """Runs a memory cell in the form "reversible" or "factored", as `unroll` does for a sequence `[T, B, ...]`.
 
-    Args:
-      cell: a `MemoryCell` whose memory is written only in pairs.
-      carry: the first carry, or None.
-      xs: the sequence, time first.
-      form: "reversible" or "factored".
-      every: number of steps after which dense weights are stored; None: one run over the whole sequence.
-
-    Returns:
-      The last carry and the outputs `[T, B, ...]`.
+    Dense weights are stored after every `every` steps; None: one run over the whole sequence.
     """
+    cell, carry, inputs = jax.tree.map(reverse_only, (cell, carry, xs.inputs))
+    xs = xs._replace(inputs=inputs)
     steps, batch_size = xs.inputs.shape[:2]
     begin = cell.initialize_carry((1, xs.inputs.shape[2]))
     layout = CarryLayout.of(begin)

@@ -1,0 +1,134 @@
+"""Tests that wrong arguments of `unroll` are refused by an error that names the argument, its value and the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import LSTMCell, MNMCell, WriteOptions, choose_form, local_memory, unroll
+
+T, B, D = 5, 2, 3
+MNM = MNMCell(D, 4, local_memory(4, 2, hidden_sizes=()), rngs=nnx.Rngs(0))
+LSTM = LSTMCell(D, 4, rngs=nnx.Rngs(0))
+X = np.zeros((T, B, D), np.float32)
+NONE = np.ones((T, B), bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"form": "fast"}, ValueError, "form must be one of 'auto', 'plain', 'factored', 'reversible', got 'fast'"),
+        ({"form": None}, ValueError, "form must be one of .*, got None"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be >= 1, got 0"),
+        ({"checkpoint_every": 2.0}, TypeError, "checkpoint_every must be an integer >= 1, got 2.0 of type float"),
+        ({"checkpoint_every": True}, TypeError, "checkpoint_every must be an integer >= 1, got True of type bool"),
+        ({"time_major": None}, TypeError, "time_major must be True or False, got None"),
+        ({"time_major": False}, ValueError, r"mask must have shape \[B, T\] = \[5, 2\], got \(2, 5\)"),
+        ({"inputs": X[0]}, ValueError, r"inputs must have shape \[T, B, D\], got \(2, 3\)"),
+        ({"inputs": X.tolist()}, TypeError, r"inputs must be an array \[T, B, D\], got .*: use jnp.asarray"),
+        ({"inputs": X > 0}, TypeError, "inputs must be an array of floating-point numbers, got dtype bool"),
+        ({"inputs": X * 1j}, TypeError, "inputs must be an array of floating-point numbers, got dtype complex64"),
+        ({"cell": LSTMCell}, TypeError, "cell must be an nnx.RNNCellBase, got <class .*: pass an instance"),
+        ({"cell": None}, TypeError, "cell must be an nnx.RNNCellBase, got None"),
+    ],
+    ids=str,
+)
+def test_wrong_values(options, error, message):
+    mask = NONE.T if "time_major" in options else None
+    given = {"cell": LSTM, "carry": None, "inputs": X, "mask": mask}
+    with pytest.raises(error, match=message):
+        unroll(**(given | options))
+
+
+@pytest.mark.parametrize("name", ["mask", "reset", "fork"])
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (NONE.T, ValueError, r"must have shape \[T, B\] = \[5, 2\], got \(2, 5\)"),
+        (NONE[:, :1], ValueError, r"must have shape \[T, B\] = \[5, 2\], got \(5, 1\)"),
+        (NONE[:, 0], ValueError, r"must have shape \[T, B\] = \[5, 2\], got \(5,\)"),
+        (NONE.astype(np.float32), TypeError, "must be an array of bools, got dtype float32: use astype"),
+        (NONE.astype(np.int32), TypeError, "must be an array of bools, got dtype int32: use astype"),
+        (NONE.tolist(), TypeError, r"must be an array \[T, B\], got .*: use jnp.asarray"),
+        (True, TypeError, r"must be an array \[T, B\], got True"),
+    ],
+)
+def test_wrong_flags(name, flags, error, message):
+    with pytest.raises(error, match=f"{name} {message}"):
+        unroll(MNM, None, X, **{name: flags})
+
+
+@pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
+def test_a_carry_of_another_batch_size_is_refused(form):
+    for batch_size in (1, 3):
+        with pytest.raises(
+            ValueError, match=r"carry must have the batch size of the inputs, B = 2, got its leaf .* of"
+        ):
+            unroll(MNM, MNM.initialize_carry((batch_size, D)), X, form=form)
+
+
+def test_a_carry_that_is_not_the_cells_is_refused():
+    with pytest.raises(TypeError, match="carry must consist of arrays .*, got 1 as its leaf"):
+        unroll(LSTM, (1, 2), X)
+    with pytest.raises(TypeError, match=r"carry must have the leaves .*memory.weights\[0\].* as of MNMCell, got \["):
+        unroll(MNM, MNM.initialize_carry((B, D)).controller, X)
+
+
+def cast(tree, dtype):
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+class Accumulator(nnx.RNNCellBase):
+    """A cell that does not cast its inputs."""
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return {"sum": jnp.zeros(input_shape, jnp.bfloat16)}
+
+    def __call__(self, carry, inputs):
+        new = {"sum": carry["sum"].astype(inputs.dtype) + inputs}
+        return new, new["sum"]
+
+
+@pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
+def test_a_carry_in_another_dtype_is_named(form):
+    carry = cast(MNM.initialize_carry((B, D)), jnp.bfloat16)
+    message = (
+        r"types of MNMCell.initialize_carry, but '.*' is bfloat16\[2, .*\] instead of float32\[2, .*\]; cast inputs"
+    )
+    with pytest.raises(TypeError, match=message):
+        unroll(MNM, carry, X, form=form)
+
+
+def test_inputs_that_change_the_dtype_of_the_carry_are_named():
+    message = r"a step of Accumulator with inputs in float32 changes the carry: 'sum' is float32\[2, 3\] instead of bf"
+    with pytest.raises(TypeError, match=message):
+        unroll(Accumulator(), None, X)
+    carry, _ = unroll(Accumulator(), None, jnp.asarray(X, jnp.bfloat16))
+    assert carry["sum"].dtype == jnp.bfloat16
+
+
+def test_errors_of_a_cell_itself_are_not_replaced():
+    class Failing(Accumulator):
+        def __call__(self, carry, inputs):
+            raise TypeError("the cell's own error")
+
+    with pytest.raises(TypeError, match="the cell's own error"):
+        unroll(Failing(), None, X)
+
+
+def test_a_form_that_the_cell_lacks_is_refused():
+    with pytest.raises(ValueError, match="no neural memory, so it cannot run in form='factored': use form='plain'"):
+        unroll(LSTM, None, X, form="factored")
+    gated = MNMCell(D, 4, local_memory(4, 2, hidden_sizes=(), options=WriteOptions(forget=True)), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="MNMCell has a memory that is not written only in pairs"):
+        unroll(gated, None, X, form="reversible")
+
+
+def test_choose_form_checks_its_arguments():
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'factored', 'reversible', got 'slow'"):
+        choose_form(LSTM, 3, form="slow")
+    with pytest.raises(ValueError, match="steps must be >= 0, got -1"):
+        choose_form(MNM, -1)
+    with pytest.raises(TypeError, match="reset must be True or False, got None"):
+        choose_form(MNM, 3, reset=None)
