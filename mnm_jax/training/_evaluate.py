@@ -53,11 +53,7 @@ def make_evaluate(
 ) -> Callable[[Any, str, int], dict[str, np.ndarray]]:
     """Returns `evaluate` as `(params, split, batch_size) -> metrics`, which compiles once per batch shape.
 
-    Args:
-      graphdef: from `split_model`.
-      task: the task.
-      devices: where to compute.
-      placed: whether the parameters of every call are already on the devices.
+    `placed` states that the parameters of every call are on the devices already.
     """
     placement = make_placement(devices)
 

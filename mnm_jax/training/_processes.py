@@ -57,12 +57,7 @@ def first_process_first(function: Callable[[], T]) -> T:
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:
-    """Places a tree on the devices of all processes.
-
-    Args:
-      tree: the whole tree, equal in every process.
-      shardings: a tree of shardings, or one sharding for all leaves.
-    """
+    """Places a whole tree, equal in every process, on all devices; `shardings` is a tree, or one for all leaves."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     if isinstance(shardings, Sharding):

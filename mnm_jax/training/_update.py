@@ -143,12 +143,7 @@ def fault_names(params: Any) -> list[str]:
 
 
 def describe_fault(state: TrainState, first_seed: int) -> str | None:
-    """Returns one line on the first seed that met a number that is not finite; None if all numbers were finite.
-
-    Args:
-      state: a state with leaves `[S, ...]`.
-      first_seed: number of the first seed.
-    """
+    """Returns one line on the first seed of a state `[S, ...]` with a number that was not finite, or None."""
     steps = np.asarray(state.fault_step)
     bad = np.flatnonzero(steps >= 0)
     if not bad.size:

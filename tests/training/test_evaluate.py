@@ -44,3 +44,16 @@ def test_a_set_without_batches_is_an_error(tiny):
     state = init_state(tiny.Model, optax.identity(), 0, 1)
     with pytest.raises(ValueError, match="the evaluation 'support=32' of the split 'test' yields no batch"):
         evaluate(split_model(tiny.Model), state.params, Empty(), "test", 8)
+
+
+@pytest.mark.parametrize(
+    "split, size, error, message",
+    [
+        ("train", 8, ValueError, "split must be one of 'valid', 'test', got 'train'"),
+        ("test", 0, ValueError, "batch_size must be >= 1, got 0"),
+        ("test", 8.0, TypeError, "batch_size must be an integer >= 1, got 8.0 of type float"),
+    ],
+)
+def test_wrong_arguments_are_named(tiny, split, size, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(None, None, tiny.Recall(), split, size)

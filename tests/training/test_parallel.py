@@ -116,11 +116,14 @@ def test_work_is_divided_over_the_devices(tiny):
     [
         ({"batch_size": 12}, "batch_size must be a multiple of the 8 devices, got batch_size=12."),
         ({"parallel": "tmap"}, "parallel must be one of 'jit', 'pmap', 'fsdp', got 'tmap'."),
+        ({"batch_size": 16.0}, "batch_size must be an integer >= 1, got 16.0 of type float: pass an int."),
+        ({"accumulate": 0}, "accumulate must be >= 1, got 0."),
+        ({"meta_weight": float("nan")}, "meta_weight must be finite, got nan."),
     ],
 )
 def test_what_cannot_be_divided_is_refused_in_one_line(tiny, changes, message):
     optimizer = make_optimizer(learning_rate=0.1, steps=1)
     settings = {"meta_weight": 0.0, "batch_size": 16, "devices": jax.local_devices()} | changes
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((ValueError, TypeError)) as caught:
         make_parallel_update(split_model(tiny.Model), tiny.Recall(), optimizer, **settings)
     assert str(caught.value) == message

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mnm_jax.training import ProgressBar
+from mnm_jax.training import MetricWriter, ProgressBar, save_checkpoint, save_params
 
 
 class Clock:
@@ -83,3 +83,16 @@ def test_without_a_terminal_there_is_a_line_a_minute_and_one_at_the_end():
     lines = console.file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["120/300", "240/300", "300/300"]
     assert lines[0] == "update 120/300 2 updates/s, 0:01:30 left, loss 0.25"
+
+
+@pytest.mark.parametrize("step, error", [(-1, ValueError), (0.5, TypeError)])
+def test_a_wrong_number_of_updates_is_named(tmp_path, step, error):
+    """In the bar, the metrics, the files of parameters and the checkpoints."""
+    for make in (
+        lambda: ProgressBar(10, step),
+        lambda: MetricWriter(tmp_path, step=step),
+        lambda: save_params(tmp_path, {}, step),
+        lambda: save_checkpoint(tmp_path, step, None, {}),
+    ):
+        with pytest.raises(error, match=f"step must be .*>= 0, got {step}"):
+            make()

@@ -97,7 +97,7 @@ class _Shapes(NamedTuple):
     @property
     def written(self) -> Sizes:
         """The number of rows that a step writes to each layer, with I and O."""
-        return tuple((*p.inputs.shape[1:], p.delta.shape[2]) for p in self.pairs)
+        return tuple((p.inputs.shape[1], p.inputs.shape[2], p.delta.shape[2]) for p in self.pairs)
 
     @property
     def multiplied(self) -> Sizes:
