@@ -49,7 +49,7 @@ def test_which_forms_keep_dense_weights(factory):
 
 
 def test_checkpoints_bound_the_memory_of_long_sequences():
-    """With C = 64 of T = 1,024 steps: 16 carries and the residuals of 64 steps, not those of 1,024 steps."""
+    """With C = 64 of T = 1,024 steps: 16 carries and the residuals of 64 steps instead of 1,024."""
     cell = MNMCell(5, D, local_memory(D, D, hidden_sizes=(D,)), heads=2, rngs=nnx.Rngs(0))
 
     def temp_bytes(every):

@@ -212,7 +212,7 @@ def test_shard_map_without_jit(form, x64):
 
 @pytest.mark.parametrize("form", ["plain", "reversible"])
 def test_batch_major_sequences(form, x64):
-    """Swapping the first two axes of the inputs swaps those of the outputs and leaves the carry unchanged."""
+    """If the first two axes of the inputs are swapped, the outputs' are as well, and the carry is unchanged."""
     cell = make("local")
     x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
     run = jax.jit(unroll, static_argnames=("form", "time_major"))
