@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from launch.command import run_command
-from launch.reporting.draw import report_runs
+from launch.reporting.draw import CURVES, report_runs
 from launch.suites.runs import SUITES
 from launch.suites.train import choose, plan, train_all
 from launch.train import run
@@ -29,6 +29,7 @@ def main() -> None:
         print(f"another process trains {', '.join(busy)}; it will draw the comparison.")
     else:
         print(report_runs(workdir))
+        print(f"figure: {workdir / CURVES}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from launch.command import run_command
-from launch.reporting.draw import report_run, report_runs
+from launch.reporting.draw import CURVES, report_run, report_runs
 from launch.reporting.pages import write_results
 from launch.reporting.table import comparison_rows
 from launch.reporting.text_table import format_columns
@@ -41,8 +41,10 @@ def main() -> None:
     elif (workdir / CONFIG).exists() or (workdir / SUMMARY).exists():
         report_run(workdir, _DATA_DIR.value)
         print(format_columns(comparison_rows([read_run(workdir, workdir)])))
+        print(f"figures: {workdir / 'figures'}")
     else:
         print(report_runs(workdir, _DATA_DIR.value))
+        print(f"figure: {workdir / CURVES}")
 
 
 if __name__ == "__main__":

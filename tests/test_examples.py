@@ -15,7 +15,7 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def run(capsys):
-    """Runs an example as a program, prints nothing twice, and returns its names and what it printed."""
+    """Runs an example as a program; returns its names and its output."""
 
     def run_example(name):
         with jax.numpy_dtype_promotion("standard"):  # the default outside this suite: optax mixes dtypes

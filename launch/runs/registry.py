@@ -117,15 +117,23 @@ def _salu(*, features: int, hidden_features: int, memory_features: int, slots: i
 def _ntm(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> NTMCell:
-    sizes = {"slots": slots, "memory_features": memory_features}
-    return NTMCell(features, hidden_features, **sizes, read_heads=heads, write_heads=heads, rngs=rngs)
+    return NTMCell(
+        features,
+        hidden_features,
+        slots=slots,
+        memory_features=memory_features,
+        read_heads=heads,
+        write_heads=heads,
+        rngs=rngs,
+    )
 
 
 def _dnc(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> DNCCell:
-    sizes = {"slots": slots, "memory_features": memory_features}
-    return DNCCell(features, hidden_features, **sizes, read_heads=heads, rngs=rngs)
+    return DNCCell(
+        features, hidden_features, slots=slots, memory_features=memory_features, read_heads=heads, rngs=rngs
+    )
 
 
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:

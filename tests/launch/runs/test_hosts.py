@@ -110,6 +110,7 @@ def assert_close(actual, expected, rtol=0.0, atol=0.0):
             np.testing.assert_allclose(one[name], value, rtol=rtol, atol=atol, err_msg=f"{name}, {other['step']}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the bAbI data in {DATA}")
 def test_two_processes_with_two_devices_each_train_babi_as_one_does(tmp_path):
     config = tiny(4, batch_size=16, seeds=1)
@@ -136,7 +137,7 @@ def uninterrupted(tmp_path_factory):
     return folder / "three", six
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_a_checkpoint_of_two_processes_goes_on_in_one(uninterrupted, tmp_path, count):
     three, six = uninterrupted
     workdir = shutil.copytree(three, tmp_path / "run")
