@@ -25,10 +25,10 @@ VALUES = (1, 2, 3, 5, 0, -1, 2.5, 0.5, True, False, None, "3", "sum", "", [], [1
 def draw(rng):
     """Returns a config with one changed setting, its section and its key."""
     config = rng.choice(RECIPES).to_dict()
-    section = rng.choice(("task", "model"))
+    section = rng.choice(("task", "model", "training"))
     parameters = inspect.signature(MODELS[config["model"]["name"]].make).parameters
     optional = [key for key in parameters if key not in ("features", "entities", "entity_features", "rngs", "max_norm")]
-    key = rng.choice(list(config[section]) if section == "task" else [*optional, "name", "readout_features"])
+    key = rng.choice(list(config[section]) if section != "model" else [*optional, "name", "readout_features"])
     config[section][key] = rng.choice(VALUES)
     checked_early = key not in parameters or parameters[key].annotation in (int, bool)
     return config, key, checked_early
