@@ -36,7 +36,12 @@ def extension(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+# The build of the site runs the tutorial as well; how_to.md trains a memory in the same way.
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.stem == "tutorial" else page for page in PAGES],
+    ids=named,
+)
 def test_the_programs_of_a_page_run_from_top_to_bottom(page):
     pytest.importorskip("matplotlib")
     printed = printed_by(page)

@@ -59,17 +59,18 @@ def test_bits_of_a_model_that_knows_nothing_are_those_of_the_alphabet():
     assert float(program.bits(model, windows)) == pytest.approx(np.log2(len(text.ALPHABET)), rel=1e-5)
 
 
-def test_a_run_learns_and_is_reported(tmp_path):
+@pytest.mark.parametrize("name", ["lstm", pytest.param("memory", marks=pytest.mark.slow)])
+def test_a_run_learns_and_is_reported(tmp_path, name):
     content = text.encode("abcdefgh" * 100)
-    config = program.make_config("memory", steps=8, updates=30, features=16, batch=8, seed=3)
+    config = program.make_config(name, steps=8, updates=30, features=16, batch=8, seed=3)
     with jax.numpy_dtype_promotion("standard"):
-        program.train(config, tmp_path / "runs" / "memory", dict.fromkeys(("train", "valid", "test"), content))
+        program.train(config, tmp_path / "runs" / name, dict.fromkeys(("train", "valid", "test"), content))
     ((run,), notes) = find_runs(tmp_path / "runs")
     assert not notes and run.lines[-1]["step"] == 30
     row = compare(run.summary, run.lines)
     assert float(row["bits per character"]) == pytest.approx(run.summary["metrics"]["test/bits"]["mean"], abs=1e-4)
     assert float(row["bits per character"]) < 5.5  # initially log2(96) = 6.6
-    assert json.loads((tmp_path / "runs" / "memory" / "config.json").read_text()) == config
+    assert json.loads((tmp_path / "runs" / name / "config.json").read_text()) == config
     with pytest.raises(ValueError, match="holds a run of another config"):
-        program.train(config | {"model": {"name": "lstm"}}, tmp_path / "runs" / "memory", {})
+        program.train(config | {"model": {"name": "transformer"}}, tmp_path / "runs" / name, {})
     assert jnp.isfinite(run.summary["metrics"]["valid/bits"]["mean"])
