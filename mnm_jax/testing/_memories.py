@@ -52,18 +52,18 @@ def _begin(memory: Memory, seed: int = 0) -> tuple[MemoryParams, Any, _Write]:
     """Returns new parameters, a state after one write, and the arguments of the next write."""
     params = memory.init(jax.random.key(seed))
     dtype = first_dtype(params)
+    state, _, _ = _draw(memory, dtype, 10).apply(memory, params, memory.start(params, B))
+    return params, state, _draw(memory, dtype, 20)
 
-    def draw(seed: int) -> _Write:
-        return _Write(
-            keys=normal((B, H, memory.key_size), dtype, seed),
-            values=normal((B, H, memory.value_size), dtype, seed + 1),
-            rate=jnp.linspace(0.2, 0.8, B, dtype=dtype),
-            read_keys=normal((B, H, memory.key_size), dtype, seed + 2),
-            gates={name: jnp.linspace(0.1, 0.3, B, dtype=dtype) for name in memory.gates},
-        )
 
-    state, _, _ = draw(10).apply(memory, params, memory.start(params, B))
-    return params, state, draw(20)
+def _draw(memory: Memory, dtype: Any, seed: int) -> _Write:
+    return _Write(
+        keys=normal((B, H, memory.key_size), dtype, seed),
+        values=normal((B, H, memory.value_size), dtype, seed + 1),
+        rate=jnp.linspace(0.2, 0.8, B, dtype=dtype),
+        read_keys=normal((B, H, memory.key_size), dtype, seed + 2),
+        gates={name: jnp.linspace(0.1, 0.3, B, dtype=dtype) for name in memory.gates},
+    )
 
 
 @contract
@@ -87,10 +87,10 @@ def check_memory_dtypes(make_memory: Callable[..., Memory]) -> None:
     """
     for param_dtype, dtype in [(jnp.float32,) * 2, (jnp.bfloat16,) * 2, (jnp.float32, jnp.bfloat16)]:
         memory = make_memory(param_dtype=param_dtype)
-        params, _, write = _begin(memory)
-        state = memory.start(params, B)
+        params = jax.eval_shape(memory.init, jax.random.key(0))
+        state = jax.eval_shape(partial(memory.start, batch_size=B), params)
         require(first_dtype(params) == param_dtype, f"Parameters must be {param_dtype}, got {first_dtype(params)}.")
-        write = jax.tree.map(lambda leaf: leaf.astype(dtype), write)  # noqa: B023
+        write = _draw(memory, dtype, 20)
         new, info, values = jax.eval_shape(partial(write.apply, memory), params, state)
         require(kinds(new) == kinds(state), f"A write changes the state from {kinds(state)} to {kinds(new)}.")
         expected = ((B, H, memory.value_size), jnp.dtype(dtype))
