@@ -36,7 +36,11 @@ def check_finite(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {_show(value)}: pass a float.")
-        if not abs(value) < math.inf:
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer beyond the largest float
+            finite = False
+        if not finite:
             raise ValueError(f"{name} must be finite, got {value}.")
 
 

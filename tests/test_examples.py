@@ -29,7 +29,7 @@ def run(capsys):
 def test_the_memory_alone_recalls_what_was_written(run):
     names, printed = run("memory_alone")
     errors = names["errors"]
-    assert set(errors) == {"MNM-g", "MNM-p"} and max(errors.values()) < 2e-3  # epsilon = 1e-3 is the loss of one write
+    assert set(errors) == {"MNM-g", "MNM-p"} and max(errors.values()) < 1e-6
     assert "MNM-g: mean square error" in printed
 
 

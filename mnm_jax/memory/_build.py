@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax._checks import check_choice, check_dtype, check_flags, check_functions, check_not_negative, check_sizes
 from mnm_jax.memory._memory import Memory
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._options import PAPER, WriteOptions, check_options
@@ -81,13 +81,15 @@ def rule_memory(
     References:
       Oja, Journal of Mathematical Biology, 1982.
     """
-    hidden_sizes = tuple(hidden_sizes)
-    hidden = {f"hidden_sizes[{place}]": size for place, size in enumerate(hidden_sizes)}
-    check_sizes(key_size=key_size, value_size=value_size, **hidden)
+    hidden_sizes = _check_hidden(hidden_sizes)
+    check_sizes(key_size=key_size, value_size=value_size)
+    _check_activation(activation)
+    check_flags(use_bias=use_bias, learn_initial=learn_initial)
     check_not_negative(initial_gain=initial_gain)
     check_options(options)
-    network = Network((key_size, *hidden_sizes, value_size), activation, use_bias)
-    dtype = jnp.dtype(param_dtype)
+    check_dtype(param_dtype=param_dtype)
+    sizes = tuple(map(int, (key_size, *hidden_sizes, value_size)))
+    network, dtype = Network(sizes, activation, bool(use_bias)), jnp.dtype(param_dtype)
     if not isinstance(rule, Rule):
         if not callable(rule):
             raise TypeError(f"rule must be a function or a Rule, got {rule!r}: rules by name are in matrix_memory.")
@@ -103,8 +105,8 @@ def rule_memory(
         network=network,
         rule=rule,
         options=options,
-        learn_initial=learn_initial,
-        initial_gain=initial_gain,
+        learn_initial=bool(learn_initial),
+        initial_gain=float(initial_gain),
         param_dtype=dtype,
     )
 
@@ -119,7 +121,7 @@ def gradient_memory(
     use_bias: bool = False,
     learn_initial: bool = True,
     initial_gain: float = 1.0,
-    epsilon: float = 1e-3,
+    epsilon: float | None = None,
     options: WriteOptions = PAPER,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Memory:
@@ -140,9 +142,10 @@ def gradient_memory(
       use_bias: whether the layers have biases. The paper: none.
       learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
-      epsilon: added to squared key norms by "normalised".
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
+      epsilon: squared norm of a layer's input below which the writes of "normalised" fade out. None: 1e-3 with hidden
+        layers, whose inputs change with the write, and 1e-8 without them.
 
     Raises:
       ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
@@ -159,8 +162,8 @@ def gradient_memory(
     References:
       Munkhdalai et al., NeurIPS 2019, section 3.2.
     """
-    _check_step(step_size, epsilon)
-    hidden_sizes = tuple(hidden_sizes)
+    hidden_sizes = _check_hidden(hidden_sizes)
+    epsilon = _check_step(step_size, epsilon, hidden_sizes)
     # The gradient of a single layer is the delta rule, which NeuralMemoryLayer follows exactly.
     rule = GradientRule(step_size, epsilon) if hidden_sizes else DeltaRule(step_size, epsilon)
     return rule_memory(
@@ -188,7 +191,7 @@ def local_memory(
     use_bias: bool = False,
     learn_initial: bool = True,
     initial_gain: float = 1.0,
-    epsilon: float = 1e-3,
+    epsilon: float | None = None,
     options: WriteOptions = PAPER,
     param_dtype: DTypeLike = jnp.float32,
 ) -> Memory:
@@ -212,9 +215,10 @@ def local_memory(
       use_bias: whether the layers have biases. The paper: none.
       learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
-      epsilon: added to squared key norms by "normalised".
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
+      epsilon: squared norm of a layer's input below which the writes of "normalised" fade out. None: 1e-3 with hidden
+        layers, whose inputs change with the write, and 1e-8 without them.
 
     Raises:
       ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
@@ -232,7 +236,9 @@ def local_memory(
     References:
       Munkhdalai et al., NeurIPS 2019, section 3.3. condition_on_key: Jaderberg et al., ICML 2017.
     """
-    _check_step(step_size, epsilon)
+    hidden_sizes = _check_hidden(hidden_sizes)
+    epsilon = _check_step(step_size, epsilon, hidden_sizes)
+    check_flags(condition_on_key=condition_on_key)
     return rule_memory(
         key_size,
         value_size,
@@ -302,9 +308,31 @@ def matrix_memory(
     )
 
 
-def _check_step(step_size: str, epsilon: float) -> None:
+def _check_hidden(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(hidden_sizes, Sequence) or isinstance(hidden_sizes, str):
+        raise TypeError(f"hidden_sizes must be a sequence of sizes such as (64, 64), got {hidden_sizes!r}.")
+    check_sizes(**{f"hidden_sizes[{place}]": size for place, size in enumerate(hidden_sizes)})
+    return tuple(hidden_sizes)
+
+
+def _check_activation(activation: Callable[[Array], Array]) -> None:
+    check_functions(activation=activation)
+    given = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)
+    found = jax.eval_shape(activation, given)
+    if getattr(found, "shape", None) != given.shape or found.dtype != given.dtype:
+        raise ValueError(
+            f"activation must return an array of the shape and dtype of its argument, {given.shape} and float32, got "
+            f"{getattr(found, 'shape', type(found).__name__)} and {getattr(found, 'dtype', None)}."
+        )
+
+
+def _check_step(step_size: str, epsilon: float | None, hidden_sizes: tuple[int, ...]) -> float:
+    """Checks the arguments of the step size, and returns epsilon."""
     check_choice("step_size", step_size, STEP_SIZES)
+    if epsilon is None:
+        return 1e-3 if hidden_sizes else 1e-8
     check_not_negative(epsilon=epsilon)
+    return float(epsilon)
 
 
 def _probe(network: Network, rule: Rule, dtype: jnp.dtype) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mnm_jax._checks import check_choice, check_not_negative, check_sizes
-from mnm_jax.memory._gated import GatedState, begin, descend, distance, limit
-from mnm_jax.memory._memory import Memory, check_shape, check_write, mean_square
+from mnm_jax._checks import check_choice, check_flags, check_functions, check_not_negative, check_sizes
+from mnm_jax.memory._gated import GatedState, begin, descend, distance, limit, sum_of_squares
+from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
 from mnm_jax.memory._options import PAPER, WriteOptions, check_options, normalise
 from mnm_jax.memory._step_size import STEP_SIZES
 from mnm_jax.memory._types import MemoryParams, WriteInfo
@@ -84,15 +84,17 @@ def custom_memory(
     check_not_negative(epsilon=epsilon)
     check_options(options)
     check_sizes(key_size=key_size, value_size=value_size)
+    check_functions(init=init, apply=apply, loss=loss)
+    check_flags(learn_initial=learn_initial)
     _probe(key_size, value_size, init, apply, loss)
     return CustomMemory(
-        sizes=(key_size, value_size),
+        sizes=(int(key_size), int(value_size)),
         initializer=init,
         apply=apply,
         loss=loss,
         step_size=step_size,
-        learn_initial=learn_initial,
-        epsilon=epsilon,
+        learn_initial=bool(learn_initial),
+        epsilon=float(epsilon),
         options=options,
     )
 
@@ -136,13 +138,14 @@ class CustomMemory(Memory):
 
     def start(self, params: MemoryParams, batch_size: int) -> GatedState:
         """See `Memory`."""
+        check_batch(params, batch_size)
         weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
         return begin(jax.tree.map(lambda w: jnp.broadcast_to(w, (batch_size, *w.shape)), weights), self.options)
 
     def read(self, params: MemoryParams, state: GatedState, keys: Array) -> Array:
         """See `Memory`."""
         del params  # the state holds the fast weights
-        check_shape("keys", keys, state.batch_size, self.key_size)
+        check_read(self, state, keys)
         return jax.vmap(self._answers)(state.weights, normalise(keys, self.options.key_norm))
 
     def write_read(
@@ -156,7 +159,7 @@ class CustomMemory(Memory):
         **gates: Array,
     ) -> tuple[GatedState, WriteInfo, Array]:
         """See `Memory`."""
-        check_write(self, state.batch_size, keys, values, rate, read_keys, gates)
+        check_write(self, state, keys, values, rate, read_keys, gates)
         options, old = self.options, state
         given = normalise(keys, options.key_norm)
         predicted = jax.vmap(self._answers)(state.weights, given)
@@ -164,7 +167,8 @@ class CustomMemory(Memory):
             changes = limit(jax.vmap(self._change)(state.weights, given, values), options.max_norm)
             state = descend(state, changes, rate, options, gates, first=inner == 0)
         kept = jax.vmap(self._answers)(state.weights, given)
-        info = WriteInfo(mean_square(predicted - values), mean_square(kept - values), distance(state, old))
+        before, after = mean_square(predicted - values), mean_square(kept - values)
+        info = WriteInfo(loss_before=before, loss_after=after, update_norm=distance(state, old).astype(after.dtype))
         return state, info, self.read(params, state, read_keys)
 
     def _answers(self, weights: Any, keys: Array) -> Array:
@@ -177,7 +181,7 @@ class CustomMemory(Memory):
         size, gradient = jax.value_and_grad(lambda w: self.loss(self._answers(w, keys), values))(weights)
         if self.step_size == "sum":
             return gradient
-        square = jnp.sum(jnp.stack([jnp.sum(g * g) for g in jax.tree.leaves(gradient)]))
+        square = sum_of_squares(jax.tree.map(lambda g: g[None], gradient))[0]
         scale = 2 * size.astype(square.dtype) / (square + self.epsilon)
         return jax.tree.map(lambda g: scale.astype(g.dtype) * g, gradient)
 

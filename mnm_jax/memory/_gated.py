@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnm_jax.memory._options import WriteOptions
 from mnm_jax.memory._storage.dense import MemoryState
@@ -93,13 +94,20 @@ def limit(changes: Any, max_norm: float | None) -> Any:
 
 def bound(norm: Array, max_norm: float) -> Array:
     """Returns min(1, max_norm / norm) `[B]`, the factor that bounds a change of that norm."""
-    return jnp.where(norm > max_norm, max_norm / jnp.maximum(norm, max_norm), 1)
+    most = float(max_norm)
+    return jnp.where(norm > most, most / jnp.maximum(norm, most), 1)
 
 
 def norm(tree: Any) -> Array:
-    """Returns the norm `[B]` of all leaves `[B, ...]` together."""
-    squares = [jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)]
-    return safe_root(functools.reduce(jnp.add, squares))
+    """Returns the norm `[B]` of all leaves `[B, ...]` together, in at least float32."""
+    return safe_root(sum_of_squares(tree))
+
+
+def sum_of_squares(tree: Any) -> Array:
+    """Returns the square of `norm`."""
+    leaves = jax.tree.leaves(tree)
+    dtype = np.promote_types(leaves[0].dtype, np.float32)
+    return functools.reduce(jnp.add, [jnp.sum(jnp.square(x.astype(dtype)), tuple(range(1, x.ndim))) for x in leaves])
 
 
 def distance(a: GatedState, b: GatedState) -> Array:

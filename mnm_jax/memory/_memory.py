@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mnm_jax._checks import check_array, check_sizes
 from mnm_jax.memory._types import MemoryParams, WriteInfo
 
 Array = jax.Array
@@ -89,13 +91,16 @@ class Memory(abc.ABC):
           The new state, the measures of the write, and the values `[B, R, V]` read from the new state.
 
         Raises:
-          ValueError: for shapes that do not agree, or gates that differ from `gates`.
+          TypeError: for arguments that are no arrays of floating-point numbers.
+          ValueError: for shapes that do not agree, no heads, gates that differ from `gates`, or a rate or gate that is
+            not finite, where its value is known.
         """
 
     def write(
         self, params: MemoryParams, state: Any, keys: Array, values: Array, rate: Array, **gates: Array
     ) -> tuple[Any, WriteInfo]:
         """Writes: `write_read` without read keys. Returns the new state and measures of the write."""
+        check_array("keys", keys, "B H K", K=self.key_size)
         return self.write_read(params, state, keys, values, rate, keys[:, :0], **gates)[:2]
 
 
@@ -105,38 +110,45 @@ def check_is_memory(memory: Memory) -> None:
         raise TypeError(f"memory must be a Memory, got {memory!r}: make one with local_memory or another factory.")
 
 
-def check_shape(name: str, array: Array, batch_size: int, features: int) -> None:
-    """Raises ValueError unless an array has the shape `[batch_size, H, features]`."""
-    if array.ndim != 3 or array.shape[0] != batch_size or array.shape[2] != features:
-        raise ValueError(f"{name} must have shape [B, H, features] = [{batch_size}, H, {features}], got {array.shape}.")
+def check_batch(params: MemoryParams, batch_size: int) -> None:
+    """Raises TypeError or ValueError unless the arguments of `start` fit."""
+    if not isinstance(params, MemoryParams):
+        raise TypeError(f"params must be MemoryParams, got {type(params).__name__}: use the memory's init.")
+    check_sizes(least=0, batch_size=batch_size)
+
+
+def check_read(memory: Memory, state: Any, keys: Array) -> None:
+    """Raises TypeError or ValueError unless the arguments of a read fit the memory and each other."""
+    if not hasattr(state, "batch_size"):
+        raise TypeError(f"state must be from start or a write, got {type(state).__name__}: use the memory's start.")
+    check_array("keys", keys, "B H K", B=state.batch_size, K=memory.key_size)
 
 
 def check_write(
     memory: Memory,
-    batch_size: int,
+    state: Any,
     keys: Array,
     values: Array,
     rate: Array,
     read_keys: Array,
     gates: dict[str, Array],
 ) -> None:
-    """Raises ValueError unless the arguments of a write fit the memory and each other."""
-    check_shape("keys", keys, batch_size, memory.key_size)
-    check_shape("values", values, batch_size, memory.value_size)
-    check_shape("read_keys", read_keys, batch_size, memory.key_size)
-    if keys.shape[1] != values.shape[1] or rate.shape != keys.shape[:1]:
-        raise ValueError(
-            "a write needs keys [B, H, K], values [B, H, V] and rate [B], "
-            f"got {keys.shape=}, {values.shape=}, {rate.shape=}."
-        )
+    """Raises TypeError or ValueError unless the arguments of a write fit the memory and each other."""
+    check_read(memory, state, keys)
+    batch_size, heads = keys.shape[:2]
+    if heads < 1:
+        raise ValueError(f"keys must have at least one head, got shape {keys.shape}: read without writing by read.")
+    check_array("values", values, "B H V", B=batch_size, H=heads, V=memory.value_size)
+    check_array("read_keys", read_keys, "B R K", B=batch_size, K=memory.key_size)
     if set(gates) != set(memory.gates):
         raise ValueError(
             f"this memory's write takes the gates ({', '.join(memory.gates)}), got ({', '.join(gates)}): pass by "
             "keyword the gates that its WriteOptions switch on, and no others."
         )
-    for name, gate in gates.items():
-        if gate.shape != rate.shape:
-            raise ValueError(f"{name} must have shape [B] = {rate.shape}, got {gate.shape}.")
+    for name, gate in {"rate": rate, **gates}.items():
+        check_array(name, gate, "B", B=batch_size)
+        if not isinstance(gate, jax.core.Tracer) and not np.all(np.isfinite(gate)):
+            raise ValueError(f"{name} must be finite, got {gate}.")
 
 
 def mean_square(x: Array) -> Array:

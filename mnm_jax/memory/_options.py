@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax._checks import check_choice, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_positive, check_sizes
 
 Array = jax.Array
 
@@ -75,7 +75,7 @@ class WriteOptions(NamedTuple):
     @property
     def gates(self) -> tuple[str, ...]:
         """The names of the gates that a write takes besides the rate."""
-        return ("forget",) * self.forget + ("momentum",) * self.momentum
+        return tuple(name for name in ("forget", "momentum") if getattr(self, name))
 
     @property
     def pairs_only(self) -> bool:
@@ -91,11 +91,12 @@ def check_options(options: WriteOptions) -> None:
     if not isinstance(options, WriteOptions):
         raise TypeError(f"options must be a WriteOptions, got {options!r}: pass WriteOptions(...), or leave it out.")
     check_choice("key_norm", options.key_norm, KEY_NORMS)
-    if options.max_norm is not None and not options.max_norm > 0:
-        raise ValueError(f"max_norm must be > 0, or None for no bound, got {options.max_norm}.")
+    if options.max_norm is not None:
+        check_positive(max_norm=options.max_norm)
     check_sizes(inner_steps=options.inner_steps)
+    check_flags(momentum=options.momentum, forget=options.forget)
     if options.optimizer is not None and not all(hasattr(options.optimizer, name) for name in ("init", "update")):
-        raise ValueError(f"optimizer must be an optax.GradientTransformation, got {type(options.optimizer).__name__}.")
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {type(options.optimizer).__name__}.")
 
 
 def normalise(keys: Array, how: str | None) -> Array:

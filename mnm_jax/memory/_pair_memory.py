@@ -9,14 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnm_jax.memory import _network as networks
 from mnm_jax.memory._gated import GatedState, begin, bound, descend, distance, safe_root
-from mnm_jax.memory._memory import Memory, check_shape, check_write, mean_square
+from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._options import WriteOptions, normalise
 from mnm_jax.memory._rules import Pairs, Rule
-from mnm_jax.memory._step_size import gram
+from mnm_jax.memory._step_size import gram, inner_products
 from mnm_jax.memory._storage import dense
 from mnm_jax.memory._types import MemoryParams, Pair, Storage, WriteInfo
 
@@ -75,6 +76,7 @@ class PairMemory(Memory):
 
     def start(self, params: MemoryParams, batch_size: int) -> Any:
         """See `Memory`."""
+        check_batch(params, batch_size)
         weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
         state = dense.start(weights, batch_size)
         return state if self.pairs_only else begin(state.weights, self.options)
@@ -82,7 +84,7 @@ class PairMemory(Memory):
     def read(self, params: MemoryParams, state: Any, keys: Array) -> Array:
         """See `Memory`."""
         del params  # the state holds the fast weights
-        check_shape("keys", keys, state.batch_size, self.key_size)
+        check_read(self, state, keys)
         return self._answers(state, normalise(keys, self.options.key_norm))
 
     def write_read(
@@ -96,7 +98,7 @@ class PairMemory(Memory):
         **gates: Array,
     ) -> tuple[Any, WriteInfo, Array]:
         """See `Memory`."""
-        check_write(self, state.batch_size, keys, values, rate, read_keys, gates)
+        check_write(self, state, keys, values, rate, read_keys, gates)
         how = self.options
         keys, read_keys = normalise(keys, how.key_norm), normalise(read_keys, how.key_norm)
         old, predicted, written = state, [], []
@@ -114,9 +116,8 @@ class PairMemory(Memory):
         answers = self._answers(state, jnp.concatenate([keys, read_keys], 1))
         kept, read = jnp.split(answers, [keys.shape[1]], axis=1)
         size = _norm(_join(written)) if self.pairs_only else distance(state, old)
-        info = WriteInfo(
-            loss_before=mean_square(predicted[0] - values), loss_after=mean_square(kept - values), update_norm=size
-        )
+        before, after = mean_square(predicted[0] - values), mean_square(kept - values)
+        info = WriteInfo(loss_before=before, loss_after=after, update_norm=size.astype(after.dtype))
         return state, info, read
 
     def _answers(self, state: Any, keys: Array) -> Array:
@@ -129,12 +130,13 @@ def _storage(state: Any) -> Storage:
 
 
 def _scale(pairs: Pairs, factor: Array) -> Pairs:
-    return tuple(Pair(p.inputs, factor[:, None, None] * p.delta) for p in pairs)
+    return tuple(Pair(p.inputs, factor[:, None, None].astype(p.delta.dtype) * p.delta) for p in pairs)
 
 
 def _dense(pair: Pair, like: Array) -> Array:
-    """Returns X^T D `[B, I, O]`."""
-    return jnp.einsum("bhi,bho->bio", pair.inputs.astype(like.dtype), pair.delta.astype(like.dtype))
+    """Returns X^T D `[B, I, O]` in the dtype of the weights."""
+    dtype = np.promote_types(pair.delta.dtype, like.dtype)
+    return jnp.einsum("bhi,bho->bio", pair.inputs.astype(dtype), pair.delta.astype(dtype)).astype(like.dtype)
 
 
 def _join(written: list[Pairs]) -> Pairs:
@@ -146,6 +148,35 @@ def _join(written: list[Pairs]) -> Pairs:
 
 
 def _norm(pairs: Pairs) -> Array:
-    """Returns |X^T D|_F over all layers, `[B]`, from the Gram matrices: |X^T D|^2 = sum (X X^T) * (D D^T)."""
-    squares = [jnp.sum(gram(p.inputs) * gram(p.delta), axis=(1, 2)) for p in pairs]
+    """Returns |sum_h x_h (x) delta_h| over all layers, `[B]`, in at least float32."""
+    dtype = np.promote_types(pairs[0].delta.dtype, np.float32)
+    squares = [_square(p.inputs.astype(dtype), p.delta.astype(dtype)) for p in pairs]
     return safe_root(functools.reduce(jnp.add, squares))
+
+
+@jax.custom_jvp
+def _square(x: Array, delta: Array) -> Array:
+    """Returns |X^T D|^2 `[B]`.
+
+    Pairs with equal or opposite inputs can cancel. The sum of (X X^T) * (D D^T) would then consist of rounding errors.
+    Therefore the inputs are made orthogonal one after another (Gram-Schmidt), X = L Q, so that the square is a sum of
+    squares, sum_h |q_h|^2 |(L^T D)_h|^2.
+    """
+    sums = []
+    own = jnp.sum(x * x, -1)
+    tolerance = (16 * jnp.finfo(x.dtype).eps) ** 2
+    while x.shape[1]:
+        first = x[:, :1]
+        square = jnp.sum(first * first, -1)
+        exists = square > tolerance * own[:, :1]  # otherwise this input depends on those before it
+        share = jnp.where(exists, jnp.sum(x * first, -1) / jnp.where(exists, square, 1), 0)[..., None]
+        sums.append(square[:, 0] * jnp.sum(jnp.square(jnp.sum(share * delta, 1)), -1))
+        x, delta, own = x[:, 1:] - share[:, 1:] * first, delta[:, 1:], own[:, 1:]
+    return functools.reduce(jnp.add, sums)
+
+
+@_square.defjvp
+def _square_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, delta), (dx, ddelta) = primals, tangents
+    change = inner_products(dx, x) * gram(delta) + inner_products(ddelta, delta) * gram(x)
+    return _square(x, delta), 2 * jnp.sum(change, (1, 2))

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax.memory._network import Activations, Network, backward, forward
-from mnm_jax.memory._step_size import gram, solve, step, step_scale
+from mnm_jax.memory._step_size import gram, inverse_norm, solve, step, step_scale
 from mnm_jax.memory._types import Pair, Storage, TargetMaps
 
 Array = jax.Array
 Pairs = tuple[Pair, ...]
+_RIDGE = 0.05  # the relative accuracy of N in `GradientRule`: smaller eigenvalues of it are not inverted
 
 
 class Rule(abc.ABC):
@@ -105,22 +106,42 @@ class SnapshotRule(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalRule(ErrorRule):
-    """The perceptron rule of MNM-p (section 3.3): delta_l = z_l - t_l at rate one, t_l = g_l(v^w) learned.
-
-    paper: 2 / (H O_l) (z_l - t_l); sum: 2 (z_l - t_l); normalised: (X_l X_l^T + epsilon I)^-1 (Z_l - T_l), which is
-    (z_l - t_l) / (|x_l|^2 + epsilon) for one head. z_l are the activations before the write. The derivative of the
-    activation is left out, which makes the rule local. The order of the heads does not matter.
+class SizedRule(ErrorRule):
+    """An error rule with one of the step sizes.
 
     Attributes:
-      step_size: one of `STEP_SIZES`.
-      epsilon: added to squared key norms by "normalised".
+      step_size: one of `STEP_SIZES`; None for the plain error.
+      epsilon: squared norm of a layer's input below which the writes of "normalised" fade out.
+    """
+
+    step_size: str | None = None
+    epsilon: float = 0.0
+
+    def step(self, inputs: Array, error: Array) -> Array:
+        """See `ErrorRule`."""
+        return error if self.step_size is None else step(self.step_size, error, gram(inputs), self.epsilon)
+
+    def step_scale(self, inputs: Array, features: int) -> Array:
+        """See `ErrorRule`."""
+        if self.step_size is None:
+            return jnp.ones_like(inputs[..., :1])
+        return step_scale(self.step_size, square_norm(inputs), features, self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalRule(SizedRule):
+    """The perceptron rule of MNM-p (section 3.3): delta_l = z_l - t_l at rate one, t_l = g_l(v^w) learned.
+
+    paper: 2 / (H O_l) (z_l - t_l); sum: 2 (z_l - t_l); normalised: (X_l X_l^T)^-1 (Z_l - T_l), which is
+    (z_l - t_l) / |x_l|^2 for one head (see `_step_size` for equal keys and zero keys). z_l are the activations before
+    the write. The derivative of the activation is left out, which makes the rule local. The order of the heads does not
+    matter.
+
+    Attributes:
       condition_on_key: whether the targets depend on the write key too, t_l = g_l(v^w, k^w).
     """
 
-    step_size: str
-    epsilon: float
-    condition_on_key: bool
+    condition_on_key: bool = False
 
     def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps:
         """Returns target maps, the last layer's as the identity of the value, so that a first write stores it."""
@@ -134,19 +155,12 @@ class LocalRule(ErrorRule):
         self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
     ) -> tuple[Array, ...]:
         """See `ErrorRule`."""
-        assert targets is not None  # from `init`
+        if targets is None:
+            raise ValueError("params must have the target maps of the local rule, got None: use this memory's init.")
         context = jnp.concatenate([values, keys], -1) if self.condition_on_key else values
         wanted = weights.slow_product(context, targets.kernel) + targets.bias.astype(context.dtype)[None, None]
         ends = list(itertools.accumulate(network.sizes[1:]))
         return tuple(jnp.split(wanted, ends[:-1], axis=-1))
-
-    def step(self, inputs: Array, error: Array) -> Array:
-        """See `ErrorRule`."""
-        return step(self.step_size, error, gram(inputs), self.epsilon)
-
-    def step_scale(self, inputs: Array, features: int) -> Array:
-        """See `ErrorRule`."""
-        return step_scale(self.step_size, square_norm(inputs), features, self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +172,18 @@ class GradientRule(SnapshotRule):
 
         paper:       c = 2 e / (H V)         the derivative of the mean of squares
         sum:         c = 2 e                 the derivative of the sum of squares
-        normalised:  c = (N + epsilon I)^-1 e,   N = sum_l s_l X_l X_l^T,   s_l = |delta_l(e)|^2 / |e|^2
+        normalised:  c = N^-1 e,   N = sum_l s_l X_l X_l^T,   s_l = |delta_l(e)|^2 / |e|^2
 
     Normalised: to first order, a step with c moves the answers by - J J^T c, where J is the Jacobian of f with respect
     to all weights, so that c = (J J^T)^-1 e would meet every target. N approximates J J^T: the backward map of layer l
     is replaced by its mean square gain s_l (one for the last layer). It is exact for a linear memory, N = X X^T, with
     any number of heads (see `_step_size`). For one head in any network the step length is 2 L / |grad L|^2 with
-    L = |e|^2, twice Polyak's step.
+    L = |e|^2, twice Polyak's step. With hidden layers a step at rate 1 can increase the loss if the keys are much
+    shorter than the error, or nearly equal with different values.
 
     Attributes:
       step_size: one of `STEP_SIZES`.
-      epsilon: added to squared key norms by "normalised".
+      epsilon: squared norm of a key below which the writes of "normalised" fade out.
     """
 
     step_size: str
@@ -187,12 +202,12 @@ class GradientRule(SnapshotRule):
             # One head: c is a multiple of e, and so are its deltas.
             of_error = backward(network, weights, passed, error)
             kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
-            scale = solve(kernel, jnp.ones_like(kernel), self.epsilon)
+            scale = jnp.square(inverse_norm(kernel, self.epsilon)).astype(error.dtype)
             deltas = tuple(scale * delta for delta in of_error)
         else:
             of_error = backward(network, weights, passed, error)
             kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
-            deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon))
+            deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon, _RIDGE))
         return tuple(map(Pair, passed.inputs, deltas)), passed.outputs[-1]
 
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
@@ -205,18 +220,11 @@ class GradientRule(SnapshotRule):
 
 
 @dataclasses.dataclass(frozen=True)
-class DeltaRule(ErrorRule):
+class DeltaRule(SizedRule):
     """The delta rule of a single layer: delta = k W - v at rate one, or that error scaled by a step size.
 
     With a step size it equals the gradient rule of a memory without hidden layers.
-
-    Attributes:
-      step_size: one of `STEP_SIZES`; None for the plain error.
-      epsilon: added to squared key norms by "normalised".
     """
-
-    step_size: str | None = None
-    epsilon: float = 0.0
 
     def layer_targets(
         self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
@@ -224,16 +232,6 @@ class DeltaRule(ErrorRule):
         """See `ErrorRule`."""
         del network, targets, weights, keys
         return (values,)
-
-    def step(self, inputs: Array, error: Array) -> Array:
-        """See `ErrorRule`."""
-        return error if self.step_size is None else step(self.step_size, error, gram(inputs), self.epsilon)
-
-    def step_scale(self, inputs: Array, features: int) -> Array:
-        """See `ErrorRule`."""
-        if self.step_size is None:
-            return jnp.ones_like(inputs[..., :1])
-        return step_scale(self.step_size, square_norm(inputs), features, self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,9 +284,10 @@ def _scalar_kernel(grams: tuple[Array, ...], deltas: tuple[Array, ...], axes: tu
       deltas: the error, passed back to every layer; the last entry is the error itself.
       axes: the axes of a delta that belong to one write: heads and features, or only features.
     """
-    squares = [jnp.sum(delta * delta, axis=axes, keepdims=True) for delta in deltas]
+    squares = [jnp.sum(delta * delta, axis=axes, keepdims=True).astype(grams[-1].dtype) for delta in deltas]
     kernel = grams[-1]
-    size = squares[-1] + float(jnp.finfo(kernel.dtype).tiny) ** 0.5
+    # Derivatives of second order divide by the third power of this, which must not be zero.
+    size = squares[-1] + float(jnp.finfo(kernel.dtype).tiny) ** 0.25
     for inner, square in zip(grams[:-1], squares[:-1], strict=True):
         kernel = kernel + square / size * inner
     return kernel

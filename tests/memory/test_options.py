@@ -9,6 +9,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from mnm_jax import MNMCell, WriteOptions, choose_form, gradient_memory, local_memory, matrix_memory, unroll
+from mnm_jax.memory._pair_memory import _square
 
 B, H, K, V = 3, 2, 5, 4
 FACTORIES = {"mnm-g": gradient_memory, "mnm-p": local_memory}
@@ -270,14 +271,14 @@ def test_what_is_not_written_in_pairs_runs_plain(x64):
     ("options", "message"),
     [
         ({"key_norm": "rms"}, "key_norm must be one of .* got 'rms'"),
-        ({"max_norm": 0.0}, "max_norm must be > 0, or None for no bound, got 0.0"),
+        ({"max_norm": 0.0}, "max_norm must be > 0, got 0.0"),
         ({"inner_steps": 0}, "inner_steps must be >= 1, got 0"),
         ({"optimizer": "adam"}, "optimizer must be an optax.GradientTransformation, got str"),
     ],
     ids=str,
 )
 def test_options_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         gradient_memory(K, V, hidden_sizes=(), options=WriteOptions(**options))
 
 
@@ -286,7 +287,46 @@ def test_a_write_names_the_gates_it_lacks(x64):
     memory, params, state = make("mnm-p", WriteOptions(forget=True))
     with pytest.raises(ValueError, match=r"takes the gates \(forget\), got \(momentum\)"):
         memory.write(params, state, keys, values, RATE, momentum=RATE)
-    with pytest.raises(ValueError, match=r"forget must have shape \[B\] = \(3,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"forget must have shape \[B\] = \[3\], got \(\)"):
         memory.write(params, state, keys, values, RATE, forget=jnp.array(0.5))
     with pytest.raises(ValueError, match="rule must be one of 'delta', 'hebbian', got 'oja'"):
         matrix_memory(K, V, "oja")
+
+
+CANCELLING = {"equal": (1, 1, 1, 1), "opposite": (1, -1, 1, -1), "lengths": (1, -1e-3, 1e3, -1)}
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("factory", [*FACTORIES.values(), matrix_memory])
+def test_max_norm_bounds_and_update_norm_measures_the_sum_of_pairs_that_cancel(factory, heads):
+    """In float32, against the change of the dense weights; with saturated gates and with a bound below and above it."""
+    hidden = () if factory is matrix_memory else (6, 7)
+    rows = np.random.default_rng(0).normal(size=(2, B, 4, K)).astype(np.float32)
+    keys = np.concatenate([rows[0, :, :1] * np.asarray(s, np.float32)[None, :heads, None] for s in CANCELLING.values()])
+    keys = np.concatenate([keys, rows[0, :, :heads], 50 * rows[0, :, :1] + 0.01 * rows[1, :, :heads]])
+    values = np.random.default_rng(1).normal(size=(*keys.shape[:2], V)).astype(np.float32)
+    ones = jnp.ones(len(keys))
+    for max_norm, forget in ((None, False), (0.5, False), (0.5, True)):
+        options = WriteOptions(max_norm=max_norm, forget=forget, momentum=forget)
+        memory = factory(K, V, options=options, **({"hidden_sizes": hidden} if hidden else {}))
+        params = memory.init(jax.random.key(0))
+        state = memory.start(params, len(keys))
+        gates = dict.fromkeys(memory.gates, 0 * ones)
+        written, info = jax.jit(memory.write)(params, state, keys, values, ones, **gates)
+        changes = [np.asarray(a, np.float64) - b for a, b in zip(written.weights, state.weights, strict=True)]
+        moved = np.sqrt(sum(np.sum(g**2, (1, 2)) for g in changes))
+        np.testing.assert_allclose(info.update_norm, moved, rtol=2e-3, atol=2e-3)
+        if max_norm is not None:
+            assert np.all(moved <= max_norm * 1.002 + 1e-5)
+
+
+def test_the_norm_of_pairs_by_hand_and_its_derivatives(x64):
+    """x_1 (x) (1, 0) + x_2 (x) (-1, 2) with x_1 = (3, 4), x_2 = (3, 4): the sum is x_1 (x) (0, 2), of norm 10."""
+    x, delta = jnp.array([[[3.0, 4.0], [3.0, 4.0]]]), jnp.array([[[1.0, 0.0], [-1.0, 2.0]]])
+    np.testing.assert_allclose(_square(x, delta), [100.0], rtol=1e-12)
+    np.testing.assert_array_equal(_square(x, delta * jnp.array([[[1.0, 0.0]]])), [0.0])
+    x, delta = normal(0, B, 3, K), normal(1, B, 3, V)
+    np.testing.assert_allclose(
+        _square(x, delta), jnp.sum(jnp.einsum("bhi,bho->bio", x, delta) ** 2, (1, 2)), rtol=1e-12
+    )
+    check_grads(_square, (x, delta), order=2, rtol=1e-6)

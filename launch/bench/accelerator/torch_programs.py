@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from launch.bench.accelerator.programs import HEAD_SIZE, Case
 from launch.bench.measure import Program
 
-EPSILON = 1e-3
+EPSILON = 1e-3  # the default of a memory with hidden layers
 
 
 class MNM(torch.nn.Module):
@@ -136,11 +136,19 @@ def torch_program(case: Case, platform: str) -> Program:
 
 
 def _normalised(x: Tensor, error: Tensor) -> Tensor:
-    """Returns (X X^T + epsilon I)^-1 E for X `[B, H, I]` and E `[B, H, O]`."""
+    """Returns (X X^T)^-1 E for X `[B, H, I]` and E `[B, H, O]`, regularised as in `mnm_jax.memory._step_size`."""
+    square = x.float().square().sum(-1, keepdim=True)
+    fading = square * EPSILON**-1.5
+    scale = torch.where(square > EPSILON, square.clamp(min=EPSILON).rsqrt(), fading)
+    scaled = scale * error.float()
     if x.shape[1] == 1:
-        return error / (x.float().square().sum(-1, keepdim=True) + EPSILON).to(error.dtype)
-    gram = torch.bmm(x, x.transpose(1, 2)).float() + EPSILON * torch.eye(x.shape[1], device=x.device)
-    return torch.linalg.solve(gram, error.float()).to(error.dtype)
+        return (scale * scaled).to(error.dtype)
+    unit = torch.eye(x.shape[1], device=x.device)
+    ridge = torch.finfo(error.dtype).eps ** 0.55
+    gram = scale * torch.bmm(x.float(), x.float().transpose(1, 2)) * scale.transpose(1, 2)
+    system = torch.where(unit > 0, 1 + ridge, gram)
+    once = torch.linalg.solve(system, scaled)
+    return (scale * (once + ridge * torch.linalg.solve(system, once))).to(error.dtype)
 
 
 def _answers(weights: list[Tensor], keys: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -47,7 +48,8 @@ def _mix_few(scores: Array, rows: Array) -> Array:
 
 def minus_outer(w: Array, x: Array, delta: Array) -> Array:
     """Returns W - sum_h x_h (x) delta_h: `[B, I, O], [B, H, I], [B, H, O] -> [B, I, O]`, in the dtype of W."""
-    return _minus_outer(w, x.astype(w.dtype), delta.astype(w.dtype))
+    dtype = np.promote_types(w.dtype, delta.dtype)  # rounding delta to fewer digits could make a write useless
+    return _minus_outer(w.astype(dtype), x.astype(dtype), delta.astype(dtype)).astype(w.dtype)
 
 
 @jax.custom_jvp
@@ -79,9 +81,7 @@ def _in_place(w: Array, x: Array, delta: Array) -> Array:
 
 
 @_minus_outer.defjvp
-def _minus_outer_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
+def _minus_outer_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     # Written as products, not as sums, because the transpose of a product is a product again.
     (w, x, delta), (dw, dx, ddelta) = primals, tangents
     change = jnp.einsum("bhi,bho->bio", dx, delta) + jnp.einsum("bhi,bho->bio", x, ddelta)
