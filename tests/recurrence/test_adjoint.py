@@ -48,6 +48,19 @@ def test_which_forms_keep_dense_weights(factory):
     assert every_step not in factored
 
 
+@pytest.mark.parametrize("form", ["reversible", "factored"])
+def test_unused_outputs_are_not_differentiated(form):
+    """The norm of a write takes products with Gram matrices, whose derivatives would be as many products again."""
+    cell = MNMCell(3, 2, local_memory(2, 2, hidden_sizes=(3,)), heads=2, rngs=nnx.Rngs(0))
+
+    def products(loss):
+        gradient = jax.grad(lambda cell: loss(unroll(cell, None, jnp.zeros((2, 1, 3)), form=form)[1]))
+        return str(jax.make_jaxpr(gradient)(cell)).count("dot_general[")
+
+    features = products(lambda outputs: jnp.sum(outputs.features))
+    assert features < products(lambda outputs: jnp.sum(outputs.features) + jnp.sum(outputs.write.update_norm))
+
+
 def test_checkpoints_bound_the_memory_of_long_sequences():
     """With C = 64 of T = 1,024 steps: 16 carries and the residuals of 64 steps instead of 1,024."""
     cell = MNMCell(5, D, local_memory(D, D, hidden_sizes=(D,)), heads=2, rngs=nnx.Rngs(0))
