@@ -1,7 +1,9 @@
 """Addressing of the NTM and the DNC: one pure function per equation.
 
 Shape letters: `B` examples, `H` heads of any kind, `R` read heads, `N` slots, `W` features of a slot, `S` shifts.
-A weighting `[..., N]` has entries of at least 0 and the sum 1 (NTM) or at most 1 (DNC).
+A weighting `[..., N]` has entries of at least 0 and the sum 1 (NTM) or at most 1 (DNC). Arguments are memories
+`[B, N, W]`, weightings `[B, H, N]` or `[B, N]`, keys, erase and add vectors `[B, H, W]`, and gates, strengths and
+sharpness `[B, H]` or `[B]`.
 
 References:
   NTM: Graves et al., 2014 (arXiv 1410.5401), section 3. DNC: Graves et al., Nature 2016, Methods.
@@ -19,18 +21,10 @@ _LOG_EPSILON = 1e-12
 
 
 def content_weighting(memory: Array, keys: Array, strengths: Array) -> Array:
-    """Returns the content weighting, by the similarity of keys and slots.
+    """Returns the content weighting, by the similarity of keys and slots, `[B, H, N]`.
 
         C(M, k, beta)[i] = softmax_i(beta cos(k, M[i]))
         cos(a, b) = a . b / (sqrt(a . a + eps) sqrt(b . b + eps))
-
-    Args:
-      memory: M, `[B, N, W]`.
-      keys: k, `[B, H, W]`.
-      strengths: beta, `[B, H]`.
-
-    Returns:
-      `[B, H, N]`.
 
     References:
       NTM, equations 5 and 6; DNC, "Content-based addressing".
@@ -43,29 +37,15 @@ def content_weighting(memory: Array, keys: Array, strengths: Array) -> Array:
 
 
 def interpolate(content: Array, last: Array, gate: Array) -> Array:
-    """Returns w^g_t = g w^c_t + (1 - g) w_{t-1}, `[B, H, N]`.
-
-    Args:
-      content: w^c_t, `[B, H, N]`.
-      last: w_{t-1}, `[B, H, N]`.
-      gate: g, `[B, H]`.
-
-    References:
-      NTM, equation 7.
-    """
+    """Returns w^g_t = g w^c_t + (1 - g) w_{t-1}, `[B, H, N]` (NTM, equation 7)."""
     gate = gate[..., None]
     return gate * content + (1 - gate) * last
 
 
 def shift(weighting: Array, shifts: Array) -> Array:
-    """Returns w~[i] = sum_j w[i - j] s[j], indices modulo N, `[B, H, N]`.
+    """Returns w~[i] = sum_j w[i - j] s[j], indices modulo N, `[B, H, N]` (NTM, equation 8).
 
-    Args:
-      weighting: w, `[B, H, N]`.
-      shifts: s, `[B, H, S]` with odd S; j runs from -(S - 1) / 2 to (S - 1) / 2.
-
-    References:
-      NTM, equation 8.
+    The shifts `[B, H, S]`, with odd S, are those by j from -(S - 1) / 2 to (S - 1) / 2.
     """
     furthest = shifts.shape[-1] // 2
     # S is small: a sum of rolled copies is cheaper than a product with an N x N matrix of shifts.
@@ -78,10 +58,6 @@ def sharpen(weighting: Array, sharpness: Array) -> Array:
 
     The powers are computed from logarithms, since all of them may underflow.
 
-    Args:
-      weighting: w~, `[B, H, N]`.
-      sharpness: gamma, `[B, H]`.
-
     References:
       NTM, equation 9.
     """
@@ -89,15 +65,7 @@ def sharpen(weighting: Array, sharpness: Array) -> Array:
 
 
 def read(memory: Array, weightings: Array) -> Array:
-    """Returns the read vectors r^i = sum_n w^i[n] M[n], `[B, R, W]`.
-
-    Args:
-      memory: M, `[B, N, W]`.
-      weightings: w, `[B, R, N]`.
-
-    References:
-      NTM, equation 2; DNC, "Read".
-    """
+    """Returns the read vectors r^i = sum_n w^i[n] M[n], `[B, R, W]` (NTM, equation 2; DNC, "Read")."""
     return jnp.einsum("brn,bnw->brw", weightings, memory)
 
 
@@ -105,12 +73,6 @@ def write(memory: Array, weightings: Array, erase: Array, add: Array) -> Array:
     """Returns the memory after all heads erase and then all heads add, `[B, N, W]`.
 
         M_t = M_{t-1} o prod_h (1 - w^h (x) e^h) + sum_h w^h (x) a^h
-
-    Args:
-      memory: M_{t-1}, `[B, N, W]`.
-      weightings: w, `[B, H, N]`.
-      erase: e, `[B, H, W]`, in [0, 1].
-      add: a, `[B, H, W]`.
 
     References:
       NTM, equations 3 and 4; DNC, "Write".
@@ -122,10 +84,6 @@ def write(memory: Array, weightings: Array, erase: Array, add: Array) -> Array:
 
 def retention(free_gates: Array, read_weights: Array) -> Array:
     """Returns psi_t = prod_i (1 - f^i_t w^{r,i}_{t-1}), the share of each slot that is not freed, `[B, N]`.
-
-    Args:
-      free_gates: f_t, `[B, R]`.
-      read_weights: w^r_{t-1}, `[B, R, N]`.
 
     References:
       DNC, "Dynamic memory allocation".
@@ -140,11 +98,6 @@ def retention(free_gates: Array, read_weights: Array) -> Array:
 def usage(last: Array, write_weights: Array, retained: Array) -> Array:
     """Returns u_t = (u_{t-1} + w^w_{t-1} - u_{t-1} o w^w_{t-1}) o psi_t, `[B, N]`.
 
-    Args:
-      last: u_{t-1}, `[B, N]`.
-      write_weights: w^w_{t-1}, `[B, N]`.
-      retained: psi_t, `[B, N]`.
-
     References:
       DNC, "Dynamic memory allocation".
     """
@@ -158,9 +111,6 @@ def allocation(used: Array) -> Array:
 
     Ties are broken by the index of the slot. The order is not differentiated, as in the paper.
 
-    Args:
-      used: u, `[B, N]`.
-
     References:
       DNC, "Dynamic memory allocation".
     """
@@ -171,27 +121,13 @@ def allocation(used: Array) -> Array:
 
 
 def write_weighting(content: Array, allocated: Array, allocation_gate: Array, write_gate: Array) -> Array:
-    """Returns w^w_t = g^w (g^a a_t + (1 - g^a) c^w_t), `[B, N]`.
-
-    Args:
-      content: c^w_t, `[B, N]`.
-      allocated: a_t, `[B, N]`.
-      allocation_gate: g^a, `[B]`.
-      write_gate: g^w, `[B]`.
-
-    References:
-      DNC, "Dynamic memory allocation".
-    """
+    """Returns w^w_t = g^w (g^a a_t + (1 - g^a) c^w_t), `[B, N]` (DNC, "Dynamic memory allocation")."""
     to_free = allocation_gate[:, None]
     return write_gate[:, None] * (to_free * allocated + (1 - to_free) * content)
 
 
 def precedence(last: Array, write_weights: Array) -> Array:
     """Returns p_t = (1 - sum_i w^w_t[i]) p_{t-1} + w^w_t, the degree to which each slot was written last, `[B, N]`.
-
-    Args:
-      last: p_{t-1}, `[B, N]`.
-      write_weights: w^w_t, `[B, N]`.
 
     References:
       DNC, "Temporal memory linkage".
@@ -204,11 +140,6 @@ def link(last: Array, write_weights: Array, last_precedence: Array) -> Array:
 
         L_t[i, j] = (1 - w^w_t[i] - w^w_t[j]) L_{t-1}[i, j] + w^w_t[i] p_{t-1}[j],   L_t[i, i] = 0
 
-    Args:
-      last: L_{t-1}, `[B, N, N]`.
-      write_weights: w^w_t, `[B, N]`.
-      last_precedence: p_{t-1}, `[B, N]`.
-
     References:
       DNC, "Temporal memory linkage".
     """
@@ -220,10 +151,6 @@ def link(last: Array, write_weights: Array, last_precedence: Array) -> Array:
 def follow(links: Array, read_weights: Array) -> tuple[Array, Array]:
     """Returns the forward weightings L_t w^{r,i}_{t-1} and the backward ones L_t^T w^{r,i}_{t-1}, `[B, R, N]` each.
 
-    Args:
-      links: L_t, `[B, N, N]`.
-      read_weights: w^r_{t-1}, `[B, R, N]`.
-
     References:
       DNC, "Temporal memory linkage".
     """
@@ -233,13 +160,7 @@ def follow(links: Array, read_weights: Array) -> tuple[Array, Array]:
 
 
 def read_weighting(backward: Array, content: Array, forward: Array, modes: Array) -> Array:
-    """Returns w^{r,i}_t = pi^i[1] b^i_t + pi^i[2] c^{r,i}_t + pi^i[3] f^i_t, `[B, R, N]`.
-
-    Args:
-      backward: b_t, `[B, R, N]`.
-      content: c^r_t, `[B, R, N]`.
-      forward: f_t, `[B, R, N]`.
-      modes: pi, `[B, R, 3]`.
+    """Returns w^{r,i}_t = pi^i[1] b^i_t + pi^i[2] c^{r,i}_t + pi^i[3] f^i_t, `[B, R, N]`; modes pi `[B, R, 3]`.
 
     References:
       DNC, "Read weighting".

@@ -89,6 +89,10 @@ class ChainCell(Cell):
       as in TPR-RNN: Schlag and Schmidhuber, NeurIPS 2018.
     """
 
+    entities: int
+    heads: int
+    hops: int
+
     def __init__(
         self,
         in_features: int,
@@ -208,7 +212,8 @@ def _combine(gates: Array, known: Array) -> Array:
 
 def _join_key(entities: Array, relations: Array) -> Array:
     """Returns keys `[B, H, V R]`, the outer products of entities `[B, H, V]` and relations `[B, H, R]`."""
-    return (entities[..., None] * relations[..., None, :]).reshape(*entities.shape[:2], -1)
+    keys = entities[..., None] * relations[..., None, :]
+    return keys.reshape(*keys.shape[:2], keys.shape[2] * keys.shape[3])
 
 
 def _normalise(x: Array) -> Array:

@@ -178,7 +178,7 @@ class DNCCell(ReadingCell):
         """Returns the parts of xi_t, each mapped into its range."""
         offsets = np.cumsum(self._interface_sizes())[:-1].tolist()
         xi = DNCInterface._make(jnp.split(interface, offsets, axis=-1))
-        to_heads = lambda x: x.reshape(*x.shape[:1], self.read_heads, -1)  # noqa: E731
+        to_heads = lambda x: x.reshape(*x.shape[:1], self.read_heads, x.shape[1] // self.read_heads)  # noqa: E731
         one_plus = lambda x: 1 + jax.nn.softplus(x)  # noqa: E731
         return DNCInterface(
             read_keys=to_heads(xi.read_keys),

@@ -116,6 +116,9 @@ class MNMCell(Cell):
       Munkhdalai et al., NeurIPS 2019, sections 3.1-3.4 and equation 5.
     """
 
+    heads: int
+    meta_window: int
+
     def __init__(
         self,
         in_features: int,
@@ -228,7 +231,7 @@ class MNMCell(Cell):
         """Returns the window with this write added, and L^meta_t `[B]` over it and the writes of this sequence."""
         if recent is None:
             return None, current
-        all_keys = recent.keys.reshape(recent.keys.shape[0], -1, recent.keys.shape[-1])
+        all_keys = recent.keys.reshape(keys.shape[0], (self.meta_window - 1) * self.heads, keys.shape[-1])
         answers = self.memory.read(self.memory_params.get_value(), state, all_keys).reshape(recent.values.shape)
         past = jnp.mean(jnp.square(answers - recent.values), axis=(2, 3))
         loss = (current + jnp.sum(recent.valid * past, 1)) / (1 + jnp.sum(recent.valid, 1))

@@ -93,6 +93,9 @@ class NTMCell(ReadingCell):
       Graves et al., 2014 (arXiv 1410.5401), section 3; Collier and Beel, 2018 (arXiv 1807.08518).
     """
 
+    write_heads: int
+    max_shift: int
+
     def __init__(
         self,
         in_features: int,

@@ -1,4 +1,4 @@
-"""The base of the cells with a table as their memory, whose controller receives what was read one step earlier."""
+"""The base of the cells with a table as their memory, whose controller receives the vectors read one step earlier."""
 
 from typing import Any
 
@@ -56,4 +56,4 @@ class ReadingCell(Cell):
 
 def join(vector: Array, reads: Array) -> Array:
     """Returns a vector `[B, F]` followed by the vectors read, `[B, R, W]`: `[B, F + R W]`."""
-    return jnp.concatenate([vector, reads.reshape(*vector.shape[:1], -1)], -1)
+    return jnp.concatenate([vector, reads.reshape(reads.shape[0], reads.shape[1] * reads.shape[2])], -1)

@@ -1,5 +1,6 @@
-"""Contracts of a cell as a program: derivatives, execution forms, compilation, devices, export and pickle."""
+"""Contracts of a cell as a program: derivatives, execution forms, compilation, devices, export, pickle and donation."""
 
+import math
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -11,56 +12,74 @@ import numpy as np
 from flax import nnx
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jax.test_util import check_grads
 
 from mnm_jax.cells import split_output
 from mnm_jax.recurrence import choose_form, unroll
-from mnm_jax.testing._cell_time import Cell, cell_inputs, features, run
-from mnm_jax.testing._contract import assert_close, assert_equal, contract, require, sum_of_sines
+from mnm_jax.testing._cell_runs import (
+    Cell,
+    Gradients,
+    Run,
+    T,
+    begin,
+    cell_inputs,
+    flagged,
+    floats,
+    gradient_of_start,
+    largest,
+    run,
+    take_step,
+    weights_of,
+    with_floats,
+)
+from mnm_jax.testing._contract import assert_close, assert_equal, contract, normal, require
 
 Array = jax.Array
+_PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 @contract
 def check_derivatives(cell: Cell) -> None:
     """Checks derivatives of first and second order against finite differences, over two steps, in float64.
 
-    The second order is checked as the forward-mode derivative of the gradient. The execution form is "plain";
-    `check_forms` compares the others with it.
+    Both are checked along random directions: the first order in forward and in reverse mode, the second order as the
+    forward-mode derivative of the gradient. The execution form is "plain"; `check_forms` compares the others with it.
     """
-    leaves, tree = jax.tree.flatten(cell)
     inputs = cell_inputs(cell, steps=2, batch_size=1)
     require(inputs.dtype == jnp.float64, f"Finite differences need a cell in float64, got {inputs.dtype}.")
 
-    @jax.jit
-    def objective(leaves: list[Array], inputs: Array) -> Array:
-        _, outputs = unroll(jax.tree.unflatten(tree, leaves), None, inputs, form="plain")
+    def objective(given: Any) -> Array:
+        leaves, inputs = given
+        _, outputs = unroll(with_floats(cell, leaves), None, inputs, form="plain")
         features, meta_loss = split_output(outputs)
         value = jnp.sum(jnp.sin(features) * jnp.arange(1.0, 1 + features.shape[-1])[None, None])
         return value if meta_loss is None else value + jnp.sum(meta_loss)
 
-    # The error of a central difference is eps^2 times the third derivative, up to 1e5: the default eps is too large.
-    check = partial(check_grads, args=(leaves, inputs), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
-    check(objective, modes=("fwd", "rev"))
-    check(jax.jit(jax.grad(objective, argnums=(0, 1))), modes=("fwd",))
+    differentiate = jax.jit(lambda at, along: jax.jvp(jax.value_and_grad(objective), (at,), (along,)))
+    point = (floats(cell), inputs)
+    eps = 1e-6  # the error of a central difference is eps^2 times the third derivative, up to 1e5
+    for seed in range(2):
+        draw = lambda place, leaf: normal(leaf.shape, leaf.dtype, 100 * seed + place)  # noqa: B023, E731
+        leaves, tree = jax.tree.flatten(point)
+        along = jax.tree.unflatten(tree, [draw(place, leaf) for place, leaf in enumerate(leaves)])
+        (_, gradient), (slope, curvature) = differentiate(point, along)
+        (high, upper), (low, lower) = (
+            differentiate(jax.tree.map(lambda x, d: x + sign * eps * d, point, along), along)[0]  # noqa: B023
+            for sign in (1, -1)
+        )
+        inner = sum(float(jnp.vdot(g, d)) for g, d in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
+        require(math.isclose(inner, slope, rel_tol=1e-9, abs_tol=1e-9), f"Reverse: {inner}, forward: {slope}.")
+        quotient = (high - low) / (2 * eps)
+        require(np.isclose(quotient, slope, rtol=1e-6, atol=1e-6), f"Difference: {quotient}, derivative: {slope}.")
+        quotients = jax.tree.map(lambda a, b: (a - b) / (2 * eps), upper, lower)
+        for found, expected in zip(jax.tree.leaves(curvature), jax.tree.leaves(quotients), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * max(1.0, largest(quotients)))
 
 
 @contract
 def check_forms(cell: Cell) -> None:
     """Checks that all execution forms agree in values and gradients, or are refused by an error that names the form."""
     inputs = cell_inputs(cell)
-    mask = np.ones(inputs.shape[:2], bool)
-    mask[3, 1] = mask[5, 0] = False
-
-    def differentiate(form: str) -> tuple[Any, Any]:
-        def value(cell: Cell, inputs: Array) -> tuple[Array, Any]:
-            result = unroll(cell, None, inputs, mask=jnp.asarray(mask), form=form)
-            return sum_of_sines(result), result
-
-        (_, result), gradients = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(cell, inputs)
-        return result, jax.tree.leaves(gradients)
-
-    if choose_form(cell, len(inputs), form="reversible") == "plain":
+    if choose_form(cell, T, form="reversible") == "plain":
         for form in ("factored", "reversible"):
             try:
                 unroll(cell, None, inputs, form=form)
@@ -69,10 +88,18 @@ def check_forms(cell: Cell) -> None:
             else:
                 raise AssertionError(f"A cell without execution forms runs in form={form!r}.")
         return
-    expected = differentiate("plain")
-    largest = max(float(np.abs(leaf).max()) for leaf in expected[1])
-    for form in ("factored", "reversible"):
-        assert_close(differentiate(form), expected, scale=largest)
+    mask = np.ones(inputs.shape[:2], bool)
+    mask[3, 1] = mask[5, 0] = False
+    plain, reversible = (
+        run(cell, None, inputs, weights_of(inputs), mask=mask, form=form) for form in ("plain", "reversible")
+    )
+    assert_close(reversible, plain, scale=largest(plain.gradients))
+    # The contracts over time also run "factored", with resets and from a given carry.
+    factored = flagged(cell, inputs, mask=mask, form="factored")
+    of_cell, of_carry, of_inputs = factored.gradients
+    of_cell = [a + b for a, b in zip(of_cell, gradient_of_start(cell, of_carry), strict=True)]
+    found = factored._replace(gradients=Gradients(of_cell, [], of_inputs))
+    assert_close(found, plain, scale=largest(plain.gradients))
 
 
 @contract
@@ -89,65 +116,77 @@ def check_compilation(make_cell: Callable[..., Cell]) -> None:
         traces.append(inputs.shape)
         return unroll(cell, carry, inputs)
 
-    cell, equal = (make_cell(dtype=jnp.float32, param_dtype=jnp.float32) for _ in range(2))
-    inputs = cell_inputs(cell, steps=3, batch_size=2)
-    carry, _ = trace(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
-    carry, _ = trace(cell, carry, 2 * inputs)
-    trace(jax.tree.map(lambda leaf: 0.5 * leaf, equal), carry, inputs)
+    cell, equal = (nnx.eval_shape(partial(make_cell, dtype=jnp.float32, param_dtype=jnp.float32)) for _ in range(2))
+    inputs = jax.ShapeDtypeStruct((3, 2, cell.in_features), jnp.float32)
+    carry, _ = trace.eval_shape(cell, jax.eval_shape(partial(begin, batch_size=2), cell), inputs)
+    trace.eval_shape(cell, carry, inputs)
+    trace.eval_shape(equal, carry, inputs)
     require(len(traces) == 1, f"The run was traced {len(traces)} times.")
 
 
 @contract
 def check_devices(cell: Cell) -> None:
-    """Checks that a batch divided over all devices gives the features and gradients of one device."""
-    devices = len(jax.devices())
-    inputs = cell_inputs(cell, steps=3, batch_size=devices)
+    """Checks that a batch divided over devices gives the results and gradients of one device.
 
-    @jax.jit
-    def differentiate(cell: Cell, inputs: Array) -> tuple[Array, list[Array]]:
-        def value(cell: Cell, inputs: Array) -> tuple[Array, Array]:
-            answers = features(cell, inputs)
-            counts = jnp.arange(devices, dtype=answers.dtype)  # every example counts differently
-            return jnp.sum(jnp.sin(answers) * counts[None, :, None]), answers
-
-        (_, answers), gradients = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(cell, inputs)
-        return answers, jax.tree.leaves(gradients)
-
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    divided = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec(None, "data")))
-    found = differentiate(jax.device_put(cell, NamedSharding(mesh, PartitionSpec())), divided)
-    shapes = {shard.data.shape[:2] for shard in found[0].addressable_shards}
-    require(shapes == {(3, 1)}, f"The features of a divided batch must be divided, got shards of {shapes}.")
-    assert_close(jax.device_get(found), jax.device_get(differentiate(cell, inputs)))
+    The batch of 8 is divided over as many devices as divide it, by the compiler, and by `jax.shard_map` with its
+    default checks.
+    """
+    inputs, carry = cell_inputs(cell), begin(cell)
+    flags = jnp.ones(inputs.shape[:2], bool)
+    given = (cell, carry, inputs, [jnp.ones_like(leaf) for leaf in floats(carry)], weights_of(inputs), flags, ~flags)
+    program = lambda cell, carry, inputs, cotangents, weights, mask, reset: flagged(  # noqa: E731
+        cell, inputs, carry, cotangents=cotangents, weights=weights, mask=mask, reset=reset
+    )
+    devices = math.gcd(len(jax.devices()), inputs.shape[1])
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    every, batch, examples = PartitionSpec(), PartitionSpec(None, "data"), PartitionSpec("data")
+    specs = (every, examples, batch, examples, batch, batch, batch)
+    divided = [jax.device_put(part, NamedSharding(mesh, spec)) for part, spec in zip(given, specs, strict=True)]
+    out_specs = Run(carry=examples, outputs=batch, gradients=Gradients(every, examples, batch))
+    expected = jax.device_get(program(*given))
+    for way in (program, jax.jit(jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=out_specs))):
+        found = way(*divided)
+        shapes = {shard.data.shape[1] for shard in split_output(found.outputs)[0].addressable_shards}
+        require(shapes == {inputs.shape[1] // devices}, f"A divided batch must give divided features, got {shapes}.")
+        assert_close(jax.device_get(found), expected, scale=largest(expected.gradients))
 
 
 @contract
 def check_export(cell: Cell) -> None:
-    """Checks that a step exported by `jax.export` gives the same numbers after it was written and read."""
-    inputs = cell_inputs(cell, steps=1, batch_size=2)[0]
-    carry, _ = cell(cell.initialize_carry(inputs.shape), inputs)
+    """Checks that a step exported by `jax.export`, for cpu, cuda and tpu, gives the same numbers after a round trip."""
+    inputs = cell_inputs(cell)
+    carry, inputs = flagged(cell, inputs).carry, inputs[0]
     # Exported over flat leaves, so that a reader needs no registration of the cell's own types.
     leaves, tree = jax.tree.flatten((cell, carry, inputs))
 
     @jax.jit
-    def step(*leaves: Array) -> list[Array]:
+    def program(*leaves: Array) -> list[Array]:
         cell, carry, inputs = jax.tree.unflatten(tree, leaves)
         return jax.tree.leaves(cell(carry, inputs))
 
-    file = export.export(step)(*leaves).serialize()
-    assert_equal(export.deserialize(file).call(*leaves), step(*leaves))
+    file = export.export(program, platforms=_PLATFORMS)(*leaves).serialize()
+    expected = jax.tree.leaves(take_step(cell, carry, inputs))
+    assert_close(export.deserialize(file).call(*leaves), expected)
 
 
 @contract
 def check_pickle(cell: Cell) -> None:
     """Checks that a run continues bit-equal after parameters and carry were pickled."""
     inputs = cell_inputs(cell)
-    carry, _ = run(cell, inputs)
-    graphdef, state = nnx.split(cell)
-    state, again = pickle.loads(pickle.dumps(jax.device_get((nnx.to_pure_dict(state), carry))))
-    other = nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, nnx.split(cell)[1]))
-    restored = nnx.state(other)
-    nnx.replace_by_pure_dict(restored, state)
-    nnx.update(other, restored)
-    go_on = jax.jit(lambda cell, carry, inputs: unroll(cell, carry, inputs))
-    assert_equal(go_on(other, again, inputs), go_on(cell, carry, inputs))
+    carry = flagged(cell, inputs).carry
+    leaves, tree = jax.tree.flatten(cell)
+    leaves, again = pickle.loads(pickle.dumps(jax.device_get((leaves, carry))))
+    other = jax.tree.unflatten(tree, leaves)
+    found, expected = (flagged(cell, inputs, carry) for cell, carry in ((other, again), (cell, carry)))
+    assert_equal(found[:2], expected[:2])
+
+
+@contract
+def check_donation(cell: Cell) -> None:
+    """Checks that a fresh carry can be donated: every leaf has its own buffer, which no parameter uses."""
+    add = lambda carry: jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), carry)  # noqa: E731
+    for jit in (jax.jit, nnx.jit):
+        expected = add(begin(cell, 1))
+        assert_equal(jit(add, donate_argnums=0)(begin(cell, 1)), expected)
+    deleted = [leaf.is_deleted() for leaf in jax.tree.leaves(cell)]
+    require(not any(deleted), "A parameter is deleted when the carry is donated.")

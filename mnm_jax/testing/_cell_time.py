@@ -4,6 +4,7 @@ Shape letters: `T` time steps, `B` examples, `D` input features, `F` output feat
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,70 +16,30 @@ from jax.typing import DTypeLike
 from mnm_jax.cells import split_output
 from mnm_jax.memory import GatedState, MemoryState
 from mnm_jax.recurrence import unroll
-from mnm_jax.testing._contract import (
-    assert_close,
-    assert_equal,
-    assert_finite,
-    contract,
-    first_dtype,
-    is_float,
-    kinds,
-    normal,
-    require,
+from mnm_jax.testing._cell_runs import (
+    Cell,
+    Gradients,
+    Run,
+    begin,
+    cell_dtype,
+    cell_inputs,
+    flagged,
+    largest,
+    reference,
+    weights_of,
 )
+from mnm_jax.testing._contract import assert_close, assert_equal, assert_finite, contract, is_float, kinds, require
 
 Array = jax.Array
-Cell = Any  # an nnx.RNNCellBase with `in_features`, which its type does not declare
-T, B = 6, 3
-
-
-def cell_inputs(cell: Cell, steps: int = T, batch_size: int = B) -> Array:
-    """Returns random inputs `[T, B, D]` in the dtype of the cell's carry."""
-    dtype = first_dtype(jax.eval_shape(lambda: cell.initialize_carry((1, cell.in_features))))
-    return normal((steps, batch_size, cell.in_features), dtype)
-
-
-@jax.jit
-def run(cell: Cell, inputs: Array, **flags: Any) -> tuple[Any, Any]:
-    """Returns the last carry and the outputs of a new sequence."""
-    return unroll(cell, cell.initialize_carry(inputs.shape[1:]), inputs, **flags)
-
-
-@jax.jit
-def features(cell: Cell, inputs: Array, **flags: Any) -> Array:
-    """Returns the features `[T, B, F]` of a new sequence."""
-    return split_output(run(cell, inputs, **flags)[1])[0]
-
-
-@jax.jit
-def _gradient_of_one_answer(cell: Cell, inputs: Array) -> Array:
-    """Returns the derivative of the features of example 1 at step 3 with respect to all inputs."""
-    return jax.grad(lambda inputs: jnp.sum(features(cell, inputs)[3, 1]))(inputs)
-
-
-@jax.jit
-def _gradient_of_unmasked(cell: Cell, inputs: Array, mask: Array) -> Array:
-    return jax.grad(lambda inputs: jnp.sum(features(cell, inputs, mask=mask) ** 2))(inputs)
-
-
-@jax.jit
-def _everything_and_gradients(cell: Cell, inputs: Array) -> tuple[Array, Any]:
-    """Returns the sum of all floating-point results of a run, and its gradients."""
-
-    def value(cell: Cell, inputs: Array) -> Array:
-        leaves = [leaf for leaf in jax.tree.leaves(run(cell, inputs)) if is_float(leaf)]
-        return sum((jnp.sum(leaf) for leaf in leaves), start=jnp.zeros(()))
-
-    return jax.value_and_grad(value, argnums=(0, 1))(cell, inputs)
 
 
 @contract
 def check_carry(cell: Cell) -> None:
     """Checks that shapes and dtypes of the carry are constant under a step, `lax.cond` and `vmap`."""
     inputs = cell_inputs(cell)[0]
-    carry = cell.initialize_carry(inputs.shape)
+    carry, size = cell.initialize_carry(inputs.shape), len(inputs)
     for leaf in jax.tree.leaves(carry):
-        require(leaf.shape[:1] == (B,), f"Leaves of the carry must have shape [B, ...] with B = {B}, got {leaf.shape}.")
+        require(leaf.shape[:1] == (size,), f"Leaves of the carry must be [B, ...] with B = {size}, got {leaf.shape}.")
     new, _ = jax.eval_shape(cell, carry, inputs)
     require(kinds(new) == kinds(carry), f"The carry changes from {kinds(carry)} to {kinds(new)}.")
     either = jax.eval_shape(lambda go: jax.lax.cond(go, lambda: cell(carry, inputs)[0], lambda: carry), True)
@@ -92,24 +53,27 @@ def check_carry(cell: Cell) -> None:
 def check_dtypes(make_cell: Callable[..., Cell]) -> None:
     """Checks that parameters have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast.
 
-    The dtypes are float32, bfloat16 parameters, and bfloat16 computation with float32 parameters. The weights of a
+    The dtypes are float32, bfloat16 and float64, and bfloat16 computation with float32 parameters. The weights of a
     neural memory in the carry keep `param_dtype`.
 
     Args:
       make_cell: `make_cell(dtype=..., param_dtype=...)` returns the cell.
     """
-    for param_dtype, dtype in [(jnp.float32,) * 2, (jnp.bfloat16,) * 2, (jnp.float32, jnp.bfloat16)]:
-        cell = make_cell(dtype=dtype, param_dtype=param_dtype)
-        _check_dtype("parameters", nnx.state(cell, nnx.Param), param_dtype)
-        carry = cell.initialize_carry((B, cell.in_features))
-        is_memory = lambda node: isinstance(node, MemoryState | GatedState)  # noqa: E731
-        nodes = jax.tree.leaves(carry, is_leaf=is_memory)
-        _check_dtype("a memory's weights", [node.weights for node in nodes if is_memory(node)], param_dtype)
-        _check_dtype("the carry", [node for node in nodes if not is_memory(node)], dtype)
-        for given in (dtype, jnp.float32, jnp.int32):
-            new, outputs = jax.eval_shape(cell, carry, jnp.zeros((B, cell.in_features), given))
-            require(kinds(new) == kinds(carry), f"Inputs in {given} change the carry to {kinds(new)}.")
-            _check_dtype("features", split_output(outputs)[0], dtype)
+    single, half, double = jnp.float32, jnp.bfloat16, jnp.float64
+    with jax.enable_x64(True):
+        for param_dtype, dtype in [(single, single), (half, half), (double, double), (single, half)]:
+            cell = nnx.eval_shape(partial(make_cell, dtype=dtype, param_dtype=param_dtype))
+            _check_dtype("parameters", nnx.state(cell, nnx.Param), param_dtype)
+            carry = jax.eval_shape(begin, cell)
+            is_memory = lambda node: isinstance(node, MemoryState | GatedState)  # noqa: E731
+            nodes = jax.tree.leaves(carry, is_leaf=is_memory)
+            _check_dtype("a memory's weights", [node.weights for node in nodes if is_memory(node)], param_dtype)
+            _check_dtype("the carry", [node for node in nodes if not is_memory(node)], dtype)
+            for given in (double, jnp.int32):
+                inputs = jax.ShapeDtypeStruct((8, cell.in_features), given)
+                new, outputs = jax.eval_shape(lambda cell, carry, now: cell(carry, now), cell, carry, inputs)
+                require(kinds(new) == kinds(carry), f"Inputs in {given} change the carry to {kinds(new)}.")
+                _check_dtype("features", split_output(outputs)[0], dtype)
 
 
 def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:
@@ -119,35 +83,24 @@ def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:
 
 @contract
 def check_unroll(cell: Cell) -> None:
-    """Checks that one run and a loop over steps agree, and two runs joined by the carry, these in gradients as well."""
-    inputs = cell_inputs(cell, steps=4)
-    # Each program is compiled apart and then used several times: compilation takes nearly all of the time.
-    step = jax.jit(lambda cell, carry, now: cell(carry, now))
-    run_two = jax.jit(unroll, static_argnames="checkpoint_every")
+    """Checks that two runs joined by the carry equal a loop over all steps, in values and gradients."""
+    early, late = cell_inputs(cell), cell_inputs(cell)[::-1]
+    both = jnp.concatenate([early, late])
+    w, v = np.split(weights_of(both), 2)
+    second = flagged(cell, late, flagged(cell, early).carry, weights=v)
+    first = flagged(cell, early, weights=w, cotangents=second.gradients.carry)
+    join = lambda *leaves: np.concatenate(leaves)  # noqa: E731
+    gradients = Gradients(
+        cell=jax.tree.map(jnp.add, first.gradients.cell, second.gradients.cell),
+        carry=first.gradients.carry,
+        inputs=join(first.gradients.inputs, second.gradients.inputs),
+    )
+    found = Run(second.carry, jax.tree.map(join, first.outputs, second.outputs), gradients)
+    _assert_same(found, reference(cell, both))
 
-    def loop(cell: Cell, carry: Any, inputs: Array) -> tuple[Any, Any]:
-        outputs = []
-        for now in inputs:
-            carry, output = step(cell, carry, now)
-            outputs.append(output)
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-    def cut(cell: Cell, carry: Any, inputs: Array) -> tuple[Any, Any]:
-        carry, first = run_two(cell, carry, inputs[:2])
-        carry, second = run_two(cell, carry, inputs[2:], checkpoint_every=1)
-        return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, second)
-
-    def differentiate(way: Callable) -> Any:
-        def value(cell: Cell, inputs: Array) -> tuple[Array, Any]:
-            carry, outputs = way(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
-            return jnp.sum(jnp.sin(split_output(outputs)[0])), (carry, outputs)
-
-        (_, result), gradients = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(cell, inputs)
-        return result, jax.tree.leaves(gradients)
-
-    expected = differentiate(loop)
-    assert_close(run(cell, inputs), expected[0])
-    assert_close(differentiate(cut), expected)
+def _assert_same(found: Run, expected: Run) -> None:
+    assert_close(found, expected, scale=largest(expected.gradients))
 
 
 @contract
@@ -155,39 +108,41 @@ def check_masking(cell: Cell) -> None:
     """Checks that padding, NaN included, changes no carry, output or later step and gets exactly zero gradient."""
     inputs = cell_inputs(cell)
     mask = np.ones(inputs.shape[:2], bool)
-    mask[2] = False
-    padded = jnp.where(mask[..., None], inputs, jnp.nan)
-    kept = np.array([0, 1, 3, 4, 5])
-    carry, outputs = run(cell, padded, mask=mask)
-    expected_carry, expected = run(cell, inputs[kept], mask=mask[kept])
-    assert_close(carry, expected_carry)
-    assert_close(split_output(outputs)[0][kept], split_output(expected)[0])
-    gradient = np.asarray(_gradient_of_unmasked(cell, padded, mask))
-    require(np.all(gradient[2] == 0), "Padding gets a gradient that is not zero.")
-    assert_finite(gradient)
-    require(np.any(gradient[1] != 0), "Inputs before padding get no gradient.")
-    nothing, _ = run(cell, padded, mask=np.zeros_like(mask))
-    assert_equal(nothing, cell.initialize_carry(inputs.shape[1:]))
-    first_two = mask & (np.arange(T) < 2)[:, None]
-    assert_equal(run(cell, padded, mask=first_two)[0], run(cell, inputs, mask=first_two)[0])
+    mask[2], mask[5, 1], mask[0, 2], mask[:, 3] = False, False, False, False
+    found = flagged(cell, jnp.where(mask[..., None], inputs, jnp.nan), mask=mask)
+    assert_finite(found.gradients)
+    gradient = np.asarray(found.gradients.inputs)
+    require(np.all(gradient[~mask] == 0), "Padding gets a gradient that is not zero.")
+    require(np.all(np.any(gradient[1, :3] != 0, -1)), "Inputs before padding get no gradient.")
+    _assert_same(found, reference(cell, inputs, mask=mask))
+    only = lambda tree: jax.tree.map(lambda leaf: leaf[3], tree)  # noqa: E731
+    assert_equal(only(found.carry), only(begin(cell)))
 
 
 @contract
 def check_resets(cell: Cell) -> None:
-    """Checks that sequences packed into one row with resets give the features of separate runs."""
+    """Checks that sequences packed into one row with resets give the results of separate runs."""
     inputs = cell_inputs(cell)
-    reset = (np.arange(T) == 4)[:, None] & np.array([[True, False, True]])
-    packed = features(cell, inputs, reset=reset)
-    whole, apart = features(cell, inputs), features(cell, inputs[4:])
-    assert_close(packed[:, 1], whole[:, 1])
-    assert_close(packed[4:, ::2], apart[:, ::2])
-    require(np.all(np.any(packed[4:, ::2] != whole[4:, ::2], axis=-1)), "A reset has no effect.")
+    reset = np.zeros(inputs.shape[:2], bool)
+    reset[4, 0] = reset[0, 1] = reset[1, 2] = reset[4, 2] = True
+    found = flagged(cell, inputs, reset=reset)
+    _assert_same(found, reference(cell, inputs, reset=reset))
+    packed, whole = (split_output(outputs)[0] for outputs in (found.outputs, flagged(cell, inputs).outputs))
+    require(np.all(np.any(packed[4:, 0] != whole[4:, 0], axis=-1)), "A reset has no effect.")
+
+
+def _gradient_of_one_answer(cell: Cell) -> np.ndarray:
+    """Returns the derivative of the features of example 1 at step 3 with respect to all inputs `[T, B, D]`."""
+    inputs = cell_inputs(cell)
+    weights = np.zeros(inputs.shape[:2])
+    weights[3, 1] = 1
+    return np.asarray(flagged(cell, inputs, weights=weights).gradients.inputs)
 
 
 @contract
 def check_causality(cell: Cell) -> None:
     """Checks that features depend on every input up to their step, and have exactly zero gradient in later ones."""
-    gradient = np.asarray(_gradient_of_one_answer(cell, cell_inputs(cell)))
+    gradient = _gradient_of_one_answer(cell)
     require(np.all(gradient[4:] == 0), "Features depend on later inputs.")
     for step in range(4):
         require(np.any(gradient[step, 1] != 0), f"Features of step 3 do not depend on the input of step {step}.")
@@ -197,19 +152,49 @@ def check_causality(cell: Cell) -> None:
 def check_isolation(cell: Cell) -> None:
     """Checks that a change of one example leaves the features of the others bit-equal."""
     inputs = cell_inputs(cell)
-    gradient = np.asarray(_gradient_of_one_answer(cell, inputs))
-    require(np.all(gradient[:, ::2] == 0), "Features of one example get a gradient from the inputs of another.")
-    changed = features(cell, inputs.at[:, 1].set(-7.0))
-    assert_equal(changed[:, ::2], features(cell, inputs)[:, ::2])
+    gradient = _gradient_of_one_answer(cell)
+    require(np.all(np.delete(gradient, 1, axis=1) == 0), "Features of one example depend on the inputs of another.")
+    changed = split_output(flagged(cell, inputs.at[:, 1].set(-7.0)).outputs)[0]
+    whole = split_output(flagged(cell, inputs).outputs)[0]
+    assert_equal(np.delete(changed, 1, axis=1), np.delete(whole, 1, axis=1))
 
 
 @contract
 def check_extremes(cell: Cell) -> None:
-    """Checks that values and gradients are finite for inputs of 0 and 10,000, and for saturated gates."""
+    """Checks that values and gradients are finite for inputs of 0 and 10,000, equal inputs, and saturated gates."""
     inputs = cell_inputs(cell)
-    saturated = jax.tree.map(lambda leaf: 1e3 * leaf, cell)
-    for subject, scale in [(cell, 0.0), (cell, 1e4), (saturated, 1.0)]:
-        assert_finite(_everything_and_gradients(subject, scale * inputs))
+    equal = jnp.broadcast_to(inputs[:1, :1], inputs.shape)
+    saturated = jax.tree.map(lambda leaf: 1e3 * leaf if is_float(leaf) else leaf, cell)
+    for subject, given in [(cell, 0 * inputs), (cell, 1e4 * inputs), (cell, equal), (saturated, inputs)]:
+        assert_finite(flagged(subject, given))
+
+
+@partial(jax.jit, static_argnames="steps")
+def _stream(cell: Cell, carry: Any, key: Array, steps: int) -> tuple[Any, Array]:
+    """Returns the carry after steps with random inputs, and whether all features were finite."""
+
+    def step(state: Any, key: Array) -> Any:
+        carry, finite = state
+        shape = (jax.tree.leaves(carry)[0].shape[0], cell.in_features)
+        carry, outputs = cell(carry, jax.random.normal(key, shape, cell_dtype(cell)))
+        return (carry, finite & jnp.all(jnp.isfinite(split_output(outputs)[0]))), None
+
+    return jax.lax.scan(step, (carry, jnp.array(True)), jax.random.split(key, steps))[0]
+
+
+@contract
+def check_stream(cell: Cell, steps: int = 1000) -> None:
+    """Checks that carry and features stay finite while a stream of inputs runs, in calls that pass on the carry.
+
+    Args:
+      cell: the cell.
+      steps: number of steps; rounded up to a multiple of 500, the steps of one call.
+    """
+    carry = begin(cell, 2)
+    for call in range(-(-steps // 500)):
+        carry, finite = _stream(cell, carry, jax.random.key(call), 500)
+        require(finite, f"Features are not finite within {500 * (call + 1)} steps.")
+    assert_finite(carry)
 
 
 @contract
@@ -217,4 +202,21 @@ def check_flax_rnn(cell: Cell) -> None:
     """Checks that the cell gives the same features inside `nnx.RNN`."""
     inputs = cell_inputs(cell)
     outputs = nnx.RNN(cell, time_major=True, rngs=nnx.Rngs(0))(inputs)
-    assert_close(split_output(outputs)[0], features(cell, inputs))
+    assert_close(split_output(outputs)[0], split_output(flagged(cell, inputs).outputs)[0])
+
+
+@contract
+def check_empty(cell: Cell) -> None:
+    """Checks that no steps, and no examples, give empty outputs and gradients, and keep the shapes of the carry."""
+
+    def value(inputs: Array, carry: Any) -> tuple[Array, Any]:
+        new, outputs = unroll(cell, carry, inputs)
+        return jnp.sum(split_output(outputs)[0]), (new, outputs)
+
+    for steps, batch_size in [(0, 2), (3, 0)]:
+        inputs = jnp.zeros((steps, batch_size, cell.in_features), cell_dtype(cell))
+        carry = begin(cell, batch_size)
+        gradient, (new, outputs) = jax.eval_shape(jax.grad(value, has_aux=True), inputs, carry)
+        require(kinds(new) == kinds(carry), f"The carry changes from {kinds(carry)} to {kinds(new)}.")
+        found = {leaf.shape[:2] for leaf in jax.tree.leaves((gradient, outputs))}
+        require(found == {(steps, batch_size)}, f"Outputs must be [{steps}, {batch_size}, ...], got {found}.")

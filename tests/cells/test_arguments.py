@@ -18,7 +18,6 @@ from mnm_jax import (
     RNNCell,
     SALUCell,
     local_memory,
-    unroll,
 )
 
 RNGS = nnx.Rngs(0)
@@ -110,7 +109,7 @@ def test_wrong_carries_are_refused_by_name(cell):
             cell(cell.initialize_carry((batch_size, cell.in_features)), inputs)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.initialize_carry(inputs.shape))
     with pytest.raises(TypeError, match=r"^carry\S* must have the cell's dtype float32, got bfloat16: use"):
-        unroll(cell, half, inputs[None])
+        cell(half, inputs)
 
 
 def test_a_memory_of_another_batch_size_is_refused(common):

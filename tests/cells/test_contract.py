@@ -1,5 +1,7 @@
 """Tests the contracts of `mnm_jax.testing` for every cell, and further properties of this library's own cells."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,73 +10,51 @@ from flax import nnx
 
 import mnm_jax
 from mnm_jax import MemoryCell, MNMCell, gradient_memory, local_memory, testing, unroll
+from mnm_jax.cells import split_output
+from mnm_jax.testing._cell_runs import cell_inputs, flagged
+from mnm_jax.training import TrainState, restore_checkpoint, save_checkpoint
 
 B, D = 3, 6
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float64]
 
 
 def test_every_exported_cell_is_here(common):
     exported = {getattr(mnm_jax, name) for name in mnm_jax.__all__ if name.endswith("Cell")}
-    assert exported - {MemoryCell} == {type(make(jnp.float32)) for make in common.CELLS.values()}
+    assert exported - {MemoryCell} == {type(nnx.eval_shape(make.__wrapped__)) for make in common.CELLS.values()}
 
 
-def test_dtypes(make):
-    testing.check_dtypes(make)
+def test_all_contracts(make):
+    testing.check_cell(make.__wrapped__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_single_precision_contracts_in_every_dtype_and_20_000_streamed_steps(make, dtype, x64):
+    cell = make(dtype)
+    testing.check_carry(cell)
+    testing.check_extremes(cell)
+    testing.check_donation(cell)
+    testing.check_stream(cell, steps=20_000)
+
+
+def test_dtypes_and_the_number_of_features(make, common):
     for param_dtype, dtype in [(jnp.float32, None), (jnp.bfloat16, None), (jnp.float32, jnp.bfloat16)]:
-        cell = make(param_dtype, dtype=dtype)
+        cell = nnx.eval_shape(lambda: make.__wrapped__(param_dtype, dtype=dtype))  # noqa: B023
         assert (cell.param_dtype, cell.dtype) == (param_dtype, dtype or param_dtype)
+    x = jax.ShapeDtypeStruct((2, 1, D), jnp.float32)
+    assert jax.eval_shape(common.features, cell, x).shape[-1] == cell.out_features
 
 
-def test_the_number_of_features(make, common):
-    cell = make(jnp.float32)
-    assert jax.eval_shape(common.features, cell, common.inputs(jnp.float32)).shape[-1] == cell.out_features
-
-
-SINGLE = [testing.check_carry, testing.check_extremes]
-DOUBLE = [
-    testing.check_unroll,
-    testing.check_masking,
-    testing.check_resets,
-    testing.check_causality,
-    testing.check_isolation,
-    testing.check_flax_rnn,
-]
-by_name = {"ids": lambda check: check.__name__}
-
-
-@pytest.mark.parametrize("check", SINGLE, **by_name)
-def test_single_precision(check, make):
-    check(make(jnp.float32))
-
-
-@pytest.mark.parametrize("check", DOUBLE, **by_name)
-def test_double_precision(check, make, x64):
-    check(make(jnp.float64))
-
-
-def assert_finite(value_and_gradient):
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(value_and_gradient))
-
-
-@jax.jit
-def value_and_gradient(cell, x):
-    def value(cell, x):
-        carry, outputs = unroll(cell, cell.initialize_carry(x.shape[1:]), x)
-        floats = [y for y in jax.tree.leaves((carry, outputs)) if jnp.issubdtype(y.dtype, jnp.floating)]
-        return sum(jnp.sum(y) for y in floats)
-
-    return jax.value_and_grad(value, argnums=(0, 1))(cell, x)
-
-
-@pytest.mark.parametrize("factory", [gradient_memory, local_memory])
-def test_huge_keys_and_values_stay_finite(factory, common):
-    """Unlike tanh, a layer norm does not bound keys: here they are several thousand."""
-    memory = factory(4, 4, hidden_sizes=(4,))
-    cell = MNMCell(D, 5, memory, heads=2, interaction="layer_norm", rngs=nnx.Rngs(0))
-    cell.norm.scale[...] *= 5e3
-    x = common.inputs(jnp.float32)
-    _, outputs = unroll(cell, cell.initialize_carry((B, D)), x)
-    assert np.abs(outputs.trace.write_keys).max() > 5e3
-    assert_finite(value_and_gradient(cell, x))
+def test_equal_cells_are_equal_trees_and_survive_pickle(make):
+    cell, equal = make(jnp.float32), make.__wrapped__(jnp.float32)
+    restored = pickle.loads(pickle.dumps(cell))
+    for other in (equal, restored):
+        assert jax.tree.structure(other) == jax.tree.structure(cell)
+        assert nnx.graphdef(other) == nnx.graphdef(cell)
+        assert hash(nnx.graphdef(other)) == hash(nnx.graphdef(cell))
+    jax.tree.map(np.testing.assert_array_equal, restored, cell)
+    another = nnx.eval_shape(lambda: make.__wrapped__(jnp.float32, hidden=3))
+    assert jax.tree.structure(another) != jax.tree.structure(cell)
 
 
 def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_numbers(make, common):
@@ -92,3 +72,46 @@ def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_nu
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(of_whole))
     for a, b in zip(jax.tree.leaves(of_half), jax.tree.leaves(of_whole), strict=True):
         np.testing.assert_allclose(a, b, atol=0.1 * largest)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_carry_and_parameters_survive_a_checkpoint(make, common, tmp_path, dtype):
+    cell, other = make(jnp.float32, dtype=dtype), make(jnp.float32, seed=1, dtype=dtype)
+    x = cell_inputs(cell)
+    carry = flagged(cell, x).carry
+    number = jnp.int32(3)
+    state = TrainState(nnx.state(cell, nnx.Param), carry, jax.random.key(5), number, number, number)
+    save_checkpoint(tmp_path, 3, state, {})
+
+    graphdef, params = nnx.split(other)
+    like = jax.eval_shape(lambda: state._replace(params=params, opt_state=cell.initialize_carry(x.shape[1:])))
+    saved = restore_checkpoint(tmp_path, like).state
+    continued = flagged(nnx.merge(graphdef, saved.params), x, saved.opt_state)
+    common.equal(continued, flagged(cell, x, carry))
+    strange = split_output(flagged(other, x, saved.opt_state).outputs)[0]
+    assert np.any(strange != split_output(continued.outputs)[0])
+
+
+@pytest.mark.parametrize("factory", [gradient_memory, local_memory])
+def test_huge_keys_and_values_stay_finite(factory, common):
+    """Unlike tanh, a layer norm does not bound keys: here they are several thousand."""
+    memory = factory(4, 4, hidden_sizes=(4,))
+    cell = MNMCell(D, 5, memory, heads=2, interaction="layer_norm", rngs=nnx.Rngs(0))
+    cell.norm.scale[...] *= 5e3
+    x = common.inputs(jnp.float32)
+    run = flagged(cell, x)
+    assert np.abs(run.outputs.trace.write_keys).max() > 5e3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run))
+
+
+def test_a_carry_is_donated_step_by_step(common):
+    cell = common.CELLS["mnm-p"](jnp.float32)
+    x = jnp.ones((2, D))
+    expected = unroll(cell, None, jnp.stack([x] * 3), form="plain")[0]
+    for jit in (jax.jit, nnx.jit):
+        step = jit(lambda cell, carry, x: cell(carry, x)[0], donate_argnums=1)
+        carry = cell.initialize_carry(x.shape)
+        for _ in range(3):
+            carry, before = step(cell, carry, x), carry
+        assert before.read.is_deleted()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), carry, expected)

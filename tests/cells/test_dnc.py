@@ -218,15 +218,3 @@ def test_the_trace_has_the_one_write_for_every_read_head():
     np.testing.assert_array_equal(trace.read_values.reshape(3, -1), outputs.features[:, 0, HIDDEN:])
     assert np.all((trace.rate > 0) & (trace.rate < 1))
     assert np.isfinite(memory_maps(trace).keys[np.tril_indices(3)]).all()
-
-
-@pytest.mark.parametrize("size", ["slots", "memory_features", "read_heads"])
-def test_sizes_out_of_range(size):
-    with pytest.raises(ValueError, match=f"{size} must be >= 1, got 0"):
-        make(**{size: 0})
-
-
-def test_inputs_of_another_shape():
-    cell = make(jnp.float32)
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, D\] = \[B, 3\], got \(2, 4\)"):
-        cell(cell.initialize_carry((B, D)), jnp.zeros((B, 4)))

@@ -191,15 +191,3 @@ def test_the_trace_pairs_heads_and_repeats_the_fewer():
         np.testing.assert_array_equal(trace.read_values[:, head], outputs.features[:, 0, HIDDEN:])
     assert np.any(trace.write_keys[:, 0] != trace.write_keys[:, 1])
     assert np.isfinite(memory_maps(trace).keys[np.tril_indices(3)]).all()
-
-
-@pytest.mark.parametrize("size", ["slots", "memory_features", "read_heads", "write_heads", "max_shift"])
-def test_sizes_out_of_range(size):
-    with pytest.raises(ValueError, match=f"{size} must be >= 1, got 0"):
-        make(**{size: 0})
-
-
-def test_inputs_of_another_shape():
-    cell = make(jnp.float32)
-    with pytest.raises(ValueError, match=r"inputs must have shape \[B, D\] = \[B, 3\], got \(2, 4\)"):
-        cell(cell.initialize_carry((B, D)), jnp.zeros((B, 4)))

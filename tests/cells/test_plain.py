@@ -21,14 +21,6 @@ def test_numbers_are_those_of_flax(ours, theirs):
     np.testing.assert_array_equal(unroll(cell, None, x)[1], expected)
 
 
-@pytest.mark.parametrize("cell", [LSTMCell, RNNCell])
-def test_sizes_below_one_are_refused(cell):
-    with pytest.raises(ValueError, match="in_features must be >= 1, got 0"):
-        cell(0, 4, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="hidden_features must be >= 1, got -1"):
-        cell(3, -1, rngs=nnx.Rngs(0))
-
-
 def test_recurrent_kernels_are_orthogonal_in_bfloat16_too():
     cell = RNNCell(3, 8, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     kernel = np.asarray(cell.dense_h.kernel.get_value(), np.float32)

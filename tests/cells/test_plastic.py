@@ -72,9 +72,3 @@ def test_a_rate_of_zero_or_no_signal_leaves_the_trace_at_zero():
     for cell in (plastic, modulated):
         carry, _ = unroll(cell, None, jnp.ones((T, B, D)))
         assert not np.any(carry.trace)
-
-
-@pytest.mark.parametrize("sizes", [(0, N), (D, 0)])
-def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match="_features must be >= 1, got 0"):
-        PlasticCell(*sizes, rngs=nnx.Rngs(0))

@@ -11,7 +11,7 @@ from flax import nnx
 
 from mnm_jax import LSTMCell, MNMCell, local_memory, testing, unroll
 from mnm_jax.memory._storage.factored import FactoredState
-from mnm_jax.testing import _cell_time
+from mnm_jax.testing import _cell_runs
 
 WHOLE = ("check_cell", "check_memory", "check_layer", "check_task")
 COUNTER = itertools.count(1)
@@ -38,6 +38,7 @@ class Own(nnx.RNNCellBase):
         self.in_features, self.out_features, self.fault, self.dtype = 3, hidden, fault, dtype
         linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
         self.input, self.recurrent = linear(3, hidden), linear(hidden, hidden)
+        self.start = nnx.Param(jnp.zeros((1, hidden), param_dtype))
         self.serial = object() if fault == "compilation" else None
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
@@ -46,6 +47,8 @@ class Own(nnx.RNNCellBase):
             start = start + 0.1 * next(COUNTER)
         if self.fault == "pickle":
             return Hidden(start)
+        if self.fault == "donation":  # a parameter as the carry
+            return self.start[...]
         return start[0] if self.fault == "carry" else start
 
     def __call__(self, carry, inputs):
@@ -65,11 +68,17 @@ class Own(nnx.RNNCellBase):
             total = total + 0.1 * jax.lax.stop_gradient(total)
         if self.fault == "extremes":
             total = total + jnp.exp(total)
+        if self.fault == "stream":
+            total = total + 2 * before.astype(self.dtype)
         if self.fault == "export":
             total = jax.pure_callback(lambda x: x, total, total)
         hidden = tanh(total) if self.fault == "second derivatives" else jnp.tanh(total)
         if self.fault == "pickle":
             return Hidden(hidden), hidden
+        if self.fault == "stream":
+            return total, total
+        if self.fault == "empty":
+            return hidden, hidden.reshape(len(hidden), -1)
         return hidden.astype(jnp.float32) if self.fault == "dtypes" else hidden, hidden
 
 
@@ -89,6 +98,9 @@ CHECKS = {
     "devices": testing.check_devices,
     "export": testing.check_export,
     "pickle": testing.check_pickle,
+    "donation": testing.check_donation,
+    "stream": testing.check_stream,
+    "empty": testing.check_empty,
     "derivatives": testing.check_derivatives,
     "second derivatives": testing.check_derivatives,
 }
@@ -108,14 +120,16 @@ def test_a_cell_made_wrong_is_caught(check):
         check(functools.partial(Own, fault))
 
 
-@pytest.mark.parametrize(("check", "flag"), [(testing.check_masking, "mask"), (testing.check_resets, "reset")])
-def test_a_run_that_ignores_its_flags_is_caught(check, flag, monkeypatch, x64):
+@pytest.mark.parametrize(
+    ("check", "flag", "size"), [(testing.check_masking, "mask", 7), (testing.check_resets, "reset", 8)]
+)
+def test_a_run_that_ignores_its_flags_is_caught(check, flag, size, monkeypatch, x64):
     def careless(*arguments, **options):
         return unroll(*arguments, **{name: given for name, given in options.items() if name != flag})
 
-    monkeypatch.setattr(_cell_time, "unroll", careless)
+    monkeypatch.setattr(_cell_runs, "unroll", careless)
     with pytest.raises(AssertionError, match=f"^{check.__name__} failed"):
-        check(Own(hidden=7, dtype=jnp.float64, param_dtype=jnp.float64))  # a size that no other test has compiled
+        check(Own(hidden=size, dtype=jnp.float64, param_dtype=jnp.float64))  # a size that no other test has compiled
 
 
 def test_a_broken_execution_form_is_caught(monkeypatch, x64):

@@ -132,7 +132,7 @@ def test_dtypes_and_equality_are_caught():
 
 def test_a_broken_execution_form_is_caught(monkeypatch, x64):
     """The products of the factored storage are too large by a thousandth."""
-    memory = MEMORIES["delta"](jnp.float64)
+    memory = local_memory(3, 5, hidden_sizes=(), param_dtype=jnp.float64)  # sizes that no other test has compiled
     product = FactoredState.product
     monkeypatch.setattr(FactoredState, "product", lambda self, layer, x: 1.001 * product(self, layer, x))
     with pytest.raises(AssertionError, match="^check_memory_forms failed"):
