@@ -12,17 +12,21 @@ from jax.sharding import PartitionSpec as P
 
 from launch.bench.measure import Candidate, Group, Program, compile_program, with_ratios
 from mnm_jax import NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
-from mnm_jax.memory import Memory
 
 _SIZE = 64  # features of keys, values and the hidden layer
 _UNIT_KEYS = WriteOptions(key_norm="l2")
-MEMORIES: dict[str, Memory] = {
-    "delta rule": matrix_memory(_SIZE, _SIZE, options=_UNIT_KEYS),
-    "local, two layers": local_memory(_SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True)),
+_GRADIENT = gradient_memory(
+    _SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True, momentum=True)
+)
+# Settings of `NeuralMemoryLayer`.
+MEMORIES: dict[str, dict[str, Any]] = {
+    "delta rule": {"memory": matrix_memory(_SIZE, _SIZE, options=_UNIT_KEYS)},
+    "local, two layers": {
+        "memory": local_memory(_SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True))
+    },
+    "gradient, two layers": {"memory": _GRADIENT},
     # With the normalised step, since the plain one overflows in an untrained layer.
-    "titans": gradient_memory(
-        _SIZE, _SIZE, hidden_sizes=(_SIZE,), options=_UNIT_KEYS._replace(forget=True, momentum=True)
-    ),
+    "titans": {"memory": _GRADIENT, "stale": True},
 }
 _FORMS = ("steps", "chunks", "maps")
 _AXIS = "batch"
@@ -68,10 +72,8 @@ def layer(
 def _prepare(devices: Sequence[jax.Device], fields: Mapping[str, Any], chunk: int, form: str) -> Program:
     devices = devices[: max(n for n in range(1, len(devices) + 1) if fields["batch"] % n == 0)]
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    memory = MEMORIES[fields["memory"]]
-    graphdef, params = nnx.split(
-        NeuralMemoryLayer(fields["width"], memory, heads=fields["heads"], chunk=chunk, rngs=nnx.Rngs(0))
-    )
+    settings = MEMORIES[fields["memory"]] | {"heads": fields["heads"], "chunk": chunk}
+    graphdef, params = nnx.split(NeuralMemoryLayer(fields["width"], **settings, rngs=nnx.Rngs(0)))
     inputs = jax.random.normal(jax.random.key(0), (fields["steps"], fields["batch"], fields["width"]))
 
     def outputs(params: Any, inputs: jax.Array) -> jax.Array:

@@ -11,11 +11,13 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mnm_jax.memory._gated import safe_root
 from mnm_jax.memory._network import Activations, Network, backward, forward
 from mnm_jax.memory._step_size import gram, inverse_norm, solve, step, step_scale
 from mnm_jax.memory._types import Pair, Storage, TargetMaps
@@ -91,7 +93,13 @@ class ErrorRule(Rule):
 
 
 class SnapshotRule(Rule):
-    """A rule whose pairs, within a chunk of `NeuralMemoryLayer`, follow from the weights at the chunk's beginning."""
+    """A rule whose pairs, within a chunk of `NeuralMemoryLayer`, follow from the weights at the chunk's beginning.
+
+    Attributes:
+      uses_weights: whether the pairs depend on the weights. Otherwise the result does not depend on the chunk size.
+    """
+
+    uses_weights: ClassVar[bool] = True
 
     @abc.abstractmethod
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
@@ -163,6 +171,24 @@ class LocalRule(SizedRule):
         return tuple(jnp.split(wanted, ends[:-1], axis=-1))
 
 
+class Linearised(NamedTuple):
+    """The pairs of a chunk's tokens, to first order in the chunk's own writes.
+
+    A write at rate r of a token with the error e moves the answer to another token by - r (psi . psi') scale e.
+
+    Attributes:
+      errors: f(k) - v with the weights of the chunk's beginning, `[B, C, V]`.
+      features: psi, `[B, C, F]`.
+      scale: the factor of the error in a write, `[B, C, 1]`.
+      pairs: returns the pairs at rate one from errors `[B, C, V]`.
+    """
+
+    errors: Array
+    features: Array
+    scale: Array
+    pairs: Callable[[Array], Pairs]
+
+
 @dataclasses.dataclass(frozen=True)
 class GradientRule(SnapshotRule):
     """The gradient step of MNM-g (section 3.2) at rate one, differentiable itself.
@@ -212,11 +238,29 @@ class GradientRule(SnapshotRule):
 
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
         """See `SnapshotRule`."""
+        linear = self.linearise(network, weights, keys, values)
+        return linear.pairs(linear.errors)
+
+    def linearise(self, network: Network, weights: Storage, keys: Array, values: Array) -> Linearised:
+        """Returns the rule for rows that are separate writes, with psi = [sqrt(s_1) x_1; ...; x_L].
+
+        Args:
+          network: the architecture.
+          weights: the fast weights at the chunk's beginning.
+          keys: `[B, C, K]`.
+          values: `[B, C, V]`.
+        """
         passed, error = _errors(network, weights, keys, values)
         of_error = backward(network, weights, passed, error)
-        kernel = _scalar_kernel(tuple(map(square_norm, passed.inputs)), of_error, axes=(-1,))
-        scale = step_scale(self.step_size, kernel, error.shape[-1], self.epsilon)
-        return tuple(Pair(x, scale * delta) for x, delta in zip(passed.inputs, of_error, strict=True))
+        gains = map(safe_root, _gains(of_error, axes=(-1,)))
+        inner = [gain.astype(x.dtype) * x for gain, x in zip(gains, passed.inputs[:-1], strict=True)]
+        features = jnp.concatenate([*inner, passed.inputs[-1]], -1)
+        scale = step_scale(self.step_size, square_norm(features), error.shape[-1], self.epsilon)
+
+        def pairs(errors: Array) -> Pairs:
+            return tuple(map(Pair, passed.inputs, backward(network, weights, passed, scale * errors)))
+
+        return Linearised(errors=error, features=features, scale=scale, pairs=pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +281,8 @@ class DeltaRule(SizedRule):
 @dataclasses.dataclass(frozen=True)
 class HebbianRule(SnapshotRule):
     """The Hebbian rule of a single layer: delta = -v at rate one."""
+
+    uses_weights: ClassVar[bool] = False
 
     def pairs(
         self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
@@ -277,17 +323,22 @@ def _errors(network: Network, weights: Storage, keys: Array, values: Array) -> t
 
 
 def _scalar_kernel(grams: tuple[Array, ...], deltas: tuple[Array, ...], axes: tuple[int, ...]) -> Array:
-    """Returns N = sum_l s_l X_l X_l^T of one write of H heads, or of C writes of one head.
+    """Returns N = sum_l s_l X_l X_l^T, `[B, H, H]`, from X_l X_l^T of every layer; see `_gains`."""
+    kernel = grams[-1]
+    for gain, inner in zip(_gains(deltas, axes), grams[:-1], strict=True):
+        kernel = kernel + gain * inner
+    return kernel
+
+
+def _gains(deltas: tuple[Array, ...], axes: tuple[int, ...]) -> list[Array]:
+    """Returns s_l = |delta_l|^2 / |e|^2 of every layer except the last, whose gain is 1.
 
     Args:
-      grams: X_l X_l^T of every layer, `[B, H, H]`; or |x_l|^2, `[B, C, 1]`.
       deltas: the error, passed back to every layer; the last entry is the error itself.
       axes: the axes of a delta that belong to one write: heads and features, or only features.
     """
-    squares = [jnp.sum(delta * delta, axis=axes, keepdims=True).astype(grams[-1].dtype) for delta in deltas]
-    kernel = grams[-1]
+    wide = np.promote_types(deltas[-1].dtype, np.float32)
+    *squares, last = [jnp.sum(delta * delta, axis=axes, keepdims=True).astype(wide) for delta in deltas]
     # Derivatives of second order divide by the third power of this, which must not be zero.
-    size = squares[-1] + float(jnp.finfo(kernel.dtype).tiny) ** 0.25
-    for inner, square in zip(grams[:-1], squares[:-1], strict=True):
-        kernel = kernel + square / size * inner
-    return kernel
+    size = last + float(jnp.finfo(wide).tiny) ** 0.25
+    return [square / size for square in squares]

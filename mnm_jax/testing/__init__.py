@@ -30,6 +30,7 @@ from mnm_jax.testing._cell_time import (
 from mnm_jax.testing._cells import check_cell
 from mnm_jax.testing._layers import (
     check_layer,
+    check_layer_carry,
     check_layer_causality,
     check_layer_compilation,
     check_layer_devices,
@@ -69,6 +70,7 @@ __all__ = [
     "check_forms",
     "check_isolation",
     "check_layer",
+    "check_layer_carry",
     "check_layer_causality",
     "check_layer_compilation",
     "check_layer_devices",

@@ -3,12 +3,15 @@
 Shape letters: `T` time steps, `B` examples, `D` features.
 """
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnm_jax.testing._contract import (
@@ -19,7 +22,6 @@ from mnm_jax.testing._contract import (
     kinds,
     normal,
     require,
-    sum_of_sines,
 )
 
 Array = jax.Array
@@ -35,8 +37,8 @@ def _inputs(layer: Layer, steps: int = T) -> Array:
 
 
 @jax.jit
-def _run(layer: Layer, carry: Any, inputs: Array, mask: Array | None = None) -> tuple[Any, Array]:
-    return layer(carry, inputs, mask=mask)
+def _run(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
+    return layer(carry, inputs)
 
 
 @jax.jit
@@ -47,9 +49,27 @@ def _run_by_steps(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
 
 
 @jax.jit
-def _gradient_of_one_answer(layer: Layer, inputs: Array) -> Array:
-    """Returns the derivative of the outputs of example 1 at step 3 with respect to all inputs."""
-    return jax.grad(lambda inputs: jnp.sum(_run(layer, None, inputs)[1][3, 1]))(inputs)
+def _run_divided(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
+    carry, first = layer(carry, inputs[:2])
+    carry, second = _run_by_steps(layer, carry, inputs[2:4])
+    carry, third = layer(carry, inputs[4:])
+    return carry, jnp.concatenate([first, second, third])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _differentiate(way: Callable, layer: Layer, carry: Any, inputs: Array, weights: Array, **flags: Any) -> Any:
+    """Returns the results of a run and the gradients of a weighted sum of its outputs: of the layer, of the inputs."""
+
+    def value(layer: Layer, inputs: Array) -> tuple[Array, Any]:
+        carry_and_outputs = way(layer, carry, inputs, **flags)
+        return jnp.sum(jnp.sin(carry_and_outputs[1]) * weights), carry_and_outputs
+
+    (_, results), gradients = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(layer, inputs)
+    return results, gradients
+
+
+def _call(layer: Layer, carry: Any, inputs: Array, **flags: Any) -> tuple[Any, Array]:
+    return layer(carry, inputs, **flags)
 
 
 @contract
@@ -74,54 +94,74 @@ def check_layer_dtypes(make_layer: Callable[..., Layer]) -> None:
 
 
 @contract
+def check_layer_carry(layer: Layer) -> None:
+    """Checks that a fresh carry can be donated, and that a carry of another batch size or dtype is refused.
+
+    No leaf of the carry may share its buffer with another one, or with the layer.
+    """
+    inputs = _inputs(layer)
+    _, expected = layer.step(None, inputs[0])
+    for jit in (jax.jit, nnx.jit):
+        step = jit(lambda layer, carry, inputs: layer.step(carry, inputs), donate_argnums=1)
+        assert_close(step(layer, layer.initialize_carry(inputs.shape[1:]), inputs[0])[1], expected)
+    carry = layer.initialize_carry(inputs.shape[1:])
+    wrong = {
+        "another batch size": jax.tree.map(lambda leaf: leaf[:1], carry),
+        "another dtype": jax.tree.map(lambda leaf: leaf.astype(jnp.float16), carry),
+    }
+    for (name, given), (way, now) in itertools.product(wrong.items(), [(layer, inputs), (layer.step, inputs[0])]):
+        try:
+            jax.eval_shape(way, given, now)
+        except ValueError as error:
+            require("carry" in str(error), f"The error must name the carry, got: {error}")
+        else:
+            raise AssertionError(f"A carry of {name} must be refused with a ValueError.")
+
+
+@contract
 def check_layer_steps(layer: Layer) -> None:
-    """Checks that a whole sequence, its tokens one by one, and a sequence continued by single tokens agree.
+    """Checks that a whole sequence, its tokens one by one, and a sequence divided between calls and steps agree.
 
     Values and gradients are compared. In each case a carry of None begins a new sequence.
     """
     inputs = _inputs(layer)
-
-    def cut(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
-        carry, first = layer(carry, inputs[:3])
-        carry, second = _run_by_steps(layer, carry, inputs[3:])
-        return carry, jnp.concatenate([first, second])
-
-    def differentiate(way: Callable, carry: Any) -> Any:
-        def value(layer: Layer, inputs: Array) -> tuple[Array, Any]:
-            result = way(layer, carry, inputs)
-            return sum_of_sines(result[1]), result
-
-        (_, result), gradients = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(layer, inputs)
-        return result, jax.tree.leaves(gradients)
-
-    expected = differentiate(_run, None)
-    assert_close(differentiate(_run_by_steps, None), expected)
-    assert_close(differentiate(cut, None), expected)
-    assert_close(_run(layer, layer.initialize_carry(inputs.shape[1:]), inputs), _run(layer, None, inputs))
+    weights = jnp.ones_like(inputs)
+    results, gradients = _differentiate(_call, layer, None, inputs, weights)
+    divided, divided_gradients = _differentiate(_run_divided, layer, None, inputs, weights)
+    assert_close(divided, results)
+    assert_close(jax.tree.leaves(divided_gradients), jax.tree.leaves(gradients))
+    assert_close(_run_by_steps(layer, None, inputs), results)
+    start = layer.initialize_carry(inputs.shape[1:])
+    assert_close(_run_by_steps(layer, start, inputs), results)
 
 
 @contract
 def check_layer_masking(layer: Layer) -> None:
-    """Checks that padding at the end, NaN included, changes nothing that follows and gets exactly zero gradient."""
-    inputs, more = _inputs(layer), _inputs(layer, steps=2)
-    mask = np.ones((T, B), bool)
-    mask[5:, 0] = False
-    padded = jnp.where(mask[..., None], inputs, jnp.nan)
-    carry, outputs = _run(layer, None, padded, mask)
-    short_carry, expected = _run(layer, None, inputs[:5])
-    assert_close(outputs[:5, 0], expected[:, 0])
-    require(np.all(np.asarray(outputs[5:, 0]) == 0), "Outputs of padding must be zero.")
-    assert_close(_run(layer, carry, more)[1][:, 0], _run(layer, short_carry, more)[1][:, 0])
-    gradient = np.asarray(jax.grad(lambda inputs: sum_of_sines(_run(layer, None, inputs, mask)))(padded))
+    """Checks that padding, NaN included, changes no output, carry or later step and gets exactly zero gradient."""
+    inputs, start = _inputs(layer), layer.initialize_carry((B, layer.features))
+    mask = np.array([[1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1, 1], [1, 0, 1, 0, 1, 0, 1]], bool).T
+    padded, weights = jnp.where(mask[..., None], inputs, jnp.nan), jnp.ones_like(inputs)
+    (carry, outputs), (_, gradient) = _differentiate(_call, layer, start, padded, weights, mask=mask)
+    kept = np.argsort(~mask, axis=0, kind="stable")[:4]
+    short_carry, expected = _run(layer, None, jnp.take_along_axis(inputs, kept[..., None], 0))
+    assert_close(jnp.take_along_axis(outputs, kept[..., None], 0), expected)
+    require(np.all(np.asarray(outputs)[~mask] == 0), "Outputs of padding must be zero.")
+    assert_close(carry, short_carry)
+    (unchanged, _), _ = _differentiate(_call, layer, carry, padded, weights, mask=np.zeros_like(mask))
+    assert_equal(unchanged, carry)
+    more = inputs[:4]
+    assert_close(_run_by_steps(layer, carry, more), _run_by_steps(layer, short_carry, more))
     assert_finite(gradient)
-    require(np.all(gradient[5:, 0] == 0), "Padding gets a gradient that is not zero.")
-    require(np.all(np.any(gradient[:, 1:] != 0, axis=-1)), "Inputs that are no padding get no gradient.")
+    require(np.all(np.asarray(gradient)[~mask] == 0), "Padding gets a gradient that is not zero.")
+    require(np.all(np.any(np.asarray(gradient)[mask] != 0, -1)), "Inputs that are no padding get no gradient.")
 
 
 @contract
 def check_layer_causality(layer: Layer) -> None:
     """Checks that outputs depend on every input up to their step, and have exactly zero gradient in later ones."""
-    gradient = np.asarray(_gradient_of_one_answer(layer, _inputs(layer)))
+    inputs = _inputs(layer)
+    weights = jnp.zeros_like(inputs).at[3, 1].set(1)
+    gradient = np.asarray(_differentiate(_call, layer, None, inputs, weights)[1][1])
     require(np.all(gradient[4:] == 0), "Outputs depend on later inputs.")
     for step in range(4):
         require(np.any(gradient[step, 1] != 0), f"Outputs of step 3 do not depend on the input of step {step}.")
@@ -131,19 +171,18 @@ def check_layer_causality(layer: Layer) -> None:
 def check_layer_isolation(layer: Layer) -> None:
     """Checks that a change of one example leaves the outputs of the others bit-equal."""
     inputs = _inputs(layer)
-    changed = _run(layer, None, inputs.at[:, 1].set(-7.0))[1]
-    assert_equal(changed[:, ::2], _run(layer, None, inputs)[1][:, ::2])
+    weights = jnp.ones_like(inputs)
+    (_, changed), _ = _differentiate(_call, layer, None, inputs.at[:, 1].set(-7.0), weights)
+    (_, outputs), _ = _differentiate(_call, layer, None, inputs, weights)
+    assert_equal(changed[:, ::2], outputs[:, ::2])
 
 
 @contract
 def check_layer_extremes(layer: Layer) -> None:
     """Checks that values and gradients are finite for inputs of 0 and 1,000, and for equal inputs at all steps."""
     inputs = _inputs(layer)
-    differentiate = jax.jit(
-        jax.value_and_grad(lambda layer, inputs: jnp.sum(_run(layer, None, inputs)[1]), argnums=(0, 1))
-    )
     for extreme in (0 * inputs, 1e3 * inputs, jnp.broadcast_to(inputs[:1], inputs.shape)):
-        assert_finite(differentiate(layer, extreme))
+        assert_finite(_differentiate(_call, layer, None, extreme, jnp.ones_like(inputs)))
 
 
 @contract
@@ -208,8 +247,9 @@ def check_layer(make_layer: Callable[..., Layer]) -> None:
     contract                   statement
     =========================  ====================================================================================
     `check_layer_dtypes`       the carry keeps its shapes and dtypes; outputs have `dtype`, to which inputs are cast
-    `check_layer_steps`        a sequence and its tokens one by one agree, in values and gradients
-    `check_layer_masking`      padding at the end changes nothing and gets exactly zero gradient
+    `check_layer_carry`        a fresh carry can be donated; one of another batch size or dtype is refused
+    `check_layer_steps`        a sequence, its tokens one by one, and any division into calls and steps agree
+    `check_layer_masking`      padding changes no output, carry or later step and gets exactly zero gradient
     `check_layer_causality`    outputs depend on every input up to their step, and on no later one
     `check_layer_isolation`    a change of one example leaves the others bit-equal
     `check_layer_extremes`     values and gradients are finite for extreme inputs
@@ -217,7 +257,7 @@ def check_layer(make_layer: Callable[..., Layer]) -> None:
     `check_layer_devices`      a batch divided over devices, by `jax.shard_map` too, gives the numbers of one device
     =========================  ====================================================================================
 
-    The contracts run sequences of 7 tokens: give the layer chunks of 4 tokens or fewer, so that several chunks occur.
+    The contracts run sequences of 7 tokens: give the layer chunks of 3 tokens, so that several chunks occur.
 
     Args:
       make_layer: `make_layer(dtype=..., param_dtype=...)` returns the layer, with `features`, `initialize_carry`,
@@ -237,7 +277,9 @@ def check_layer(make_layer: Callable[..., Layer]) -> None:
     """
     check_layer_dtypes(make_layer)
     check_layer_compilation(make_layer)
-    check_layer_extremes(make_layer(dtype=jnp.float32, param_dtype=jnp.float32))
+    layer = make_layer(dtype=jnp.float32, param_dtype=jnp.float32)
+    check_layer_carry(layer)
+    check_layer_extremes(layer)
     with jax.enable_x64(True):
         layer = make_layer(dtype=jnp.float64, param_dtype=jnp.float64)
         check_layer_steps(layer)

@@ -177,8 +177,8 @@ def _abstract_model(name: str, heads: int, width: int, dtype: str) -> nnx.Module
         if name in MNM:
             memory = MNM[name](width, width, hidden_sizes=(width,) * (_LAYERS - 1))
             return MNMCell(width, width, memory, heads=heads, **settings)
-        memory = MEMORIES[name.removeprefix("layer: ")]
-        return NeuralMemoryLayer(width, memory, heads=heads, chunk=CHUNK, **settings)
+        settings |= MEMORIES[name.removeprefix("layer: ")]
+        return NeuralMemoryLayer(width, heads=heads, chunk=CHUNK, **settings)
 
     return nnx.eval_shape(make)
 

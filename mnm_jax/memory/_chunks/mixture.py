@@ -85,6 +85,11 @@ class Mixture(NamedTuple):
         )
 
 
+def wide(x: Array) -> Array:
+    """Returns an array in at least single precision, as products of many decays close to 1 need it."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
 def mix(gates: Gates, *, momentum: bool) -> Mixture:
     """Returns the coefficients of a chunk.
 

@@ -1,0 +1,77 @@
+"""Tests that outputs of untrained layers stay bounded over long sequences, as the layer's docstring states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
+from tests.layers.common import run_by_chunks, run_by_steps
+
+D = 6
+FORGET, BOTH = WriteOptions(forget=True), WriteOptions("l2", forget=True, momentum=True)
+BOUNDED = {
+    "MNM-p": local_memory(4, 4, hidden_sizes=(8,)),
+    "MNM-p, deep, gates": local_memory(4, 4, hidden_sizes=(8, 8), options=BOTH),
+    "MNM-g": gradient_memory(4, 4, hidden_sizes=(8,)),
+    "MNM-g, deep, forget": gradient_memory(4, 4, hidden_sizes=(8, 8), options=FORGET),
+    "Titans, normalised": gradient_memory(4, 4, hidden_sizes=(8,), options=BOTH),
+    "DeltaNet": matrix_memory(4, 4, options=WriteOptions("l2")),
+    "gated DeltaNet": matrix_memory(4, 4, options=WriteOptions("l2", forget=True)),
+    "linear attention, forget": matrix_memory(4, 4, "hebbian", options=WriteOptions("l2", forget=True)),
+}
+
+
+def make(memory, **settings):
+    return NeuralMemoryLayer(D, memory, heads=2, **settings, rngs=nnx.Rngs(0))
+
+
+def make_inputs(steps):
+    """Returns three sequences: numbers from N(0, 1), one token repeated, and zeros."""
+    draws = jax.random.normal(jax.random.key(9), (steps, D))
+    return jnp.stack([draws, jnp.broadcast_to(draws[:1], draws.shape), jnp.zeros_like(draws)], 1)
+
+
+def largest(result):
+    return float(jnp.max(jnp.abs(result[1]))) if np.all(np.isfinite(result[1])) else np.inf
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_outputs_are_bounded(name):
+    assert largest(run_by_chunks(make(BOUNDED[name], chunk=16), make_inputs(2000))) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 4, 16, 64, "steps"])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_outputs_are_bounded_for_long(name, chunk):
+    layer, run = make(BOUNDED[name], chunk=16 if chunk == "steps" else chunk), run_by_chunks
+    assert largest((run_by_steps if chunk == "steps" else run)(layer, make_inputs(20_000))) < 100
+
+
+def test_what_can_grow_grows():
+    """The cases that the docstring names; they would be bounded by the remedies above."""
+    inputs = make_inputs(500)
+    stale = make(gradient_memory(4, 4, hidden_sizes=(8,)), chunk=16, stale=True)
+    titans = make(gradient_memory(4, 4, hidden_sizes=(8,), step_size="sum", options=BOTH), chunk=16, stale=True)
+    attention = make(matrix_memory(4, 4, "hebbian"), chunk=16)
+    for layer in (stale, titans, attention):
+        assert largest(run_by_chunks(layer, inputs)) > 60
+
+
+def test_a_forget_gate_bounds_the_hidden_weights_of_the_local_rule():
+    inputs = make_inputs(2000)
+    for options, bounded in ((WriteOptions(), False), (FORGET, True)):
+        carry, _ = run_by_chunks(make(local_memory(4, 4, hidden_sizes=(8,), options=options), chunk=64), inputs)
+        assert (float(jnp.linalg.norm(carry.memory.now.weights[0])) < 100) == bounded
+
+
+@pytest.mark.parametrize("chunk", [16, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (4, 64))])
+def test_the_linearised_chunk_is_nearer_to_single_tokens_than_the_stale_one(chunk):
+    """The docstring's table: linearised 0.19, 0.31, 0.38; stale 0.34, 31, 27,000."""
+    inputs, memory = make_inputs(512)[:, :1], gradient_memory(4, 4, hidden_sizes=(8,))
+    settings = {"single": {"chunk": 1}, "linearised": {"chunk": chunk}, "stale": {"chunk": chunk, "stale": True}}
+    single, linearised, stale = (run_by_chunks(make(memory, **given), inputs)[1] for given in settings.values())
+    distance = lambda outputs: float(jnp.linalg.norm(outputs - single) / jnp.linalg.norm(single))  # noqa: E731
+    assert distance(linearised) < 0.45 and distance(linearised) < 0.7 * distance(stale)

@@ -1,0 +1,106 @@
+"""Tests that what the layer cannot do is refused by name."""
+
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from mnm_jax import NeuralMemoryLayer, WriteOptions, custom_memory
+from mnm_jax.memory import Pair, rule_memory
+from tests.layers.common import TWO_LAYERS, D, K, V, make_layer, make_memory
+
+
+def hebb(network, weights, keys, values):
+    return (Pair(keys, -values),), weights.product(0, keys)
+
+
+REFUSED = {
+    "optimizer": (
+        lambda: make_memory("gradient", WriteOptions(optimizer=optax.sgd(0.1)), jnp.float32),
+        r"WriteOptions\(optimizer=.*leave optimizer=None, or run this memory step by step in MNMCell",
+    ),
+    "inner_steps": (
+        lambda: make_memory("local", WriteOptions(inner_steps=2), jnp.float32),
+        r"WriteOptions\(inner_steps=2\).*leave inner_steps=1",
+    ),
+    "max_norm": (
+        lambda: make_memory("delta", WriteOptions(max_norm=0.5), jnp.float32),
+        r"WriteOptions\(max_norm=0.5\).*leave max_norm=None",
+    ),
+    "custom_memory": (
+        lambda: custom_memory(K, V, init=lambda key: jnp.zeros((K, V)), apply=lambda w, k: k @ w),
+        "written in pairs, got CustomMemory: use gradient_memory, local_memory or matrix_memory",
+    ),
+    "rule": (lambda: rule_memory(K, V, hebb), r"got the rule FunctionRule\(.*hebb.*ErrorRule or a SnapshotRule"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_memory_that_chunks_cannot_follow_is_refused_when_the_layer_is_made(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        NeuralMemoryLayer(D, make(), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"convolution": 0}, ValueError, "convolution must be >= 1, got 0"),
+        ({"chunk": 0}, ValueError, "chunk must be >= 1, got 0"),
+        ({"chunk": 2.0}, TypeError, "chunk must be an integer >= 1, got 2.0 of type float"),
+        ({"heads": -1}, ValueError, "heads must be >= 1, got -1"),
+        ({"features": True}, TypeError, "features must be an integer >= 1, got True"),
+        ({"stale": 1}, TypeError, "stale must be True or False, got 1"),
+        ({"stale": True}, ValueError, "stale=True needs a gradient_memory with hidden_sizes.*leave stale=False"),
+        ({"dtype": jnp.int32}, TypeError, "dtype must be a floating-point dtype"),
+        ({"dtype": jnp.float64}, ValueError, "dtype must be an enabled dtype, got float64: set JAX_ENABLE_X64=1"),
+        ({"param_dtype": "int8"}, TypeError, "param_dtype must be a floating-point dtype"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(settings, error, message):
+    given = {"features": D, "memory": make_memory("delta", dtype=jnp.float32), "rngs": nnx.Rngs(0)}
+    with pytest.raises(error, match=message):
+        NeuralMemoryLayer(**(given | settings))
+
+
+LAYER = make_layer(make_memory("gradient", dtype=jnp.float32, **TWO_LAYERS), jnp.float32)
+TOKENS = jnp.zeros((3, 2, D))
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "error", "message"),
+    [
+        (jnp.zeros((2, D)), {}, ValueError, r"inputs must have shape \[T, B, D\].*got \(2, 5\)"),
+        (jnp.zeros((2, 3, 4)), {"time_major": False}, ValueError, r"inputs must have shape \[B, T, D\].*\(2, 3, 4\)"),
+        (jnp.zeros((3, 2, D), int), {}, TypeError, "inputs must be an array of floating-point numbers, got dtype int"),
+        (TOKENS.astype(complex), {}, TypeError, "inputs must be an array of floating-point .*complex"),
+        ([[[1.0] * D]], {}, TypeError, "inputs must be an array"),
+        (TOKENS, {"mask": jnp.ones((3, 2))}, TypeError, "mask must be an array of bools, got dtype float32"),
+        (TOKENS, {"mask": jnp.ones((2, 3), bool)}, ValueError, r"mask must have shape \[T, B\] = \[3, 2\], got"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_wrong_inputs_are_named(given, settings, error, message):
+    with pytest.raises(error, match=message):
+        LAYER(None, given, **settings)
+
+
+def test_wrong_tokens_are_named():
+    with pytest.raises(ValueError, match=r"inputs must have shape \[B, D\].*got \(2, 4\)"):
+        LAYER.step(None, jnp.zeros((2, 4)))
+
+
+def test_a_carry_that_does_not_fit_is_named():
+    three = LAYER.initialize_carry((3, D))
+    for carry, message in [
+        (three, r"carry.memory.now.weights\[0\] must be float32 of shape \(2, 1, 4, 6\) for inputs of B = 2 ex"),
+        (three._replace(position=None), "carry must be a LayerCarry of this layer"),
+        (jnp.zeros(2), "carry must be a LayerCarry of this layer"),
+    ]:
+        for call, inputs in ((LAYER, TOKENS), (LAYER.step, TOKENS[0])):
+            with pytest.raises(ValueError, match=message):
+                call(carry, inputs)
+    fits = LAYER.initialize_carry((2, D))
+    with pytest.raises(ValueError, match=r"carry.position must be int32 of shape \(2,\) .*got float32 of \(2,\): pass"):
+        LAYER(fits._replace(position=jnp.zeros(2)), TOKENS)

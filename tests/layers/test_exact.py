@@ -1,0 +1,156 @@
+"""Tests that chunks of any size give the values, states and gradients of the memory's own writes, token by token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnm_jax import WriteOptions
+from mnm_jax.memory import ErrorRule, Pair, SnapshotRule, rule_memory
+from tests.layers.common import (
+    BOTH,
+    TWO_LAYERS,
+    K,
+    V,
+    assert_close,
+    make_form,
+    make_inputs,
+    make_layer,
+    make_memory,
+    run_by_chunks,
+    run_by_steps,
+    write_token_by_token,
+)
+
+PLAIN, ALL = WriteOptions(), WriteOptions("layer", forget=True, momentum=True)
+DEEP = {"hidden_sizes": (6, 5)}
+BIAS = {"use_bias": True, "activation": jnp.sin}
+EXACT = {
+    "local": ("local", PLAIN, DEEP),
+    "local-gates": ("local", ALL, DEEP),
+    "local-sum": ("local", ALL, DEEP | BIAS | {"step_size": "sum", "condition_on_key": True}),
+    "local-paper-forget": ("local", WriteOptions("l2", forget=True), DEEP | {"step_size": "paper"}),
+    "local-momentum": ("local", WriteOptions("l2", momentum=True), TWO_LAYERS),
+    "local-linear": ("local", ALL, {"step_size": "paper"}),
+    "gradient-linear": ("gradient", ALL, {}),
+    "delta": ("delta", WriteOptions("l2", forget=True), {}),
+    "hebbian": ("hebbian", ALL, {}),
+}
+# The gradient rule through hidden layers is exact for chunks of one token alone.
+ONE_BY_ONE = {
+    "gradient": ("gradient", PLAIN, DEEP),
+    "gradient-gates": ("gradient", ALL, DEEP | BIAS),
+    "gradient-sum": ("gradient", WriteOptions("l2", momentum=True), TWO_LAYERS | {"step_size": "sum"}),
+    "gradient-paper": ("gradient", WriteOptions("l2", forget=True), TWO_LAYERS | {"step_size": "paper"}),
+}
+
+
+@pytest.mark.parametrize("name", [*EXACT, *ONE_BY_ONE])
+def test_chunks_give_the_memorys_own_writes(name, x64):
+    rule, options, settings = (EXACT | ONE_BY_ONE)[name]
+    layer = make_layer(make_memory(rule, options, **settings), heads=2, chunk=3 if name in EXACT else 1)
+    assert layer.exact
+    inputs = 0.5 * make_inputs(5)
+    states, expected = jax.jit(write_token_by_token)(layer, inputs)
+    carry, outputs = run_by_chunks(layer, inputs)
+    assert_close((*carry.memory.now, outputs), (*states, expected))
+    carry, outputs = run_by_steps(layer, inputs)
+    assert_close((*carry.memory.now, outputs), (*states, expected))
+
+
+@functools.cache
+def differentiated(chunk):
+    """Returns outputs, states and gradients of a deep local memory over 35 tokens; by `Memory.write_read` for None."""
+    layer = make_layer(make_memory("local", BOTH, **DEEP), heads=2, chunk=chunk or 1)
+
+    def value(layer, inputs):
+        if chunk is None:
+            states, outputs = write_token_by_token(layer, inputs)
+        else:
+            carry, outputs = layer(None, inputs)
+            states = tuple(carry.memory.now)
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves((states, outputs))), (states, outputs)
+
+    run = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
+    (_, results), gradients = run(layer, make_inputs(35))
+    return results, jax.tree.leaves(gradients)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 64])
+def test_any_chunk_size_gives_the_gradients_of_the_memorys_own_writes(chunk, x64):
+    """35 tokens: whole chunks and a rest; chunks of 64 are substituted in several blocks."""
+    expected = differentiated(None)
+    assert_close(differentiated(chunk), expected, rtol=2e-12)
+    assert all(np.any(leaf != 0) for leaf in expected[1])
+
+
+def test_the_states_of_any_chunk_size_can_be_handed_over(x64):
+    inputs, memory = make_inputs(11), make_memory("local", BOTH, **DEEP)
+    expected = run_by_chunks(make_layer(memory, chunk=64), inputs)
+    carry, outputs = None, []
+    for chunk, part in ((2, slice(0, 5)), (7, slice(5, 11))):
+        carry, output = run_by_chunks(make_layer(memory, chunk=chunk), inputs[part], carry)
+        outputs.append(output)
+    assert_close((carry, jnp.concatenate(outputs)), expected)
+
+
+@pytest.mark.parametrize("name", ["local", "gradient"])
+def test_derivatives_of_first_and_second_order(name, x64):
+    """Compares with finite differences; the second order is forward mode over reverse mode."""
+    layer = make_form(name, chunk=2)
+    inputs, along = (0.5 * make_inputs(4)[:, example : example + 1] for example in range(2))
+    value = lambda inputs: jnp.sum(jnp.sin(layer(None, inputs)[1]))  # noqa: E731
+
+    @jax.jit
+    def derivatives(inputs):
+        return jax.jvp(jax.value_and_grad(value), (inputs,), (along,))
+
+    (_, slope), (forward, second) = derivatives(inputs)
+    (later, later_slope), (earlier, earlier_slope) = (derivatives(inputs + h * along)[0] for h in (1e-5, -1e-5))
+    np.testing.assert_allclose((later - earlier) / 2e-5, jnp.vdot(slope, along), rtol=1e-6)
+    np.testing.assert_allclose(forward, jnp.vdot(slope, along), rtol=1e-12)
+    np.testing.assert_allclose((later_slope - earlier_slope) / 2e-5, second, rtol=1e-6, atol=1e-6)
+
+
+class Shrinking(ErrorRule):
+    """An error rule whose targets depend on the fast weights."""
+
+    def layer_targets(self, network, targets, weights, keys, values):
+        return (0.5 * weights.product(0, keys),)
+
+    def step(self, inputs, error):
+        return error
+
+    def step_scale(self, inputs, features):
+        return jnp.ones_like(inputs[..., :1])
+
+
+class Erasing(SnapshotRule):
+    """A rule whose pairs depend on the weights."""
+
+    def pairs(self, network, targets, weights, keys, values):
+        return self.row_pairs(network, weights, keys, values), weights.product(0, keys)
+
+    def row_pairs(self, network, weights, keys, values):
+        return (Pair(keys, weights.product(0, keys) - values),)
+
+
+def test_targets_that_depend_on_the_weights_are_refused():
+    with pytest.raises(ValueError, match="layer_targets do not depend on the fast weights.*step by step in MNMCell"):
+        make_layer(rule_memory(K, V, Shrinking()), jnp.float32)
+
+
+def test_exact_is_true_where_the_chunk_size_changes_nothing(x64):
+    inputs = 0.5 * make_inputs(6)
+    erasing = rule_memory(K, V, Erasing(), options=WriteOptions("l2"), param_dtype=jnp.float64)
+    for memory, exact in (
+        (make_memory("gradient", BOTH, **TWO_LAYERS), False),
+        (make_memory("hebbian", BOTH), True),
+        (erasing, False),
+    ):
+        one, three = (make_layer(memory, chunk=chunk) for chunk in (1, 3))
+        assert one.exact and three.exact == exact
+        equal = np.allclose(run_by_chunks(one, inputs)[1], run_by_chunks(three, inputs)[1], rtol=0, atol=1e-12)
+        assert equal == exact
