@@ -117,26 +117,34 @@ def solve(kernel: Array, error: Array, epsilon: float, ridge: float | None = Non
     scaled = scale * error.astype(kernel.dtype)
     if heads == 1:
         return (scale * scaled).astype(dtype)
-    system = jnp.where(identity > 0, 1, scale * kernel * jnp.swapaxes(scale, 1, 2))
     own = float(jnp.finfo(dtype).eps) ** 0.6 if ridge is None else ridge  # 7e-5 in float32, 0.05 in bfloat16
-    if heads == 2 or ridge is not None:
-        return (scale * _filter(own, system, scaled)).astype(dtype)
-    column = system[:, :, :1]
-    first = jnp.sum(column * scaled, 1, keepdims=True) / jnp.sum(column * column, 1, keepdims=True)
-    rest = scaled - column * first
-    delta = _filter(own, system, rest)
-    return (scale * jnp.concatenate([delta[:, :1] + first, delta[:, 1:]], 1)).astype(dtype)
+    system = jnp.where(identity > 0, 1, scale * kernel * jnp.swapaxes(scale, 1, 2))
+    if heads == 2:
+        matrix = _filter_two(own, system)
+    elif ridge is not None:
+        matrix = _filter(own, system, jnp.broadcast_to(identity, system.shape))
+    else:
+        column = system[:, :, :1]
+        share = jnp.swapaxes(column, 1, 2) / jnp.sum(column * column, 1, keepdims=True)
+        matrix = _filter(own, system, identity - column * share) + identity[:, :, :1] * share
+    return (scale * _product(matrix, scaled)).astype(dtype)
+
+
+def _filter_two(ridge: float, system: Array) -> Array:
+    """Returns M (I + 2 N) (I - N) for C `[B, 2, 2]`, whose eigenvectors are the sum and the difference of the heads."""
+    signs = jnp.asarray([1, -1], system.dtype)[None, :, None]
+    values = 1 + signs * system[:, :1, 1:]
+    once = 1 / (values + ridge)
+    values = once * (1 + 2 * ridge * once) * (values * once) / 2
+    total, difference = values[:, :1], values[:, 1:]
+    return jnp.where(_identity(system) > 0, total + difference, total - difference)
 
 
 def _filter(ridge: float, system: Array, right: Array) -> Array:
-    """Returns M (I + 2 N) (I - N) F with M = (C + r I)^-1 and N = r M, for C `[B, H, H]` and F `[B, H, O]`."""
-    if system.shape[-1] == 2:  # the eigenvectors of C are the sum and the difference of the two heads
-        signs = jnp.asarray([1, -1], system.dtype)[None, :, None]
-        parts = jnp.concatenate([right[:, :1] + right[:, 1:], right[:, :1] - right[:, 1:]], 1) / 2
-        values = 1 + signs * system[:, :1, 1:]
-        once = 1 / (values + ridge)
-        parts = parts * once * (1 + 2 * ridge * once) * (values * once)
-        return parts[:, :1] + signs * parts[:, 1:]
+    """Returns M (I + 2 N) (I - N) F with M = (C + r I)^-1 and N = r M, for matrices C and F `[B, H, H]`.
+
+    The factors are applied from right to left, so that the large M multiplies what I - N has made small.
+    """
     system = system + ridge * _identity(system)
     inverse = _inverse(jax.lax.stop_gradient(system))
 
