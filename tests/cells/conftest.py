@@ -37,10 +37,10 @@ def plain(cell, **options):
 
 
 def with_memory(cell, factory, *sizes, hidden_sizes=(), options=PAPER, **others):
-    def make(param_dtype=jnp.float32, in_features=D, hidden=H, seed=0, dtype=None):
+    def make(param_dtype=jnp.float32, in_features=D, hidden=H, seed=0, dtype=None, **changes):
         memory = factory(*sizes, hidden_sizes=hidden_sizes, options=options, param_dtype=param_dtype)
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        return cell(in_features, hidden, memory, **others, **dtypes, rngs=nnx.Rngs(seed))
+        return cell(in_features, hidden, memory, **others | changes, **dtypes, rngs=nnx.Rngs(seed))
 
     return make
 
@@ -89,7 +89,10 @@ PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else na
 
 @pytest.fixture(params=PARAMS)
 def make(request):
-    """Returns a function `(param_dtype, in_features=D, hidden=H, seed=0, dtype=None) -> cell`, for every cell."""
+    """Returns a function `(param_dtype, in_features=D, hidden=H, seed=0, dtype=None) -> cell`, for every cell.
+
+    For a cell with a neural memory it also takes other arguments of the cell, such as `heads`.
+    """
     return MADE[request.param]
 
 
