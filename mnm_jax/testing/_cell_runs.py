@@ -130,7 +130,7 @@ def flagged(
     every = np.ones(inputs.shape[:2], bool)
     mask, reset = every if mask is None else mask, ~every if reset is None else reset
     carry = begin(cell, inputs.shape[1]) if carry is None else carry
-    cotangents = [np.zeros_like(leaf) for leaf in floats(carry)] if cotangents is None else cotangents
+    cotangents = [np.zeros(leaf.shape, leaf.dtype) for leaf in floats(carry)] if cotangents is None else cotangents
     weights = weights_of(inputs) if weights is None else weights
     form = choose_form(cell, len(inputs), reset=True) if form is None else form
     return run(cell, carry, inputs, weights, cotangents, mask=mask, reset=reset, form=form)

@@ -20,6 +20,7 @@ from mnm_jax.testing._cell_runs import (
     Cell,
     Gradients,
     Run,
+    T,
     begin,
     cell_dtype,
     cell_inputs,
@@ -51,7 +52,7 @@ def check_carry(cell: Cell) -> None:
 
 @contract
 def check_dtypes(make_cell: Callable[..., Cell]) -> None:
-    """Checks that parameters have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast.
+    """Checks that parameters and gradients have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast.
 
     The dtypes are float32, bfloat16 and float64, and bfloat16 computation with float32 parameters. The weights of a
     neural memory in the carry keep `param_dtype`.
@@ -74,6 +75,9 @@ def check_dtypes(make_cell: Callable[..., Cell]) -> None:
                 new, outputs = jax.eval_shape(lambda cell, carry, now: cell(carry, now), cell, carry, inputs)
                 require(kinds(new) == kinds(carry), f"Inputs in {given} change the carry to {kinds(new)}.")
                 _check_dtype("features", split_output(outputs)[0], dtype)
+            if param_dtype == half:
+                inputs = jax.ShapeDtypeStruct((T, 8, cell.in_features), dtype)
+                _check_dtype("gradients", jax.eval_shape(flagged, cell, inputs).gradients, half)
 
 
 def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:

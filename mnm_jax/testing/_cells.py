@@ -33,7 +33,7 @@ def check_cell(make_cell: Callable[..., nnx.RNNCellBase]) -> None:
     ===================  ==========================================================================================
     contract             statement
     ===================  ==========================================================================================
-    `check_dtypes`       parameters have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast
+    `check_dtypes`       parameters and gradients have `param_dtype`, and carry and outputs `dtype`
     `check_carry`        shapes and dtypes of the carry are constant under a step, `lax.cond` and `vmap`
     `check_unroll`       two runs joined by the carry equal a loop over steps, in values and gradients
     `check_masking`      padding changes nothing and gets exactly zero gradient

@@ -249,7 +249,10 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     )
     theta_ct, small_ct, _, weights_ct, pending = carry
     theta_ct = program.add_kernels(theta_ct, _kernel_cotangents(shapes, program.kernels(theta), operands, results_ct))
-    return theta_ct, None, small_ct, start_cotangent(start, pending.add_to(weights_ct)), Steps(inputs_ct)
+    # Sums of pairs are at least in float32, the weights may be in bfloat16.
+    start_ct = start_cotangent(start, pending.add_to(weights_ct))
+    start_ct = jax.tree.map(lambda leaf, ct: ct.astype(leaf.dtype), start, start_ct)
+    return theta_ct, None, small_ct, start_ct, Steps(inputs_ct)
 
 
 _run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
