@@ -10,7 +10,7 @@ outputs of a layer.
 import abc
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 
 from mnm_jax.memory._gated import safe_root
 from mnm_jax.memory._network import Activations, Network, backward, forward
-from mnm_jax.memory._step_size import gram, inverse_norm, solve, step, step_scale
+from mnm_jax.memory._step_size import gram, inverse_norm, solve, solve_layers, step, step_scale
 from mnm_jax.memory._types import Pair, Storage, TargetMaps
 
 Array = jax.Array
@@ -88,8 +88,12 @@ class ErrorRule(Rule):
         """See `Rule`."""
         inputs, outputs, _ = forward(network, weights, keys)
         wanted = self.layer_targets(network, targets, weights, keys, values)
-        layers = zip(inputs, outputs, wanted, strict=True)
-        return tuple(Pair(x, self.step(x, z - t)) for x, z, t in layers), outputs[-1]
+        errors = [z - t for z, t in zip(outputs, wanted, strict=True)]
+        return tuple(map(Pair, inputs, self.steps(inputs, errors))), outputs[-1]
+
+    def steps(self, inputs: Sequence[Array], errors: Sequence[Array]) -> list[Array]:
+        """Returns the deltas of all layers: `step` of each, unless a rule can share work between them."""
+        return [self.step(x, error) for x, error in zip(inputs, errors, strict=True)]
 
 
 class SnapshotRule(Rule):
@@ -128,6 +132,12 @@ class SizedRule(ErrorRule):
     def step(self, inputs: Array, error: Array) -> Array:
         """See `ErrorRule`."""
         return error if self.step_size is None else step(self.step_size, error, gram(inputs), self.epsilon)
+
+    def steps(self, inputs: Sequence[Array], errors: Sequence[Array]) -> list[Array]:
+        """See `ErrorRule`."""
+        if self.step_size != "normalised" or len(inputs) == 1:
+            return super().steps(inputs, errors)
+        return solve_layers([gram(x) for x in inputs], errors, self.epsilon)
 
     def step_scale(self, inputs: Array, features: int) -> Array:
         """See `ErrorRule`."""

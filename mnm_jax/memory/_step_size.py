@@ -29,9 +29,13 @@ If |x|^2 < epsilon, s is |x|^2 / epsilon^1.5 instead, so that a write fades out 
 The write rate multiplies D, so that a rate beta in (0, 1) removes that fraction of the error of every head.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 Array = jax.Array
 
@@ -111,23 +115,44 @@ def solve(kernel: Array, error: Array, epsilon: float, ridge: float | None = Non
       epsilon: as in `step`.
       ridge: r; None for that of an exact Gram matrix, which depends on the dtype.
     """
-    heads, dtype = kernel.shape[-1], error.dtype
+    return _apply(_delta_map(kernel, epsilon, error.dtype, ridge), error)
+
+
+def solve_layers(kernels: Sequence[Array], errors: Sequence[Array], epsilon: float) -> list[Array]:
+    """Returns `solve(kernel, error, epsilon)` of every layer; the small matrices of all layers are computed at once."""
+    batch = kernels[0].shape[0]
+    maps = _delta_map(jnp.concatenate(kernels), epsilon, errors[0].dtype)
+    return [_apply(maps[n * batch : (n + 1) * batch], error) for n, error in enumerate(errors)]
+
+
+def _apply(delta_map: Array, error: Array) -> Array:
+    right = error.astype(delta_map.dtype)
+    if delta_map.shape[-1] == 1:
+        delta = delta_map * right
+    elif delta_map.shape[-1] == 2:
+        delta = _product(delta_map, right)
+    else:
+        delta = jnp.einsum("bhg,bgo->bho", delta_map, right, precision=_EXACT)
+    return delta.astype(error.dtype)
+
+
+def _delta_map(kernel: Array, epsilon: float, dtype: DTypeLike, ridge: float | None = None) -> Array:
+    """Returns the matrix `[B, H, H]` from the errors, of the given dtype, to the normalised deltas."""
+    heads = kernel.shape[-1]
     identity = _identity(kernel)
     scale = inverse_norm(jnp.sum(identity * kernel, -1, keepdims=True), epsilon)
-    scaled = scale * error.astype(kernel.dtype)
     if heads == 1:
-        return (scale * scaled).astype(dtype)
+        return jnp.square(scale)
     own = float(jnp.finfo(dtype).eps) ** 0.6 if ridge is None else ridge  # 7e-5 in float32, 0.05 in bfloat16
-    system = jnp.where(identity > 0, 1, scale * kernel * jnp.swapaxes(scale, 1, 2))
+    scales = scale * jnp.swapaxes(scale, 1, 2)
+    system = jnp.where(identity > 0, 1, scales * kernel)
     if heads == 2:
-        matrix = _filter_two(own, system)
-    elif ridge is not None:
-        matrix = _filter(own, system, jnp.broadcast_to(identity, system.shape))
-    else:
-        column = system[:, :, :1]
-        share = jnp.swapaxes(column, 1, 2) / jnp.sum(column * column, 1, keepdims=True)
-        matrix = _filter(own, system, identity - column * share) + identity[:, :, :1] * share
-    return (scale * _product(matrix, scaled)).astype(dtype)
+        return scales * _filter_two(own, system)
+    if ridge is not None:
+        return scales * _filter(ridge, system, jnp.broadcast_to(identity, system.shape))
+    column = system[:, :, :1]
+    share = jnp.swapaxes(column, 1, 2) / jnp.sum(column * column, 1, keepdims=True)
+    return scales * (_filter(own, system, identity - column * share) + identity[:, :, :1] * share)
 
 
 def _filter_two(ridge: float, system: Array) -> Array:
@@ -163,7 +188,8 @@ def _identity(like: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    return jnp.einsum("bhg,bgo->bho", a, b, precision=_EXACT)
+    """Returns A B for A `[B, H, H]`, as elementwise operations, which the compiler fuses with those around them."""
+    return functools.reduce(jnp.add, (a[:, :, g : g + 1] * b[:, g : g + 1] for g in range(a.shape[-1])))
 
 
 def _inverse(matrix: Array) -> Array:

@@ -10,8 +10,9 @@ from mnm_jax.recurrence._protocol import MemoryCell
 
 FORMS = ("auto", "plain", "factored", "reversible")
 
-# Largest T H for which the factored form is faster, as a fraction of the layer width d. CPU: measured.
-_FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 1 / 2, "tpu": 1 / 2}
+# Largest T H for which the factored form is faster, as a fraction of the layer width d. CPU: measured. GPU: the
+# form was slower in every measurement, of 32 steps and more, since it has more small kernels per step. TPU: estimated.
+_FACTORED_UP_TO = {"cpu": 1 / 16, "gpu": 0, "tpu": 1 / 2}
 # (smallest number of steps with checkpoints, steps between two checkpoints), measured: at that length, page faults of
 # new memory cost as much as computing the steps again.
 _CHECKPOINTS = {"cpu": (1024, 256)}
@@ -27,7 +28,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     ==================================================================  =============================================
     no neural memory, or one that is not written only in pairs          plain
     with resets, over which weights cannot be computed back             factored
-    `T H <= d / 16` on a CPU (measured), `d / 2` elsewhere (estimated)  factored
+    `T H <= d / 16` on a CPU (measured), `d / 2` on a TPU (estimated)   factored
     longer sequences, on a CPU up to 1,023 steps                        reversible
     at least 1,024 steps on a CPU (measured)                            reversible, with a checkpoint every 256 steps
     ==================================================================  =============================================

@@ -78,7 +78,7 @@ def accelerator(
             rank = min(t_rank, 1) + b_rank + d_rank
             if dtype == "float32 highest" and (t_rank or b_rank):
                 continue
-            fields = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
+            fields: dict[str, Any] = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
             fields |= {"width": width if is_cell else layer_width, "dtype": dtype}
             order += [(rank, {"model": model, "heads": h} | fields) for h in many]
     peak = _Peak(devices[0])
