@@ -99,7 +99,7 @@ def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **s
     """Checks the kind and the shape of an array; only its shape and dtype are read, so that it may be traced.
 
     Args:
-      name: of the argument.
+      name: name of the argument.
       array: the argument.
       axes: letters of its axes, such as "B H K"; a leading "..." stands for any number of axes.
       dtype: `jnp.floating`, `jnp.integer` or `jnp.bool_`.

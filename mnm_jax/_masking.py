@@ -44,7 +44,7 @@ class Steps(NamedTuple):
         return carry, self.inputs if self.mask is None else jnp.where(self.mask[:, None], self.inputs, 0)
 
     def leave(self, new: Any, old: Any, outputs: Any) -> tuple[Any, Any]:
-        """Returns the carry and the outputs of a step whose cell, called with the carry `old`, returned the others."""
+        """Returns the carry and the outputs of a step, from the carry `old` before it and the cell's results."""
         carried = self.carried
         if carried is not None:
             new = select(carried, new, old)

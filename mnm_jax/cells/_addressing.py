@@ -45,7 +45,7 @@ def interpolate(content: Array, last: Array, gate: Array) -> Array:
 def shift(weighting: Array, shifts: Array) -> Array:
     """Returns w~[i] = sum_j w[i - j] s[j], indices modulo N, `[B, H, N]` (NTM, equation 8).
 
-    The shifts `[B, H, S]`, with odd S, are those by j from -(S - 1) / 2 to (S - 1) / 2.
+    s `[B, H, S]`, with odd S, are the weights of the shifts by j from -(S - 1) / 2 to (S - 1) / 2.
     """
     furthest = shifts.shape[-1] // 2
     # S is small: a sum of rolled copies is cheaper than a product with an N x N matrix of shifts.

@@ -191,7 +191,7 @@ def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[
       carry: the carry.
       kind: the type of the carry.
       inputs: `[B, D]`.
-      apart: fields of the carry that are not checked: the state of a neural memory, which its write checks.
+      apart: fields of which only the batch size is checked: the state of a neural memory, whose write checks the rest.
 
     Raises:
       TypeError: for inputs that are no real numbers, or a carry of another type or dtype.

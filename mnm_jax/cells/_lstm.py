@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class LSTMCell(Cell):
-    """A long short-term memory, with the parameters and numbers of flax's `OptimizedLSTMCell`.
+    """A long short-term memory, with the parameters and results of flax's `OptimizedLSTMCell`.
 
         [i ; f ; o]_t = sigmoid(A x_t + W h_{t-1} + a),      g_t = tanh(B x_t + U h_{t-1} + b)
         c_t = f_t o c_{t-1} + i_t o g_t,      h_t = o_t o tanh(c_t)

@@ -23,7 +23,7 @@ class ReadingCell(Cell):
       memory_features: `W`, features of a slot.
       read_heads: `R`, so that r_t has `R W` features.
       controller: the LSTM.
-      interface: the linear map from h_t to everything that addresses the table, before its activations.
+      interface: the linear map from h_t to the vectors that address and write the table, before their activations.
     """
 
     slots: int

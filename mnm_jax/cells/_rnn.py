@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class RNNCell(Cell):
-    """A simple recurrent network, with the parameters and numbers of flax's `SimpleCell`.
+    """A simple recurrent network, with the parameters and results of flax's `SimpleCell`.
 
         h_t = tanh(A x_t + a + W h_{t-1})
 

@@ -69,9 +69,9 @@ class NeuralMemoryLayer(nnx.Module):
     matrix give what `Memory.write_read` gives token by token: `chunk` changes only the speed, and `exact` is True. The
     gradient rule through hidden layers is linearised at the weights of each chunk's beginning, with the scalar kernel
     of `GradientRule`: `chunk` is then part of the model, and `exact` is False, except for chunks of one token. With
-    `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. Distance
-    from token by token, relative to the norm of the outputs, untrained, over 512 tokens of N(0, 1) with D = 6,
-    K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
+    `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. The
+    distance from the outputs of single tokens, relative to the norm of these outputs, before training, over 512
+    tokens of N(0, 1) with D = 6, K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
 
     ==========  =======  ========  ========
     form        chunk 4  chunk 16  chunk 64
@@ -100,7 +100,7 @@ class NeuralMemoryLayer(nnx.Module):
       memory: from `local_memory`, `gradient_memory` or `matrix_memory`, or from `rule_memory` with an `ErrorRule` or a
         `SnapshotRule`. Every head has its own memory, with its own slow parameters, and writes one key per token.
       heads: number of memories `H`.
-      chunk: number of tokens `C` that are processed at once. For an exact layer a setting of speed alone.
+      chunk: number of tokens `C` that are processed at once. For an exact layer it changes only the speed.
       stale: whether the gradient rule through hidden layers takes all gradients of a chunk at the weights of its
         beginning. For comparison: it diverges where overlapping keys of a chunk add up.
       convolution: number of tokens `n` on which keys, values and queries depend, including their own; 1 for no
@@ -288,7 +288,7 @@ class NeuralMemoryLayer(nnx.Module):
           memory: the memories before the sequence.
           vectors: keys, values and queries, `[T, B, H (2 K + V)]`.
           gates: `[B, H, T]` each.
-          ends: `[T / C, B]`, where the examples' chunks end; None if all chunks of C tokens do.
+          ends: for each C tokens, whether the example's chunk ends with them, `[T / C, B]`; None if all do.
         """
         params, steps = self.memory_params.get_value(), len(vectors)
         whole = steps - steps % self.chunk

@@ -1,6 +1,6 @@
-"""Places of tokens in chunks that begin where each example's last call left off, without padding between tokens.
+"""Places the tokens of a call in chunks, continuing each example's last chunk and leaving out padding between tokens.
 
-Shape letters: `T` time steps, `B` examples, `C` tokens of a chunk, `S` slots: a whole number of chunks.
+Shape letters: `T` time steps, `B` examples, `C` tokens of a chunk, `S` slots, a multiple of `C`.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Slots(NamedTuple):
       tokens: the index of the token in each slot, `[S, B]`; arbitrary where `mask` is False.
       mask: whether a slot holds a token, `[S, B]`.
       places: the slot of each token, `[T, B]`; arbitrary for padding.
-      ends: whether the example's chunk is complete after each chunk of slots, `[S / C, B]`.
+      ends: for each C slots, whether the example's chunk is complete after them, `[S / C, B]`.
       position: number of tokens in the last chunk after the call, `[B]`; 0 if it is complete.
     """
 
@@ -43,7 +43,7 @@ def align(position: Array, mask: Array, chunk: int) -> Slots:
     Args:
       position: number of tokens of the current chunk before the call, `[B]`.
       mask: `[T, B]` bool, False = padding.
-      chunk: `C`.
+      chunk: number of tokens per chunk, `C`.
     """
     steps = len(mask)
     chunks = -(-(steps + chunk - 1) // chunk)

@@ -99,6 +99,8 @@ class ErrorRule(Rule):
 class SnapshotRule(Rule):
     """A rule whose pairs, within a chunk of `NeuralMemoryLayer`, follow from the weights at the chunk's beginning.
 
+    With a `GradientRule`, the layer also corrects the errors for the chunk's earlier writes, unless `stale=True`.
+
     Attributes:
       uses_weights: whether the pairs depend on the weights. Otherwise the result does not depend on the chunk size.
     """
@@ -184,7 +186,8 @@ class LocalRule(SizedRule):
 class Linearised(NamedTuple):
     """The pairs of a chunk's tokens, to first order in the chunk's own writes.
 
-    A write at rate r of a token with the error e moves the answer to another token by - r (psi . psi') scale e.
+    A write at rate r of a token with features psi and error e moves the answer to a token with features psi' by
+    - r (psi . psi') scale e.
 
     Attributes:
       errors: f(k) - v with the weights of the chunk's beginning, `[B, C, V]`.
@@ -212,10 +215,10 @@ class GradientRule(SnapshotRule):
 
     Normalised: to first order, a step with c moves the answers by - J J^T c, where J is the Jacobian of f with respect
     to all weights, so that c = (J J^T)^-1 e would meet every target. N approximates J J^T: the backward map of layer l
-    is replaced by its mean square gain s_l (one for the last layer). It is exact for a linear memory, N = X X^T, with
-    any number of heads (see `_step_size`). For one head in any network the step length is 2 L / |grad L|^2 with
-    L = |e|^2, twice Polyak's step. With hidden layers a step at rate 1 can increase the loss if the keys are much
-    shorter than the error, or nearly equal with different values.
+    is replaced by its mean square gain s_l (one for the last layer), with delta_l(e) the delta for c = e. N is exact
+    for a linear memory, N = X X^T, with any number of heads (see `_step_size`). For one head in any network the step
+    length is 2 L / |grad L|^2 with L = |e|^2, twice Polyak's step. With hidden layers a step at rate 1 can increase the
+    loss if the keys are much shorter than the error, or nearly equal with different values.
 
     Attributes:
       step_size: one of `STEP_SIZES`.

@@ -12,17 +12,18 @@ one write, for any overlap of linearly independent keys. Of all such W' this one
 only in the span of the keys. For one head, D = E / |x|^2 is the normalised delta rule.
 
 With the inverse lengths s_h = 1 / |x_h|, D = s C^-1 s E, where C = s G s has ones on its diagonal however long the
-keys are. Equal keys make C singular. The code therefore replaces C^-1 by
+keys are. Equal keys make C singular. The code therefore adds a small ridge r and replaces C^-1 by
 
     M (I + 2 N) (I - N),    M = (C + r I)^-1,    N = r M
 
 Along an eigenvector of C with eigenvalue c >> r, the share 3 (r / c)^2 of the error remains: nearly nothing for
 linearly independent keys. If heads share one key, c = 0 for the differences of their targets. I - N removes these, so
 that the solution stores the mean, and that D is not a difference of large numbers. r balances the share that remains
-against rounding, which grows with 1 / r.
+against rounding errors, which grow with 1 / r.
 
-To solve for small numbers if more than two keys are about equal, the component of the errors that a write of the first
-head alone removes is subtracted first, and its delta is added to that of the first head.
+With more than two heads, the component of the errors that a write of the first head alone removes is subtracted before
+the solve, and its delta is added to that of the first head. If the keys are about equal, the right sides of the solve
+are then small numbers.
 
 If |x|^2 < epsilon, s is |x|^2 / epsilon^1.5 instead, so that a write fades out as its key approaches zero.
 

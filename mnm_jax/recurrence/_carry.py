@@ -1,4 +1,4 @@
-"""Checks carries, and splits that of a memory cell into the memory's state and the other, small leaves."""
+"""Checks carries, and splits the carry of a memory cell into the memory's state and the other, small leaves."""
 
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def check_carry(carry: Any, batch_size: int) -> None:
 
 
 def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> str | None:
-    """Returns why a carry does not fit a cell and inputs `[T, B, D]`, for a run that has failed; None if it fits."""
+    """Returns the reason why a run failed if its carry does not fit cell and inputs `[T, B, D]`; None if it fits."""
     kind, now = type(cell).__name__, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
     remedy = "cast inputs and carry to the cell's dtype, or build the cell with another dtype."
     try:

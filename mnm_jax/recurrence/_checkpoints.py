@@ -10,7 +10,7 @@ import jax.numpy as jnp
 def scan_chunks(chunk: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, every: int) -> tuple[Any, Any]:
     """Scans over chunks of `every` steps of a sequence `[T, ...]`; the remaining steps are one shorter chunk.
 
-    `chunk` is `(carry, xs of a chunk) -> (carry, outputs of the chunk)`; the result is as of `lax.scan` over the steps.
+    `chunk` is `(carry, xs of a chunk) -> (carry, outputs of the chunk)`; the result equals that of one `lax.scan`.
     """
     length = jax.tree.leaves(xs)[0].shape[0]
     whole = length - length % every

@@ -29,7 +29,7 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     no neural memory, or one that is not written only in pairs          plain
     with resets, over which weights cannot be computed back             factored
     `T H <= d / 16` on a CPU (measured), `d / 2` on a TPU (estimated)   factored
-    longer sequences, on a CPU up to 1,023 steps                        reversible
+    other sequences, on a CPU up to 1,023 steps                         reversible
     at least 1,024 steps on a CPU (measured)                            reversible, with a checkpoint every 256 steps
     ==================================================================  =============================================
 
@@ -46,7 +46,8 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
       "plain", "factored" or "reversible".
 
     Raises:
-      ValueError: for an unknown form.
+      TypeError: for steps that are no integer, or a reset that is no bool.
+      ValueError: for an unknown form, or negative steps.
 
     Examples:
       >>> from mnm_jax import MNMCell, local_memory

@@ -128,8 +128,8 @@ def check_compilation(make_cell: Callable[..., Cell]) -> None:
 def check_devices(cell: Cell) -> None:
     """Checks that a batch divided over devices gives the results and gradients of one device.
 
-    The batch of 8 is divided over as many devices as divide it, by the compiler, and by `jax.shard_map` with its
-    default checks.
+    The number of devices is the greatest common divisor of those available and the batch of 8. The batch is divided by
+    the compiler, and by `jax.shard_map` with its default checks.
     """
     inputs, carry = cell_inputs(cell), begin(cell)
     flags = jnp.ones(inputs.shape[:2], bool)

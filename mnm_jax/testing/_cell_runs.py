@@ -1,7 +1,7 @@
 """The compiled programs that the contracts of a cell share, and a reference for them: a loop over steps in NumPy.
 
 Most of a contract's time is compilation. Contracts therefore use the same few programs with the same shapes, and JAX
-compiles each of them once per cell and dtype.
+compiles each of them once per cell and dtype. L is the scalar that they differentiate; see `run`.
 
 Shape letters: `T` time steps, `B` examples, `D` input features.
 """
@@ -126,7 +126,7 @@ def flagged(
     reset: Any = None,
     form: str | None = None,
 ) -> Run:
-    """Returns a run with a mask and resets, which have no effect by default, from a given carry or the first one."""
+    """Returns a run with a mask and resets, which have no effect by default, from a given carry or a new one."""
     every = np.ones(inputs.shape[:2], bool)
     mask, reset = every if mask is None else mask, ~every if reset is None else reset
     carry = begin(cell, inputs.shape[1]) if carry is None else carry
@@ -137,7 +137,7 @@ def flagged(
 
 
 def reference(cell: Cell, inputs: Any, *, mask: Any = None, reset: Any = None) -> Run:
-    """Returns what `flagged` must: a loop over steps, and the same loop backwards for the gradients.
+    """Returns the run that `flagged` must equal, from a loop over steps, and the same loop backwards for the gradients.
 
     Masked steps are skipped, and the carry is replaced at resets, outside of all compiled programs.
     """

@@ -188,7 +188,9 @@ def _stream(cell: Cell, carry: Any, key: Array, steps: int) -> tuple[Any, Array]
 
 @contract
 def check_stream(cell: Cell, steps: int = 1000) -> None:
-    """Checks that carry and features stay finite while a stream of inputs runs, in calls that pass on the carry.
+    """Checks that carry and features stay finite over a stream of random inputs.
+
+    The stream runs in several calls, each of which continues from the last carry of the previous one.
 
     Args:
       cell: the cell.

@@ -58,7 +58,7 @@ def _run_divided(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _differentiate(way: Callable, layer: Layer, carry: Any, inputs: Array, weights: Array, **flags: Any) -> Any:
-    """Returns the results of a run and the gradients of a weighted sum of its outputs: of the layer, of the inputs."""
+    """Returns a run's results, and the gradients of sum(weights sin(outputs)) with respect to layer and inputs."""
 
     def value(layer: Layer, inputs: Array) -> tuple[Array, Any]:
         carry_and_outputs = way(layer, carry, inputs, **flags)
@@ -122,7 +122,7 @@ def check_layer_carry(layer: Layer) -> None:
 def check_layer_steps(layer: Layer) -> None:
     """Checks that a whole sequence, its tokens one by one, and a sequence divided between calls and steps agree.
 
-    Values and gradients are compared. In each case a carry of None begins a new sequence.
+    Values and gradients are compared. Runs begin with a carry of None; `initialize_carry` must give the same outputs.
     """
     inputs = _inputs(layer)
     weights = jnp.ones_like(inputs)

@@ -53,7 +53,7 @@ class Attention(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model and its sizes, of which a row per form is measured.
+    """A model and its sizes; one row is measured per form.
 
     The parameters are random numbers from NumPy: compiling the initialisers would take longer than the measurement.
 

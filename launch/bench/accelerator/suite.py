@@ -40,9 +40,9 @@ def accelerator(
 ) -> Iterator[Group]:
     """Yields a group per model and sizes: value and gradient of a sequence in every form, and in PyTorch.
 
-    The first value of each argument is the most important one: the groups with first values only come first, then those
-    in which one value differs, and so on. "float32 highest" computes products in full float32; it comes after the other
-    dtypes, and for the first sizes only.
+    The first value of each argument is the most important one: the groups in which all values are first ones come
+    first, then the groups in which one value differs, and so on. "float32 highest" computes products in full float32;
+    it comes after the other dtypes, and for the first sizes only.
 
     Besides the fields of `measure`, a row has
 

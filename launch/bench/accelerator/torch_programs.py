@@ -136,7 +136,10 @@ def torch_program(case: Case, platform: str) -> Program:
 
 
 def _normalised(x: Tensor, error: Tensor) -> Tensor:
-    """Returns (X X^T)^-1 E for X `[B, H, I]` and E `[B, H, O]`, regularised as in `mnm_jax.memory._step_size`."""
+    """Returns (X X^T)^-1 E for X `[B, H, I]` and E `[B, H, O]`, regularised by a ridge r = eps^0.55.
+
+    It computes M (I + r M), with M of `mnm_jax.memory._step_size`, whose own filter has one more factor.
+    """
     square = x.float().square().sum(-1, keepdim=True)
     fading = square * EPSILON**-1.5
     scale = torch.where(square > EPSILON, square.clamp(min=EPSILON).rsqrt(), fading)

@@ -5,13 +5,16 @@ each write in the weights after each token, so that all reads of a chunk are pro
 
     y W_t = G_t y W_0 + P_t y S_0 - sum_{s <= t} A_ts r_s (y . x_s) delta_s
 
-`ErrorRule`: each token corrects the answer of the newest weights. A layer's answers a_t = x_t W_{t-1} then solve
+Here y is a layer's input in a read, W_0 and S_0 are the weights and the momentum at the chunk's beginning, r_s is the
+write rate and (x_s, delta_s) the pair of token s, and G, P and A are the coefficients.
+
+`ErrorRule`: each token corrects the answer of the newest weights. A layer's products a_t = x_t W_{t-1} then solve
 
     a_t = G_{t-1} x_t W_0 + P_{t-1} x_t S_0 - sum_{s < t} N_ts e_s,    N_ts = A_{t-1,s} r_s c_s (x_t . x_s)
 
-with the errors e = act(a) - T and the step sizes c: a triangular system in the last layer (`triangular`), forward
-substitution in the hidden layers (`substitution`). The layers follow one another, x^{l+1} = act(a^l). The result is
-that of single writes, for any chunk size.
+with the activation act, the errors e = act(a) - T for the targets T, and the factors c in delta = c e: a triangular
+system in the last layer (`triangular`), forward substitution in the hidden layers (`substitution`). The layers follow
+one another, x^{l+1} = act(a^l). The result is that of single writes, for any chunk size.
 
 `GradientRule` with several layers: the errors of a lower layer depend on the upper layers, and no such order exists.
 The network is linearised at the weights of the chunk's beginning:
@@ -22,7 +25,8 @@ with the features psi from the rule. The sum is a memory itself, the *correction
 begins each chunk at zero, and stands for the earlier tokens of the chunk when a sequence continues in the middle of a
 chunk. Chunks of one token give the rule's own writes.
 
-A `SnapshotRule`, and the gradient rule if `stale`, computes its pairs with the weights at the chunk's beginning.
+Every other `SnapshotRule`, and the gradient rule if `stale`, computes its pairs with the weights at the chunk's
+beginning.
 
 Shape letters: `B` examples, `H` memories per example, `N` = B H, `C` tokens of a chunk, `K` key features, `V` value
 features, `I`/`O` inputs and outputs of a layer, `F` features psi.

@@ -2,8 +2,9 @@
 
     a_t = known_t - sum_{s < t} N_ts (act(a_s) - T_s)
 
-Without the activation this is a triangular system. With it, a loop runs over the tokens of a block, and
-products connect the blocks.
+N_ts is the effect of token s on token t, T are the targets, and known is the part of a that does not depend on the
+chunk's own writes. Without the activation this is a triangular system. With it, a loop runs over the tokens of a block,
+and products of matrices connect the blocks.
 
 Shape letters: `N` memories, `C` tokens of a chunk, `O` outputs of a layer.
 """
@@ -92,7 +93,7 @@ def _sweep(function: Callable[..., Array], matrix: Array, rows: tuple[Array, ...
 def _sweep_block(
     function: Callable[..., Array], matrix: Array, start: Array, rows: tuple[Array, ...], reverse: bool
 ) -> Array:
-    """Returns `start` - M E within one block; each token is subtracted from the sums of all tokens that follow it."""
+    """Returns `start` - M E within one block; the loop subtracts each token's e_t from the sums of later tokens."""
 
     def step(sums: Array, now: tuple) -> tuple[Array, None]:
         place, column, rows = now

@@ -127,8 +127,8 @@ def run(
 ) -> tuple[Any, Weights, Any]:
     """Returns the last small carry, the last weights `[B, I, O]` per layer, and the outputs `[T, ...]` of all steps.
 
-    Differentiable in theta, the first small carry, the first weights and the inputs. `kernels` is
-    `program.transposed_kernels(theta)`, an argument so that several runs share it. Resets need factored weights, since
+    They are differentiable in theta, the first small carry, the first weights and the inputs. `kernels` is
+    `program.transposed_kernels(theta)`, passed in so that several runs share it. Resets need factored weights, since
     dense ones cannot be computed back over a reset.
     """
     # Compiled, since a `jax.shard_map` that is not compiled refuses the symbolic zeros of `_run`.

@@ -20,7 +20,7 @@ Array = jax.Array
 class Replay(NamedTuple):
     """A `Storage` that returns stored results, with the derivatives of products with the weights.
 
-    `log`, `mask` and `fork` have the meaning of `Recorder`'s.
+    `log`, `mask` and `fork` are as in `Recorder`.
 
     Attributes:
       storage: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:

@@ -11,7 +11,7 @@ Array = jax.Array
 
 @jax.custom_jvp
 def reverse_only(x: Array) -> Array:
-    """Returns x. Evaluating its tangent raises; transposing it, as reverse mode does, is the identity."""
+    """Returns x. Evaluating its tangent raises a TypeError; reverse mode, which only transposes the tangent, works."""
     return x
 
 

@@ -67,8 +67,8 @@ def open_weights(start: Start, factored: bool, sizes: Sizes, dtype: jnp.dtype, x
 def open_cotangent(dense: Weights | None, sizes: Sizes, dtype: jnp.dtype, xs: Steps) -> tuple[State, Growth]:
     """Returns the cotangent of the last weights, and a growth of zero rows.
 
-    The cotangent is kept as the matrices `dense`; None: it is zero and kept as factors, with room for `sizes` rows per
-    step.
+    The cotangent is kept as the matrices `dense`. If they are None, it is zero and kept as factors, with room for
+    `sizes` rows per step.
     """
     steps, batch_size = xs.inputs.shape[:2]
     nothing = jax.tree.map(lambda buffer: buffer[:, 0], empty_pairs(sizes, batch_size, 1, dtype))
