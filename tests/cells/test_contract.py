@@ -23,6 +23,18 @@ def test_every_exported_cell_is_here(common):
     assert exported - {MemoryCell} == {type(nnx.eval_shape(make.__wrapped__)) for make in common.CELLS.values()}
 
 
+# The longest ones run with the slow tests; every kind of cell has a fast one, and every cell the fast tests below.
+@pytest.mark.parametrize(
+    "make",
+    [
+        *("mnm-p", "lstm", "rnn", "plastic", "salu"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mnm-g", "mnm-p-window", "mnm-p-gated", "chain-p", "chain-g", "neuromodulated", "ntm", "dnc")
+        ),
+    ],
+    indirect=True,
+)
 def test_all_contracts(make):
     testing.check_cell(make.__wrapped__)
 

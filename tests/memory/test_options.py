@@ -239,6 +239,7 @@ def test_in_a_cell_padding_leaves_no_trace_and_a_reset_begins_anew(name, x64):
     jax.tree.map(close, packed, run(cell, None, x[2:])[0])
 
 
+@pytest.mark.slow
 def test_the_forms_follow_what_is_written_in_pairs(x64):
     """Compares values and gradients of several inner steps with bounded norms and normalised keys with autodiff."""
     x = normal(0, 5, B, 4)

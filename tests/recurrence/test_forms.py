@@ -73,7 +73,7 @@ def assert_forms_agree(cell, tolerance=1e-9, *, fresh=True, **options):
     [
         ("local", "normalised"),
         ("gradient", "normalised"),
-        ("local", "sum"),
+        pytest.param("local", "sum", marks=SLOW),
         ("gradient", "paper"),
         pytest.param("gradient", "sum", marks=SLOW),
         pytest.param("local", "paper", marks=SLOW),
@@ -89,7 +89,7 @@ def test_step_sizes(rule, step_size, x64):
     [
         ("local", {"heads": 1}),
         ("gradient", {"meta_window": 3}),
-        ("local", {"read_first": True}),
+        pytest.param("local", {"read_first": True}, marks=SLOW),
         ("gradient", {"out_features": 2}),
         pytest.param("gradient", {"heads": 1}, marks=SLOW),
         pytest.param("local", {"meta_window": 3}, marks=SLOW),
@@ -123,7 +123,7 @@ def test_the_chained_cell(rule, options, x64):
         pytest.param("gradient", {"reset": RESET}, marks=SLOW),
         ("local", {"reset": RESET, "mask": MASK, "fresh": False}),
         ("gradient", {"reset": RESET, "mask": MASK, "checkpoint_every": 3}),
-        ("local", {"fresh": False}),
+        pytest.param("local", {"fresh": False}, marks=SLOW),
         pytest.param("local", {"mask": MASK, "checkpoint_every": 3}, marks=SLOW),
         pytest.param("gradient", {"fresh": False, "checkpoint_every": 2}, marks=SLOW),
         pytest.param("gradient", {"fork": FORK}, marks=SLOW),

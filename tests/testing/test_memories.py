@@ -40,7 +40,9 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("local", "delta") else pytest.param(name, marks=pytest.mark.slow) for name in MEMORIES]
+)
 def test_the_librarys_memories_keep_the_contracts(name):
     testing.check_memory(MEMORIES[name])
 

@@ -35,7 +35,7 @@ def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
     return jax.device_get(state.params), metrics
 
 
-@pytest.mark.parametrize("draw", [None, "draw_numpy", "draw_forks"])
+@pytest.mark.parametrize("draw", [None, pytest.param("draw_numpy", marks=pytest.mark.slow), "draw_forks"])
 def test_every_form_equals_one_device(tiny, x64, draw):
     draw = draw and getattr(tiny, draw)
     expected = run(tiny, draw, "jit", 1)

@@ -137,7 +137,8 @@ def uninterrupted(tmp_path_factory):
     return folder / "three", six
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 8])
 def test_a_checkpoint_of_two_processes_goes_on_in_one(uninterrupted, tmp_path, count):
     three, six = uninterrupted
     workdir = shutil.copytree(three, tmp_path / "run")
