@@ -174,6 +174,8 @@ def check_memory_derivatives(memory: Memory) -> None:
     """Checks derivatives of first and second order of a write and a read against finite differences, in float64."""
     params, state, write = _begin(memory)
     require(write.keys.dtype == jnp.float64, f"Finite differences need a memory in float64, got {write.keys.dtype}.")
+    # Short keys: where a write overshoots its target many times over, finite differences have few digits.
+    write = write._replace(keys=write.keys / 2, read_keys=write.read_keys / 2)
     leaves, tree = jax.tree.flatten((params, state, write))
     places = [place for place, leaf in enumerate(leaves) if is_float(leaf)]
 
