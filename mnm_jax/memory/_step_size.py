@@ -189,7 +189,9 @@ def _identity(like: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """Returns A B for A `[B, H, H]`, as elementwise operations, which the compiler fuses with those around them."""
+    """Returns A B for A `[B, H, H]`; for few heads as elementwise operations, which the compiler fuses with others."""
+    if a.shape[-1] > 8:
+        return jnp.einsum("bhg,bgo->bho", a, b, precision=_EXACT)
     return functools.reduce(jnp.add, (a[:, :, g : g + 1] * b[:, g : g + 1] for g in range(a.shape[-1])))
 
 
