@@ -1,4 +1,4 @@
-"""Tests that the README's programs print what it shows, and that its links and keywords exist."""
+"""Tests that the README's programs print the output that it shows, and that its links and keywords exist."""
 
 import inspect
 import re

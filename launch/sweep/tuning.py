@@ -80,7 +80,7 @@ def run(
       early_stopping: whether trials that fall behind are stopped (ASHA).
       host: resources of a trial.
       address: address of a Ray cluster; None: this machine alone.
-      concurrent: largest number of concurrent trials; None: as many as fit.
+      concurrent: largest number of concurrent trials; None: limited only by the resources of a trial.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")

@@ -179,7 +179,7 @@ def test_an_epoch_holds_every_record_at_most_once_and_leaves_out_a_remainder(bat
         plan = epoch_plan(buckets, 3, epoch)
         used = collections.defaultdict(list)
         for steps, ids in plan:
-            # A batch has records of one bucket, as many as the bucket's batch size.
+            # A batch has records of one bucket; their number is the bucket's batch size.
             assert set(ids) <= set(by_length[steps].records) and len(ids) == by_length[steps].batch_size
             used[steps] += ids.tolist()
         for steps, bucket in by_length.items():
