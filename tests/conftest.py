@@ -7,11 +7,19 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of the suite's time is compilation; the programs run for milliseconds. The older emitters compile twice as fast.
+# Most of the suite's time is compilation; the programs run for milliseconds. The older emitters halve the time of the
+# compiler, and the other settings save a fifth of the processor time of the suite.
 os.environ["XLA_FLAGS"] = " ".join(
-    (os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
 )
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
+import gc
 import pathlib
 
 # Programs that take longer to compile are kept for the other processes of the suite, and for its next run.
@@ -20,6 +28,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
+
+# A traced program is many small objects, which the collector would otherwise visit again and again.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -15,26 +15,24 @@ from mnm_jax.testing._cell_runs import cell_inputs, flagged
 from mnm_jax.training import TrainState, restore_checkpoint, save_checkpoint
 
 B, D = 3, 6
+NAMES = ["mnm-p", "mnm-g", "mnm-p-window", "mnm-p-gated", "chain-p", "chain-g", "plastic", "neuromodulated"]
+NAMES += ["rnn", "lstm", "salu", "ntm", "dnc"]
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float64]
 
 
 def test_every_exported_cell_is_here(common):
+    assert set(NAMES) == set(common.CELLS)
     exported = {getattr(mnm_jax, name) for name in mnm_jax.__all__ if name.endswith("Cell")}
     assert exported - {MemoryCell} == {type(nnx.eval_shape(make.__wrapped__)) for make in common.CELLS.values()}
 
 
-# The longest ones run with the slow tests; every kind of cell has a fast one, and every cell the fast tests below.
-@pytest.mark.parametrize(
-    "make",
-    [
-        *("mnm-p", "lstm", "rnn", "plastic", "salu"),
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("mnm-g", "mnm-p-window", "mnm-p-gated", "chain-p", "chain-g", "neuromodulated", "ntm", "dnc")
-        ),
-    ],
-    indirect=True,
-)
+def cells(*fast):
+    """Runs a test with the cells of these names, and with all others among the slow tests."""
+    marked = [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in NAMES]
+    return pytest.mark.parametrize("make", marked, indirect=True)
+
+
+@cells("mnm-p", "lstm", "rnn", "plastic")
 def test_all_contracts(make):
     testing.check_cell(make.__wrapped__)
 
@@ -69,6 +67,7 @@ def test_equal_cells_are_equal_trees_and_survive_pickle(make):
     assert jax.tree.structure(another) != jax.tree.structure(cell)
 
 
+@cells("mnm-p", "chain-p", "lstm", "plastic")
 def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_numbers(make, common):
     """Gradients of float32 parameters are float32; the norms of the rounding errors are small.
 
@@ -91,7 +90,7 @@ def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_nu
     assert norm(jax.tree.map(jnp.subtract, of_half, of_whole)) < 0.1 * norm(of_whole)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_carry_and_parameters_survive_a_checkpoint(make, common, tmp_path, dtype):
     cell, other = make(jnp.float32, dtype=dtype), make(jnp.float32, seed=1, dtype=dtype)
     x = cell_inputs(cell)

@@ -88,11 +88,11 @@ def test_step_sizes(rule, step_size, x64):
     ("rule", "options"),
     [
         ("local", {"heads": 1}),
-        ("gradient", {"meta_window": 3}),
+        ("local", {"meta_window": 3}),
         pytest.param("local", {"read_first": True}, marks=SLOW),
         ("gradient", {"out_features": 2}),
         pytest.param("gradient", {"heads": 1}, marks=SLOW),
-        pytest.param("local", {"meta_window": 3}, marks=SLOW),
+        pytest.param("gradient", {"meta_window": 3}, marks=SLOW),
         pytest.param("gradient", {"read_first": True}, marks=SLOW),
         pytest.param("local", {"out_features": 2}, marks=SLOW),
     ],
@@ -174,7 +174,13 @@ def test_single_precision(rule, interaction):
 
 @pytest.mark.parametrize(
     ("form", "every"),
-    [("plain", None), ("factored", None), ("reversible", None), ("reversible", 3), ("factored", 3)],
+    [
+        pytest.param("plain", None, marks=SLOW),
+        pytest.param("factored", None, marks=SLOW),
+        ("reversible", None),
+        pytest.param("reversible", 3, marks=SLOW),
+        ("factored", 3),
+    ],
 )
 def test_examples_may_be_divided_over_devices_by_shard_map(form, every, x64):
     """With its default checks: value and gradient on two devices are those on one."""
