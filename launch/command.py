@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -24,6 +25,8 @@ def run_command(function: Callable[[], None], hint: str) -> None:
     """
 
     def main(argv: Sequence[str]) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by launch/__init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         with one_line_errors():
@@ -55,13 +58,29 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     ml_collections raises plain exceptions of several kinds for these.
     """
     try:
-        return flags.FLAGS(argv)
-    except (LookupError, AttributeError) as error:  # the message quotes the key once or twice, then a similar one
-        key, *near = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
-        hint = f"did you mean {near[0]!r}?" if near else "the keys are those of the config file."
-        sys.exit(f"unknown config key {key!r}; {hint}")
+        return flags.FLAGS(_joined(argv))
+    except (LookupError, AttributeError) as error:
+        if path := re.search(r"Attempting to lookup: ([\w.]+)", str(error)):
+            sys.exit(f"--config.{path[1]}: a setting has no keys of its own; write --config.SECTION.KEY=VALUE.")
+        # The message quotes the section once or twice, then a similar one.
+        section, *near = re.findall(r"\w+", re.sub(r"\\n|Did you mean|instead of", " ", str(error)))
+        hint = f"did you mean {near[0]!r}?" if near else "the sections are task, model and training."
+        sys.exit(f"unknown config section {section!r}; {hint}")
     except (flags.Error, ValueError, TypeError, OSError) as error:
+        if section := re.match(r"flag --config\.(\w+)=.* as a ConfigDict", str(error)):
+            sys.exit(f"{section[1]} is a section; set one of its keys, as in --config.{section[1]}.name=NAME.")
         sys.exit(_line(error))
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Returns the words with `--config.KEY VALUE` as one word; ml_collections takes a setting without = for True."""
+    words: list[str] = []
+    for word in argv:
+        if words and re.fullmatch(r"--?config\.[^=]+", words[-1]) and not re.match(r"-+[a-zA-Z]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _line(error: BaseException) -> str:

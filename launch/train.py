@@ -13,11 +13,12 @@ import os
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from launch.command import run_command
 from launch.reporting.draw import report_run
 from launch.reporting.task_errors import end_table
+from launch.runs.config_flag import define_config
 from launch.runs.connect import connect
 from launch.runs.train import train_run
 from mnm_jax.training import PARALLEL, is_first_process, wait_for_processes
@@ -42,11 +43,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
+    _CONFIG = define_config()
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "Division of the work over the devices.")
     _COORDINATOR = flags.DEFINE_string("coordinator", None, "For several processes: HOST:PORT of process 0, or auto.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-    flags.mark_flag_as_required("config")
     run_command(main, "settings are given as --config.KEY=VALUE.")

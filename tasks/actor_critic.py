@@ -122,7 +122,7 @@ class ActorCritic(abc.ABC):
         del rngs
         return lambda inputs: inputs
 
-    def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
+    def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a batch to be played: its inputs are the random keys of every step, `[T, B, 2]`."""
         del step
         shape = (self.params.max_steps_in_episode, batch_size)

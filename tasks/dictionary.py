@@ -98,7 +98,7 @@ class Dictionary:
         del rngs
         return lambda inputs: inputs * self.input_features**0.5
 
-    def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
+    def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a new batch, each example with a dictionary of its own; the same distribution at every step."""
         del step
         tokens, targets, asked, mask = jax.vmap(self._sequence)(jax.random.split(key, batch_size))

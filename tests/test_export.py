@@ -141,3 +141,11 @@ def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
     for call in (lambda: save_safetensors(tmp_path / "w", {}), lambda: load_safetensors(tmp_path / "w", make_cell())):
         with pytest.raises(ImportError, match=r"safetensors.*: run pip install 'mnm_jax\[export\]'\."):
             call()
+
+
+@pytest.mark.parametrize("package", ["flatbuffers", "safetensors"])
+def test_a_missing_package_is_named_with_its_extra_before_any_work(monkeypatch, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.*: run pip install 'mnm_jax\[export\]'"):
+        export_run(tmp_path / "no run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

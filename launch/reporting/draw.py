@@ -15,7 +15,7 @@ from launch.reporting import figures
 from launch.reporting.table import comparison_rows, sizes_of_test_sets
 from launch.reporting.text_table import format_columns
 from launch.runs.build import build_parts
-from launch.runs.finished import Run, find_runs, join_seeds, read_run
+from launch.runs.finished import Run, check_run, find_runs, join_seeds, read_run
 from launch.runs.workdir import SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput
@@ -40,6 +40,7 @@ def report_run(workdir: str | os.PathLike, data_dir: str | None = None) -> None:
     """
     folder = pathlib.Path(workdir)
     run = read_run(folder, folder)
+    check_run(run)
     title = f"{run.summary['model']} on {run.summary['task']}"
     with or_note(f"{folder}: no learning curve"):
         curve = _curve(run, run.summary["model"])
@@ -52,15 +53,26 @@ def report_run(workdir: str | os.PathLike, data_dir: str | None = None) -> None:
 def report_runs(root: pathlib.Path, data_dir: str | None = None) -> str:
     """Draws the figures of each run below `root` and the figures that compare them, and returns the table.
 
+    Folders whose files are damaged or of another program are left out, each with a line on stderr.
+
     Args:
       root: folder of the runs.
       data_dir: folder of the data of their task; None: the one that each config names.
 
     Raises:
       FileNotFoundError: there is no finished run.
-      ValueError: a run or a file of the light form is damaged.
+      ValueError: a file of the light form is damaged.
     """
-    runs, notes = find_runs(root)
+    found, notes = find_runs(root)
+    runs = []
+    for run in found:
+        try:
+            check_run(run)
+            comparison_rows([run])
+        except ValueError as error:
+            notes.append(str(error))
+        else:
+            runs.append(run)
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)
     if not runs:

@@ -1,8 +1,9 @@
 """Builds the objects that a config describes, and checks every key."""
 
 import contextlib
+import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -135,7 +136,9 @@ def _check_keys(
     return parameters
 
 
-def _check_known(where: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
+def _check_known(where: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
     for key in settings:
         if key not in known:
-            raise ValueError(f"{where} has an unknown key {key!r}; known: {', '.join(known)}.")
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{where} has an unknown key {key!r}; {hint}known: {', '.join(known)}.")

@@ -1,5 +1,6 @@
 """Exports the model of a run as files for programs without this library."""
 
+import importlib
 import os
 import pathlib
 
@@ -7,6 +8,7 @@ import jax
 
 from launch.runs.load import load_model
 from launch.runs.size import input_shape
+from mnm_jax._extras import extra
 from mnm_jax.export import export_step, save_safetensors, to_arrays
 from mnm_jax.training import SequenceModel
 
@@ -25,8 +27,11 @@ def export_run(
     Raises:
       FileNotFoundError: if there is no run, no checkpoint or no data.
       ValueError: if the run has no such seed, or a file is damaged.
-      ImportError: if the package safetensors is missing.
+      ImportError: if a package of the extra "export" is missing; nothing is written.
     """
+    for package in ("flatbuffers", "safetensors"):  # before the work, of which they are the last step
+        with extra("export"):
+            importlib.import_module(package)
     task, model = load_model(workdir, seed, data_dir)
     inputs, carry = input_shape(task, model), model.start(1)
     one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)

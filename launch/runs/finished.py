@@ -15,6 +15,8 @@ from launch.runs.workdir import CONFIG, SUMMARY
 from mnm_jax.training import read_metrics
 
 _KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed in a summary
+_TYPES = {"task": str, "model": str, "command": str, "seeds": int, "steps": int, "parameters": int, "metrics": dict}
+_STATISTICS = {"mean", "std", "per_seed"}  # of each metric
 
 
 class Run(NamedTuple):
@@ -98,6 +100,23 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     return sorted(light + runs, key=lambda run: natural(run.place)), sorted(notes)
 
 
+def check_run(run: Run) -> None:
+    """Raises ValueError if the summary of a run is that of another program, or damaged inside."""
+    summary, problem = run.summary, None
+    config = summary.get("config", {})
+    for key, kind in _TYPES.items():
+        if not isinstance(summary[key], kind):
+            problem = f"{key} is of type {type(summary[key]).__name__}, not {kind.__name__}"
+    if problem is None:
+        for name, row in summary["metrics"].items():
+            if not isinstance(row, dict) or not row.keys() >= _STATISTICS or not isinstance(row["per_seed"], list):
+                problem = f"the metric {name} has no {', '.join(sorted(_STATISTICS))}"
+    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+        problem = "its config has no sections"
+    if problem is not None:
+        raise ValueError(f"{run.folder / SUMMARY} is not the summary of a run: {problem}; restore it, or move it away.")
+
+
 def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
     """Adds the finished runs below `root` to the light form in `folder`, and returns their places.
 
@@ -112,6 +131,8 @@ def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
         raise ValueError(f"cannot publish {root}: {notes[0]}")
     if not runs:
         raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
+    for run in runs:
+        check_run(run)
     added = {run.place: LightRun(run.summary, run.lines) for run in runs}
     write_light(folder, read_light(folder) | added)
     return list(added)
@@ -146,7 +167,7 @@ def _light_runs(root: pathlib.Path) -> list[Run]:
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     seedless = copy.deepcopy(dict(config))
-    seedless["training"].pop("seed", None)
+    seedless.get("training", {}).pop("seed", None)
     return seedless
 
 

@@ -18,8 +18,16 @@ import mnm_jax
 from launch.runs.build import build_parts, count_parameters
 from launch.runs.metrics import summarise
 from launch.runs.size import describe, measure
-from launch.runs.workdir import CONFIG, SUMMARY, claim, write_json
-from mnm_jax.training import first_process_first, is_first_process, load_params, save_params, train, wait_for_processes
+from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, write_json
+from mnm_jax.training import (
+    TrainConfig,
+    first_process_first,
+    is_first_process,
+    load_params,
+    save_params,
+    train,
+    wait_for_processes,
+)
 
 
 def train_run(
@@ -27,9 +35,12 @@ def train_run(
 ) -> dict[str, Any]:
     """Trains or resumes a run and returns the content of its `summary.json`.
 
+    A finished run whose config has a larger `training.steps` continues, see `mnm_jax.training.train`.
+
     The summary holds task, model, number of seeds, steps, seconds (over all restarts), command, numbers of devices and
     processes, versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
-    update.
+    update. For a run that was continued after it was finished, `continued_at` lists its numbers of updates at that
+    time.
 
     Args:
       config: sections task, model and training, see `launch.runs.build`.
@@ -49,7 +60,10 @@ def train_run(
 
     workdir = pathlib.Path(workdir)
     new = first_process_first(lambda: claim(workdir, plain))
+    earlier = continued_at(workdir)
     if is_first_process():
+        if earlier:
+            print(_describe_continuing(earlier[-1], training))
         print(describe(measure(make_model, task), training), flush=True)
     try:
         result = train(task, make_model, training, workdir, parallel=parallel)
@@ -71,11 +85,22 @@ def train_run(
         "config": plain,
         "metrics": summarise(result.metrics),
     }
+    if earlier:
+        summary["continued_at"] = earlier
     if is_first_process():
         save_params(workdir, *load_params(workdir, make_model))
         write_json(workdir / SUMMARY, summary)
     wait_for_processes("the summary is written")
     return summary
+
+
+def _describe_continuing(before: int, training: TrainConfig) -> str:
+    """Returns a line on a run of `before` updates that continues."""
+    line = f"continues the run of {before:,} updates to {training.steps:,} updates"
+    if training.schedule == "cosine":
+        rate = training.learning_rate_at(before)
+        line += f"; the learning rate rises from 0 to {rate:.3g}, that of a cosine over {training.steps:,} updates"
+    return f"{line}."
 
 
 def versions() -> dict[str, str]:

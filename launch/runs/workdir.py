@@ -40,7 +40,7 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
     except (ValueError, AttributeError) as error:
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error
-    if data_dir is not None:
+    if data_dir is not None and isinstance(config.get("task"), dict):
         config["task"]["data_dir"] = data_dir
     return config
 
@@ -48,17 +48,46 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
     """Makes `workdir` the folder of a run of `config`, or checks that it is one already; returns whether it is new.
 
+    A finished run accepts a config that differs only in a larger `training.steps`. It is then unfinished again, and its
+    summary remains as `summary_STEPS.json`.
+
     Raises:
       ValueError: if it is the folder of a run of another config; its files stay unchanged.
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
-        for key, old, new in _differences(before, config):
+        differences = list(_differences(before, config))
+        only_steps = [key for key, _, _ in differences] == ["training.steps"]
+        if only_steps and _continue(workdir, before["training"]["steps"], config):
+            return False
+        for key, old, new in differences:
             raise ValueError(
                 f"{workdir} holds a run of another config: {key} is {old} there, {new} here; take another --workdir."
             )
         return False
     workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / CONFIG, config)
+    return True
+
+
+def continued_at(workdir: pathlib.Path) -> list[int]:
+    """Returns the numbers of updates at which a finished run was continued, in order."""
+    return sorted(int(path.stem.removeprefix("summary_")) for path in workdir.glob("summary_[0-9]*.json"))
+
+
+def _continue(workdir: pathlib.Path, steps: int, config: dict[str, Any]) -> bool:
+    """Makes a finished run of `steps` updates one of more updates; returns False for a number that is not larger.
+
+    Raises:
+      ValueError: if the run is not finished or its checkpoints are missing.
+    """
+    if config["training"]["steps"] <= steps:
+        return False
+    if not (workdir / SUMMARY).is_file():
+        raise ValueError(f"{workdir} holds an unfinished run of training.steps={steps}; finish it before a longer one.")
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise ValueError(f"{workdir} has no checkpoint to continue from; take another --workdir.")
+    (workdir / SUMMARY).rename(workdir / f"summary_{steps}.json")
     write_json(workdir / CONFIG, config)
     return True
 

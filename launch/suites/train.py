@@ -73,9 +73,10 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
         with _lock(workdir / ".locks" / label.replace("/", ",")) as locked:
             if not locked:
                 busy.append(label)
-            elif (folder / SUMMARY).is_file():
+                continue
+            if (folder / SUMMARY).is_file():
                 claim(folder, json.loads(json.dumps(run.config.to_dict())))
-            else:
+            if not (folder / SUMMARY).is_file():  # unfinished, or continued because its number of updates was increased
                 print(f"{label}: {command(run, folder)}", flush=True)
                 train(run.config, folder, command=command(run, folder))
     return busy

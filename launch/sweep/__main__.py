@@ -15,9 +15,9 @@ import shlex
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from launch.command import run_command
+from launch.runs.config_flag import define_config
 from launch.sweep.run import plan_trials, read_space, run_sweep
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe: a file of launch/configs.")
+    _CONFIG = define_config()
     _SPACE = flags.DEFINE_string("space", None, "A .py file with SPACE, or a .json file.", required=True)
     _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Folder of the sweep.")
     _NUM_TRIALS = flags.DEFINE_integer("num_trials", None, "Trials drawn at random from the space; all if not given.")
@@ -69,5 +69,4 @@ if __name__ == "__main__":
     _CONCURRENT = flags.DEFINE_integer("concurrent", None, "Concurrent trials; by default as many as fit.")
     _ADDRESS = flags.DEFINE_string("address", None, "Ray cluster (auto: that of this host); default: this host.")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the command of every trial and stop.")
-    flags.mark_flag_as_required("config")
     run_command(main, "write flags as --NAME=VALUE.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from launch.reporting.text_table import format_columns, format_markdown
-from launch.runs.build import build_training
+from launch.runs.build import build_parts
 from launch.runs.workdir import write_json
 from launch.sweep.space import PlannedTrial, TrialSpec, choose_trials, expand, plan
 
@@ -50,7 +50,7 @@ def plan_trials(
     specs = choose_trials(expand(space), number)
     planned = [plan(spec, config, flags, workdir) for spec in specs]
     for trial in planned:
-        build_training(trial.config["training"])
+        build_parts(trial.config)
     return specs, planned
 
 

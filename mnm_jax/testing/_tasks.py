@@ -57,6 +57,20 @@ def equal_seeds_give_equal_bytes(task: Any, batch_size: int) -> None:
     _require(not _same(first[0], other[0]), task, "other seeds must give other batches")
 
 
+def steps_may_be_integers(task: Any, batch_size: int) -> None:
+    """Checks that `sample` accepts the number of updates as an int and as an array, and without it."""
+    if task.sample is None:
+        return
+    key = jax.random.key(0)
+    drawn = [jax.eval_shape(lambda key: task.sample(key, batch_size), key)]
+    for step in (7, jnp.int32(7)):
+        try:
+            drawn.append(jax.eval_shape(lambda key, step=step: task.sample(key, batch_size, step), key))
+        except (AttributeError, TypeError) as error:
+            _require(False, task, f"sample must accept a step of type {type(step).__name__}, got {error!r}")
+    _require(drawn[0] == drawn[1] == drawn[2], task, "sample must return the same shapes for every step")
+
+
 def batches_fit_model_and_loss(task: Any, batch_size: int) -> None:
     """Checks shapes, dtypes and masks of training and evaluation batches, and that the encoder accepts them."""
     encoder = task.encoder(nnx.Rngs(0))
@@ -192,6 +206,7 @@ def pictures_show_every_step(task: Any, batch_size: int) -> None:
 TASK_CHECKS: tuple[Callable[[Any, int], None], ...] = (
     batches_have_one_source,
     equal_seeds_give_equal_bytes,
+    steps_may_be_integers,
     batches_fit_model_and_loss,
     targets_score_full_marks,
     equal_logits_lose_log_classes,

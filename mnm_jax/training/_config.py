@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import optax
 
 from mnm_jax._checks import check_not_negative, check_sizes
-from mnm_jax.training._optimizer import make_optimizer
+from mnm_jax.training._optimizer import make_optimizer, make_schedule
 from mnm_jax.training._state import check_seeds
 
 
@@ -14,7 +15,8 @@ class TrainConfig:
     """Settings of a run, checked at construction.
 
     Attributes:
-      steps: number of updates.
+      steps: number of updates. A finished run continues if it is increased; the whole schedule is then that of the new
+        number, see `mnm_jax.training.train`.
       batch_size: `B`, over all devices; a multiple of their number.
       accumulate: number of parts into which a device's share of the batch is divided, for a batch that exceeds the
         device's memory. Gradients are summed over them, so that the result is that of the whole batch.
@@ -60,6 +62,12 @@ class TrainConfig:
         check_seeds(self.seed, self.seeds)
         check_not_negative(meta_weight=self.meta_weight, checkpoint_seconds=self.checkpoint_seconds)
         self.make_optimizer()
+
+    def learning_rate_at(self, step: int) -> float:
+        """Returns the learning rate of the update that follows `step` updates."""
+        rate = make_schedule(self.learning_rate, self.steps, self.schedule, self.warmup_steps)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer count with floats
+            return float(rate(step))
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """Returns the optimiser of these settings; see `mnm_jax.training.make_optimizer`."""

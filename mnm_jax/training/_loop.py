@@ -65,16 +65,20 @@ def train(
 ) -> TrainResult:
     """Trains a model on a task, or resumes the run in `workdir`.
 
-    A run that was interrupted and resumed ends with the same numbers as an uninterrupted one; a finished run is not
-    trained further. On SIGTERM or Ctrl-C the update in progress (and a running evaluation) is completed, and the state
-    is saved; a second signal stops the program at once.
+    A run that was interrupted and resumed ends with the same numbers as an uninterrupted one. On SIGTERM or Ctrl-C the
+    update in progress (and a running evaluation) is completed, and the state is saved; a second signal stops the
+    program at once.
+
+    A finished run is trained further only if `config.steps` is increased. With the schedule "constant" it then ends
+    with the numbers of a run of that many updates. With "cosine" the learning rate, which has fallen to 0, rises to its
+    value in the schedule of the new number and falls to 0 again, so the numbers differ from such a run's.
 
     Args:
       task: the task.
       make_model: called as `make_model(rngs)` for each seed. The model is called as `model(inputs, mask, fork)` (fields
         of `Batch`; fork may be None) and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as
         `SequenceModel` does.
-      config: settings. The caller ensures that a workdir is used with one config only.
+      config: settings. The caller ensures that a workdir is used with one config only, except for `steps`.
       workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,
         "pmap" makes the sums over devices explicit, "fsdp" also divides parameters and optimiser state.

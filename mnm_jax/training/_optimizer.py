@@ -12,6 +12,16 @@ _OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "
 _SCHEDULES = ("constant", "cosine")
 
 
+def make_schedule(learning_rate: float, steps: int, schedule: str, warmup_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of updates made; arguments as in `make_optimizer`."""
+    decay = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
+    rate = decay if schedule == "cosine" else optax.constant_schedule(learning_rate)
+    if warmup_steps:
+        rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        rate = optax.join_schedules([rise, rate], [warmup_steps])
+    return rate
+
+
 def make_optimizer(
     *,
     name: str = "adam",
@@ -52,11 +62,7 @@ def make_optimizer(
     if weight_decay and name != "adamw":
         raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
 
-    decay = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
-    rate = decay if schedule == "cosine" else optax.constant_schedule(learning_rate)
-    if warmup_steps:
-        rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-        rate = optax.join_schedules([rise, rate], [warmup_steps])
+    rate = make_schedule(learning_rate, steps, schedule, warmup_steps)
     make = _OPTIMIZERS[name] if name == "sgd" else functools.partial(_OPTIMIZERS[name], eps=epsilon)
     if name == "adamw":  # optax's default is 1e-4; here it is 0
         make = functools.partial(make, weight_decay=weight_decay)

@@ -80,8 +80,8 @@ class Task(Protocol):
       input_features: `D`, number of features per step after the encoder.
       output_features: `C`, number of classes or of bits.
       sample: `(key, batch_size, step=None) -> Batch`, pure and jittable, for a synthetic task; None for a task that
-        reads files. `step` is the number of updates made so far, for a task with a curriculum; None selects the end of
-        the curriculum.
+        reads files. `step`, an int or an array, is the number of updates made so far, for a task with a curriculum;
+        None selects the end of the curriculum.
       loader: `(seed, batch_size[, part]) -> Loader`; None for a synthetic task. Exactly one of `sample` and `loader` is
         given. `part` is passed to each of several processes: (its index, the number of processes). The parts joined
         along `B` are the batches of a single process.

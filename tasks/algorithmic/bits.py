@@ -113,11 +113,11 @@ class BitTask(abc.ABC):
         del rngs
         return lambda inputs: inputs
 
-    def sample(self, key: Array, batch_size: int, step: Array | None = None) -> Batch:
+    def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
         growth = jnp.float32(1)
         if self.curriculum and step is not None:
-            growth = jnp.minimum(jnp.float32(1), (step + 1).astype(jnp.float32) / self.curriculum)
+            growth = jnp.minimum(jnp.float32(1), jnp.asarray(step + 1, jnp.float32) / self.curriculum)
         drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
         inputs, answers, loss_mask, mask = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
         targets = jnp.where(loss_mask[..., None], (answers + 1) / 2, 0)

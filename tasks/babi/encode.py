@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tasks.babi.parser import WORDS
 from tasks.babi.readings import Reading
 from tasks.babi.vocabulary import PADDING, Vocabulary
 
-WORDS = 11  # the longest sentence of the 20 tasks
 NO_QUESTION = -1
 
 

@@ -6,13 +6,19 @@ story. A line is a sentence, or a question with its answer and the ids of the se
     1 Mary moved to the bathroom.
     2 John went to the hallway.
     3 Where is Mary?<TAB>bathroom<TAB>1
+
+Files that people made or edited are read as well: with a byte-order mark, Windows line ends, blank lines, upper case,
+sentences that end with "!", and questions without supporting ids.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 Words = tuple[str, ...]
+
+WORDS = 11  # the longest sentence of the 20 tasks, and of any that can be encoded
 
 # At most 9 digits: a longer id is a sign of damage, and Python limits the number of digits that `int` accepts.
 _INTEGER = re.compile(r"[0-9]{1,9}")
@@ -29,7 +35,7 @@ class Question(NamedTuple):
       story: the sentences before the question, oldest first, without earlier questions.
       question: the words of the question.
       answer: one class; a list such as "milk,football" is one class too.
-      supports: positions in `story`, from 0, of the sentences that support the answer.
+      supports: positions in `story`, from 0, of the sentences that support the answer; empty if the file has none.
       story_index: number of the story in its file, from 0.
       task: 1 to 20.
     """
@@ -61,13 +67,15 @@ def parse(data: bytes, path: str, task: int) -> Iterator[Question]:
       >>> question.story[question.supports[0]]
       ('mary', 'moved', 'to', 'the', 'bathroom')
     """
-    lines = data.split(b"\n")
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not lines[-1]:
         lines.pop()
     story: list[Words] = []
     positions: dict[int, int] = {}  # line id of a sentence -> its place in `story`
     story_index, previous_id, found = -1, 0, False
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             line_id, content = _split_id(line, previous_id)
             if line_id == 1:
@@ -86,7 +94,7 @@ def parse(data: bytes, path: str, task: int) -> Iterator[Question]:
                 )
             else:
                 positions[line_id] = len(story)
-                story.append(_words(content, ".", "a sentence that ends with '.', or a question with tabs"))
+                story.append(_words(content, ".!", "a sentence that ends with '.' or '!', or a question with tabs"))
         except _Expected as error:
             got = repr(line[:60].decode("utf-8", "replace"))
             raise BabiFormatError(f"{path}:{number}: expected {error}, got {got}.") from None
@@ -113,33 +121,33 @@ def _split_id(line: bytes, previous_id: int) -> tuple[int, str]:
     return line_id, content
 
 
-def _words(text: str, stop: str, expected: str) -> Words:
-    """Returns the words of a text that ends with `stop`."""
+def _words(text: str, stops: str, expected: str) -> Words:
+    """Returns the words of a text that ends with one of the characters `stops`."""
     text = text.strip()
-    if not text.endswith(stop):
+    if not text.endswith(tuple(stops)):
         raise _Expected(expected)
-    words = tuple(text.removesuffix(stop).lower().split())
+    words = tuple(text[:-1].lower().split())
     if not words:
-        raise _Expected(f"words before the {stop!r}")
+        raise _Expected(f"words before the {text[-1]!r}")
+    if len(words) > WORDS:
+        raise _Expected(f"at most {WORDS} words (found {len(words)}; divide or shorten the sentence)")
     return words
 
 
 def _question(content: str, positions: dict[int, int]) -> tuple[Words, str, tuple[int, ...]]:
     """Returns (words, answer, supports) of a question; positions: place in the story by line id."""
-    fields = content.split("\t")
-    if len(fields) != 3:
-        raise _Expected("a question, a tab, its answer, a tab and the supporting ids")
-    question = _words(fields[0], "?", "a question that ends with '?' before the first tab")
-    answer = fields[1].strip().lower()
+    text, answer, *rest = content.split("\t")
+    if len(rest) > 1:
+        raise _Expected("a question, a tab, its answer, and at most another tab and the supporting ids")
+    question = _words(text, "?", "a question that ends with '?' before the first tab")
+    answer = answer.strip().lower()
     if not all(item.strip() for item in answer.split(",")):
-        raise _Expected("an answer between the tabs, with no empty item")
+        raise _Expected("an answer after the first tab, with no empty item")
     supports = []
-    for digits in fields[2].split():
+    for digits in "".join(rest).split():
         if not _INTEGER.fullmatch(digits):
             raise _Expected(f"integers as supporting ids, not {digits[:20]!r}")
         if int(digits) not in positions:
             raise _Expected(f"supporting ids of earlier sentences of this story, not {int(digits)}")
         supports.append(positions[int(digits)])
-    if not supports:
-        raise _Expected("at least one supporting id after the second tab")
     return question, answer, tuple(supports)

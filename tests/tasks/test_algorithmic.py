@@ -148,6 +148,13 @@ def draw(task, step, size=400):
     return task.sample(jax.random.key(0), size, step)
 
 
+def test_a_curriculum_reads_an_int_as_it_reads_an_array():
+    task = Copy(length=9, curriculum=4)
+    early, same, later = (task.sample(jax.random.key(0), 2, step) for step in (1, jnp.int32(1), 3))
+    jax.tree.map(np.testing.assert_array_equal, early, same)
+    assert early.mask.sum() < later.mask.sum() == task.sample(jax.random.key(0), 2).mask.sum()
+
+
 def test_a_curriculum_lets_lengths_grow_and_then_repeats():
     task = RepeatCopy(length=9, repeats=5, curriculum=100)
 

@@ -39,10 +39,30 @@ def test_line_ends_do_not_matter():
 
 
 @pytest.mark.parametrize(
+    "changed",
+    [
+        b"\xef\xbb\xbf" + GOOD,
+        GOOD.replace(b"\n1 Mice", b"\n\n \r\n1 Mice") + b"\n\n",
+        GOOD.replace(b"bathroom.", b"bathroom!").replace(b"hallway.", b"hallway !"),
+        GOOD.upper(),
+    ],
+    ids=["byte-order mark", "blank lines", "exclamation marks", "upper case"],
+)
+def test_files_that_people_made_are_read_as_the_official_ones(changed):
+    assert read(changed) == read(GOOD)
+
+
+@pytest.mark.parametrize("missing", [b"", b"\t", b"\t \r"])
+def test_a_question_needs_no_supporting_ids(missing):
+    changed = b"\n".join(line.rpartition(b"\t")[0] + missing if b"\t" in line else line for line in GOOD.splitlines())
+    assert read(changed) == [question._replace(supports=()) for question in read(GOOD)]
+
+
+@pytest.mark.parametrize(
     ("line", "number", "expected"),
     [
         (b"Mary moved.", 1, "a positive line id"),
-        (b"", 2, "a positive line id"),
+        (b"1\tMary moved.", 2, "a positive line id"),
         (b"-1 Mary moved.", 1, "a positive line id"),
         (b"1_0 Mary moved.", 4, "a positive line id"),
         ("\u0661 Mary moved.".encode(), 1, "a positive line id"),  # a digit, but not an ASCII one
@@ -52,17 +72,18 @@ def test_line_ends_do_not_matter():
         (b"3 Mary moved.", 2, "line id 2 or 1"),
         (b"3 Mary moved.", 4, "line id 4 or 1"),
         (b"0 Mary moved.", 4, "line id 4 or 1"),
-        (b"2", 2, "a sentence that ends with '.'"),
+        (b"2", 2, "a sentence that ends with '.' or '!'"),
         (b"2 Mary moved", 2, "a sentence that ends with '.'"),
         (b"3 Where is Mary?", 3, "a sentence that ends with '.'"),
         (b"2 .", 2, "words before the '.'"),
-        (b"3 Where is Mary?\tbathroom", 3, "a question, a tab"),
+        (b"2 " + b"to " * 12 + b".", 2, r"at most 11 words (found 12; divide or shorten the sentence)"),
+        (b"3 " + b"to " * 11 + b"what?\tbathroom\t1", 3, "at most 11 words (found 12"),
         (b"3 Where is Mary?\tbathroom\t1\t2", 3, "a question, a tab"),
         (b"3 Where is Mary\tbathroom\t1", 3, "a question that ends with '?'"),
         (b"3 ?\tbathroom\t1", 3, "words before the '?'"),
-        (b"3 Where is Mary?\t \t1", 3, "an answer between the tabs"),
-        (b"3 Where is Mary?\tmilk,,football\t1", 3, "an answer between the tabs"),
-        (b"3 Where is Mary?\tbathroom\t", 3, "at least one supporting id"),
+        (b"3 Where is Mary?\t \t1", 3, "an answer after the first tab"),
+        (b"3 Where is Mary?\tmilk,,football\t1", 3, "an answer after the first tab"),
+        (b"3 Where is Mary?\t", 3, "an answer after the first tab"),
         (b"3 Where is Mary?\tbathroom\t1 one", 3, "integers as supporting ids, not 'one'"),
         (b"3 Where is Mary?\tbathroom\t-1", 3, "integers as supporting ids"),
         (b"3 Where is Mary?\tbathroom\t0", 3, "supporting ids of earlier sentences of this story, not 0"),
@@ -145,5 +166,5 @@ def test_damage_is_read_or_reported_with_file_and_line(data):
         return
     assert questions
     for question in questions:
-        assert question.question and question.answer and question.supports
+        assert question.question and question.answer
         assert all(question.story) and all(0 <= support < len(question.story) for support in question.supports)

@@ -61,6 +61,8 @@ class Last:
         return (lambda inputs: inputs[..., :1]) if self.fault == "encoder" else (lambda inputs: inputs)
 
     def sample(self, key, batch_size, step=None):
+        if self.fault == "array step":
+            step = None if step is None else step.astype(jnp.float32)
         if self.fault == "constant":
             key = jax.random.key(0)
         if self.fault == "another source":
@@ -119,6 +121,7 @@ def test_a_task_without_a_fault_passes():
     [
         ("constant", "two batches of one run must differ"),
         ("another source", "equal seeds must give equal batches"),
+        ("array step", "sample must accept a step of type int, got AttributeError"),
         ("padding counts", "padding must not count"),
         ("padding first", "padding must come last"),
         ("integer mask", "loss_mask must be float32 and mask bool"),

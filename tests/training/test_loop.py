@@ -116,7 +116,7 @@ def test_a_crashed_run_resumes_from_the_last_checkpoint_and_times_add_up(tiny, t
     assert result.seconds == 12 * 100.0
 
 
-def test_a_finished_run_is_not_trained_further(tiny, tmp_path):
+def test_a_finished_run_is_trained_further_only_if_its_number_of_updates_is_increased(tiny, tmp_path):
     config = tiny.config(steps=2)
     first = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path)
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -130,6 +130,19 @@ def test_a_finished_run_is_not_trained_further(tiny, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == text
     with pytest.raises(ValueError, match="was trained for 2 updates, got steps=1; increase it"):
         train(tiny.Recall(reads=True), tiny.Model, tiny.config(steps=1), tmp_path)
+
+    longer = tiny.config(steps=4)  # at a constant rate: the numbers of an uninterrupted run
+    found = train(tiny.Recall(reads=True), tiny.Model, longer, tmp_path)
+    assert_same(found, train(tiny.Recall(reads=True), tiny.Model, longer, tmp_path / "whole"))
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(text)
+
+
+def test_a_cosine_that_was_made_longer_rises_again(tiny):
+    settings = {"learning_rate": 0.5, "schedule": "cosine", "warmup_steps": 1}
+    short, long = (tiny.config(steps=steps, **settings) for steps in (3, 5))
+    assert short.learning_rate_at(3) == pytest.approx(0, abs=1e-6)
+    assert long.learning_rate_at(3) == pytest.approx(0.25)  # 2 of 4 updates after the warm-up
+    assert long.learning_rate_at(0) == 0
 
 
 def test_a_run_interrupted_on_8_devices_resumes_on_one_and_under_pmap(tiny, tmp_path):

@@ -56,6 +56,38 @@ def test_a_folder_of_runs(tmp_path, capsys, write_run, pixels, count, contents):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("blank_figures")
+def test_foreign_folders_are_named_and_the_rest_is_shown(tmp_path, capsys, write_run):
+    write_run(tmp_path / "good")
+    foreign = {
+        "metrics": {"metrics": 3},
+        "row": {"metrics": {"loss": 0.5}},
+        "text": {"metrics": {"test/accuracy": {"mean": "a", "std": 0, "per_seed": ["x"]}}},
+        "steps": {"steps": "many"},
+        "seconds": {"seconds": None},
+        "config": {"config": [1]},
+    }
+    for name, change in foreign.items():
+        write_run(tmp_path / name)
+        path = tmp_path / name / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_run(tmp_path / "curve")
+    (tmp_path / "curve/metrics.jsonl").write_text('{"step": 3, "valid/accuracy": ["x"]}\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"architectures": ["Bert"]}')
+
+    _, line = report_runs(tmp_path).splitlines()
+    assert line.startswith("good (mnm-p)  3")
+    notes = [note for note in capsys.readouterr().err.splitlines() if note.startswith("left out: ")]
+    assert {pathlib.Path(note.split()[2]).relative_to(tmp_path).parts[0] for note in notes} == {
+        *foreign,
+        "curve",
+        "model",
+    }
+    with pytest.raises(ValueError, match="metric loss has no mean, per_seed, std; restore it, or move it away"):
+        report_run(tmp_path / "row")
+
+
 def test_runs_without_groups(tmp_path, write_run, pixels, count):
     write_run(tmp_path / "mnm-g", "mnm-g")
     assert report_runs(tmp_path).split()[:3] == ["model", "seeds", "updates"]

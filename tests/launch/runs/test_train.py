@@ -1,11 +1,8 @@
 """Tests a whole small run, the files that it writes, and the errors of wrong workdirs and configs."""
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import types
 
 import jax
@@ -21,10 +18,10 @@ from launch.runs import build
 from launch.runs.evaluate import evaluate_run
 from launch.runs.metrics import summarise
 from launch.runs.registry import MODELS
+from launch.runs.train import _describe_continuing
+from launch.runs.workdir import claim
 from launch.train import run
-from mnm_jax.training import read_metrics
-
-ROOT = pathlib.Path(__file__).parents[3]
+from mnm_jax.training import TrainConfig, read_metrics
 
 
 def tiny():
@@ -119,6 +116,40 @@ def test_a_half_written_config_is_reported_and_left(copy, damaged):
     assert contents(copy) == before
 
 
+@pytest.mark.usefixtures("blank_figures")
+def test_a_finished_run_continues_if_its_number_of_updates_is_increased(finished, copy, capsys):
+    longer = tiny()
+    longer.training.update(steps=4, schedule="constant")
+    with pytest.raises(ValueError, match=r'training.schedule is absent there, "constant" here'):
+        run(longer, copy)  # two differences
+    del longer.training["schedule"]
+    summary = run(longer, copy)
+    assert "continues the run of 3 updates to 4 updates." in capsys.readouterr().out
+    assert (summary["steps"], summary["continued_at"]) == (4, [3])
+    assert json.loads((copy / "config.json").read_text())["training"]["steps"] == 4
+    assert json.loads((copy / "summary_3.json").read_text()) == json.loads(json.dumps(finished[1]))
+    losses = {line["step"]: line["train/loss"] for line in read_metrics(copy) if "train/loss" in line}
+    assert sorted(losses) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"training\.steps is 4 there, 3 here; take another --workdir"):
+        run(tiny(), copy)
+
+
+def test_only_a_finished_run_with_checkpoints_continues(copy):
+    longer = _change("training", steps=9).to_dict()
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(ValueError, match="no checkpoint to continue from"):
+        claim(copy, longer)
+    (copy / "summary.json").unlink()
+    with pytest.raises(ValueError, match=r"unfinished run of training\.steps=3; finish it before a longer one"):
+        claim(copy, longer)
+    assert json.loads((copy / "config.json").read_text()) == tiny().to_dict()
+
+
+def test_a_line_on_a_cosine_states_the_rate_that_follows():
+    longer = TrainConfig(steps=4, batch_size=1, learning_rate=0.5, schedule="cosine")
+    assert "learning rate rises from 0 to 0.25, that of a cosine over 4 updates" in _describe_continuing(2, longer)
+
+
 def _change(section, **settings):
     config = tiny()
     for key, value in settings.items():
@@ -129,7 +160,7 @@ def _change(section, **settings):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (_change("task", lenght=2), "unknown key 'lenght'; known: length, support"),
+        (_change("task", lenght=2), "unknown key 'lenght'; did you mean 'length'? known: length, support"),
         (_change("model", heads=2), "model lstm has an unknown key 'heads'; known: hidden_features"),
         (_change("model", rngs=2), "unknown key 'rngs'"),
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
@@ -146,7 +177,10 @@ def _change(section, **settings):
         (_change("model", name="lstm-salu", memory_features=4, slots=-1), "slots must be >= 1, got -1"),
         (_change("task", support=-2), "support must be >= 1, got -2"),
         (_change("training", steps=-1), "steps must be >= 1, got -1"),
-        (ConfigDict(tiny().to_dict() | {"trainig": {}}), "config has an unknown key 'trainig'"),
+        (
+            ConfigDict(tiny().to_dict() | {"trainig": {}}),
+            "config has an unknown key 'trainig'; did you mean 'training'? known: task, model, training",
+        ),
         (ConfigDict({"task": {"name": "dictionary"}}), "lacks the section model"),
     ],
 )
@@ -256,13 +290,3 @@ def test_the_summary_of_one_seed_and_of_numbers_that_are_not_finite():
     assert rows["b"] == {"mean": 3.0, "std": pytest.approx(7**0.5), "per_seed": [1.0, 2.0, 6.0]}
     assert rows["c"] == {"mean": None, "std": None, "per_seed": [1.0, None]}
     assert format_table(rows).splitlines()[1:3] == ["a       0.5000 +- 0.0000", "b       3.0000 +- 2.6458"]
-
-
-def test_an_unknown_key_on_the_command_line_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "launch.train", "--config=launch/configs/dictionary.py"]
-    command += ["--config.training.nosuch=1", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("unknown config key 'nosuch'")
-    assert not (tmp_path / "run").exists()

@@ -194,8 +194,8 @@ def test_a_finished_run_is_told_and_not_started_again(tmp_path, monkeypatch):
     (tmp_path / "abc" / "summary.json").write_text("{}")
     trial, _ = make_trial(tmp_path, monkeypatch, "abc")
     assert [trial.step()["done"], trial.step()["done"]] == [False, True]
-    config = {"training": {"steps": 31}}
-    with pytest.raises(ValueError, match="holds a run of another config: training.steps is 30 there, 31 here"):
+    config = {"training": {"steps": 29}}
+    with pytest.raises(ValueError, match="holds a run of another config: training.steps is 30 there, 29 here"):
         trial.setup({"trial": PlannedTrial("abc", [], config)._asdict()}, where=trial._where)
 
 
