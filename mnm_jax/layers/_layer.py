@@ -113,8 +113,8 @@ class NeuralMemoryLayer(nnx.Module):
     Raises:
       TypeError: for a memory that is no `Memory`, sizes that are no integers, or dtypes that are not floating.
       ValueError: for a size below 1, `stale` without effect, or a memory that cannot be written in chunks: one with an
-        `optimizer`, several `inner_steps` or a `max_norm`, a `custom_memory`, a rule given as a function, or one whose
-        targets depend on the fast weights.
+        `optimizer`, several `inner_steps`, a `max_norm` or `never_worse`, a `custom_memory`, a rule given as a
+        function, or one whose targets depend on the fast weights.
 
     Examples:
       Gated DeltaNet with two heads, over a sequence and then over one more token:

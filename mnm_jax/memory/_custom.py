@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_not_negative, check_sizes
-from mnm_jax.memory._gated import GatedState, begin, descend, distance, limit, sum_of_squares
+from mnm_jax.memory._gated import GatedState, begin, descend, distance, limit, scaled, sum_of_squares
 from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
-from mnm_jax.memory._options import PAPER, WriteOptions, check_options, normalise
-from mnm_jax.memory._step_size import STEP_SIZES
+from mnm_jax.memory._options import PAPER, TRIALS, WriteOptions, check_options, longest, normalise
+from mnm_jax.memory._step_size import STEP_SIZES, inverse_norm
 from mnm_jax.memory._types import MemoryParams, WriteInfo
 
 Array = jax.Array
@@ -41,9 +41,11 @@ def custom_memory(
 
         L = loss(f(k^w; phi_{t-1}), v^w),   phi_t = phi_{t-1} - beta_t c grad_phi L
 
-    with c = 1 for "sum" (the plain gradient of the loss), or c = 2 L / (|grad_phi L|^2 + epsilon) for "normalised".
-    The latter is twice Polyak's step, for losses whose minimum is zero; with a squared error, one head and a linear
-    network it stores the value exactly at rate 1.
+    with c = 1 for "sum" (the plain gradient of the loss), or c = 2 L / |grad_phi L|^2 for "normalised". The latter is
+    twice Polyak's step, for losses whose minimum is zero; with a squared error, one head and a linear network it stores
+    the value exactly at rate 1. If q = |grad_phi L|^2 / (4 L) < epsilon, c is q^2 / (2 epsilon^3) instead. For one head
+    and a squared error this is the normalised step of `gradient_memory`, in which q is the squared norm of the key if
+    the network is linear.
 
     Writes need not be pairs, so the weights of every step are kept: cells run in the execution form "plain".
 
@@ -55,7 +57,7 @@ def custom_memory(
       loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.
       step_size: "normalised" or "sum". With `WriteOptions(optimizer=...)`, "sum" is usually the right choice.
       learn_initial: whether phi_0 is learned.
-      epsilon: added to the squared norm of the gradient by "normalised".
+      epsilon: the value of q below which the writes of "normalised" fade out.
       options: see `WriteOptions`.
 
     Raises:
@@ -165,6 +167,8 @@ class CustomMemory(Memory):
         predicted = jax.vmap(self._answers)(state.weights, given)
         for inner in range(options.inner_steps):
             changes = limit(jax.vmap(self._change)(state.weights, given, values), options.max_norm)
+            if options.never_worse:
+                changes = scaled(changes, self._shorten(state.weights, scaled(changes, rate), given, values))
             state = descend(state, changes, rate, options, gates, first=inner == 0)
         kept = jax.vmap(self._answers)(state.weights, given)
         before, after = mean_square(predicted - values), mean_square(kept - values)
@@ -176,13 +180,21 @@ class CustomMemory(Memory):
         weights = jax.tree.map(lambda w: w.astype(keys.dtype), weights)
         return jax.vmap(self.apply, (None, 0))(weights, keys)
 
+    def _shorten(self, weights: Any, changes: Any, keys: Array, values: Array) -> Array:
+        """Returns the factor a `[B]` of `WriteOptions.never_worse` for changes that are multiplied by the rate."""
+        moved = lambda a: jax.tree.map(lambda w, g: w - a * g, weights, changes)  # noqa: E731
+        loss = lambda a: jax.vmap(self.loss)(jax.vmap(self._answers)(moved(a), keys), values)  # noqa: E731
+        return longest(loss(0.0), jnp.stack([loss(a) for a in TRIALS], -1))
+
     def _change(self, weights: Any, keys: Array, values: Array) -> Any:
         """Returns c grad L of one example."""
         size, gradient = jax.value_and_grad(lambda w: self.loss(self._answers(w, keys), values))(weights)
         if self.step_size == "sum":
             return gradient
         square = sum_of_squares(jax.tree.map(lambda g: g[None], gradient))[0]
-        scale = 2 * size.astype(square.dtype) / (square + self.epsilon)
+        # Derivatives of second order divide by the third power of this sum, which must not be zero.
+        gain = square / (4 * jnp.maximum(size.astype(square.dtype), 0) + float(jnp.finfo(square.dtype).tiny) ** 0.25)
+        scale = jnp.square(inverse_norm(gain, self.epsilon)) / 2
         return jax.tree.map(lambda g: scale.astype(g.dtype) * g, gradient)
 
 
@@ -202,8 +214,8 @@ def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss
     answer = jax.eval_shape(apply, weights, jax.ShapeDtypeStruct((key_size,), dtype))
     if getattr(answer, "shape", None) != (value_size,):
         raise ValueError(
-            f"apply must map a key of shape ({key_size},) to a value of shape ({value_size},), without a batch, "
-            f"got {getattr(answer, 'shape', type(answer).__name__)}."
+            f"apply must map a key of shape ({key_size},) to a value of shape ({value_size},), key_size to value_size "
+            f"without a batch, got {getattr(answer, 'shape', type(answer).__name__)}."
         )
     heads = jax.ShapeDtypeStruct((2, value_size), dtype)
     size = jax.eval_shape(loss, heads, heads)

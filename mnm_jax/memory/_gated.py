@@ -88,7 +88,11 @@ def limit(changes: Any, max_norm: float | None) -> Any:
     """Returns changes `[B, ...]` with the norm of all leaves together bounded by `WriteOptions.max_norm`."""
     if max_norm is None:
         return changes
-    factor = bound(norm(changes), max_norm)
+    return scaled(changes, bound(norm(changes), max_norm))
+
+
+def scaled(changes: Any, factor: Array) -> Any:
+    """Returns changes `[B, ...]` times a factor `[B]`."""
     return jax.tree.map(lambda x: _times(factor, x), changes)
 
 

@@ -5,7 +5,7 @@ Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from mnm_jax.memory import _network as networks
 from mnm_jax.memory._gated import GatedState, begin, bound, descend, distance, safe_root
 from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
 from mnm_jax.memory._network import Network
-from mnm_jax.memory._options import WriteOptions, normalise
+from mnm_jax.memory._options import TRIALS, WriteOptions, longest, normalise
 from mnm_jax.memory._rules import Pairs, Rule
 from mnm_jax.memory._step_size import gram, inner_products
 from mnm_jax.memory._storage import dense
@@ -107,6 +107,8 @@ class PairMemory(Memory):
             predicted.append(answer)
             if how.max_norm is not None:
                 full = _scale(full, bound(_norm(full), how.max_norm))
+            if how.never_worse:
+                full = _scale(full, self._shorten(state, _scale(full, rate), answer, keys, values))
             if self.pairs_only:
                 written.append(_scale(full, rate))
                 state = state.subtract(written[-1])
@@ -123,6 +125,28 @@ class PairMemory(Memory):
     def _answers(self, state: Any, keys: Array) -> Array:
         """Returns f(k; phi) for normalised keys."""
         return networks.forward(self.network, _storage(state), keys).outputs[-1]
+
+    def _shorten(self, state: Any, pairs: Pairs, answers: Array, keys: Array, values: Array) -> Array:
+        """Returns the factor a `[B]` of `WriteOptions.never_worse` for pairs that are multiplied by the rate."""
+        heads, many = keys.shape[1], len(TRIALS)
+        factors = jnp.repeat(jnp.asarray(TRIALS, keys.dtype), heads)[None, :, None]
+        errors = self._answers(_Trials(state, pairs, factors), jnp.tile(keys, (1, many, 1)))
+        errors = errors.reshape(len(keys), many, heads, -1) - values[:, None]
+        return longest(mean_square(answers - values), jnp.mean(errors * errors, axis=(2, 3)))
+
+
+class _Trials(NamedTuple):
+    """A `Storage` from which pairs times a factor per row of a product, `[1, Q, 1]`, are subtracted."""
+
+    storage: Storage
+    pairs: Pairs
+    factors: Array
+
+    def product(self, layer: int, x: Array) -> Array:
+        """See `Storage`."""
+        inputs, delta = self.pairs[layer]
+        written = jnp.einsum("bqh,bho->bqo", inner_products(x, inputs).astype(x.dtype), delta)
+        return self.storage.product(layer, x) - self.factors * written
 
 
 def _storage(state: Any) -> Storage:

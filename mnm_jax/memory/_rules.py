@@ -19,7 +19,7 @@ import numpy as np
 
 from mnm_jax.memory._gated import safe_root
 from mnm_jax.memory._network import Activations, Network, backward, forward
-from mnm_jax.memory._step_size import gram, inverse_norm, solve, solve_layers, step, step_scale
+from mnm_jax.memory._step_size import factor, gram, inverse_norm, normalised_pairs, solve
 from mnm_jax.memory._types import Pair, Storage, TargetMaps
 
 Array = jax.Array
@@ -51,9 +51,9 @@ class Rule(abc.ABC):
 
 
 class ErrorRule(Rule):
-    """A rule whose delta is computed from an error, the layer's answer minus the layer's target.
+    """A rule whose pairs are computed from errors, each layer's answer minus the layer's target.
 
-        delta_l = step(z_l - t_l; x_l)
+        pairs = steps([x_1, ..., x_L], [z_1 - t_1, ..., z_L - t_L])
 
     `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token.
     """
@@ -65,17 +65,17 @@ class ErrorRule(Rule):
         """Returns the target t_l of every layer, `[B, H, O]`."""
 
     @abc.abstractmethod
-    def step(self, inputs: Array, error: Array) -> Array:
-        """Returns the delta of one layer, `[B, H, O]`, for heads that are written together.
+    def steps(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Pairs:
+        """Returns one pair per layer, for heads that are written together.
 
         Args:
           inputs: x_l, `[B, H, I]`.
-          error: z_l - t_l, `[B, H, O]`.
+          errors: z_l - t_l, `[B, H, O]`.
         """
 
     @abc.abstractmethod
     def step_scale(self, inputs: Array, features: int) -> Array:
-        """Returns the factor `[B, C, 1]` by which `step` multiplies an error if every row is a separate write.
+        """Returns the factor `[B, C, 1]` of an error in its delta if every row is a separate write.
 
         Args:
           inputs: x_l, `[B, C, I]`.
@@ -89,11 +89,7 @@ class ErrorRule(Rule):
         inputs, outputs, _ = forward(network, weights, keys)
         wanted = self.layer_targets(network, targets, weights, keys, values)
         errors = [z - t for z, t in zip(outputs, wanted, strict=True)]
-        return tuple(map(Pair, inputs, self.steps(inputs, errors))), outputs[-1]
-
-    def steps(self, inputs: Sequence[Array], errors: Sequence[Array]) -> list[Array]:
-        """Returns the deltas of all layers: `step` of each, unless a rule can share work between them."""
-        return [self.step(x, error) for x, error in zip(inputs, errors, strict=True)]
+        return self.steps(inputs, errors), outputs[-1]
 
 
 class SnapshotRule(Rule):
@@ -131,21 +127,16 @@ class SizedRule(ErrorRule):
     step_size: str | None = None
     epsilon: float = 0.0
 
-    def step(self, inputs: Array, error: Array) -> Array:
+    def steps(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Pairs:
         """See `ErrorRule`."""
-        return error if self.step_size is None else step(self.step_size, error, gram(inputs), self.epsilon)
-
-    def steps(self, inputs: Sequence[Array], errors: Sequence[Array]) -> list[Array]:
-        """See `ErrorRule`."""
-        if self.step_size != "normalised" or len(inputs) == 1:
-            return super().steps(inputs, errors)
-        return solve_layers([gram(x) for x in inputs], errors, self.epsilon)
+        if self.step_size == "normalised":
+            return normalised_pairs(inputs, errors, self.epsilon)
+        scaled = (factor(self.step_size, *error.shape[1:]) * error for error in errors)
+        return tuple(map(Pair, inputs, scaled))
 
     def step_scale(self, inputs: Array, features: int) -> Array:
         """See `ErrorRule`."""
-        if self.step_size is None:
-            return jnp.ones_like(inputs[..., :1])
-        return step_scale(self.step_size, square_norm(inputs), features, self.epsilon)
+        return _row_scale(self.step_size, inputs, features, self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +208,14 @@ class GradientRule(SnapshotRule):
     to all weights, so that c = (J J^T)^-1 e would meet every target. N approximates J J^T: the backward map of layer l
     is replaced by its mean square gain s_l (one for the last layer), with delta_l(e) the delta for c = e. N is exact
     for a linear memory, N = X X^T, with any number of heads (see `_step_size`). For one head in any network the step
-    length is 2 L / |grad L|^2 with L = |e|^2, twice Polyak's step. With hidden layers a step at rate 1 can increase the
-    loss if the keys are much shorter than the error, or nearly equal with different values.
+    length is 2 L / |grad L|^2 with L = |e|^2, twice Polyak's step.
+
+    With hidden layers a step at rate 1 can increase the loss, since it ignores that the layers change each other's
+    inputs and that N is only a mean: if the keys are much shorter than the error, or nearly equal with different
+    values. Of 4,096 writes of the dictionary recipe (three layers of width 32), at rate 1, 2.4% do so with one head and
+    0.05% with four before training, and 0% and 0.02% after 500 updates; at the rates of the cell none does. With one
+    hidden layer of 32, one head and values N(0, 1): 62% for |k| = 0.1, 21% for 0.3, and none for 1 to 10.
+    `WriteOptions(never_worse=True)` shortens such writes.
 
     Attributes:
       step_size: one of `STEP_SIZES`.
@@ -235,7 +232,7 @@ class GradientRule(SnapshotRule):
         del targets
         passed, error = _errors(network, weights, keys, values)
         if self.step_size != "normalised":
-            cotangent = step(self.step_size, error, error, self.epsilon)
+            cotangent = factor(self.step_size, *error.shape[1:]) * error
             deltas = backward(network, weights, passed, cotangent)
         elif error.shape[1] == 1:
             # One head: c is a multiple of e, and so are its deltas.
@@ -268,7 +265,7 @@ class GradientRule(SnapshotRule):
         gains = map(safe_root, _gains(of_error, axes=(-1,)))
         inner = [gain.astype(x.dtype) * x for gain, x in zip(gains, passed.inputs[:-1], strict=True)]
         features = jnp.concatenate([*inner, passed.inputs[-1]], -1)
-        scale = step_scale(self.step_size, square_norm(features), error.shape[-1], self.epsilon)
+        scale = _row_scale(self.step_size, features, error.shape[-1], self.epsilon)
 
         def pairs(errors: Array) -> Pairs:
             return tuple(map(Pair, passed.inputs, backward(network, weights, passed, scale * errors)))
@@ -325,9 +322,11 @@ class FunctionRule(Rule):
         return self.function(network, weights, keys, values)
 
 
-def square_norm(x: Array) -> Array:
-    """Returns |x|^2 of every row, `[B, C, I] -> [B, C, 1]`."""
-    return jnp.sum(x * x, axis=-1, keepdims=True)
+def _row_scale(step_size: str | None, rows: Array, features: int, epsilon: float) -> Array:
+    """Returns the factor `[B, C, 1]` of an error of size `features` in its delta if every row is a separate write."""
+    if step_size == "normalised":
+        return jnp.square(inverse_norm(jnp.sum(rows * rows, axis=-1, keepdims=True), epsilon))
+    return jnp.full_like(rows[..., :1], factor(step_size, 1, features))
 
 
 def _errors(network: Network, weights: Storage, keys: Array, values: Array) -> tuple[Activations, Array]:

@@ -7,36 +7,54 @@ its inputs, T `[H, V]` the targets and E = X W - T `[H, V]` the errors. A write 
 
     X W' - T = E - X X^T D,
 
-which is zero for D = G^-1 E with the Gram matrix G = X X^T `[H, H]`. Every head then reads back its own target after
-one write, for any overlap of linearly independent keys. Of all such W' this one is nearest to W, since it changes W
-only in the span of the keys. For one head, D = E / |x|^2 is the normalised delta rule.
+which is zero for D = (X X^T)^-1 E. Every head then reads back its own target after one write, for any overlap of
+linearly independent keys. Of all such W' this one is nearest to W, since it changes W only in the span of the keys.
+For one head, D = E / |x|^2 is the normalised delta rule.
 
-With the inverse lengths s_h = 1 / |x_h|, D = s C^-1 s E, where C = s G s has ones on its diagonal however long the
-keys are. Equal keys make C singular. The code therefore adds a small ridge r and replaces C^-1 by
+Several heads. With the inverse lengths s_h = 1 / |x_h|, the unit keys U = s X and their correlations C = U U^T, the
+write is U^T C^-1 s E. Equal keys make C singular, so that C^-1 is replaced by
 
-    M (I + 2 N) (I - N),    M = (C + r I)^-1,    N = r M
+    M (I + 2 N) (I - N),    M = (C + r I)^-1,    N = r M,    r = eps^0.95
 
-Along an eigenvector of C with eigenvalue c >> r, the share 3 (r / c)^2 of the error remains: nearly nothing for
-linearly independent keys. If heads share one key, c = 0 for the differences of their targets. I - N removes these, so
-that the solution stores the mean, and that D is not a difference of large numbers. r balances the share that remains
-against rounding errors, which grow with 1 / r.
+with the machine epsilon of the errors' dtype. Along an eigenvector of C with eigenvalue c, the share n^2 (3 - 2 n) of
+the error remains, with n = r / (c + r): nearly nothing for c >> r, and everything for c = 0. If heads share one key,
+c = 0 for the differences of their targets, so that the solution stores the mean. In between, the share and its
+derivatives are smooth. Two unit keys at a distance d, up to their signs, have c = d^2 / 2. The distances at which one
+half and 99.9% of the difference of their targets are stored are
 
-With more than two heads, the component of the errors that a write of the first head alone removes is subtracted before
-the solve, and its delta is added to that of the first head. If the keys are about equal, the right sides of the solve
-are then small numbers.
+    dtype      r        one half   99.9%
+    float32    2.7e-7   0.0007     0.005
+    bfloat16   0.010    0.14       1.0
+    float64    1.4e-15  5e-8       4e-7
 
-If |x|^2 < epsilon, s is |x|^2 / epsilon^1.5 instead, so that a write fades out as its key approaches zero.
+If heads share one direction with different lengths, the mean is that of the targets per unit of length.
+
+Rounding. C itself and the deltas of close keys, of size 1 / d^2, would be rounded to errors of size eps / d^2 in the
+answers. The pairs of a write are therefore not the keys and their deltas, but mixed rows Y = A U and their deltas,
+such that close keys give a short row, formed by subtraction before any product. In these rows
+
+    U^T M (I + 2 N) (I - N) s E = Y^T M' (I + 2 N') (I - N') A s E,
+    M' = (Y Y^T + r A A^T)^-1,    N' = r A A^T M',
+
+for every invertible A, so A needs no derivative and no accuracy, except that its elements are not large. For two heads
+A is the sum and the difference. For more heads it is the elimination of C + I / 1000, which subtracts from every key
+its regression on the keys before it. Errors are then of size eps / d.
+
+If |x|^2 < epsilon, s is |x|^2 / epsilon^1.5 instead, and C keeps ones on its diagonal, so that a write fades out as its
+key approaches zero.
 
 The write rate multiplies D, so that a rate beta in (0, 1) removes that fraction of the error of every head.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+
+from mnm_jax.memory._types import Pair
 
 Array = jax.Array
 
@@ -45,40 +63,54 @@ Array = jax.Array
 STEP_SIZES = ("normalised", "sum", "paper")
 # Matrices of size H x H are cheap, and their rounding errors would be multiplied by 1 / r.
 _EXACT = jax.lax.Precision.HIGHEST
+_REGRESSION = 1e-3  # the ridge of A; elements of A are at most 1 / (2 sqrt(1e-3)) = 16
 
 
-def step(step_size: str, error: Array, kernel: Array, epsilon: float) -> Array:
-    """Returns the deltas `[B, H, O]` for heads that are written together.
+def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: float) -> tuple[Pair, ...]:
+    """Returns the pairs of "normalised", one per layer, for heads that are written together.
+
+    Small matrices of all layers are computed at once, with the layers stacked along `B`.
 
     Args:
-      step_size: one of `STEP_SIZES`.
-      error: `[B, H, O]`.
-      kernel: the effect of the delta of each head on the answer of each other head, `[B, H, H]`: G above.
+      inputs: `[B, H, I]` per layer.
+      errors: `[B, H, O]` per layer.
       epsilon: squared norm of a key below which writes fade out.
     """
-    match step_size:
-        case "paper":
-            return error * (2 / (error.shape[-2] * error.shape[-1]))
-        case "sum":
-            return 2 * error
-    return solve(kernel, error, epsilon)
+    layers, heads = len(inputs), inputs[0].shape[1]
+    if heads == 1:
+        maps = jnp.square(inverse_norm(_grams(inputs), epsilon))
+        return tuple(map(Pair, inputs, map(_apply, _divide(maps, layers), errors)))
+    dtype = np.promote_types(inputs[0].dtype, np.float32)
+    wide = [x.astype(dtype) for x in inputs]
+    squares = jnp.concatenate([jnp.sum(x * x, -1, keepdims=True) for x in wide])
+    scale = inverse_norm(squares, epsilon)
+    mix = _mix(inputs, jax.lax.stop_gradient(scale))
+    divided = zip(_divide(mix, layers), _divide(scale, layers), wide, strict=True)
+    rows = [_product(a, s * x).astype(inputs[0].dtype) for a, s, x in divided]
+    missing = jnp.where(squares > epsilon, 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
+    weights = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], -1))
+    system = _grams(rows) + weights[:, :, heads:]
+    ridge = _ridge(errors[0].dtype)
+    weight = None if heads == 2 else weights[:, :, :heads]
+    maps = _filter(system, ridge, mix * _transpose(scale), weight)
+    return tuple(map(Pair, rows, map(_apply, _divide(maps, layers), errors)))
 
 
-def step_scale(step_size: str, kernel: Array, features: int, epsilon: float) -> Array:
-    """Returns the factor by which `step` multiplies an error if every row is a separate write with one head.
+def _ridge(dtype: DTypeLike) -> float:
+    return float(jnp.finfo(dtype).eps) ** 0.95
 
-    Args:
-      step_size: one of `STEP_SIZES`.
-      kernel: `[B, C, 1]`, the only element of each row's kernel.
-      features: the size of the error, `O`.
-      epsilon: as in `step`.
-    """
-    match step_size:
-        case "paper":
-            return jnp.full_like(kernel, 2 / features)
-        case "sum":
-            return jnp.full_like(kernel, 2)
-    return jnp.square(inverse_norm(kernel, epsilon))
+
+def factor(step_size: str | None, heads: int, features: int) -> float:
+    """Returns the factor of an error in its delta: of "sum", "paper", or 1 for None."""
+    return {None: 1.0, "sum": 2.0, "paper": 2 / (heads * features)}[step_size]
+
+
+def solve(kernel: Array, error: Array, epsilon: float, ridge: float) -> Array:
+    """Returns M (I + 2 N) (I - N) E, `[B, H, O]`, for an approximate Gram matrix `[B, H, H]` in place of X X^T."""
+    identity = _identity(kernel)
+    scale = inverse_norm(jnp.sum(identity * kernel, -1, keepdims=True), epsilon)
+    system = jnp.where(identity > 0, 1, scale * _transpose(scale) * kernel)
+    return _apply(scale * _filter(system, ridge, identity * _transpose(scale)), error)
 
 
 @jax.custom_jvp
@@ -97,7 +129,7 @@ def inner_products(x: Array, y: Array) -> Array:
 def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # With one product here, the transposed derivative is also one product: (C + C^T) X.
     half = inner_products(*tangents, *primals)
-    return gram(*primals), half + jnp.swapaxes(half, 1, 2)
+    return gram(*primals), half + _transpose(half)
 
 
 def inverse_norm(square: Array, epsilon: float) -> Array:
@@ -107,92 +139,84 @@ def inverse_norm(square: Array, epsilon: float) -> Array:
     return jnp.where(large, jax.lax.rsqrt(jnp.where(large, square, 1)), fading)
 
 
-def solve(kernel: Array, error: Array, epsilon: float, ridge: float | None = None) -> Array:
-    """Returns the normalised deltas `[B, H, O]`.
-
-    Args:
-      kernel: the Gram matrix G, or an approximation of it, `[B, H, H]`.
-      error: `[B, H, O]`.
-      epsilon: as in `step`.
-      ridge: r; None for that of an exact Gram matrix, which depends on the dtype.
-    """
-    return _apply(_delta_map(kernel, epsilon, error.dtype, ridge), error)
+def _grams(rows: Sequence[Array]) -> Array:
+    return jnp.concatenate([gram(x) for x in rows])
 
 
-def solve_layers(kernels: Sequence[Array], errors: Sequence[Array], epsilon: float) -> list[Array]:
-    """Returns `solve(kernel, error, epsilon)` of every layer; the small matrices of all layers are computed at once."""
-    batch = kernels[0].shape[0]
-    maps = _delta_map(jnp.concatenate(kernels), epsilon, errors[0].dtype)
-    return [_apply(maps[n * batch : (n + 1) * batch], error) for n, error in enumerate(errors)]
+def _divide(stacked: Array, layers: int) -> list[Array]:
+    """Returns the part of every layer. The batch size may be symbolic."""
+    batch = stacked.shape[0] // layers
+    return [stacked[n * batch : (n + 1) * batch] for n in range(layers)]
 
 
 def _apply(delta_map: Array, error: Array) -> Array:
-    right = error.astype(delta_map.dtype)
-    if delta_map.shape[-1] == 1:
-        delta = delta_map * right
-    elif delta_map.shape[-1] == 2:
-        delta = _product(delta_map, right)
-    else:
-        delta = jnp.einsum("bhg,bgo->bho", delta_map, right, precision=_EXACT)
-    return delta.astype(error.dtype)
+    """Returns the deltas `[B, H, O]` in the dtype of the errors."""
+    return _product(delta_map, error.astype(delta_map.dtype), few=2).astype(error.dtype)
 
 
-def _delta_map(kernel: Array, epsilon: float, dtype: DTypeLike, ridge: float | None = None) -> Array:
-    """Returns the matrix `[B, H, H]` from the errors, of the given dtype, to the normalised deltas."""
-    heads = kernel.shape[-1]
-    identity = _identity(kernel)
-    scale = inverse_norm(jnp.sum(identity * kernel, -1, keepdims=True), epsilon)
-    if heads == 1:
-        return jnp.square(scale)
-    own = float(jnp.finfo(dtype).eps) ** 0.6 if ridge is None else ridge  # 7e-5 in float32, 0.05 in bfloat16
-    scales = scale * jnp.swapaxes(scale, 1, 2)
-    system = jnp.where(identity > 0, 1, scales * kernel)
+def _mix(inputs: Sequence[Array], scale: Array) -> Array:
+    """Returns A `[L * B, H, H]` for inputs `[B, H, I]` and their inverse lengths, a constant of every derivative."""
+    heads = scale.shape[1]
     if heads == 2:
-        return scales * _filter_two(own, system)
-    if ridge is not None:
-        return scales * _filter(ridge, system, jnp.broadcast_to(identity, system.shape))
-    column = system[:, :, :1]
-    share = jnp.swapaxes(column, 1, 2) / jnp.sum(column * column, 1, keepdims=True)
-    return scales * (_filter(own, system, identity - column * share) + identity[:, :, :1] * share)
+        signs = jnp.asarray([[[1, 1], [1, -1]]], scale.dtype) * 0.5**0.5
+        return jnp.broadcast_to(signs, (scale.shape[0], 2, 2))
+    correlations = scale * jax.lax.stop_gradient(_grams(inputs)) * _transpose(scale)
+    identity = _identity(correlations)
+    system = jnp.where(identity > 0, 1 + _REGRESSION, correlations)
+    rows = jnp.concatenate([system, jnp.broadcast_to(identity, system.shape)], -1)
+    for h in range(heads - 1):
+        later = (np.arange(heads) > h)[None, :, None]
+        row = rows[:, h : h + 1]
+        rows = jnp.where(later, rows - rows[:, :, h : h + 1] / row[:, :, h : h + 1] * row, rows)
+    return rows[:, :, heads:]
 
 
-def _filter_two(ridge: float, system: Array) -> Array:
-    """Returns M (I + 2 N) (I - N) for C `[B, 2, 2]`, whose eigenvectors are the sum and the difference of the heads."""
-    signs = jnp.asarray([1, -1], system.dtype)[None, :, None]
-    values = 1 + signs * system[:, :1, 1:]
-    once = 1 / (values + ridge)
-    values = once * (1 + 2 * ridge * once) * (values * once) / 2
-    total, difference = values[:, :1], values[:, 1:]
-    return jnp.where(_identity(system) > 0, total + difference, total - difference)
+def _filter(system: Array, ridge: float, right: Array, weight: Array | None = None) -> Array:
+    """Returns M (I + 2 N) (I - N) F with M = (S + r P)^-1 and N = r P M, for S, F and a constant P `[B, H, H]`.
 
-
-def _filter(ridge: float, system: Array, right: Array) -> Array:
-    """Returns M (I + 2 N) (I - N) F with M = (C + r I)^-1 and N = r M, for matrices C and F `[B, H, H]`.
-
-    The factors are applied from right to left, so that the large M multiplies what I - N has made small.
+    The factors are applied from right to left, so that the large M multiplies what I - N has made small. P is the
+    identity if `weight` is None.
     """
-    system = system + ridge * _identity(system)
+
+    def weigh(x: Array) -> Array:
+        return ridge * (x if weight is None else _product(weight, x))
+
+    solution = _solver(system + weigh(_identity(system)))
+    left = right - weigh(solution(right))
+    return solution(left + 2 * weigh(solution(left)))
+
+
+def _solver(system: Array) -> Callable[[Array], Array]:
+    """Returns the function F -> S^-1 F for positive definite S and any F `[B, H, H]`."""
+    if system.shape[-1] == 2:
+        return partial(_product, _inverse_two(system))
     inverse = _inverse(jax.lax.stop_gradient(system))
-
-    def solution(right: Array) -> Array:
-        # Derivatives of all orders reuse the inverse (implicit function theorem).
-        return jax.lax.custom_linear_solve(
-            lambda x: _product(system, x), right, lambda _, b: _product(inverse, b), symmetric=True
-        )
-
-    left = right - ridge * solution(right)
-    return solution(left + 2 * ridge * solution(left))
+    # Derivatives of all orders reuse the inverse (implicit function theorem).
+    return lambda right: jax.lax.custom_linear_solve(
+        lambda x: _product(system, x), right, lambda _, b: _product(inverse, b), symmetric=True
+    )
 
 
 def _identity(like: Array) -> Array:
     return jnp.eye(like.shape[-1], dtype=like.dtype)[None]
 
 
-def _product(a: Array, b: Array) -> Array:
+def _transpose(matrix: Array) -> Array:
+    return jnp.swapaxes(matrix, 1, 2)
+
+
+def _product(a: Array, b: Array, few: int = 4) -> Array:
     """Returns A B for A `[B, H, H]`; for few heads as elementwise operations, which the compiler fuses with others."""
-    if a.shape[-1] > 8:
+    if a.shape[-1] > few:
         return jnp.einsum("bhg,bgo->bho", a, b, precision=_EXACT)
-    return functools.reduce(jnp.add, (a[:, :, g : g + 1] * b[:, g : g + 1] for g in range(a.shape[-1])))
+    return reduce(jnp.add, (a[:, :, g : g + 1] * b[:, g : g + 1] for g in range(a.shape[-1])))
+
+
+def _inverse_two(matrix: Array) -> Array:
+    """Returns A^-1 for symmetric A `[B, 2, 2]`."""
+    first, other, last = matrix[:, :1, :1], matrix[:, :1, 1:], matrix[:, 1:, 1:]
+    adjugate = jnp.where(_identity(matrix) > 0, matrix[:, ::-1, ::-1], -matrix)
+    return adjugate / (first * last - other * other)
 
 
 def _inverse(matrix: Array) -> Array:

@@ -120,8 +120,8 @@ class Shrinking(ErrorRule):
     def layer_targets(self, network, targets, weights, keys, values):
         return (0.5 * weights.product(0, keys),)
 
-    def step(self, inputs, error):
-        return error
+    def steps(self, inputs, errors):
+        return tuple(map(Pair, inputs, errors))
 
     def step_scale(self, inputs, features):
         return jnp.ones_like(inputs[..., :1])

@@ -44,6 +44,7 @@ OPTIONS = {
     "l2": {"key_norm": "l2"},
     "layer": {"key_norm": "layer"},
     "max_norm": {"max_norm": 0.5},
+    "never_worse": {"never_worse": True},
     "inner": {"inner_steps": 2, "max_norm": 0.5},
     "forget": {"forget": True},
     "momentum": {"momentum": True, "max_norm": 0.5},

@@ -28,14 +28,15 @@ def init_mlp(key):
 
 @pytest.mark.parametrize(("step", "theirs", "heads"), [("sum", "sum", 3), ("normalised", "normalised", 1)])
 def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
-    """For one head Polyak's step is the normalised step, except for the position of epsilon."""
-    own = custom_memory(K, V, init=init_mlp, apply=mlp, step_size=step, epsilon=0.0)
-    ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.0, param_dtype=jnp.float64)
+    """For one head Polyak's step is the normalised step, also where the write of a short key fades out."""
+    own = custom_memory(K, V, init=init_mlp, apply=mlp, step_size=step, epsilon=0.1)
+    ours = gradient_memory(K, V, hidden_sizes=(6,), step_size=theirs, epsilon=0.1, param_dtype=jnp.float64)
     params = own.init(jax.random.key(0))
     weights = (params.weights["up"], params.weights["down"])
     state, expected = own.start(params, B), ours.start(params._replace(weights=weights), B)
     for seed in range(3):
         keys, values, asked = normal(seed, B, heads, K), normal(seed + 9, B, heads, V), normal(seed + 20, B, 2, K)
+        keys = keys * jnp.array([1.0, 0.1, 1.0])[:, None, None]
         state, info, read = own.write_read(params, state, keys, values, RATE, asked)
         expected, info_of_ours, read_of_ours = ours.write_read(params, expected, keys, values, RATE, asked)
         np.testing.assert_allclose(state.weights["up"], expected.weights[0], rtol=1e-9, atol=1e-12)
@@ -67,6 +68,22 @@ def test_max_norm_bounds_all_of_a_trees_leaves_together(x64):
     params = memory.init(jax.random.key(0))
     _, info = memory.write(params, memory.start(params, B), normal(1, B, 1, K), normal(2, B, 1, V), RATE)
     np.testing.assert_allclose(info.update_norm, 0.01 * RATE, rtol=1e-9)
+
+
+def test_never_worse_shortens_writes_by_the_users_own_loss(x64):
+    """f(k) = w k with w = 0, key 1 and value 2: the gradient of 3 (f - v)^2 is -12, which overshoots."""
+    memory = custom_memory(
+        1,
+        1,
+        init=lambda key: jnp.zeros(()),
+        apply=lambda w, k: w * k,
+        loss=lambda predicted, values: 3 * jnp.sum((predicted - values) ** 2),
+        step_size="sum",
+        options=WriteOptions(never_worse=True),
+    )
+    state, one = memory.start(memory.init(jax.random.key(0)), 2), jnp.ones((2, 1, 1))
+    state, info = memory.write(memory.init(jax.random.key(0)), state, one, 2 * one, jnp.array([1.0, 1 / 3]))
+    np.testing.assert_allclose(state.weights, [3, 4])  # a quarter of 12; 4 leaves the loss as it is
 
 
 @pytest.mark.parametrize("learned", [True, False])

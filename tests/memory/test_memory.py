@@ -167,7 +167,7 @@ def test_solve_equals_numpy(x64):
     x, right = normal(3, B, 4, 6), normal(4, B, 4, 5)
     matrix = jnp.einsum("bhi,bgi->bhg", x, x)
     expected = np.linalg.solve(np.asarray(matrix), np.asarray(right))
-    np.testing.assert_allclose(solve(matrix, right, 0.1), expected, rtol=1e-9)
+    np.testing.assert_allclose(solve(matrix, right, 0.1, 1e-12), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values())

@@ -82,6 +82,54 @@ def test_max_norm_bounds_the_change_at_rate_one(rule, forget, x64):
     assert_equal_weights(written, [w - along(factor, g) * g for w, g in zip(state.weights, changes, strict=True)])
 
 
+@pytest.mark.parametrize(("dtype", "heads"), [(jnp.float32, 1), (jnp.float32, 4), (jnp.bfloat16, 2)])
+def test_never_worse_shortens_the_gradient_writes_that_would_increase_their_loss(dtype, heads):
+    """Without the option a step of first order through hidden layers can overshoot, most often for short keys."""
+    rng = np.random.default_rng(heads)
+    lengths, draws = (1e-3, 0.1, 0.3, 1.0, 10.0, 100.0, 1e4), 8
+    keys = rng.normal(size=(2, len(lengths), draws, heads, K))
+    keys[1] = keys[1, ..., :1, :] + 0.1 * keys[1]  # nearly equal
+    keys *= np.asarray(lengths)[:, None, None, None] / np.linalg.norm(keys, axis=-1, keepdims=True)
+    keys = jnp.asarray(keys.reshape(-1, heads, K), dtype)
+    values, rate = jnp.asarray(rng.normal(size=(len(keys), heads, 8)), dtype), jnp.ones(len(keys), dtype)
+
+    def worse(**options):
+        memory = gradient_memory(K, 8, hidden_sizes=(6,), param_dtype=dtype, options=WriteOptions(**options))
+        params = memory.init(jax.random.key(0))
+        _, info = jax.jit(memory.write)(params, memory.start(params, len(keys)), keys, values, rate)
+        before, after = (np.asarray(x, np.float32).reshape(2, len(lengths), draws) for x in info[:2])
+        return np.mean(after > before * (1 + 4 * float(jnp.finfo(dtype).eps)), axis=-1)
+
+    assert np.max(worse()[:, 1]) > 0.3, "keys of length 0.1"
+    assert np.max(worse(never_worse=True)) == 0
+
+
+@pytest.mark.parametrize("rule", FACTORIES)
+def test_never_worse_takes_the_longest_of_five_writes(rule, x64):
+    keys, values = next(pairs(1))
+    plain, params, state = make(rule, WriteOptions(), (6,))
+    write = jax.jit(plain.write)
+    keys = keys * jnp.array([1.0, 0.2, 0.06])[:, None, None]
+    rate, tried = jnp.array([1.0, 0.7, 1.0]), [1.0, 1 / 4, 1 / 16, 1 / 64, 0.0]
+    each = [write(params, state, keys, values, a * rate) for a in tried]
+    memory, _, _ = make(rule, WriteOptions(never_worse=True), (6,))
+    written, info = jax.jit(memory.write)(params, state, keys, values, rate)
+    best = [next(n for n, (_, info) in enumerate(each) if info.loss_after[b] <= info.loss_before[b]) for b in range(B)]
+    assert len(set(best)) > 1
+    for b, n in enumerate(best):
+        np.testing.assert_allclose(info.loss_after[b], each[n][1].loss_after[b], rtol=1e-9)
+        for w, expected in zip(written.weights, each[n][0].weights, strict=True):
+            np.testing.assert_allclose(w[b], expected[b], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("others", "names"), [({"forget": True}, "forget"), ({"optimizer": optax.sgd(0.1)}, "optimizer")]
+)
+def test_never_worse_refuses_options_that_change_more_than_the_write(others, names):
+    with pytest.raises(ValueError, match=f"never_worse must be False with {names}, got True"):
+        make("mnm-g", WriteOptions(never_worse=True, **others))
+
+
 @pytest.mark.parametrize("rule", FACTORIES)
 def test_inner_steps_are_writes_one_after_the_other(rule, x64):
     keys, values = next(pairs(1))

@@ -308,6 +308,7 @@ def check_memory(memory: Memory) -> PairMemory:
         "optimizer": (options.optimizer is not None, None),
         "inner_steps": (options.inner_steps != 1, 1),
         "max_norm": (options.max_norm is not None, None),
+        "never_worse": (options.never_worse, False),
     }
     for name, (is_set, off) in refused.items():
         if is_set:
