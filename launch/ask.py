@@ -1,63 +1,101 @@
 """Answers questions about a story with a trained bAbI model.
 
-    python -m launch.ask --workdir=runs/babi/chain-p --story=story.txt
-    python -m launch.ask --workdir=runs/babi/chain-p < story.txt
+    python -m launch.ask --workdir=results/babi/15_epochs/chain-p/seed_0 --story=story.txt
+    python -m launch.ask --workdir=results/babi/15_epochs/chain-p/seed_0
 
-The story has one sentence per line. A line with a question mark is a question; text after the mark is ignored, so that
-lines of the bAbI files may be given as they are:
+A story has one sentence per line, of at most 11 words; capitals and punctuation do not matter. A line with a question
+mark is a question; text after the mark is ignored, so that lines of the bAbI files may be given as they are:
 
     Mary moved to the bathroom.
-    John went to the hallway.
-    Where is Mary?
+    Alice went to the hallway!
+    Where is Alice?
+
+A line that begins with the number 1, as in the bAbI files, or the line `/new` ends the story and begins a new one;
+blank lines are ignored. Without --story the lines are read from stdin; on a terminal each question is answered at once.
 
 The program prints each question with its most probable answers and with the sentences whose write keys are most similar
-to its read key (cosine, mean over heads: a row of the memory map). The story may continue after a question.
+to its read key (cosine, mean over heads: a row of the memory map). A percentage is the model's probability among all
+answers that it was trained to give, provided that the story determines the answer, as every story of training does: the
+model has no answer for "unknown", and may be sure of a guess. A question about a name that the story lacks cannot be
+answered; the program then prints no percentages.
 
-The vocabulary is built from the bAbI archive, which is read from --data_dir, else from the folder that the run's config
-names, else from the folder that the environment variable MNM_BABI_DIR names.
+An unseen word is read as a name that the story lacks, if it stands where such names stand (Alice as Daniel, say), with
+a note; otherwise it is refused. A question sees as many sentences as in training (70, or 130 for a model of task 3).
+
+The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
+are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that
+the environment variable MNM_BABI_DIR names; --save_vocabulary then writes the file.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 from absl import flags
 
 from launch.command import run_command
 from launch.runs.load import load_model
-from mnm_jax.training import SequenceModel
+from mnm_jax.training import SequenceModel, Task
 from tasks.babi import Babi
-from tasks.babi.asking import ask, format_answer
+from tasks.babi.asking import NEW_STORY, Conversation, converse
+from tasks.babi.language import Language, find_language, read_language, write_language
 
 
-def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> tuple[Babi, SequenceModel]:
-    """Returns the task and the trained model of a bAbI run; arguments and errors as in `load_model`.
+class Reader(NamedTuple):
+    """A trained model of bAbI, and what questions about a user's own story need besides.
+
+    Attributes:
+      task: the task of the run.
+      model: the model.
+      language: returns the language of the data, read at the first call.
+    """
+
+    task: Babi
+    model: SequenceModel
+    language: Callable[[], Language]
+
+
+def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> Reader:
+    """Returns the trained model of a bAbI run; arguments and errors as in `load_model`.
+
+    The data set is not read if the folder of the run has a `vocabulary.json` and `data_dir` is None.
 
     Raises:
-      ValueError: if the run belongs to another task.
+      ValueError: if the run belongs to another task, or its `vocabulary.json` is damaged.
     """
-    task, model = load_model(workdir, seed, data_dir)
-    if not isinstance(task, Babi):
-        raise ValueError(f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions.")
-    return task, model
+    language = read_language(workdir) if data_dir is None else None
 
+    def prepare(task: Task) -> None:
+        if not isinstance(task, Babi):
+            raise ValueError(f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions.")
+        if language is not None:
+            task.use_vocabulary(language.vocabulary)
 
-def _read_story(path: str | None) -> list[str]:
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    if sys.stdin.isatty():
-        print("One sentence per line, questions with a question mark; end with Ctrl-D.", file=sys.stderr)
-    return sys.stdin.read().splitlines()
+    trained = load_model(workdir, seed, data_dir, prepare)
+    task = cast(Babi, trained.task)
+    return Reader(task, trained.model, functools.cache(lambda: language or find_language(task)))
 
 
 def main() -> None:
-    task, model = load_babi(_WORKDIR.value, _SEED.value, _DATA_DIR.value)
-    print("\n\n".join(map(format_answer, ask(task, model, _read_story(_STORY.value)))))
+    reader = load_babi(_WORKDIR.value, _SEED.value, _DATA_DIR.value)
+    if _SAVE_VOCABULARY.value:
+        print(f"written: {write_language(_WORKDIR.value, reader.language())}")
+        return
+    on_terminal = _STORY.value is None and sys.stdin.isatty()
+    if on_terminal:
+        print(f"One sentence per line, questions with a question mark; {NEW_STORY} begins a new story, Ctrl-D ends.")
+    story = sys.stdin if _STORY.value is None else open(_STORY.value, encoding="utf-8-sig", errors="replace")  # noqa: SIM115
+    with story as lines:
+        for text in converse(Conversation(*reader), lines, keep_on=on_terminal):
+            print(f"{text}\n", flush=True)
 
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    _STORY = flags.DEFINE_string("story", None, "File with the story and its questions; stdin if not given.")
+    _STORY = flags.DEFINE_string("story", None, "File with stories and questions; stdin if not given.")
     _SEED = flags.DEFINE_integer("seed", 0, "Index of the seed in the run, from 0.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the bAbI archive, instead of the one in the config.")
+    _SAVE_VOCABULARY = flags.DEFINE_bool("save_vocabulary", False, "Write vocabulary.json into the folder and stop.")
     run_command(main, "give the story as --story=FILE.")

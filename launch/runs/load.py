@@ -1,6 +1,7 @@
 """Loads the trained model of one seed of a run."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,19 +21,27 @@ class Trained(NamedTuple):
     model: SequenceModel
 
 
-def load_model(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> Trained:
+def load_model(
+    workdir: str | os.PathLike,
+    seed: int = 0,
+    data_dir: str | None = None,
+    prepare: Callable[[Task], None] | None = None,
+) -> Trained:
     """Returns the task of a run and a trained model.
 
     Args:
       workdir: folder of the run.
       seed: index of the seed in the run, from 0.
       data_dir: folder of the task's data; None: the one that the config names.
+      prepare: called with the task before the model is made; may change it, or raise an error.
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint or no data.
       ValueError: if the run has no such seed, or a file is damaged.
     """
     task, make_model, training = build_parts(read_config(workdir, data_dir))
+    if prepare is not None:
+        prepare(task)
     check_sizes(least=0, seed=seed)
     if seed >= training.seeds:
         raise ValueError(f"seed must be from 0 to {training.seeds - 1} in {workdir}, got {seed=}.")

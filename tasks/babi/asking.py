@@ -1,8 +1,9 @@
-"""Answers questions about a story with a trained bAbI model."""
+"""Answers questions about stories with a trained bAbI model."""
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+import string
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,63 +12,175 @@ import numpy as np
 from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import CellOutput
 from mnm_jax.training import SequenceModel
+from tasks.babi.language import Language
+from tasks.babi.names import find_names, read_unseen
+from tasks.babi.parser import Words
 from tasks.babi.task import Babi
 
+NEW_STORY = "/new"
+
 _SHOWN = 3  # answers and sentences per question
+_STEPS = 16  # smallest number of steps for which a program is compiled; the next ones are powers of two
 
 
 class Answer(NamedTuple):
     """The answer to one question.
 
     Attributes:
+      story: number of the story, from 1.
       question: its text.
-      answers: (answer, probability), the most probable first.
+      answers: (answer, probability), the most probable first. The probability is that of an answer to a question that
+        the story determines, as in training: there is none for "unknown".
+      guessed: whether the question is about a name that the story does not mention; the answer is then unknown.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
+      notes: what limits the answer: names that the model reads as others, words that the story lacks, sentences that
+        the question does not see.
     """
 
+    story: int
     question: str
     answers: list[tuple[str, float]]
+    guessed: bool
     sentences: list[tuple[float, int, str]]
+    notes: list[str]
 
 
-def ask(task: Babi, model: SequenceModel, lines: Iterable[str]) -> list[Answer]:
-    """Returns the answer to every question among the lines; a question refers to the sentences before it.
+class Conversation:
+    """Stories, line by line, and the answers to questions about them.
+
+    A question sees the sentences before it, at most as many as in training; questions do not change the story.
+
+    Args:
+      task: the task of the model.
+      model: a trained model.
+      language: returns the language of the task's data; called at the first unseen word.
+    """
+
+    def __init__(self, task: Babi, model: SequenceModel, language: Callable[[], Language]):
+        self._task, self._model, self._language = task, model, language
+        self._lines: list[tuple[str, Words]] = []
+        self._run = jax.jit(_run)
+        self.story = 1
+
+    def tell(self, line: str) -> Answer | None:
+        """Adds a sentence to the story, or returns the answer to a question.
+
+        A line numbered 1, and the line "/new", begin a new story.
+
+        Raises:
+          ValueError: a line has several sentences, more words than a sentence of training, or a word that the model
+            cannot read; the story stays as it was.
+        """
+        number, text = _split(line)
+        begins = (number == 1 or text == NEW_STORY) and bool(self._lines)
+        lines, answer = [] if begins else self._lines, None
+        if text not in ("", NEW_STORY):
+            if re.search(r"[.!?]\s+\w", text):
+                raise ValueError(f"a line must have one sentence, got {text!r}: write each on a line of its own.")
+            words = (word.strip(string.punctuation) for word in text.lower().split())
+            told = [*lines, (text, tuple(filter(None, words)))]
+            names = self._read([row for _, row in told])
+            if text.endswith("?"):
+                answer = self._answer(told, names, self.story + begins)
+            else:
+                lines = told
+        self._lines, self.story = lines, self.story + begins
+        return answer
+
+    def _read(self, rows: list[Words]) -> dict[str, str]:
+        known = set(self._task.vocabulary.words)
+        unseen = any(word not in known for row in rows for word in row)
+        names = read_unseen(rows, known, self._language().contexts) if unseen else {}
+        self._task.encode([_rename(row, names) for row in rows])  # raises for a line that is too long
+        return names
+
+    def _answer(self, told: list[tuple[str, Words]], names: dict[str, str], number: int) -> Answer:
+        most = self._task.longest_story
+        first = max(0, len(told) - 1 - most)
+        seen = told[first:]
+        count = len(seen)
+        steps = max(_STEPS, 1 << (count - 1).bit_length())
+        words = self._task.encode([_rename(row, names) for _, row in seen])
+        words = np.pad(words, [(0, steps - count), (0, 0)])
+        output = self._run(self._model, jnp.asarray(words)[:, None], jnp.arange(steps)[:, None] < count)
+        probabilities = np.asarray(jax.nn.softmax(output.logits[count - 1, 0]))
+        originals = {spare: name for name, spare in names.items()}
+        best = np.argsort(-probabilities)[:_SHOWN]
+        shown = [_rename_answer(self._task.answers[place], originals) for place in best]
+        answers = list(zip(shown, probabilities[best].tolist(), strict=True))
+        sentences = []
+        if isinstance(output.cell, CellOutput):
+            trace = jax.tree.map(lambda leaf: np.asarray(leaf[:count, 0]), output.cell.trace)
+            similarity = memory_maps(trace).keys[count - 1, : count - 1]
+            nearest = np.argsort(-similarity)[:_SHOWN]
+            sentences = [(float(similarity[place]), first + int(place) + 1, seen[place][0]) for place in nearest]
+        text, asked = told[-1]
+        notes = [f"{name!r} is new, and read as {spare!r}" for name, spare in names.items()]
+        story = {word for _, row in seen[:-1] for word in row}
+        named = find_names(asked, names)
+        notes += [f"the story does not mention {name!r}" for name in named if name not in story]
+        if first:
+            notes.append(f"the question sees the last {most} of {len(told) - 1} sentences, as in training")
+        # Only the first name counts: to "is mary in the garden", no is an answer in a story without a garden.
+        guessed = bool(named) and named[0] not in story
+        return Answer(number, text, answers, guessed, sentences, notes)
+
+
+def converse(conversation: Conversation, lines: Iterable[str], keep_on: bool = False) -> Iterator[str]:
+    """Yields the text of each answer, and a line where a new story begins.
+
+    Args:
+      conversation: takes the lines.
+      lines: sentences and questions.
+      keep_on: leaves a line out that cannot be read and yields the reason, instead of raising it.
 
     Raises:
-      ValueError: if there is no question, a word is not in the vocabulary, or a sentence is too long.
+      ValueError: a line cannot be read, or there is no question.
     """
-    texts = [text for text in map(_clean, lines) if text]
-    asked = np.array([text.endswith("?") for text in texts])
-    if not asked.any():
+    questions = 0
+    for line in lines:
+        story = conversation.story
+        try:
+            answer = conversation.tell(line)
+        except ValueError as error:
+            if not keep_on:
+                raise
+            yield f"left out: {error}"
+            continue
+        if conversation.story > story:
+            yield f"--- story {conversation.story}"
+        if answer is not None:
+            questions += 1
+            yield format_answer(answer)
+    if not questions and not keep_on:
         raise ValueError("the story has no question: end a line with a question mark.")
-    words = task.encode([tuple(text.rstrip("?. ").lower().split()) for text in texts])
-    output = model(jnp.asarray(words)[:, None], None, jnp.asarray(asked)[:, None])
-    probabilities = np.asarray(jax.nn.softmax(output.logits[:, 0]))
-    similarity = None
-    if isinstance(output.cell, CellOutput):
-        similarity = memory_maps(jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), output.cell.trace)).keys
-    numbers = np.cumsum(~asked)
-    found = []
-    for step in np.flatnonzero(asked):
-        best = np.argsort(-probabilities[step])[:_SHOWN]
-        answers = [(task.answers[place], float(probabilities[step, place])) for place in best]
-        sentences = []
-        if similarity is not None:
-            before = np.flatnonzero(~asked[:step])
-            nearest = before[np.argsort(-similarity[step, before])][:_SHOWN]
-            sentences = [(float(similarity[step, place]), int(numbers[place]), texts[place]) for place in nearest]
-        found.append(Answer(texts[step], answers, sentences))
-    return found
 
 
 def format_answer(answer: Answer) -> str:
-    """Returns the question, a line of answers, and a line per sentence."""
-    answers = "   ".join(f"{text} {probability:.1%}" for text, probability in answer.answers)
+    """Returns the question, a line of answers, and a line per note and per sentence."""
+    if answer.guessed:
+        answers = "unknown; a guess is " + answer.answers[0][0]
+    else:
+        answers = "   ".join(f"{text} {probability:.1%}" for text, probability in answer.answers)
+    notes = [f"  ! {note}" for note in answer.notes]
     lines = [f"  {cosine:5.2f}  {number:3d} {text}" for cosine, number, text in answer.sentences]
-    return "\n".join([f"? {answer.question}", f"= {answers}", *lines])
+    return "\n".join([f"? {answer.question}", f"= {answers}", *notes, *lines])
 
 
-def _clean(line: str) -> str:
-    """Returns a line without the number in front, and without the text after a question mark."""
-    text = re.sub(r"^\s*\d+\s+", "", line).strip()
-    return text[: text.index("?") + 1] if "?" in text else text
+def _run(model: SequenceModel, words: jax.Array, mask: jax.Array) -> Any:
+    return model(words, mask)
+
+
+def _split(line: str) -> tuple[int | None, str]:
+    """Returns the number in front of a line and the rest, without the text after a question mark."""
+    digits = re.match(r"\ufeff?(\d{1,9})\s+", line.lstrip())
+    text = line.lstrip()[digits.end() if digits else 0 :].strip("\ufeff \t\r\n")
+    return int(digits[1]) if digits else None, text[: text.index("?") + 1] if "?" in text else text
+
+
+def _rename(row: Words, names: dict[str, str]) -> Words:
+    return tuple(names.get(word, word) for word in row)
+
+
+def _rename_answer(answer: str, names: dict[str, str]) -> str:
+    return ",".join(names.get(word, word) for word in answer.split(","))

@@ -47,6 +47,14 @@ _FREE: dict[int, list[Sequence[str | Entity]]] = {
 _TURNED = {4: _COMPASS, 19: _COMPASS}
 
 
+def kinds(task: int) -> list[tuple[str, ...]]:
+    """Returns the groups of single words that may be exchanged in a task, such as its people; not directions."""
+    if task == 17:
+        return []
+    single = [tuple(name for name in group if isinstance(name, str)) for group in _FREE[task]]
+    return [names for names, group in zip(single, _FREE[task], strict=True) if len(names) == len(group)]
+
+
 class Renaming:
     """Draws a renaming for a reading and applies it to its record.
 

@@ -6,7 +6,7 @@ Shape letters: `T` steps, `B` examples, `W` words of a sentence, `D` features, `
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import jax
@@ -21,7 +21,7 @@ from tasks.babi.cache import Dataset, Options, open_dataset
 from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.symmetry import Renaming
-from tasks.babi.vocabulary import PADDING
+from tasks.babi.vocabulary import PADDING, Vocabulary
 from tasks.scoring import accuracy_and_error, cross_entropy
 
 Array = jax.Array
@@ -143,6 +143,18 @@ class Babi:
         )
         return open_dataset(self.data_dir, self.cache_dir, options)
 
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Takes the vocabulary of a trained model, which can then be used without the data set."""
+        self.__dict__["_dataset"] = Dataset(vocabulary=vocabulary, counts=np.ones(vocabulary.size), splits={})
+
+    def training_rows(self, stories: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Returns task and words of each sentence and question of the first training stories of every task."""
+        words, split = self.vocabulary.words, self._dataset.splits["train"]
+        for task in self.tasks:
+            for record in split.records.__getitems__(np.flatnonzero(split.tasks == task)[:stories].tolist()):
+                for row in record["words"]:
+                    yield task, tuple(words[word - 1] for word in row if word != PADDING)
+
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
         from tasks.babi.loader import bucket_lengths
@@ -167,7 +179,18 @@ class Babi:
     @property
     def answers(self) -> tuple[str, ...]:
         """The answer of each class; reads the data."""
-        return self._dataset.vocabulary.answers
+        return self.vocabulary.answers
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Words and answers; reads the data."""
+        return self._dataset.vocabulary
+
+    @property
+    def longest_story(self) -> int:
+        """Largest number of sentences that a question sees in any of the tasks."""
+        limits = [self.max_sentences_task3 if task == 3 else self.max_sentences for task in self.tasks]
+        return max(limits)
 
     def encode(self, rows: Sequence[Sequence[str]]) -> np.ndarray:
         """Returns word ids `[T, W]` of sentences and questions, given as words in lower case.
@@ -175,7 +198,7 @@ class Babi:
         Raises:
           ValueError: a row is empty or too long, or has a word that is not in the vocabulary.
         """
-        return encode_rows(rows, self._dataset.vocabulary.word_ids(), "the story")
+        return encode_rows(rows, self.vocabulary.word_ids(), "the story")
 
     def loader(self, seed: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Loader:
         """Returns an endless iterator of training batches `[T, B, W]`; equal seeds give equal bytes.
@@ -190,7 +213,7 @@ class Babi:
         from tasks.babi.loader import BabiLoader
 
         dataset = self._dataset
-        change = Renaming(dataset.vocabulary) if self.renaming else None
+        change = Renaming(self.vocabulary) if self.renaming else None
         return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change, part)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
@@ -237,7 +260,7 @@ class Babi:
     def tokens(self, batch: Batch, index: int) -> list[str]:
         """Returns each step of example `index`: a sentence, or a question as "? where is mary"."""
         length = int(np.sum(np.asarray(batch.mask)[:, index]))
-        words = self._dataset.vocabulary.words
+        words = self.vocabulary.words
         rows = zip(np.asarray(batch.inputs)[:length, index], np.asarray(batch.fork)[:length, index], strict=True)
         texts = ((" ".join(words[word - 1] for word in row if word != PADDING), asked) for row, asked in rows)
         return [f"? {text}" if asked else text for text, asked in texts]

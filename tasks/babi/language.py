@@ -1,0 +1,57 @@
+"""The part of the data that questions about a user's own story need; kept in the folder of a run."""
+
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+from tasks.babi.names import Contexts, find_contexts
+from tasks.babi.task import Babi
+from tasks.babi.vocabulary import Vocabulary
+
+VOCABULARY = "vocabulary.json"
+
+_STORIES = 300  # of each task, in which the contexts of names are looked up
+
+
+class Language(NamedTuple):
+    """The part of the data that questions about a user's own story need.
+
+    Attributes:
+      vocabulary: words and answers.
+      contexts: contexts of names, see `tasks.babi.names`.
+    """
+
+    vocabulary: Vocabulary
+    contexts: Contexts
+
+
+def find_language(task: Babi) -> Language:
+    """Returns the language of a task's data."""
+    return Language(task.vocabulary, find_contexts(task.training_rows(_STORIES)))
+
+
+def write_language(workdir: str | os.PathLike, language: Language) -> pathlib.Path:
+    """Writes the language of a run's data into its folder, so that its model can be used without the data."""
+    path = pathlib.Path(workdir) / VOCABULARY
+    contexts = {" ".join(kind): sorted(places) for kind, places in language.contexts.items()}
+    content = {**language.vocabulary._asdict(), "contexts": contexts}
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    return path
+
+
+def read_language(workdir: str | os.PathLike) -> Language | None:
+    """Returns the language that was written into the folder of a run, or None.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    path = pathlib.Path(workdir) / VOCABULARY
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = Vocabulary(tuple(content["words"]), tuple(content["answers"]))
+        return Language(vocabulary, {tuple(kind.split()): set(found) for kind, found in content["contexts"].items()})
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); restore or delete it, and give --data_dir.") from error

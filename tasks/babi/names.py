@@ -1,0 +1,88 @@
+"""Names that a model has not seen: each is read as a spare name of the kind that stands in the same places.
+
+A model has no code for an unseen word, but names of one kind are exchangeable (`tasks.babi.symmetry`): a story about
+Alice is a story about Mary under another name.
+"""
+
+import collections
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from tasks.babi.parser import Words
+from tasks.babi.symmetry import kinds
+
+Context = str  # the two words before a word and the word after it, with "*" for a name, as in "to the $"
+Contexts = Mapping[Words, Collection[Context]]  # the contexts of each kind of names
+
+_NAMES = frozenset(name for task in range(1, 21) for kind in kinds(task) for name in kind)
+
+
+def find_contexts(rows: Iterable[tuple[int, Words]]) -> dict[Words, set[Context]]:
+    """Returns the contexts of each kind of names in sentences and questions, given with their tasks.
+
+    Examples:
+      >>> find_contexts([(1, ("mary", "went", "to", "the", "garden"))])[("daniel", "john", "mary", "sandra")]
+      {'^ ^ went'}
+    """
+    found: dict[Words, set[Context]] = collections.defaultdict(set)
+    for task, row in rows:
+        for kind in kinds(task):
+            found[kind].update(context for word, context in _contexts(row, _NAMES) if word in kind)
+    return {kind: contexts for kind, contexts in found.items() if contexts}
+
+
+def read_unseen(rows: Sequence[Words], words: Collection[str], contexts: Contexts) -> dict[str, str]:
+    """Returns the word of the vocabulary as which each unseen word of a story is read.
+
+    Args:
+      rows: words of the sentences and questions of one story.
+      words: the vocabulary.
+      contexts: from `find_contexts`.
+
+    Raises:
+      ValueError: a word stands where no kind of names stands, or the kind has no name that the story lacks.
+    """
+    used = {word for row in rows for word in row}
+    unseen = dict.fromkeys(word for row in rows for word in row if word not in words)
+    found: dict[str, set[Context]] = {word: set() for word in unseen}
+    for row in rows:
+        for word, context in _contexts(row, _NAMES, unseen):
+            if word in unseen:
+                found[word].add(context)
+    assigned: dict[str, str] = {}
+    for word in unseen:
+        # Kinds of which the story has names come first: Bill and Julie are of one kind, Mary and John of another.
+        fitting = [kind for kind, places in contexts.items() if all(_fits(context, places) for context in found[word])]
+        fitting.sort(key=lambda kind: -len(used.intersection(kind)))
+        spare = [name for kind in fitting for name in kind if name in words and name not in used]
+        if not spare:
+            raise ValueError(_refusal(word, fitting, next(row for row in rows if word in row), words))
+        assigned[word] = spare[0]
+        used.add(spare[0])
+    return assigned
+
+
+def find_names(row: Words, unseen: Collection[str]) -> list[str]:
+    """Returns the names in a sentence or question, in order; `unseen`: names besides those of the tasks."""
+    return [word for word in row if word in _NAMES or word in unseen]
+
+
+def _contexts(row: Words, names: Collection[str], unseen: Collection[str] = ()) -> list[tuple[str, Context]]:
+    """Returns each word with its context; "*" stands for a name, "?" for an unseen word."""
+    shown = ["^", "^", *("?" if word in unseen else "*" if word in names else word for word in row), "$"]
+    return [(word, f"{shown[i]} {shown[i + 1]} {shown[i + 3]}") for i, word in enumerate(row)]
+
+
+def _fits(context: Context, places: Collection[Context]) -> bool:
+    """Returns whether a context is among others; an unseen word in it may be any word."""
+    parts = context.split()
+    return any(all(part in ("?", there) for part, there in zip(parts, place.split(), strict=True)) for place in places)
+
+
+def _refusal(word: str, fitting: Sequence[Words], row: Words, words: Collection[str]) -> str:
+    if fitting:
+        names = ", ".join(fitting[0])
+        return f"the model has no name left for {word!r} in {' '.join(row)!r}: it knows {names}, all in the story."
+    near = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+    hint = f"near words are {', '.join(near)}" if near else "no word is near"
+    return f"the word {word!r} in {' '.join(row)!r} is not in the vocabulary, and no name stands there; {hint}."
