@@ -15,8 +15,8 @@ def run() -> jax.Array:
     cell = MNMCell(5, 16, local_memory(8, 8, hidden_sizes=(8,)), heads=2, rngs=nnx.Rngs(0))
     rnn = nnx.RNN(cell, rngs=nnx.Rngs(1))
     inputs = jax.random.normal(jax.random.key(0), (3, 7, 5))
-    outputs = rnn(inputs, seq_lengths=jnp.array([7, 4, 2]))
-    return outputs.features
+    run_rnn = nnx.jit(lambda rnn, inputs, lengths: rnn(inputs, seq_lengths=lengths))
+    return run_rnn(rnn, inputs, jnp.array([7, 4, 2])).features
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
+from launch.runs.own import place_of
 from mnm_jax.training import Interrupted, TrainingFault
 
 _INTERRUPTED = 130  # the exit code that a shell reports for a program ended by Ctrl-C
@@ -49,7 +50,7 @@ def one_line_errors() -> Iterator[None]:
         print(_line(error) or "interrupted.", file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except (ValueError, OSError, ImportError, TrainingFault) as error:
-        sys.exit(_line(error))
+        sys.exit(_line(error) + place_of(error))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -35,13 +35,13 @@ def blocks(text: str) -> list[Block]:
 
 
 def run(text: str, name: str) -> list[str]:
-    """Runs the programs of a page from top to bottom, as a user would, and returns the printed text of each.
+    """Runs the programs of a page from top to bottom, as a user would in a checkout; returns the printed text of each.
 
     Raises:
       AssertionError: a program prints other words than the page shows, or numbers that differ by more than 0.03.
     """
     names, printed = {"__name__": "page"}, []
-    with jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():
+    with jax.numpy_dtype_promotion("standard"), warnings.catch_warnings(), contextlib.chdir(ROOT):
         warnings.simplefilter("default")
         for code, shown in blocks(text):
             output = io.StringIO()

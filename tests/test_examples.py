@@ -2,11 +2,13 @@
 
 import pathlib
 import runpy
+import sys
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib import image
 
 from mnm_jax import MNMCell, local_memory, unroll
 
@@ -38,7 +40,7 @@ def test_flax_rnn_gives_what_unroll_gives(run):
     features = names["features"]
     inputs = jax.random.normal(jax.random.key(0), (3, 7, 5))
     cell = MNMCell(5, 16, local_memory(8, 8, hidden_sizes=(8,)), heads=2, rngs=nnx.Rngs(0))
-    _, outputs = unroll(cell, cell.initialize_carry((3, 5)), inputs.swapaxes(0, 1))
+    _, outputs = nnx.jit(unroll)(cell, cell.initialize_carry((3, 5)), inputs.swapaxes(0, 1))
     np.testing.assert_allclose(features[0], outputs.features[:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(features[1, :4], outputs.features[:4, 1], rtol=1e-5, atol=1e-6)
     assert printed == f"features {features.shape}\n"
@@ -66,6 +68,23 @@ def test_packed_episodes_give_what_each_gives_alone(run):
     names, _ = run("packed_episodes")
     assert names["packed"].shape == (12, 12)
     np.testing.assert_allclose(names["packed"], names["separate"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_trained_model_is_loaded_and_its_memory_drawn(run, tmp_path, monkeypatch):
+    """At a question the read value resembles, up to its sign, the one written with the letter's translation."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["load_and_plot"])
+    names, printed = run("load_and_plot")
+    values = abs(names["maps"].values)
+    tokens = printed.splitlines()[0].removeprefix("input   ").split()
+    asked = [step for step, token in enumerate(tokens) if token == "?"]
+    right = []
+    for step in asked:
+        shown = [s + 1 for s in range(0, asked[0] - 1, 2) if tokens[s] == tokens[step - 1]]
+        others = [s + 1 for s in range(0, asked[0] - 1, 2) if tokens[s] != tokens[step - 1]]
+        right.append(max(values[step, shown]) > max(values[step, others]))
+    assert len(right) == 8 and np.mean(right) > 0.8
+    assert image.imread("memory_map.png").std() > 0.05
 
 
 def test_every_example_is_short_and_tested():

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from launch.runs.own import FOLDER, is_place, load
 from launch.runs.registry import MODELS, TASKS
 from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax.training import SequenceModel, Task, TrainConfig, optional_member
 
 _SECTIONS = ("task", "model", "training")
+_TASK_MEMBERS = [name for name in (*Task.__annotations__, *vars(Task)) if not name.startswith("_")]
 _GIVEN = ("features", "entities", "entity_features", "rngs")  # arguments of a model that a config cannot set
 
 
@@ -28,48 +30,66 @@ class Parts(NamedTuple):
 def build_parts(config: Mapping[str, Any]) -> Parts:
     """Returns task, model and settings of a run from its whole config.
 
+    Its key "folder", which a recipe outside this package gets, is where modules of MODULE:FACTORY are sought first.
+
     Raises:
       ValueError: if a section is missing or unknown, or as raised by the three builders below.
     """
-    _check_known("config", config, _SECTIONS)
+    _check_known("config", config, (*_SECTIONS, FOLDER))
     missing = [name for name in _SECTIONS if not isinstance(config.get(name), Mapping)]
     if missing:
         raise ValueError(f"the config lacks the section {missing[0]}; it needs {', '.join(_SECTIONS)}.")
-    task = build_task(config["task"])
-    return Parts(task, build_make_model(config["model"], task), build_training(config["training"]))
+    folder = config.get(FOLDER)
+    task = build_task(config["task"], folder)
+    return Parts(task, build_make_model(config["model"], task, folder), build_training(config["training"]))
 
 
-def build_task(config: Mapping[str, Any]) -> Task:
+def build_task(config: Mapping[str, Any], folder: str | None = None) -> Task:
     """Returns the task `config["name"]`; the other keys are its arguments.
 
+    Args:
+      config: section "task"; its name is a name of the registry or MODULE:FACTORY.
+      folder: folder of a module that is not on `sys.path`.
+
     Raises:
-      ValueError: if the task or a key is unknown, or an argument is out of range.
+      ValueError: if the task or a key is unknown, or an argument is out of range, or the task is incomplete.
     """
     name, settings = _split_name("task", config, TASKS)
-    task = TASKS[name].load()
-    _check_keys(f"task {name}", settings, task)
+    factory = load(name, folder) if is_place(name) else TASKS[name].load()
+    _check_keys(f"task {name}", settings, factory)
     with _as_value_error():
-        return task(**settings)
+        task = factory(**settings)
+    if lacking := [member for member in _TASK_MEMBERS if member not in dir(task)]:
+        raise ValueError(f"task {name} lacks {', '.join(lacking)}: see mnm_jax.training.Task and docs/extend.md.")
+    return task
 
 
-def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rngs], SequenceModel]:
+def build_make_model(
+    config: Mapping[str, Any], task: Task, folder: str | None = None
+) -> Callable[[nnx.Rngs], SequenceModel]:
     """Returns a function that makes the model `config["name"]` for a task from random keys.
 
-    The other keys are arguments of the model's `make` in `launch/runs/registry.py`, and `readout_features`, the number
-    of hidden units between cell and logits (0: none).
+    Args:
+      config: section "model"; its name is a name of the registry or MODULE:FACTORY, a function as `ModelEntry.make`.
+        The other keys are arguments of that function, and `readout_features`, the number of hidden units between cell
+        and logits (0: none).
+      task: the task.
+      folder: folder of a module that is not on `sys.path`.
 
     Raises:
       ValueError: if the model or a key is unknown, a key is missing, the model does not fit the task, or a value is of
         another type or out of range; some values are checked when the model is made.
     """
     name, settings = _split_name("model", config, MODELS)
-    make_cell = MODELS[name].make
+    make_cell = load(name, folder) if is_place(name) else MODELS[name].make
+    if not {"features", "rngs"} <= inspect.signature(make_cell).parameters.keys():
+        raise ValueError(f"model {name} must be a function (*, features, ..., rngs) that returns a cell.")
     readout_features = settings.pop("readout_features", 0)
     given: dict[str, int] = {"features": task.input_features}
     parameters = _check_keys(f"model {name}", settings, make_cell, given=_GIVEN)
     with _as_value_error():
         check_sizes(least=0, readout_features=readout_features)
-        check_sizes(**{key: value for key, value in settings.items() if parameters[key].annotation is int})
+        check_sizes(**{key: value for key, value in settings.items() if _is_size(parameters[key], value)})
         check_flags(**{key: value for key, value in settings.items() if parameters[key].annotation is bool})
     if "entities" in inspect.signature(make_cell).parameters:
         entities, entity_features = optional_member(task, "entity_shape")
@@ -83,7 +103,7 @@ def build_make_model(config: Mapping[str, Any], task: Task) -> Callable[[nnx.Rng
     def make_model(rngs: nnx.Rngs) -> SequenceModel:
         with _as_value_error():
             cell = make_cell(**given, rngs=rngs, **settings)
-        return SequenceModel(task.encoder(rngs), cell, task.output_features, readout_features, rngs=rngs)
+            return SequenceModel(task.encoder(rngs), cell, task.output_features, readout_features, rngs=rngs)
 
     return make_model
 
@@ -120,15 +140,23 @@ def _as_value_error() -> Iterator[None]:
 def _split_name(section: str, config: Mapping[str, Any], known: Collection[str]) -> tuple[str, dict[str, Any]]:
     settings = dict(config)
     name = settings.pop("name", None)
-    check_choice(f"{section}.name", name, known)
+    if not is_place(name):
+        check_choice(f"{section}.name", name, known)
     return name, settings
+
+
+def _is_size(parameter: inspect.Parameter, value: Any) -> bool:
+    annotation = parameter.annotation
+    return annotation is int or (annotation == int | None and value is not None)
 
 
 def _check_keys(
     where: str, settings: Mapping[str, Any], function: Callable, given: tuple[str, ...] = ()
 ) -> dict[str, inspect.Parameter]:
     """Raises ValueError unless `settings` are arguments of `function` with all that have no default; returns these."""
-    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in given}
+    every = inspect.signature(function).parameters
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = {name: p for name, p in every.items() if name not in given and p.kind not in starred}
     _check_known(where, settings, parameters)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in settings:

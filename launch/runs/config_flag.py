@@ -11,6 +11,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
+from launch.runs.own import FOLDER, add_folder
+
+_RECIPES = pathlib.Path(__file__).parents[1] / "configs"
 _HELP = "The recipe: a Python file with get_config(), such as those of launch/configs, or the config.json of a run."
 
 
@@ -36,14 +39,21 @@ class _Parser(flags.ArgumentParser):
         if not pathlib.Path(file).is_file():
             raise ValueError(f"there is no file {file!r}; name a recipe, or the config.json of a run.")
         if not file.endswith(".json"):
-            return _loosened(_run(file, choice))
+            return _run(file, choice)
         if choice:
             raise ValueError("a config.json has no choices; leave out the colon and what follows.")
         return _loosened(_read(file))
 
 
 def _run(file: str, choice: list[str]) -> ConfigDict:
-    """Returns what `get_config` of a recipe returns; an error other than a wrong choice is reported with its line."""
+    """Returns what `get_config` of a recipe returns; an error other than a wrong choice is reported with its line.
+
+    The config of a recipe outside of this package gets the recipe's folder, whose modules it may import and name.
+    """
+    folder = pathlib.Path(file).absolute().parent
+    is_own = folder.resolve() != _RECIPES.resolve()
+    if is_own:
+        add_folder(str(folder))
     loader = importlib.machinery.SourceFileLoader("recipe", file)
     module = types.ModuleType(loader.name)
     sys.modules[loader.name] = module  # as for any import; dataclasses look their module up
@@ -58,6 +68,9 @@ def _run(file: str, choice: list[str]) -> ConfigDict:
         raise ValueError(f"{where}{type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() must return a ConfigDict, got a value of type {type(config).__name__}.")
+    config = _loosened(config)
+    if is_own and FOLDER not in config:
+        config[FOLDER] = str(folder)
     return config
 
 

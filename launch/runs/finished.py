@@ -11,6 +11,7 @@ import numpy as np
 
 from launch.runs.light import SUMMARIES, LightRun, read_light, write_light
 from launch.runs.metrics import natural, summarise
+from launch.runs.own import FOLDER
 from launch.runs.workdir import CONFIG, SUMMARY
 from mnm_jax.training import read_metrics
 
@@ -111,7 +112,7 @@ def check_run(run: Run) -> None:
         for name, row in summary["metrics"].items():
             if not isinstance(row, dict) or not row.keys() >= _STATISTICS or not isinstance(row["per_seed"], list):
                 problem = f"the metric {name} has no {', '.join(sorted(_STATISTICS))}"
-    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+    if not isinstance(config, dict) or not all(isinstance(config[key], dict) for key in config if key != FOLDER):
         problem = "its config has no sections"
     if problem is not None:
         raise ValueError(f"{run.folder / SUMMARY} is not the summary of a run: {problem}; restore it, or move it away.")
@@ -168,6 +169,7 @@ def _light_runs(root: pathlib.Path) -> list[Run]:
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     seedless = copy.deepcopy(dict(config))
     seedless.get("training", {}).pop("seed", None)
+    seedless.pop(FOLDER, None)
     return seedless
 
 

@@ -1,10 +1,9 @@
 """Registries of the models and tasks that a config may name; no other place lists them.
 
 A new model is an entry of `MODELS`, a new task an entry of `TASKS`. Tables and figures take names, colours and formulas
-from here; `launch/runs/build.py` makes the objects.
+from here; `launch/runs/build.py` makes the objects. A config may also name a factory as MODULE:FACTORY (`own.py`).
 """
 
-import importlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from launch.runs.own import load
 from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
 from mnm_jax.memory import Memory, WriteOptions, gradient_memory, local_memory
 from mnm_jax.training import Task
@@ -32,8 +32,7 @@ class TaskEntry(NamedTuple):
 
     def load(self) -> type[Task]:
         """Returns the class of the task, a frozen dataclass whose fields are the settings of the config."""
-        module, _, attribute = self.place.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return load(self.place)
 
 
 class ModelEntry(NamedTuple):
@@ -41,8 +40,8 @@ class ModelEntry(NamedTuple):
 
     Attributes:
       make: `(*, features, ..., rngs) -> cell`; its other arguments are the settings of the config, except `entities`
-        and `entity_features`, which the task provides. A setting annotated as `int` must be >= 1, one annotated as
-        `bool` True or False.
+        and `entity_features`, which the task provides. A setting annotated as `int` must be >= 1 (`int | None`: or
+        None), one annotated as `bool` True or False.
       settings: sizes for a recipe that has none of its own for this model.
       colour: colour in all figures, distinguishable for the colour-blind.
       formula: the update of the memory, or of the hidden state, in one step, as one line of text.
@@ -100,6 +99,11 @@ TASKS: dict[str, TaskEntry] = {
         small={"size": 5, "episode_steps": 9, "evaluation_batches": 2},
         formula="(o_t, a_{t−1}, r_{t−1}) → a_t, with a teleport to a random cell after each visit of the reward",
     ),
+    "gymnax": TaskEntry(
+        place="tasks.gymnax_env:GymnaxTask",
+        small={"episode_steps": 5, "parameters": {"memory_length": 3}, "evaluation_batches": 2},
+        formula="o_t → a_t",
+    ),
 }
 
 
@@ -145,6 +149,7 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         rngs: nnx.Rngs,
         heads: int = 1,
         memory_layers: int = 3,
+        memory_width: int | None = None,
         step_size: str = "normalised",
         key_norm: str | None = None,
         max_norm: float | None = None,
@@ -158,7 +163,7 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         memory = make_memory(
             memory_features,
             memory_features,
-            hidden_sizes=(memory_features,) * (memory_layers - 1),
+            hidden_sizes=(memory_features if memory_width is None else memory_width,) * (memory_layers - 1),
             step_size=step_size,
             options=options,
         )

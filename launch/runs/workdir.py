@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from launch.runs.own import FOLDER
+
 CONFIG, SUMMARY = "config.json", "summary.json"
 
 
@@ -56,7 +58,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
-        differences = list(_differences(before, config))
+        differences = [found for found in _differences(before, config) if found[0] != FOLDER]
         only_steps = [key for key, _, _ in differences] == ["training.steps"]
         if only_steps and _continue(workdir, before["training"]["steps"], config):
             return False
@@ -64,6 +66,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
             raise ValueError(
                 f"{workdir} holds a run of another config: {key} is {old} there, {new} here; take another --workdir."
             )
+        if before.get(FOLDER) != config.get(FOLDER):
+            write_json(workdir / CONFIG, config)  # the user's project has moved, which is no other setting
         return False
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, config)

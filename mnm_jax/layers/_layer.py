@@ -124,13 +124,14 @@ class NeuralMemoryLayer(nnx.Module):
       >>> layer = NeuralMemoryLayer(16, memory, heads=2, rngs=nnx.Rngs(0))
       >>> layer.exact
       True
-      >>> inputs = jax.random.normal(jax.random.key(0), (101, 3, 16))
-      >>> carry, outputs = layer(None, inputs[:100])
+      >>> run, step = nnx.jit(NeuralMemoryLayer.__call__), nnx.jit(NeuralMemoryLayer.step)
+      >>> inputs = jax.random.normal(jax.random.key(0), (65, 3, 16))
+      >>> carry, outputs = run(layer, None, inputs[:64])
       >>> outputs.shape
-      (100, 3, 16)
-      >>> carry, output = layer.step(carry, inputs[100])
-      >>> _, expected = layer(None, inputs)
-      >>> bool(jnp.allclose(output, expected[100], atol=1e-5))
+      (64, 3, 16)
+      >>> carry, output = step(layer, carry, inputs[64])
+      >>> _, expected = run(layer, None, inputs)
+      >>> bool(jnp.allclose(output, expected[64], atol=1e-5))
       True
 
     References:

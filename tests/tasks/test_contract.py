@@ -1,8 +1,6 @@
 """Tests the contract of `mnm_jax.testing` for every task, and that it finds the faults of a broken task."""
 
 import dataclasses
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +17,15 @@ SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
     "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True, "wider": False},
 }
-GUIDE = pathlib.Path(__file__).parents[2] / "docs/extend.md"
+NEEDS = {"babi": ("array_record", "grain", "tensorflow_datasets"), "gymnax": ("gymnax",)}
 
 
-def task_of_the_guide():
-    """Returns the task that the how-to page defines."""
-    section = GUIDE.read_text(encoding="utf-8").partition("## Add a task")[2]
-    names = {"__name__": "page"}
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)  # noqa: S102
-    return names["FirstSymbol"]()
-
-
-@pytest.fixture(scope="module", params=[*SETTINGS, "guide"])
+@pytest.fixture(scope="module", params=SETTINGS)
 def task(request, tmp_path_factory):
-    if request.param == "guide":
-        return task_of_the_guide()
     settings = SETTINGS[request.param]
+    for package in NEEDS.get(settings["name"], ()):
+        pytest.importorskip(package)
     if settings["name"] == "babi":
-        for package in ("array_record", "grain", "tensorflow_datasets"):
-            pytest.importorskip(package)
         data_dir = request.getfixturevalue("babi_dir")
         settings = settings | {"data_dir": str(data_dir), "cache_dir": str(tmp_path_factory.mktemp("cache"))}
     return build_task(settings)

@@ -1,5 +1,6 @@
 """Tests the registries: entries agree with the tasks and models they name, and unlisted models get their own colour."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ HEAVY = ("grain", "tensorflow_datasets", "array_record", "tasks.babi", "tasks.ma
 def test_a_task_has_the_name_of_its_entry():
     required = {"babi": {"data_dir": "read when it is used"}}
     for name in TASKS:
+        if name == "gymnax" and importlib.util.find_spec("gymnax") is None:
+            continue
         assert build.build_task({"name": name, **required.get(name, {})}).name == name
 
 
