@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from launch.configs import gymnax as recipe
-from launch.runs.build import build_task
+from launch.runs.build import build_parts, build_task
 from tasks.gymnax_env import Adapter, GymnaxTask, loosely
 from tasks.maze import Maze, MazeParams, MazeState
 
@@ -83,6 +84,15 @@ def test_the_picture_shows_actions_and_rewards(gymnax):
     assert set(bits) == {False, True}
     for index, bit in enumerate(bits):
         assert task.render(batch, index) == f"action  {' '.join('1' * 9)}\nreward  {' ' * 16}{1 if bit else -1}"
+
+
+@pytest.mark.parametrize(("which", "features", "actions"), [("MetaMaze-misc/lstm", 15, 4), ("Catch-bsuite", 50, 3)])
+def test_the_recipe_describes_any_environment(gymnax, which, features, actions):
+    task, make_model, _ = build_parts(recipe.get_config(which).to_dict())
+    assert (task.input_features, task.output_features) == (features, actions + 1)
+    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    batch = jax.eval_shape(task.play, model, jax.eval_shape(lambda: task.sample(jax.random.key(0), 2)))
+    assert batch.inputs.shape == (200, 2, features)
 
 
 @pytest.mark.parametrize(
