@@ -111,7 +111,10 @@ def check_options(options: WriteOptions) -> None:
     check_flags(momentum=options.momentum, forget=options.forget, never_worse=options.never_worse)
     if options.never_worse and not options.pairs_only:
         others = "optimizer" if options.optimizer is not None else " and ".join(options.gates)
-        raise ValueError(f"never_worse must be False with {others}, got True: such a write changes more than its loss.")
+        raise ValueError(
+            f"never_worse must be False with {others}, got True: such a write is more than a step on its own loss: "
+            "leave one of the options out."
+        )
     if options.optimizer is not None and not all(hasattr(options.optimizer, name) for name in ("init", "update")):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {type(options.optimizer).__name__}.")
 
