@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_array, check_dtype, check_flags, check_sizes
+from mnm_jax._checks import check_array, check_choice, check_dtype, check_flags, check_sizes
 from mnm_jax._masking import Steps, check_steps, select
 from mnm_jax._params import ParamTree, leaf_names
 from mnm_jax._vary import vary_alike
@@ -24,6 +24,8 @@ from mnm_jax.memory._chunks.mixture import Gates, mix, wide
 from mnm_jax.memory._options import gate_biases, normalise
 
 Array = jax.Array
+
+BACKENDS = ("auto", "xla", "pallas")
 
 
 class LayerCarry(NamedTuple):
@@ -93,7 +95,7 @@ class NeuralMemoryLayer(nnx.Module):
     size. It recalls less than attention does as soon as the pairs exceed the size of the state.
 
     There are no resets: a new sequence begins with a new carry. All forms can be differentiated any number of times, in
-    forward and reverse mode.
+    forward and reverse mode, except with `backend="pallas"`.
 
     Args:
       features: number of features `D`.
@@ -105,6 +107,11 @@ class NeuralMemoryLayer(nnx.Module):
         beginning. For comparison: it diverges where overlapping keys of a chunk add up.
       convolution: number of tokens `n` on which keys, values and queries depend, including their own; 1 for no
         convolution.
+      backend: "xla", or "pallas" (experimental, not measured yet): a kernel for GPUs and TPUs that keeps the weights of
+        a head on the chip over all chunks. It needs the local rule or the delta rule without momentum and biases,
+        float32, and sizes and `chunk` that are powers of 2, at least 16; prefer `chunk=16`, as its tokens share the
+        chip with the weights. It has a reverse-mode derivative of first order only. On a CPU it runs in Pallas'
+        interpret mode, for tests. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.
@@ -114,7 +121,8 @@ class NeuralMemoryLayer(nnx.Module):
       TypeError: for a memory that is no `Memory`, sizes that are no integers, or dtypes that are not floating.
       ValueError: for a size below 1, `stale` without effect, or a memory that cannot be written in chunks: one with an
         `optimizer`, several `inner_steps`, a `max_norm` or `never_worse`, a `custom_memory`, a rule given as a
-        function, or one whose targets depend on the fast weights.
+        function, or one whose targets depend on the fast weights; for an unknown backend, or settings that the kernel
+        does not support.
 
     Examples:
       Gated DeltaNet with two heads, over a sequence and then over one more token:
@@ -148,18 +156,22 @@ class NeuralMemoryLayer(nnx.Module):
         chunk: int = 64,
         stale: bool = False,
         convolution: int = 1,
+        backend: str = "auto",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_sizes(features=features, heads=heads, chunk=chunk, convolution=convolution)
         check_flags(stale=stale)
+        check_choice("backend", backend, BACKENDS)
         dtype = param_dtype if dtype is None else dtype
         check_dtype(param_dtype=param_dtype, dtype=dtype)
         self._chunked = ChunkedMemory(check_memory(memory), chunk, stale)
         self.memory = self._chunked.memory
         self.features, self.heads, self.chunk = features, heads, chunk
-        self.dtype = jnp.dtype(dtype)
+        self.dtype, self.backend = jnp.dtype(dtype), backend
+        if backend == "pallas":
+            _kernel().check_kernel(self.memory, chunk, self.dtype)
         self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
 
         linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
@@ -312,9 +324,14 @@ class NeuralMemoryLayer(nnx.Module):
         if whole:
             chunks = vectors[:whole].reshape(whole // self.chunk, self.chunk, *vectors.shape[1:])
             chunk_gates = jax.tree.map(lambda x: _split(x[:, :, :whole], self.chunk), gates)
-            parts = (chunks, chunk_gates, jax.vmap(coefficients)(chunk_gates), ends)
-            memory, read = jax.lax.scan(run_whole, memory, parts)
-            answers.append(read.reshape(whole, *read.shape[2:]))
+            mixture = jax.vmap(coefficients)(chunk_gates)
+            if self.backend == "pallas":
+                tokens = self._tokens(vectors[:whole], jax.tree.map(lambda x: x[:, :, :whole], gates))
+                memory, read = _kernel().run_sequence(self._chunked, params, memory, tokens, mixture)
+                answers.append(_join_heads(read))
+            else:
+                memory, read = jax.lax.scan(run_whole, memory, (chunks, chunk_gates, mixture, ends))
+                answers.append(read.reshape(whole, *read.shape[2:]))
         if steps > whole:
             rest = jax.tree.map(lambda x: x[:, :, whole:], gates)
             memory, read = run(memory, (vectors[whole:], rest, coefficients(rest)))
@@ -350,6 +367,13 @@ class NeuralMemoryLayer(nnx.Module):
     def _by_head(self, x: Array) -> Array:
         """Returns `[T, B, H X]` as `[B, H, T, X]`."""
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads), 0, 2)
+
+
+def _kernel() -> Any:
+    """Returns the module of the kernel, whose import loads Pallas."""
+    from mnm_jax.memory._chunks import kernel
+
+    return kernel
 
 
 def _join_heads(x: Array) -> Array:

@@ -71,6 +71,7 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
                                         backward (undo the write, products, products with and update of the cotangent)
     the same, form "factored"           10 R (I + O) per layer, step and example, with R rows in the buffers on average
     layer, in chunks                    6 N per chunk and example, and 5 A per step and example
+    the same, form "pallas"             2 N per chunk and example (stored forward, read backward), and 5 A
     layer, step by step                 12 N and 5 A per step and example
     other cells                         2 P per step, for P parameters, and 5 A per step and example
     attention                           5 A per step and example
@@ -95,7 +96,8 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
     activations = tokens * 5 * numbers * jnp.dtype(model.dtype).itemsize  # type: ignore[attr-defined]
     if isinstance(model, NeuralMemoryLayer):
         weights = model.memory_params.get_value().weights  # of all heads
-        moved = 12 * steps if form == "steps" else 6 * steps / model.chunk
+        per_chunk = 2 if form == "pallas" else 6
+        moved = 12 * steps if form == "steps" else per_chunk * steps / model.chunk
         return activations + moved * batch * _bytes(weights)
     reread = 2 * steps * _bytes(nnx.state(model, nnx.Param)) if isinstance(model, nnx.RNNCellBase) else 0
     return activations + reread

@@ -23,7 +23,8 @@ from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, gradient_memory, local
 Array = jax.Array
 
 HEAD_SIZE = 64  # features of a head of the layer and of attention
-CHUNK = 64
+# Tokens of a chunk per form of the layer; in the kernel the tokens share registers with the weights of a head.
+CHUNKS = {"chunks": 64, "pallas": 16}
 MNM = {"MNM-p": local_memory, "MNM-g": gradient_memory}
 _LAYERS = 3
 
@@ -66,7 +67,16 @@ class Case:
     @property
     def model(self) -> Any:
         """The model, with shapes instead of arrays."""
-        return _abstract_model(*(self.fields[name] for name in ("model", "heads", "width", "dtype")))
+        return self.model_in("chunks")
+
+    def model_in(self, form: str) -> Any:
+        """Returns the model of a form: the layer's kernel is a setting of the layer.
+
+        Raises:
+          ValueError: for a layer that has no kernel.
+        """
+        fields = (self.fields[name] for name in ("model", "heads", "width", "dtype"))
+        return _abstract_model(*fields, form if form in CHUNKS else "chunks")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,7 +109,7 @@ class Case:
 
         The loss is the mean square of the outputs, plus the mean of the meta loss if there is one.
         """
-        graphdef = nnx.graphdef(self.model)
+        graphdef = nnx.graphdef(self.model_in(form))
 
         def loss(params: Any, inputs: Array) -> Array:
             model = nnx.merge(graphdef, params)
@@ -114,6 +124,8 @@ class Case:
         XLA counts the body of a loop once. Cells are therefore counted in the form "plain" over one step, the layer
         over one chunk, and the result is multiplied by their number. None: XLA cannot count here.
         """
+        if form == "pallas":
+            form = "chunks"  # the same operations, so that the rates of both compare
         form = form if isinstance(self.model, NeuralMemoryLayer) else "xla"
         if form not in self._flops:
             self._flops[form] = self._count_flops(form)
@@ -125,7 +137,7 @@ class Case:
 
     def _count_flops(self, form: str) -> float | None:
         steps = self.shape[0]
-        unit = steps if isinstance(self.model, Attention) else CHUNK if form == "chunks" else 1
+        unit = steps if isinstance(self.model, Attention) else CHUNKS.get(form, 1)
         form = "plain" if isinstance(self.model, nnx.RNNCellBase) else form
         inputs = jax.ShapeDtypeStruct((unit, *self.shape[1:]), jnp.float32)
         try:
@@ -140,7 +152,7 @@ class Case:
 
     def bytes_moved(self, form: str) -> float:
         """Returns the bytes that value and gradient move at least; see `count_bytes`."""
-        return count_bytes(self.model, form, self.shape)
+        return count_bytes(self.model_in(form), form, self.shape)
 
     def program(self, form: str, device: jax.Device) -> Program:
         """Compiles value and gradient for a device; the arguments are copied there at the first run."""
@@ -165,8 +177,8 @@ class Case:
 
 
 @functools.lru_cache(32)
-def _abstract_model(name: str, heads: int, width: int, dtype: str) -> nnx.Module:
-    """Returns a model with shapes instead of arrays."""
+def _abstract_model(name: str, heads: int, width: int, dtype: str, form: str) -> nnx.Module:
+    """Returns a model with shapes instead of arrays; `form`, of `CHUNKS`, applies to the layer."""
 
     def make() -> nnx.Module:
         settings: Any = {"dtype": jnp.bfloat16 if dtype == "bfloat16" else jnp.float32, "rngs": nnx.Rngs(0)}
@@ -178,7 +190,8 @@ def _abstract_model(name: str, heads: int, width: int, dtype: str) -> nnx.Module
             memory = MNM[name](width, width, hidden_sizes=(width,) * (_LAYERS - 1))
             return MNMCell(width, width, memory, heads=heads, **settings)
         settings |= MEMORIES[name.removeprefix("layer: ")]
-        return NeuralMemoryLayer(width, heads=heads, chunk=CHUNK, **settings)
+        backend = "pallas" if form == "pallas" else "xla"
+        return NeuralMemoryLayer(width, heads=heads, chunk=CHUNKS[form], backend=backend, **settings)
 
     return nnx.eval_shape(make)
 
@@ -189,7 +202,7 @@ def _run(model: Any, inputs: Array, form: str) -> tuple[Array, Array]:
     if isinstance(model, Attention):
         return model(inputs, form), zero
     if isinstance(model, NeuralMemoryLayer):
-        if form == "chunks":
+        if form in CHUNKS:
             return model(None, inputs)[1], zero
         return jax.lax.scan(model.step, model.initialize_carry(inputs.shape[1:]), inputs)[1], zero
     _, outputs = unroll(model, None, inputs, form=form)

@@ -141,7 +141,8 @@ def _forms(fields: Mapping[str, Any], device: jax.Device) -> tuple[tuple[str, ..
     if fields["model"] == "attention":
         fused = device.platform == "gpu" and fields["dtype"] == "bfloat16"
         return (("cudnn", "xla") if fused else ("xla",)), "xla"
-    return ("chunks", "steps"), "steps"
+    # On a CPU the kernel would be interpreted, operation by operation.
+    return (("chunks", "steps") if device.platform == "cpu" else ("chunks", "pallas", "steps")), "steps"
 
 
 def _finite(row: Row) -> Row:
