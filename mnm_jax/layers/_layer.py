@@ -107,11 +107,11 @@ class NeuralMemoryLayer(nnx.Module):
         beginning. For comparison: it diverges where overlapping keys of a chunk add up.
       convolution: number of tokens `n` on which keys, values and queries depend, including their own; 1 for no
         convolution.
-      backend: "xla", or "pallas" (experimental, not measured yet): a kernel for GPUs and TPUs that keeps the weights of
-        a head on the chip over all chunks. It needs the local rule or the delta rule without momentum and biases,
-        float32, and sizes and `chunk` that are powers of 2, at least 16; prefer `chunk=16`, as its tokens share the
-        chip with the weights. It has a reverse-mode derivative of first order only. On a CPU it runs in Pallas'
-        interpret mode, for tests. "auto": "xla".
+      backend: "xla"; or "pallas" (experimental, not measured): a kernel for GPUs and TPUs that keeps the weights of a
+        head on the chip over all chunks. It supports the local rule and the delta rule, without momentum and biases, in
+        float32, with a `chunk` and sizes that are powers of 2, at least 16, and with weights up to 16,384 numbers per
+        head for `chunk=16`, half of that for 32, and so on. It has a reverse-mode derivative of first order. On a CPU
+        it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.

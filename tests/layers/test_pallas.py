@@ -52,9 +52,8 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "local" else pytest.param(name, marks=pytest.mark.slow) for name in MEMORIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMORIES)
 def test_the_kernel_gives_the_memorys_own_writes_in_double_precision(name, x64):
     rule, options, settings = MEMORIES[name]
     layer = make_layer(make_memory(rule, options, **settings), heads=2, chunk=3)
@@ -113,7 +112,11 @@ REFUSED = {
     "key_size": ({"memory": matrix_memory(24, 16)}, "key_size to be 16, 32, 64 or a higher power of 2, got 24"),
     "hidden": ({"memory": local_memory(16, 16, hidden_sizes=(16, 8))}, r"hidden_sizes\[1\] to be 16, .*got 8"),
     "chunk": ({"chunk": 4}, "chunk to be 16, 32, .*got 4: change this setting, or leave backend='auto'"),
-    "memory": ({"memory": local_memory(128, 128, hidden_sizes=(128,))}, "fit in 128 KiB, got 256 KiB"),
+    "long chunk": (
+        {"memory": local_memory(64, 64, hidden_sizes=(64,)), "chunk": 64},
+        "fit in 32 KiB with chunk=64, got 64 KiB",
+    ),
+    "memory": ({"memory": local_memory(128, 128, hidden_sizes=(128,))}, "fit in 128 KiB with chunk=16, got 256 KiB"),
     "backend": ({"backend": "triton"}, "backend must be one of 'auto', 'xla', 'pallas', got 'triton'"),
 }
 

@@ -17,7 +17,8 @@ from jax.experimental.pallas import triton
 
 Array = jax.Array
 Step = Callable[[Any, Any], tuple[Any, Any]]
-_TRITON = triton.CompilerParams(num_warps=4, num_stages=1)  # selects Triton, instead of Mosaic, on an NVIDIA GPU
+# Selects Triton, instead of Mosaic, on an NVIDIA GPU. With 8 warps fewer registers spill than with 4 (`ptxas -v`).
+_TRITON = triton.CompilerParams(num_warps=8, num_stages=1)
 
 
 def scan_on_chip(step: Step, carry: Any, xs: Any, *, reverse: bool = False) -> tuple[Any, Any]:
