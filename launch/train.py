@@ -6,7 +6,12 @@ On several hosts, start the same command on each, with `--coordinator=HOST:PORT 
 with `--coordinator=auto` if the environment provides these values (TPU pods, SLURM). All hosts need the same workdir.
 
 The run writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and `figures/` into the workdir and, at
-its end, `params.npz` (the parameters: all that `launch.evaluate` needs besides the config) and `summary.json`.
+its end, `params.npz` (the parameters: all that `launch.evaluate` needs besides the config) and `summary.json`. Another
+process that is started in the same workdir meanwhile ends with a message that names this one.
+
+A run that stopped at a NaN continues from its newest checkpoint before it, with another learning rate, by
+`--after_fault --config.training.learning_rate=RATE`; other settings of the optimiser may be changed in the same way.
+`earlier_configs.json` keeps the settings before. `python -m launch.find_nan` names the operation that caused the NaN.
 """
 
 import os
@@ -25,10 +30,10 @@ from mnm_jax.training import PARALLEL, is_first_process, wait_for_processes
 
 
 def run(
-    config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit", command: str | None = None
+    config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit", command: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Trains a run, prints its table, draws its figures and returns its summary; see `launch.runs.train.train_run`."""
-    summary = train_run(config, workdir, parallel, command)
+    summary = train_run(config, workdir, parallel, command, **options)
     if is_first_process():
         first = summary["config"]["training"].get("seed", 0)
         print(end_table(summary["metrics"], range(first, first + summary["seeds"])))
@@ -39,13 +44,16 @@ def run(
 
 def main() -> None:
     connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    run(_CONFIG.value, _WORKDIR.value, _PARALLEL.value)
+    run(_CONFIG.value, _WORKDIR.value, _PARALLEL.value, after_fault=_AFTER_FAULT.value)
 
 
 if __name__ == "__main__":
     _CONFIG = define_config()
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _PARALLEL = flags.DEFINE_enum("parallel", "jit", PARALLEL, "Division of the work over the devices.")
+    _AFTER_FAULT = flags.DEFINE_bool(
+        "after_fault", False, "Continue a run that stopped at a NaN from its last checkpoint before it."
+    )
     _COORDINATOR = flags.DEFINE_string("coordinator", None, "For several processes: HOST:PORT of process 0, or auto.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")

@@ -23,12 +23,14 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def check_sizes(*, least: int = 1, **sizes: Any) -> None:
-    """Raises TypeError unless every named value is an integer, and ValueError unless it is at least `least`."""
+    """Raises TypeError unless every named value is an integer, and ValueError unless it is in [least, 2**31)."""
     for name, size in sizes.items():
         if not isinstance(size, numbers.Integral) or isinstance(size, bool):
             raise TypeError(f"{name} must be an integer >= {least}, got {_show(size)}: pass an int.")
         if size < least:
             raise ValueError(f"{name} must be >= {least}, got {size}.")
+        if int(size) >= 2**31:  # JAX stores shapes and counters as int32
+            raise ValueError(f"{name} must be < 2**31, got {size}.")
 
 
 def check_finite(**values: Any) -> None:

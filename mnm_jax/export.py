@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax._extras import extra
+from mnm_jax._files import whole_file
 from mnm_jax._params import leaf_names
 from mnm_jax.cells import split_output
 
@@ -94,10 +95,8 @@ def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> No
     with extra("export"):
         from safetensors.flax import save
 
-    path = pathlib.Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(save({name: jnp.asarray(array) for name, array in arrays.items()}))
-    unfinished.replace(path)
+    with whole_file(pathlib.Path(path), "wb") as file:
+        file.write(save({name: jnp.asarray(array) for name, array in arrays.items()}))
 
 
 def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:

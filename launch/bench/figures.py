@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from mnm_jax._files import whole_file
+
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's colours, distinguishable for the colour-blind.
@@ -210,7 +212,5 @@ def _legend(figure: Figure, axes: Any) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    path = pathlib.Path(path)
-    unfinished = path.with_suffix(".unfinished")
-    figure.savefig(unfinished, format="png", dpi=_DPI)
-    unfinished.replace(path)
+    with whole_file(pathlib.Path(path), "wb") as file:
+        figure.savefig(file, format="png", dpi=_DPI)

@@ -17,6 +17,7 @@ from launch.bench.suites import SUITES
 from launch.reporting.benchmark_table import benchmark_table
 from launch.runs.workdir import write_json
 from mnm_jax._checks import check_choice
+from mnm_jax._files import whole_file
 
 _IDENTITY = ("suite", "device", "versions", "environment")  # all rows of one file agree in these
 BUDGET = 400.0  # seconds of a quick suite
@@ -84,7 +85,8 @@ def run(
         write_json(out, report)
         print(f"{len(late)} rows {LATE} ({budget:.0f} s); the same command resumes.", flush=True)
     if quick:
-        out.with_suffix(".md").write_text(benchmark_table(report["rows"]) + "\n", encoding="utf-8")
+        with whole_file(out.with_suffix(".md")) as file:
+            file.write(benchmark_table(report["rows"]) + "\n")
     device = report["device"]
     title = f"{suite.replace('_', ' ')}: {device['devices']} x {device['kind']}, jax {report['versions']['jax']}"
     try:

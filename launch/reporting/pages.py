@@ -25,6 +25,7 @@ from launch.runs.finished import Run, find_runs, join_seeds
 from launch.runs.light import SUMMARIES
 from launch.runs.metrics import natural
 from launch.runs.registry import MODELS, TASKS
+from mnm_jax._files import whole_file
 
 _PATTERNS = 6  # commands shown on a page; the others differ in settings only
 _MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {sources}, not this page. -->"
@@ -72,10 +73,8 @@ def write_results(results: pathlib.Path) -> list[pathlib.Path]:
     pages = {root.parent / "docs/results" / f"{page.section.folder.name}.md": _section_page(page) for page in read}
     pages = {root.parent / "RESULTS.md": _overview(root, read)} | pages
     for path, text in pages.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with whole_file(path) as file:
+            file.write(text)
     return list(pages)
 
 

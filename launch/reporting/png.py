@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mnm_jax._files import whole_file
+
 _DPI = 120
 _COLOURS, _EXACT = 256, 64  # colours of the palette, and number of them that are exact
 
@@ -18,11 +20,8 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
     with Image.open(buffer) as picture:
         reduced = with_palette(picture)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    reduced.save(unfinished, format="PNG", optimize=True)
-    unfinished.replace(path)
+    with whole_file(pathlib.Path(path), "wb") as file:
+        reduced.save(file, format="PNG", optimize=True)
 
 
 def with_palette(picture: Image.Image) -> Image.Image:

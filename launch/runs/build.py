@@ -130,10 +130,13 @@ def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
 
 @contextlib.contextmanager
 def _as_value_error() -> Iterator[None]:
-    """Raises the TypeError of a constructor as a ValueError: in a config, a value of another type is a wrong value."""
+    """Raises the TypeError of a constructor as a ValueError: in a config, a value of another type is a wrong value.
+
+    So is a number that is too large for the arrays it describes.
+    """
     try:
         yield
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from error
 
 

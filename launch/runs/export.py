@@ -9,6 +9,7 @@ import jax
 from launch.runs.load import load_model
 from launch.runs.size import input_shape
 from mnm_jax._extras import extra
+from mnm_jax._files import whole_file
 from mnm_jax.export import export_step, save_safetensors, to_arrays
 from mnm_jax.training import SequenceModel
 
@@ -37,12 +38,9 @@ def export_run(
     one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
     step = export_step(model, carry, one, SequenceModel.step)
 
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in ("step.stablehlo", "weights.safetensors", "carry.safetensors")]
+    paths = [pathlib.Path(out) / name for name in ("step.stablehlo", "weights.safetensors", "carry.safetensors")]
     save_safetensors(paths[1], to_arrays(model))
     save_safetensors(paths[2], to_arrays(carry))
-    unfinished = paths[0].with_suffix(".unfinished")
-    unfinished.write_bytes(step.serialize())
-    unfinished.replace(paths[0])
+    with whole_file(paths[0], "wb") as file:
+        file.write(step.serialize())
     return paths

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.runs.metrics import natural, summarise
+from mnm_jax._files import whole_file
 
 SUMMARIES, CURVES = "summaries.jsonl", "curves.jsonl"
 _CURVES = re.compile(r"valid/(accuracy|reward|bits|error|chance|task=\w+/error)")
@@ -59,7 +60,7 @@ def write_light(folder: pathlib.Path, runs: Mapping[str, LightRun]) -> None:
 
 def _read_lines(path: pathlib.Path, parse: Any) -> dict[str, Any]:
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             content = json.loads(line)
             place = content.pop("run")
@@ -73,10 +74,8 @@ def _read_lines(path: pathlib.Path, parse: Any) -> dict[str, Any]:
 
 
 def _write_lines(path: pathlib.Path, lines: Sequence[Line]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with whole_file(path) as file:
+        file.writelines(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
 
 
 def _parse_summary(content: Line) -> Line:

@@ -12,18 +12,22 @@ import flax
 import jax
 import jaxlib
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 import mnm_jax
 from launch.runs.build import build_parts, count_parameters
 from launch.runs.metrics import summarise
 from launch.runs.size import describe, measure
-from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, write_json
+from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, read_earlier, read_summary, write_json
 from mnm_jax.training import (
     TrainConfig,
+    TrainingFault,
+    TrainResult,
     first_process_first,
     is_first_process,
     load_params,
+    lock_workdir,
     save_params,
     train,
     wait_for_processes,
@@ -31,7 +35,11 @@ from mnm_jax.training import (
 
 
 def train_run(
-    config: ConfigDict, workdir: str | os.PathLike, parallel: str = "jit", command: str | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    parallel: str = "jit",
+    command: str | None = None,
+    after_fault: bool = False,
 ) -> dict[str, Any]:
     """Trains or resumes a run and returns the content of its `summary.json`.
 
@@ -40,15 +48,17 @@ def train_run(
     The summary holds task, model, number of seeds, steps, seconds (over all restarts), command, numbers of devices and
     processes, versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
     update. For a run that was continued after it was finished, `continued_at` lists its numbers of updates at that
-    time.
+    time; for one that continued after a fault with other settings, `earlier_configs` holds the settings before.
 
     Args:
       config: sections task, model and training, see `launch.runs.build`.
       workdir: folder of the run; it takes one config only.
       parallel: "jit", "pmap" or "fsdp", see `mnm_jax.training.train`.
       command: command line for the summary; None: the command line of this process.
+      after_fault: continue a run that stopped at a fault, see `launch.runs.workdir.claim`.
 
     Raises:
+      BlockingIOError: if another process trains in the workdir; the message names it.
       ValueError: if the config is inconsistent, or the workdir holds a run of another config; nothing is written.
       FileNotFoundError: if data is missing.
       TrainingFault: if a number is not finite, see `mnm_jax.training.train`.
@@ -59,22 +69,52 @@ def train_run(
     parameters = count_parameters(make_model)  # raises for wrong sizes and missing data before a file is written
 
     workdir = pathlib.Path(workdir)
-    new = first_process_first(lambda: claim(workdir, plain))
-    earlier = continued_at(workdir)
-    if is_first_process():
-        if earlier:
-            print(_describe_continuing(earlier[-1], training))
-        print(describe(measure(make_model, task), training), flush=True)
-    try:
-        result = train(task, make_model, training, workdir, parallel=parallel)
-    except ValueError:
-        if new and not (workdir / "checkpoints").exists():
-            (workdir / CONFIG).unlink()  # nothing was trained: the corrected config may take the workdir
-        raise
-    summary = {
-        "task": task.name,
-        "model": plain["model"]["name"],
-        "seeds": training.seeds,
+    with lock_workdir(workdir):
+        new = first_process_first(lambda: claim(workdir, plain, after_fault=after_fault and is_first_process()))
+        finished = read_summary(workdir)
+        if finished and not (workdir / "checkpoints").exists():
+            return finished  # only its results were kept
+        earlier = continued_at(workdir)
+        if is_first_process():
+            if earlier:
+                print(_describe_continuing(earlier[-1], training))
+            print(describe(measure(make_model, task), training), flush=True)
+        try:
+            result = train(task, make_model, training, workdir, parallel=parallel)
+        except ValueError:
+            if new and not (workdir / "checkpoints").exists():
+                (workdir / CONFIG).unlink()  # nothing was trained: the corrected config may take the workdir
+            raise
+        except TrainingFault as error:
+            raise TrainingFault(f"{error} {_after_fault(workdir)}") from error
+        summary = _summarise(result, plain, task.name, parameters, command)
+        more = {"continued_at": earlier, "earlier_configs": read_earlier(workdir)}
+        summary |= {name: value for name, value in more.items() if value}
+        lacking = sorted(finished["metrics"].keys() - summary["metrics"].keys()) if finished else []
+        if finished and lacking and finished["steps"] == summary["steps"]:
+            logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
+            summary = finished
+        elif is_first_process():
+            save_params(workdir, *load_params(workdir, make_model))
+            write_json(workdir / SUMMARY, summary)
+        wait_for_processes("the summary is written")
+    return summary
+
+
+def _after_fault(workdir: pathlib.Path) -> str:
+    return (
+        f"`python -m launch.find_nan --workdir={shlex.quote(str(workdir))}` names the operation. To continue from the "
+        "last checkpoint before the fault, add --after_fault and a lower --config.training.learning_rate or clip_norm."
+    )
+
+
+def _summarise(
+    result: TrainResult, config: dict[str, Any], task: str, parameters: int, command: str | None
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "model": config["model"]["name"],
+        "seeds": config["training"].get("seeds", 1),
         "steps": result.steps,
         "seconds": result.seconds,
         "command": command or shlex.join(sys.orig_argv),
@@ -82,16 +122,9 @@ def train_run(
         "processes": jax.process_count(),
         "versions": versions(),
         "parameters": parameters,
-        "config": plain,
+        "config": config,
         "metrics": summarise(result.metrics),
     }
-    if earlier:
-        summary["continued_at"] = earlier
-    if is_first_process():
-        save_params(workdir, *load_params(workdir, make_model))
-        write_json(workdir / SUMMARY, summary)
-    wait_for_processes("the summary is written")
-    return summary
 
 
 def _describe_continuing(before: int, training: TrainConfig) -> str:

@@ -1,4 +1,7 @@
-"""The JSON files of a run's folder: `config.json`, written once at the start, and `summary.json`, at the end."""
+"""The JSON files of a run's folder: `config.json`, written at the start, and `summary.json`, at the end.
+
+A run that continued after a fault with other settings also has `earlier_configs.json`.
+"""
 
 import json
 import os
@@ -6,20 +9,21 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from launch.runs.own import FOLDER
+from absl import logging
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+from launch.runs.own import FOLDER
+from mnm_jax._files import whole_file
+from mnm_jax.training import discard_fault
+
+CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
+# Settings with which a run may continue after a fault: they change no array of its checkpoints.
+_CHANGEABLE = ("learning_rate", "schedule", "warmup_steps", "clip_norm", "weight_decay", "epsilon", "meta_weight")
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file atomically: under another name first, then renamed."""
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    """Writes a JSON file that is complete or absent."""
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict[str, Any]:
@@ -47,26 +51,51 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
     return config
 
 
-def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
+def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the content of `summary.json`; None if the file is missing or damaged."""
+    try:
+        summary = json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+        return summary if {"seeds", "steps", "config", "metrics"} <= summary.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def read_earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the configs with which a run was trained before, each with the number of updates `until` it changed."""
+    path = workdir / EARLIER
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = False) -> bool:
     """Makes `workdir` the folder of a run of `config`, or checks that it is one already; returns whether it is new.
 
     A finished run accepts a config that differs only in a larger `training.steps`. It is then unfinished again, and its
     summary remains as `summary_STEPS.json`.
 
+    Args:
+      workdir: folder of the run.
+      config: its config.
+      after_fault: whether the run continues after a fault, from its newest checkpoint before it. Settings of the
+        optimiser may then differ; the config before is added to `earlier_configs.json`.
+
     Raises:
-      ValueError: if it is the folder of a run of another config; its files stay unchanged.
+      ValueError: if it is the folder of a run of another config, or `after_fault` is given and there is no fault; its
+        files stay unchanged.
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
-        differences = [found for found in _differences(before, config) if found[0] != FOLDER]
-        only_steps = [key for key, _, _ in differences] == ["training.steps"]
+        changes = [found for found in _differences(before, config) if found[0] != FOLDER]
+        only_steps = [key for key, _, _ in changes] == ["training.steps"]
         if only_steps and _continue(workdir, before["training"]["steps"], config):
             return False
-        for key, old, new in differences:
-            raise ValueError(
-                f"{workdir} holds a run of another config: {key} is {old} there, {new} here; take another --workdir."
-            )
-        if before.get(FOLDER) != config.get(FOLDER):
+        changeable = {f"training.{name}" for name in _CHANGEABLE} if after_fault else set()
+        for key, old, new in changes:
+            if key not in changeable:
+                where = f"{workdir} holds a run of another config"
+                raise ValueError(f"{where}: {key} is {old} there, {new} here; take another --workdir.")
+        if after_fault:
+            _continue_after_fault(workdir, before, config)
+        elif before.get(FOLDER) != config.get(FOLDER):
             write_json(workdir / CONFIG, config)  # the user's project has moved, which is no other setting
         return False
     workdir.mkdir(parents=True, exist_ok=True)
@@ -77,6 +106,14 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
 def continued_at(workdir: pathlib.Path) -> list[int]:
     """Returns the numbers of updates at which a finished run was continued, in order."""
     return sorted(int(path.stem.removeprefix("summary_")) for path in workdir.glob("summary_[0-9]*.json"))
+
+
+def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config: dict[str, Any]) -> None:
+    step = discard_fault(workdir)
+    logging.warning("%s continues after update %d.", workdir, step)
+    if step and before != config:
+        write_json(workdir / EARLIER, [*read_earlier(workdir), {"until": step, "config": before}])
+    write_json(workdir / CONFIG, config)
 
 
 def _continue(workdir: pathlib.Path, steps: int, config: dict[str, Any]) -> bool:

@@ -1,16 +1,16 @@
 """Trains the runs of a suite, in one process or divided between several."""
 
 import contextlib
-import fcntl
 import fnmatch
 import json
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from launch.runs.workdir import SUMMARY, claim
 from launch.suites.runs import Suite, SuiteRun, make_run
+from mnm_jax._files import lock_folder
 
 
 def choose(suite: Suite, only: str, settings: Sequence[str]) -> Suite:
@@ -70,8 +70,10 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
     busy = []
     for label, run in suite.items():
         folder = workdir / label
-        with _lock(workdir / ".locks" / label.replace("/", ",")) as locked:
-            if not locked:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock_folder(folder))
+            except BlockingIOError:
                 busy.append(label)
                 continue
             if (folder / SUMMARY).is_file():
@@ -88,16 +90,3 @@ def _parse(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[bool]:
-    """Yields whether this process has the lock; the system releases it when the process ends, also when killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -12,6 +12,7 @@ from launch.reporting.text_table import format_columns, format_markdown
 from launch.runs.build import build_parts
 from launch.runs.workdir import write_json
 from launch.sweep.space import PlannedTrial, TrialSpec, choose_trials, expand, plan
+from mnm_jax._files import whole_file
 
 if TYPE_CHECKING:
     from launch.sweep.tuning import Host
@@ -85,6 +86,7 @@ def run_sweep(
     rows = leaderboard.make_rows(specs, defaults, workdir / "trials", metric, errors, largest=largest)
     write_json(workdir / "leaderboard.json", rows)
     text = leaderboard.describe(rows)
-    (workdir / "leaderboard.md").write_text(format_markdown(text) + "\n", encoding="utf-8")
+    with whole_file(workdir / "leaderboard.md") as file:
+        file.write(format_markdown(text) + "\n")
     leaderboard.draw(rows, metric, workdir / "leaderboard.png")
     return format_columns(text)

@@ -15,6 +15,7 @@ from ray import tune
 
 from launch.runs.workdir import SUMMARY, claim
 from launch.sweep.space import DEFAULT
+from mnm_jax._files import lock_folder
 from mnm_jax.analysis import has_metric, learning_curve
 from mnm_jax.training import read_metrics
 
@@ -138,7 +139,8 @@ class Trial(tune.Trainable):
         self._where, self._reported = where, 0
         self._steps, self._whole = trial["config"]["training"]["steps"], trial["name"] == DEFAULT
         self._workdir = pathlib.Path(where.folder) / trial["name"]
-        claim(self._workdir, trial["config"])
+        with lock_folder(self._workdir, wait=_GRACE_SECONDS):  # an earlier start may still save
+            claim(self._workdir, trial["config"])
         if (self._workdir / SUMMARY).is_file():  # Tune was interrupted before it recorded the end
             self._job: Job = Finished()
         elif where.start is None:

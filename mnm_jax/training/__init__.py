@@ -3,15 +3,22 @@
 The loop, checkpoints and writers need the extra "train" (`pip install 'mnm_jax[train]'`).
 """
 
-from mnm_jax.training._checkpoints import Checkpoint, load_params, restore_checkpoint, save_checkpoint
+from mnm_jax.training._checkpoints import (
+    Checkpoint,
+    discard_fault,
+    load_params,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._evaluate import evaluate
+from mnm_jax.training._explain import explain_fault
 from mnm_jax.training._loop import TrainResult, train
 from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
 from mnm_jax.training._model import SequenceModel, SequenceOutput
 from mnm_jax.training._optimizer import make_optimizer
 from mnm_jax.training._parallel import PARALLEL, Placement, make_parallel_update, make_placement
-from mnm_jax.training._processes import first_process_first, is_first_process, wait_for_processes
+from mnm_jax.training._processes import first_process_first, is_first_process, lock_workdir, wait_for_processes
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted
 from mnm_jax.training._state import TrainState, init_state, split_model
@@ -39,11 +46,14 @@ __all__ = [
     "TrainingFault",
     "UpdateMetrics",
     "choose_micro_batches",
+    "discard_fault",
     "evaluate",
+    "explain_fault",
     "first_process_first",
     "init_state",
     "is_first_process",
     "load_params",
+    "lock_workdir",
     "make_optimizer",
     "make_parallel_update",
     "make_placement",

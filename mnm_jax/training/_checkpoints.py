@@ -1,13 +1,11 @@
 """Checkpoints: one folder per checkpoint, complete or absent, with every file verified before use.
 
-`WORKDIR/checkpoints/STEP/` holds Orbax's files and `files.json` with the SHA-256 of each of them, because Orbax and its
-array format detect a missing file but not a changed one. Arrays are stored by name, as plain host arrays, so that a run
-can resume with another number of devices.
+`WORKDIR/checkpoints/STEP/` holds Orbax's files and `files.json` with the step and the SHA-256 of each of them, because
+Orbax and its array format detect a missing file but not a changed one. Arrays are stored by name, as plain host arrays,
+so that a run can resume with another number of devices.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -21,13 +19,13 @@ from flax import nnx
 
 from mnm_jax._checks import check_sizes
 from mnm_jax._extras import extra
+from mnm_jax._files import find_damage, named_errors, rename_folder, seal_folder
 from mnm_jax._params import leaf_names
 from mnm_jax.training import _processes as processes
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._weights import read_params
 
 _KEEP = 2
-_FILES = "files.json"
 
 
 class Checkpoint(NamedTuple):
@@ -48,6 +46,7 @@ class _Stored(NamedTuple):
     """The newest complete checkpoint on disk; `damaged` lists newer checkpoints that are damaged."""
 
     path: pathlib.Path
+    step: int
     arrays: dict[str, np.ndarray]
     run: dict[str, Any]
     damaged: list[pathlib.Path]
@@ -75,35 +74,33 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
     folder = _folder(workdir)
     final = folder / str(step)
     arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
-    failure = None
-    if processes.is_first_process() and not final.exists():
-        try:
-            _write(folder, final, arrays, run)
-        except (OSError, ValueError) as error:  # Orbax reports a full disk as a ValueError
-            failure = error
-    if processes.any_process(failure is not None)[0]:
-        reason = failure or "see the report of the first process"
-        raise OSError(
-            f"checkpoint {final} could not be written: {reason}. Free space on the disk or check its permissions, and "
-            "run the same command again: it resumes from the previous checkpoint."
-        ) from failure
+    with processes.common_errors():
+        if processes.is_first_process() and not final.exists():
+            with named_errors(final):
+                _write(folder, final, step, arrays, run)
     return final
 
 
-def _write(folder: pathlib.Path, final: pathlib.Path, arrays: dict[str, np.ndarray], run: dict[str, Any]) -> None:
+def _write(
+    folder: pathlib.Path, final: pathlib.Path, step: int, arrays: dict[str, np.ndarray], run: dict[str, Any]
+) -> None:
     unfinished = final.with_name(f"{final.name}.unfinished")
-    for left_over in folder.glob("*.unfinished*"):
+    for left_over in (*folder.glob("*.unfinished*"), *folder.glob("*.removed")):
         shutil.rmtree(left_over)
     args = _orbax().args
-    with _checkpointer() as checkpointer:
-        checkpointer.save(unfinished, args=args.Composite(state=args.StandardSave(arrays), run=args.JsonSave(run)))
-    (unfinished / _FILES).write_text(json.dumps(_digests(unfinished), indent=1))
-    unfinished.rename(final)
+    try:
+        with _checkpointer(logging.FATAL) as checkpointer:  # below it, Orbax logs the error that it raises
+            checkpointer.save(unfinished, args=args.Composite(state=args.StandardSave(arrays), run=args.JsonSave(run)))
+    except ValueError as error:  # the array format reports a full disk as a ValueError
+        raise OSError(" ".join(str(error).split())) from error
+    seal_folder(unfinished, step=step)
+    rename_folder(unfinished, final)
     for old in _finished(folder)[:-_KEEP]:
-        shutil.rmtree(old)
+        removed = old.rename(old.with_name(f"{old.name}.removed"))  # at once, for a program that reads checkpoints
+        shutil.rmtree(removed)
 
 
-def restore_checkpoint(workdir: str | os.PathLike, like: TrainState) -> Checkpoint | None:
+def restore_checkpoint(workdir: str | os.PathLike, like: TrainState, *, change: bool = True) -> Checkpoint | None:
     """Returns the newest complete checkpoint of a run, or None if the run has none.
 
     A damaged checkpoint is logged in one line and renamed to `STEP.damaged`, and the previous one is used.
@@ -111,6 +108,7 @@ def restore_checkpoint(workdir: str | os.PathLike, like: TrainState) -> Checkpoi
     Args:
       workdir: folder of the run.
       like: a state, or its `jax.ShapeDtypeStruct`s, of the structure to restore.
+      change: whether to rename damaged checkpoints; False leaves all files as they are.
 
     Raises:
       ImportError: orbax-checkpoint is not installed.
@@ -122,10 +120,38 @@ def restore_checkpoint(workdir: str | os.PathLike, like: TrainState) -> Checkpoi
     if stored is None:
         return None
     state = _unflatten(like, stored.arrays, stored.path)
-    for other in stored.damaged:
-        taken = len(list(other.parent.glob(f"{other.name}.damaged*")))
-        other.rename(other.with_name(f"{other.name}.damaged{taken or ''}"))
-    return Checkpoint(step=int(stored.path.name), state=state, run=stored.run)
+    for other in stored.damaged if change else ():
+        _set_aside(other, "damaged")
+    return Checkpoint(step=stored.step, state=state, run=stored.run)
+
+
+def discard_fault(workdir: str | os.PathLike) -> int:
+    """Renames the checkpoints that hold a fault to `STEP.fault`, so that a run resumes from the last one before it.
+
+    The run may then continue with settings that avoid the fault, such as a lower learning rate.
+
+    Args:
+      workdir: folder of the run.
+
+    Returns:
+      The number of updates from which the run resumes; 0 if it has no checkpoint from before the fault.
+
+    Raises:
+      ValueError: if the newest checkpoint holds no fault, or all checkpoints are damaged.
+    """
+    found = [int(path.stem) for path in _folder(workdir).glob("*.fault*")]  # of an earlier call
+    while (stored := _read_newest(workdir)) and np.any(stored.arrays["fault_step"] >= 0):
+        found.append(stored.step)
+        _set_aside(stored.path, "fault")
+    step = stored.step if stored else 0
+    if max(found, default=-1) < step or not found:
+        raise ValueError(f"{workdir} holds no run that stopped at a fault; its newest checkpoint is of update {step}.")
+    return step
+
+
+def _set_aside(path: pathlib.Path, reason: str) -> None:
+    taken = len(list(path.parent.glob(f"{path.name}.{reason}*")))
+    path.rename(path.with_name(f"{path.name}.{reason}{taken or ''}"))
 
 
 def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, int]:
@@ -142,7 +168,7 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
       ValueError: if all checkpoints or the file are damaged, or they are of another model.
     """
     if stored := _read_newest(workdir):
-        path, step = stored.path, int(stored.path.name)
+        path, step = stored.path, stored.step
         params = {name: array for name, array in stored.arrays.items() if name.startswith("params.")}
     elif found := read_params(workdir):
         path, params, step = found
@@ -162,14 +188,14 @@ def _orbax() -> Any:
 
 
 @contextlib.contextmanager
-def _checkpointer() -> Iterator[Any]:
-    """Yields a checkpointer for this process alone that logs only warnings; Orbax logs 30 lines per checkpoint."""
+def _checkpointer(verbosity: int = logging.WARNING) -> Iterator[Any]:
+    """Yields a checkpointer for this process alone that logs little; Orbax logs 30 lines per checkpoint."""
     orbax = _orbax()
     before, this = logging.get_verbosity(), jax.process_index()
     alone = orbax.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
     )
-    logging.set_verbosity(min(before, logging.WARNING))
+    logging.set_verbosity(min(before, verbosity))
     try:
         options = orbax.CompositeOptions(multiprocessing_options=alone)
         handler = orbax.CompositeCheckpointHandler(composite_options=options)
@@ -188,45 +214,34 @@ def _finished(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read_newest(workdir: str | os.PathLike) -> _Stored | None:
-    damaged: list[pathlib.Path] = []
+    damaged: dict[pathlib.Path, str] = {}
     for path in reversed(_finished(_folder(workdir))):
-        problem = _problem(path)
-        if problem is None:
-            args = _orbax().args
-            with _checkpointer() as checkpointer:
-                parts = args.Composite(state=args.StandardRestore(), run=args.JsonRestore())
-                content = checkpointer.restore(path, args=parts)
-            return _Stored(path=path, arrays=content["state"], run=content["run"], damaged=damaged)
+        step = int(path.name)
+        problem = find_damage(path, step=step)
+        try:
+            if problem is None:
+                arrays, run = _read(path)
+                return _Stored(path=path, step=step, arrays=arrays, run=run, damaged=list(damaged))
+        except (OSError, ValueError):
+            if path.exists():
+                raise
+        if not path.exists():  # the process that trains this run has removed it, after writing newer ones
+            return _read_newest(workdir)
         logging.warning("Checkpoint %s is damaged (%s); the previous one is used.", path, problem)
-        damaged.append(path)
-    if damaged:
+        damaged[path] = problem or ""
+    for path, problem in damaged.items():
         raise ValueError(
-            f"no complete checkpoint in {damaged[0].parent}: {damaged[0].name} is damaged ({_problem(damaged[0])}); "
+            f"no complete checkpoint in {path.parent}: {path.name} is damaged ({problem}); "
             "restore the files, or train again in another workdir."
         )
     return None
 
 
-def _digests(path: pathlib.Path) -> dict[str, str]:
-    digests = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != _FILES:
-            with file.open("rb") as stream:
-                digests[str(file.relative_to(path))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
-
-
-def _problem(path: pathlib.Path) -> str | None:
-    """Returns a description of a finished checkpoint's damage, with the file's name; None if it is complete."""
-    try:
-        expected = json.loads((path / _FILES).read_text())
-        found = _digests(path)
-        for name, digest in expected.items():
-            if found.get(name) != digest:
-                return f"{name} {'has changed' if name in found else 'is missing'}"
-    except (OSError, ValueError, AttributeError):  # missing, not JSON, or other JSON
-        return f"{_FILES} is missing or unreadable"
-    return None
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    args = _orbax().args
+    with _checkpointer() as checkpointer:
+        content = checkpointer.restore(path, args=args.Composite(state=args.StandardRestore(), run=args.JsonRestore()))
+    return content["state"], content["run"]
 
 
 def _is_key(leaf: Any) -> bool:

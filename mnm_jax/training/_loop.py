@@ -86,7 +86,9 @@ def train(
 
     Raises:
       ImportError: if a package of the extra "train" is not installed.
+      BlockingIOError: if another process trains in `workdir`; the message names it.
       Interrupted: if a signal stopped the run; the state was saved.
+      OSError: if a file cannot be written, for example to a full disk; the message names it.
       TrainingFault: if a loss, gradient or updated parameter was not finite. That seed stopped before the update (other
         seeds trained until the next log line, where the fault is noticed), and the state was saved.
       ValueError: if settings contradict each other, or all checkpoints are damaged.
@@ -95,6 +97,7 @@ def train(
     if (task.sample is None) == (task.loader is None):
         raise ValueError(f"task {task.name} must have either sample or loader; set the other to None.")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.lock_workdir(workdir))
         stop = stack.enter_context(stop_request())
         run = _Run(task, make_model, config, pathlib.Path(workdir), parallel, devices, stop)
         stack.callback(run.close)
@@ -148,13 +151,19 @@ class _Run:
         self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
         first = processes.is_first_process()
-        self.writer = MetricWriter(workdir, step=self.step) if first else None
+        # The last check of the state for a fault, and the position of the data there: `explain_fault` reads on from it.
+        self.checked = start.run.get("checked") or {"step": self.step, "loader": self.position()}
+        self.writer: MetricWriter | None = None
+        with processes.common_errors():
+            if first:
+                self.writer = MetricWriter(workdir, step=self.step, saved=start.run.get("metrics"))
         self.progress = ProgressBar(config.steps, self.step, quiet=not first)
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-        self.progress.close()
+        with contextlib.suppress(OSError):  # of a terminal that is gone: it would hide the error that ends the run
+            self.progress.close()
 
     @property
     def seconds(self) -> float:
@@ -179,10 +188,11 @@ class _Run:
                 self.save()
             if stop:
                 self.stop_now()
+        self.save()  # before the evaluation, which may take long
         tested = any(name.startswith("test/") for name in self.last_lines())
         if not processes.any_process(processes.is_first_process() and tested)[0]:
             self.write_evaluation("test")
-        self.save()
+        self.flush()
         if self.decide()[0]:
             self.stop_now()
         lines = self.last_lines()
@@ -216,9 +226,13 @@ class _Run:
         self.progress.update(self.step, counted=compiled)
         return metrics
 
+    def position(self) -> Any:
+        return self.loader and self.loader.get_state()
+
     def write(self, metrics: dict[str, np.ndarray]) -> None:
-        if self.writer is not None:
-            self.writer.write(self.step, self.seconds, metrics)
+        with processes.common_errors():
+            if self.writer is not None:
+                self.writer.write(self.step, self.seconds, metrics)
         shown = {_SHOWN[name]: float(value.mean()) for name, value in metrics.items() if name in _SHOWN}
         self.progress.update(self.step, shown)
 
@@ -228,26 +242,33 @@ class _Run:
 
     def last_lines(self) -> dict[str, np.ndarray]:
         """Returns all metrics on disk for the current update, with NaN for null; later lines replace earlier ones."""
-        lines = [line for line in read_metrics(self.workdir) if line["step"] == self.step]
         merged: dict[str, Any] = {}
-        for line in lines:
-            merged |= line
+        for line in self.writer.lines if self.writer else read_metrics(self.workdir):
+            if line["step"] == self.step:
+                merged |= line
         return {name: np.asarray(value, np.float64) for name, value in merged.items() if name != "step"}
 
     def save(self) -> pathlib.Path:
         with self.progress.pause():
-            run = {"seconds": self.seconds, "loader": self.loader and self.loader.get_state()}
+            self.flush()
+            run = {"seconds": self.seconds, "loader": self.position(), "checked": self.checked}
+            run["metrics"] = self.writer.lines if self.writer else []
             path = save_checkpoint(self.workdir, self.step, self.state, run)
         self.last_save = time.monotonic()
         return path
+
+    def flush(self) -> None:
+        with processes.common_errors():
+            if self.writer is not None:
+                self.writer.flush()
 
     def stop_on_fault(self) -> None:
         fault = describe_fault(self.state, self.config.seed)
         if fault is not None:
             raise TrainingFault(
-                f"{fault} The state before that update is saved in {self.save()}. "
-                "Lower learning_rate or set clip_norm, and train in a new workdir."
+                f"{fault} The state before that update is saved in {self.save()}; explain_fault finds the cause."
             )
+        self.checked = {"step": self.step, "loader": self.position()}
 
     def stop_now(self) -> NoReturn:
         cause = self.stop.name or "a signal to another process"

@@ -4,13 +4,18 @@ With a single process no function here communicates. A function marked "collecti
 processes, in the same order.
 """
 
-from collections.abc import Callable
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
+
+from mnm_jax._files import lock_folder
 
 T = TypeVar("T")
 
@@ -30,6 +35,18 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     if jax.process_count() == 1:
         return flags
     return tuple(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
+
+
+@contextlib.contextmanager
+def common_errors() -> Iterator[None]:
+    """Raises an OSError of the block, which only one process may meet, in all processes; collective."""
+    failure = None
+    try:
+        yield
+    except OSError as error:
+        failure = error
+    if any_process(failure is not None)[0]:
+        raise failure or OSError("another process cannot use the workdir; see its message.")
 
 
 def wait_for_processes(reason: str) -> None:
@@ -54,6 +71,27 @@ def first_process_first(function: Callable[[], T]) -> T:
         return function()
     finally:  # also after an error: the other processes will meet the same one
         wait_for_processes("the first process is done")
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keeps other processes from training in a run's folder, which is created if missing; collective.
+
+    The system releases the lock when the process ends, also when it is killed. Reading the run needs no lock. Inside
+    of the block the same thread may lock the folder again. A warning names a folder whose file system has no locks.
+
+    Args:
+      workdir: folder of the run.
+
+    Raises:
+      BlockingIOError: if the run is being trained; the message names process and host.
+      OSError: if the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with common_errors():
+            if is_first_process():
+                stack.enter_context(lock_folder(pathlib.Path(workdir)))
+        yield
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:

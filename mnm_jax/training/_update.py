@@ -41,6 +41,27 @@ class UpdateMetrics(NamedTuple):
     grad_norm: Array
 
 
+class Proposal(NamedTuple):
+    """An update of one seed before its numbers are checked.
+
+    Attributes:
+      metrics: scalars of the update.
+      grads: gradients, as `TrainState.params`.
+      params: updated parameters.
+      opt_state: updated state of the optimiser.
+    """
+
+    metrics: UpdateMetrics
+    grads: Any
+    params: Any
+    opt_state: Any
+
+    @property
+    def checked(self) -> Any:
+        """The quantities that have to be finite, in the order of `fault_names`."""
+        return self.metrics.loss, self.grads, self.params
+
+
 def losses(model: Callable, task: Task, batch: Batch) -> tuple[Mean, Mean, Any]:
     """Returns the task loss over counted steps, the meta loss over unmasked steps, and the model's output.
 
@@ -89,6 +110,39 @@ def make_update(
     """
     check_sizes(batch_size=batch_size, accumulate=accumulate)
     check_not_negative(meta_weight=meta_weight)
+    propose = make_proposal(
+        graphdef, task, optimizer, meta_weight, batch_size, accumulate, devices, divide=divide, axis_name=axis_name
+    )
+
+    def update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
+        proposal = propose(state, batch)
+        checks = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(proposal.checked)])
+        healthy = state.fault_step < 0
+        fault = healthy & ~jnp.all(checks)
+        updated = state._replace(params=proposal.params, opt_state=proposal.opt_state, step=state.step + 1)
+        frozen = state._replace(
+            fault_step=jnp.where(fault, state.step + 1, state.fault_step),
+            fault_leaf=jnp.where(fault, jnp.argmin(checks).astype(jnp.int32), state.fault_leaf),
+        )
+        accept = healthy & jnp.all(checks)
+        return jax.tree.map(lambda a, b: jnp.where(accept, a, b), updated, frozen), proposal.metrics
+
+    return update
+
+
+def make_proposal(
+    graphdef: nnx.GraphDef,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    meta_weight: float,
+    batch_size: int,
+    accumulate: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    divide: Callable[[Batch], Batch] = lambda batch: batch,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch | None], Proposal]:
+    """Returns `(state, batch) -> proposal`; arguments as in `make_update`."""
     devices = jax.local_devices()[:1] if devices is None else devices
 
     def sum_over_devices(tree: Any) -> Any:
@@ -112,28 +166,18 @@ def make_update(
         micro_batches = accumulate * choose_micro_batches(cell, examples // accumulate, devices[0].platform)
         return value_and_grad_in_micro_batches(objective, micro_batches)(params, batch)
 
-    def update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
+    def propose(state: TrainState, batch: Batch | None) -> Proposal:
         if task.sample is not None:
             batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size, state.step))
         batch = played(nnx.merge(graphdef, state.params), task, batch)
         (loss, (task_loss, meta_loss)), grads = sum_over_devices(value_and_grad(state.params, batch))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-
-        checks = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in (loss, *jax.tree.leaves((grads, params)))])
-        healthy = state.fault_step < 0
-        fault = healthy & ~jnp.all(checks)
-        updated = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
-        frozen = state._replace(
-            fault_step=jnp.where(fault, state.step + 1, state.fault_step),
-            fault_leaf=jnp.where(fault, jnp.argmin(checks).astype(jnp.int32), state.fault_leaf),
-        )
-        accept = healthy & jnp.all(checks)
-        state = jax.tree.map(lambda a, b: jnp.where(accept, a, b), updated, frozen)
         norm = optax.tree.norm(grads)
-        return state, UpdateMetrics(loss=loss, task_loss=task_loss, meta_loss=meta_loss, grad_norm=norm)
+        metrics = UpdateMetrics(loss=loss, task_loss=task_loss, meta_loss=meta_loss, grad_norm=norm)
+        params = optax.apply_updates(state.params, updates)
+        return Proposal(metrics=metrics, grads=grads, params=params, opt_state=opt_state)
 
-    return update
+    return propose
 
 
 def fault_names(params: Any) -> list[str]:

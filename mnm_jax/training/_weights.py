@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mnm_jax._checks import check_sizes
+from mnm_jax._files import whole_file
 from mnm_jax._params import leaf_names
 
 _FILE = "params.npz"
@@ -26,13 +27,9 @@ def save_params(workdir: str | os.PathLike, params: Any, step: int) -> pathlib.P
     """
     check_sizes(least=0, step=step)
     path = pathlib.Path(workdir) / _FILE
-    unfinished = path.with_suffix(".unfinished")
     arrays: dict[str, Any] = dict(zip(leaf_names({"params": params}), jax.tree.leaves(params), strict=True))
-    with unfinished.open("wb") as file:
+    with whole_file(path, "wb") as file:
         np.savez_compressed(file, **(arrays | {_STEP: step}))
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
     return path
 
 

@@ -1,5 +1,6 @@
 """Locates and reads the bAbI files: the official archive, or the folder that it unpacks to, unchanged."""
 
+import gzip
 import os
 import re
 import tarfile
@@ -49,12 +50,18 @@ def read_files(data_dir: str | os.PathLike, size: str, tasks: Iterable[int]) -> 
 
     Raises:
       FileNotFoundError: no data, or a file of one of the tasks is missing.
-      ValueError: the archive cannot be read.
+      ValueError: the archive is damaged, or two files hold the same task and split.
     """
     place = _locate(data_folder(data_dir))
     wanted = {(task, split) for task in tasks for split in SPLITS}
     members = _archive_members if place.is_file() else _folder_members
-    found = dict(members(place, SIZES[size], wanted))
+    found: dict[FileKey, SourceFile] = {}
+    for key, file in members(place, SIZES[size], wanted):
+        if key in found:
+            raise ValueError(
+                f"{found[key].path} and {file.path} both hold task {key[0]}, split {key[1]!r}: keep the official one."
+            )
+        found[key] = file
     if missing := sorted(wanted - found.keys()):
         task, split = missing[0]
         raise FileNotFoundError(
@@ -103,12 +110,14 @@ def _folder_members(root: Path, folder: str, wanted: set[FileKey]) -> Iterator[t
 
 def _archive_members(archive: Path, folder: str, wanted: set[FileKey]) -> Iterator[tuple[FileKey, SourceFile]]:
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with gzip.open(archive) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
                 prefix, _, base = name.rpartition("/")
                 key = _key(base)
                 if prefix == f"{FOLDER}/{folder}" and key in wanted and (file := tar.extractfile(member)):
                     yield key, SourceFile(path=f"{archive}/{name}", data=file.read())
+            while content.read(2**20):  # the checksum is at the end
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ValueError(f"{archive} cannot be read ({error}): get the official {ARCHIVE} again.") from error

@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from absl import logging
 
+from mnm_jax._files import find_damage, lock_folder, named_errors, seal_folder
 from tasks.babi.archive import FileKey, SourceFile, data_folder, read_files
 from tasks.babi.encode import WORDS
 from tasks.babi.vocabulary import Vocabulary
 
-FORMAT = 3  # raise it when the records change: entries of another format are never opened
+FORMAT = 4  # raise it when the records change: entries of another format are never opened
+
+_WAIT_SECONDS = 600.0
 
 
 class Options(NamedTuple):
@@ -77,7 +81,8 @@ def open_dataset(data_dir: str, cache_dir: str, options: Options) -> Dataset:
     """Opens the entry of `cache_dir` for the files in `data_dir`; builds it first if there is none.
 
     An entry is built in a temporary folder and renamed when it is complete, so an interrupted build is never opened. An
-    interrupted build leaves a folder `.building-*`, which may be deleted.
+    interrupted build leaves a folder `.building-*`, which may be deleted. A damaged entry is named in a warning and
+    built again.
 
     Args:
       data_dir: see `tasks.babi.archive.data_folder`.
@@ -94,6 +99,12 @@ def open_dataset(data_dir: str, cache_dir: str, options: Options) -> Dataset:
     entry = Path(cache_dir).expanduser() / "babi" / _fingerprint(files, options)
     if not entry.exists():
         _build(entry, data_dir, options)
+    elif find_damage(entry):
+        with lock_folder(entry.parent, wait=_WAIT_SECONDS):  # another process may be building it again
+            if problem := find_damage(entry):
+                logging.warning("The encoded stories in %s are damaged (%s); they are built again.", entry, problem)
+                shutil.rmtree(entry)
+                _build(entry, data_dir, options)
     return _read(entry)
 
 
@@ -118,14 +129,16 @@ def _build(entry: Path, data_dir: str, options: Options) -> None:
     from tasks.babi.builder import BabiConfig, BabiQa
 
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent) as folder:
+    with named_errors(entry), tempfile.TemporaryDirectory(prefix=".building-", dir=entry.parent) as folder:
         logging.info("Encoding the bAbI stories into %s.", entry)
         with _quiet():
             builder = BabiQa(data_dir=folder, config=BabiConfig(name=entry.name, **options._asdict()))
-            builder.download_and_prepare(
-                download_dir=f"{folder}/downloads",
-                download_config=tfds.download.DownloadConfig(manual_dir=data_folder(data_dir), try_download_gcs=False),
-            )
+            config = tfds.download.DownloadConfig(manual_dir=data_folder(data_dir), try_download_gcs=False)
+            try:
+                builder.download_and_prepare(download_dir=f"{folder}/downloads", download_config=config)
+            except RuntimeError as error:  # TFDS reports a full disk as one
+                raise OSError(" ".join(str(error).split())) from error
+        seal_folder(Path(builder.data_path))
         try:
             os.rename(builder.data_path, entry)
         except OSError:

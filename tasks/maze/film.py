@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from mnm_jax._files import whole_file
 from tasks.maze.environment import Maze
 from tasks.maze.render import trips
 
@@ -61,11 +62,8 @@ def draw_film(episode: Episode, path: str | os.PathLike, title: str) -> None:
         _draw_trip(axes[str(frame)], episode, trip)
     if episode.rate is not None:
         _draw_rate(axes["rate"], episode.rate, np.flatnonzero(episode.rewards > 0))
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    figure.savefig(unfinished, format="png", dpi=_DPI, bbox_inches="tight")
-    unfinished.replace(path)
+    with whole_file(pathlib.Path(path), "wb") as file:
+        figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight")
 
 
 def _draw_trip(axis: Axes, episode: Episode, trip: slice) -> None:

@@ -1,6 +1,5 @@
 """Tests the encoded data set on disk: built once, never opened when incomplete, never reused for other data."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ pytest.importorskip("array_record")
 pytest.importorskip("grain")
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from tasks.babi import builder, cache  # noqa: E402
+from tasks.babi import cache  # noqa: E402
 from tasks.babi.archive import read_files  # noqa: E402
 
 OPTIONS = cache.Options(tasks=(1, 2), size="1k", max_sentences=2, max_sentences_task3=9)
@@ -138,56 +137,6 @@ def test_one_changed_byte_or_option_is_another_entry(data_dir, tmp_path):
     others = [{"tasks": (1, 3)}, {"size": "10k"}, {"max_sentences": 3}, {"max_sentences_task3": 8}]
     options = [OPTIONS, *(OPTIONS._replace(**other) for other in others)]
     assert len({cache._fingerprint(files, each) for each in options}) == 5
-
-
-def test_a_build_that_fails_leaves_no_entry(data_dir, tmp_path, entries, monkeypatch):
-    encode, calls = builder.encode_reading, []
-
-    def fails_late(*args):
-        calls.append(args)
-        if len(calls) == 43:  # in the second split, after the first is written
-            raise OSError("disk full")
-        return encode(*args)
-
-    monkeypatch.setattr(builder, "encode_reading", fails_late)
-    with pytest.raises(OSError, match="disk full"):
-        open_(data_dir, tmp_path)
-    assert not list((tmp_path / "babi").iterdir())
-    monkeypatch.undo()
-    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [42, 4, 6]
-    assert len(entries()) == 1
-
-
-def test_a_build_that_is_killed_is_never_taken_for_whole(data_dir, tmp_path, entries):
-    """The process ends without any clean-up, after every file is written and before the entry has its name."""
-    program = (
-        "import os, sys\n"
-        "from tasks.babi import cache\n"
-        "cache.os.rename = lambda *_: os._exit(9)\n"
-        f"cache.open_dataset(sys.argv[1], sys.argv[2], cache.Options(*{tuple(OPTIONS)!r}))\n"
-    )
-    command = [sys.executable, "-c", program, data_dir, str(tmp_path)]
-    root = Path(cache.__file__).parents[2]
-    assert subprocess.run(command, cwd=root, capture_output=True, timeout=120).returncode == 9
-    left_behind = list((tmp_path / "babi").glob(".building-*/**/*array_record*"))
-    assert left_behind and not entries()
-    assert [len(split.records) for split in open_(data_dir, tmp_path).splits.values()] == [42, 4, 6]
-    assert len(entries()) == 1
-
-
-def test_two_builds_at_once_agree(data_dir, tmp_path, entries, monkeypatch):
-    rename, renamed = os.rename, []
-
-    def another_is_first(source, target):
-        if not renamed:
-            renamed.append(target)
-            open_(data_dir, tmp_path)
-        rename(source, target)
-
-    monkeypatch.setattr(cache.os, "rename", another_is_first)
-    dataset = open_(data_dir, tmp_path)
-    assert renamed and len(entries()) == 1 and len(dataset.splits["train"].records) == 42
-    assert not list((tmp_path / "babi").glob(".building-*"))
 
 
 def test_few_stories_have_no_validation(tmp_path):

@@ -63,6 +63,7 @@ def test_any_setting_is_accepted_or_refused_by_its_key(count):
         ("model", "forget", 1, "forget must be True or False, got 1"),
         ("model", "readout_features", None, "readout_features must be an integer >= 0, got None"),
         ("task", "support", [8], "support must be an integer >= 1, got [8]"),
+        ("task", "support", "three", "support must be an integer >= 1, got 'three' of type str: pass an int"),
         ("task", "mixed", "no", "mixed must be True or False, got 'no'"),
         ("task", "name", ["dictionary"], "task.name must be one of 'dictionary', "),
     ],

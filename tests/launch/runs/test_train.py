@@ -18,10 +18,10 @@ from launch.runs import build
 from launch.runs.evaluate import evaluate_run
 from launch.runs.metrics import summarise
 from launch.runs.registry import MODELS
-from launch.runs.train import _describe_continuing
+from launch.runs.train import _describe_continuing, train_run
 from launch.runs.workdir import claim
 from launch.train import run
-from mnm_jax.training import TrainConfig, read_metrics
+from mnm_jax.training import TrainConfig, TrainingFault, read_metrics
 
 
 def tiny():
@@ -105,6 +105,52 @@ def test_another_config_is_refused_and_the_workdir_stays_as_it_is(copy):
     assert contents(copy) == before
 
 
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("cut", [lambda path: path.unlink(), lambda path: path.write_text("")])
+def test_a_finished_run_whose_metrics_are_lost_keeps_its_summary(finished, copy, cut):
+    before = (copy / "metrics.jsonl").read_text().splitlines()
+    cut(copy / "metrics.jsonl")
+    assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]
+    assert [json.loads(line)["step"] for line in before] == [line["step"] for line in read_metrics(copy)]
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_no_summary_is_replaced_by_a_poorer_one(finished, copy, caplog):
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["metrics"]["test/more"] = summary["metrics"]["test/loss"]
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert run(tiny(), copy) == summary == json.loads((copy / "summary.json").read_text())
+    assert f"{copy / 'summary.json'} is kept: this start of the run has no test/more." in caplog.text
+    (copy / "summary.json").write_text('{"cut')  # a damaged one is no summary
+    assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]
+    shutil.rmtree(copy / "checkpoints")
+    lines = (copy / "metrics.jsonl").read_text()
+    assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]  # from the summary: nothing is trained again
+    assert (copy / "metrics.jsonl").read_text() == lines
+
+
+def test_a_run_that_meets_a_nan_says_how_to_find_it_and_continues_with_another_learning_rate(tmp_path, capfd):
+    workdir, config = tmp_path / "a b", tiny()
+    # The first update has the rate 0; the second exceeds the largest float32.
+    config.training.update(learning_rate=3.3e38, optimizer="nadam", warmup_steps=1, checkpoint_seconds=0.0, seeds=1)
+    message = r"seed 4: updated .* is not finite at update 2\. .*`python -m launch\.find_nan --workdir='.*a b'`"
+    with pytest.raises(TrainingFault, match=message):
+        run(config, workdir)
+    config.training.learning_rate = 0.01
+    with pytest.raises(ValueError, match=r"training\.learning_rate is 3\.3e\+38 there, 0\.01 here"):
+        run(config, workdir)
+    other = ConfigDict(config.to_dict())
+    other.model.hidden_features = 5
+    with pytest.raises(ValueError, match=r"model\.hidden_features is 4 there, 5 here"):
+        train_run(other, workdir, after_fault=True)
+    summary = train_run(config, workdir, after_fault=True)
+    (earlier,) = summary["earlier_configs"]
+    assert (earlier["until"], earlier["config"]["training"]["learning_rate"]) == (1, 3.3e38)
+    assert summary["config"]["training"]["learning_rate"] == 0.01 and summary["steps"] == 3
+    with pytest.raises(ValueError, match="holds no run that stopped at a fault"):
+        train_run(config, workdir, after_fault=True)
+
+
 @pytest.mark.parametrize("damaged", ['{"task": {"na', "", "[1, 2]"])
 def test_a_half_written_config_is_reported_and_left(copy, damaged):
     (copy / "config.json").write_text(damaged)
@@ -176,6 +222,8 @@ def _change(section, **settings):
         (_change("model", name="mnm-g", memory_features=4, memory_layers=0), "memory_layers must be >= 1, got 0"),
         (_change("model", name="lstm-salu", memory_features=4, slots=-1), "slots must be >= 1, got -1"),
         (_change("task", support=-2), "support must be >= 1, got -2"),
+        (_change("task", support=2**40), "support must be < 2**31, got 1099511627776"),
+        (_change("model", hidden_features=2**32), "hidden_features must be < 2**31, got 4294967296"),
         (_change("training", steps=-1), "steps must be >= 1, got -1"),
         (
             ConfigDict(tiny().to_dict() | {"trainig": {}}),

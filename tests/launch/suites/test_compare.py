@@ -105,8 +105,8 @@ def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path
 
     cells = compare.choose(suite_of("algorithmic"), "copy/[lnd]*", [])
     assert list(cells) == ["copy/lstm-salu", "copy/ntm", "copy/dnc", "copy/lstm"]
-    (tmp_path / ".locks").mkdir()
-    with (tmp_path / ".locks/copy,lstm-salu").open("w") as file:
+    (tmp_path / "copy/lstm-salu").mkdir(parents=True)
+    with (tmp_path / "copy/lstm-salu/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as if another process trained this run
         with pytest.raises(Interrupted):
             compare.train_all(cells, tmp_path, train)
