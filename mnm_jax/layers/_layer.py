@@ -109,9 +109,9 @@ class NeuralMemoryLayer(nnx.Module):
         convolution.
       backend: "xla"; or "pallas" (experimental, not measured): a kernel for GPUs and TPUs that keeps the weights of a
         head on the chip over all chunks. It supports the local rule and the delta rule, without momentum and biases, in
-        float32, with a `chunk` and sizes that are powers of 2, at least 16, and with weights up to 16,384 numbers per
-        head for `chunk=16`, half of that for 32, and so on. It has a reverse-mode derivative of first order. On a CPU
-        it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
+        float32, with sizes that are powers of 2, at least 16, and with weights up to 16,384 numbers per head for
+        `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of first order. On a CPU it runs in
+        Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.

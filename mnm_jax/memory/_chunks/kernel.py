@@ -61,7 +61,7 @@ def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
     network, rule, options = memory.network, memory.rule, memory.options
     weights = sum(fan_in * fan_out for fan_in, fan_out in network.shapes) * 8 / 1024
     bound = _KIBIBYTES * 16 / chunk
-    sizes = {"chunk": chunk, "key_size": memory.key_size, "value_size": memory.value_size}
+    sizes = {"key_size": memory.key_size, "value_size": memory.value_size}
     sizes |= {f"hidden_sizes[{place}]": size for place, size in enumerate(network.sizes[1:-1])}
     needs: list[tuple[bool, str, Any]] = [
         (isinstance(rule, LocalRule | DeltaRule), "the local rule or the delta rule", type(rule).__name__),
@@ -73,6 +73,7 @@ def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
             network.activation,
         ),
         (dtype == jnp.float32, "dtype=float32", dtype),
+        (chunk in (16, 32, 64), "chunk to be 16, 32 or 64", chunk),
         (memory.param_dtype == jnp.float32, "a memory with param_dtype=float32", memory.param_dtype),
     ]
     for name, size in sizes.items():
