@@ -1,4 +1,4 @@
-"""The meaning of mask, reset and fork in one step, shared by all execution forms."""
+"""The meaning of the flags of one step, such as mask, reset and fork, shared by all execution forms."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_array
-from mnm_jax.memory import Pair
+from mnm_jax.memory import MemoryState, Pair
+from mnm_jax.memory._gated import GatedState
 
 Array = jax.Array
 
@@ -19,12 +20,16 @@ class Steps(NamedTuple):
       mask: `[B]` bool, False = padding; None: no padding.
       reset: `[B]` bool, True = a new sequence begins at this step; None: no resets.
       fork: `[B]` bool, True = the new carry is discarded after this step; None: no forks.
+      reset_controller: `[B]` bool, True = the carry except the memory is reset at this step; None: nowhere.
+      fork_memory: `[B]` bool, True = the new memory is discarded after this step; None: nowhere.
     """
 
     inputs: Array
     mask: Array | None = None
     reset: Array | None = None
     fork: Array | None = None
+    reset_controller: Array | None = None
+    fork_memory: Array | None = None
 
     @property
     def carried(self) -> Array | None:
@@ -33,8 +38,15 @@ class Steps(NamedTuple):
             return self.mask
         return ~self.fork if self.mask is None else self.mask & ~self.fork
 
+    @property
+    def discarded(self) -> Array | None:
+        """The examples whose writes are discarded after this step, `[B]` bool; None: none of them."""
+        if self.fork is None or self.fork_memory is None:
+            return self.fork_memory if self.fork is None else self.fork
+        return self.fork | self.fork_memory
+
     def enter(self, carry: Any, start: Any) -> tuple[Any, Array]:
-        """Returns the carry and the inputs with which the cell is called, from the carry after the previous step.
+        """Returns the carry before this step, and the inputs of the cell, from the carry after the previous step.
 
         `start` is the carry at the start of a sequence, for a batch of one; it is not used without resets.
         """
@@ -43,11 +55,21 @@ class Steps(NamedTuple):
         # A masked input is replaced before it is used: a cotangent of zero times NaN would still be NaN.
         return carry, self.inputs if self.mask is None else jnp.where(self.mask[:, None], self.inputs, 0)
 
+    def begin(self, carry: Any, start: Any) -> Any:
+        """Returns the carry with which the cell is called; `carry` is the first result of `enter`."""
+        if self.reset_controller is None:
+            return carry
+        begun = select(self.reset_controller, start, carry)
+        return jax.tree.map(lambda a, b: b if is_memory(b) else a, begun, carry, is_leaf=is_memory)
+
     def leave(self, new: Any, old: Any, outputs: Any) -> tuple[Any, Any]:
         """Returns the carry and the outputs of a step, from the carry `old` before it and the cell's results."""
         carried = self.carried
         if carried is not None:
             new = select(carried, new, old)
+        if self.fork_memory is not None:
+            keep = lambda a, b: select(self.fork_memory, b, a) if is_memory(a) else a  # noqa: E731
+            new = jax.tree.map(keep, new, old, is_leaf=is_memory)
         if self.mask is not None:
             outputs = select(self.mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
         return new, outputs
@@ -59,9 +81,14 @@ def check_steps(steps: Steps, *, time_major: bool = True) -> None:
     integers = jnp.issubdtype(getattr(steps.inputs, "dtype", float), jnp.integer)  # cells cast them
     check_array("inputs", steps.inputs, f"{axes} D", jnp.integer if integers else jnp.floating)
     sizes = dict(zip(axes.split(), steps.inputs.shape, strict=False))
-    for name in ("mask", "reset", "fork"):
+    for name in Steps._fields[1:]:
         if (flags := getattr(steps, name)) is not None:
             check_array(name, flags, axes, jnp.bool_, **sizes)
+
+
+def is_memory(node: Any) -> bool:
+    """Returns whether a node of a carry is the state of a neural memory."""
+    return isinstance(node, MemoryState | GatedState)
 
 
 def select(condition: Array, on_true: Any, on_false: Any) -> Any:

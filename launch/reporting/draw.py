@@ -196,7 +196,7 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
         batches = (jax.device_get(played(model, task, batch)) for batch in sets[name]())
         batch, index = longest(batches, _PICTURED_STEPS if names else None)
         example = jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf[:, i : i + 1]), batch)
-        cell = model(example.inputs, example.mask, example.fork).cell
+        cell = model(example.inputs, example.mask, example.fork, **example.flags).cell
         real = np.asarray(example.mask)[:, 0]
         trace = None
         if isinstance(cell, CellOutput):

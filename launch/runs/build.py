@@ -11,7 +11,7 @@ from flax import nnx
 
 from launch.runs.own import FOLDER, is_place, load
 from launch.runs.registry import MODELS, TASKS
-from mnm_jax._checks import check_choice, check_flags, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_fraction, check_sizes
 from mnm_jax.training import SequenceModel, Task, TrainConfig, optional_member
 
 _SECTIONS = ("task", "model", "training")
@@ -71,8 +71,8 @@ def build_make_model(
 
     Args:
       config: section "model"; its name is a name of the registry or MODULE:FACTORY, a function as `ModelEntry.make`.
-        The other keys are arguments of that function, and `readout_features`, the number of hidden units between cell
-        and logits (0: none).
+        The other keys are arguments of that function, `readout_features`, the number of hidden units between cell and
+        logits (0: none), and `dropout` (see `SequenceModel`).
       task: the task.
       folder: folder of a module that is not on `sys.path`.
 
@@ -84,11 +84,12 @@ def build_make_model(
     make_cell = load(name, folder) if is_place(name) else MODELS[name].make
     if not {"features", "rngs"} <= inspect.signature(make_cell).parameters.keys():
         raise ValueError(f"model {name} must be a function (*, features, ..., rngs) that returns a cell.")
-    readout_features = settings.pop("readout_features", 0)
+    shared = {"readout_features": settings.pop("readout_features", 0), "dropout": settings.pop("dropout", 0.0)}
     given: dict[str, int] = {"features": task.input_features}
     parameters = _check_keys(f"model {name}", settings, make_cell, given=_GIVEN)
     with _as_value_error():
-        check_sizes(least=0, readout_features=readout_features)
+        check_sizes(least=0, readout_features=shared["readout_features"])
+        check_fraction(dropout=shared["dropout"])
         check_sizes(**{key: value for key, value in settings.items() if _is_size(parameters[key], value)})
         check_flags(**{key: value for key, value in settings.items() if parameters[key].annotation is bool})
     if "entities" in inspect.signature(make_cell).parameters:
@@ -103,7 +104,7 @@ def build_make_model(
     def make_model(rngs: nnx.Rngs) -> SequenceModel:
         with _as_value_error():
             cell = make_cell(**given, rngs=rngs, **settings)
-            return SequenceModel(task.encoder(rngs), cell, task.output_features, readout_features, rngs=rngs)
+            return SequenceModel(task.encoder(rngs), cell, task.output_features, **shared, rngs=rngs)
 
     return make_model
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from mnm_jax._masking import Steps, is_memory
 from mnm_jax._params import leaf_names
 from mnm_jax.memory import MemoryState, Storage
 
@@ -53,6 +54,16 @@ def check_carry(carry: Any, batch_size: int) -> None:
                 f"carry must have the batch size of the inputs, B = {batch_size}, got its leaf {name!r} of shape "
                 f"{shape}: use cell.initialize_carry((B, D)) or the last carry of a run with B examples."
             )
+
+
+def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
+    """Raises ValueError if a sequence has flags about the memory, and the cell's carry has no neural memory."""
+    given = [name for name in ("reset_controller", "fork_memory") if getattr(xs, name) is not None]
+    if given:
+        carry = jax.eval_shape(lambda: cell.initialize_carry((1, xs.inputs.shape[2])))
+        if not any(map(is_memory, jax.tree.leaves(carry, is_leaf=is_memory))):
+            kind = type(cell).__name__
+            raise ValueError(f"{given[0]} needs a cell with a neural memory in its carry, and {kind} has none.")
 
 
 def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> str | None:

@@ -77,7 +77,7 @@ def _step(layout: CarryLayout) -> Callable[..., tuple[list[Array], Any, Any]]:
         for index, linear in enumerate(cell.linear_maps()):
             linear.dot_general = memory.dot_general(index)
         small, inputs = x.enter(small, begin)
-        carry, outputs = cell(layout.join(small, memory), inputs)
+        carry, outputs = cell(layout.join(x.begin(small, begin), memory), inputs)
         new, written = layout.split(carry)
         small, outputs = x.leave(new, small, outputs)
         return small, written, outputs

@@ -46,6 +46,8 @@ def unroll_textbook(
     *,
     mask: Array | None = None,
     fork: Array | None = None,
+    reset_controller: Array | None = None,
+    fork_memory: Array | None = None,
 ) -> tuple[Any, Any]:
     """Runs a memory cell over time as `unroll` does, but without resets.
 
@@ -57,6 +59,8 @@ def unroll_textbook(
       inputs: `[T, B, D]`.
       mask: `[T, B]` bool, False = padding.
       fork: `[T, B]` bool, True = the step's carry is discarded.
+      reset_controller: `[T, B]` bool, True = the carry except the memory is reset at this step.
+      fork_memory: `[T, B]` bool, True = the step's memory is discarded.
 
     Returns:
       The last carry and the outputs `[T, B, ...]`.
@@ -64,7 +68,7 @@ def unroll_textbook(
     Raises:
       ValueError: for shapes that do not agree.
     """
-    xs = Steps(inputs, mask=mask, fork=fork)
+    xs = Steps(inputs, mask=mask, fork=fork, reset_controller=reset_controller, fork_memory=fork_memory)
     check_steps(xs)
     if carry is None:
         carry = cell.initialize_carry(inputs.shape[1:])
@@ -100,10 +104,13 @@ class _Recorder(NamedTuple):
 def _step(layout: CarryLayout, cell: nnx.RNNCellBase, carry: Carry, x: Steps) -> tuple[Carry, Any, Pairs]:
     """Returns the carry, the outputs and the pairs by which the carry's weights have changed."""
     (small, memory), inputs = x.enter(carry, None)
+    if x.reset_controller is not None:
+        small = x.begin(small, layout.split(cell.initialize_carry((1, inputs.shape[1])))[0])
     new, outputs = cell(layout.join(small, _Recorder(memory)), inputs)
     small, recorder = layout.split(new)
     new_carry, outputs = x.leave((small, recorder.memory), carry, outputs)
-    return new_carry, outputs, mask_pairs(recorder.pairs, x.carried)
+    pairs = mask_pairs(recorder.pairs, x.carried)
+    return new_carry, outputs, pairs if x.fork_memory is None else mask_pairs(pairs, ~x.fork_memory)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

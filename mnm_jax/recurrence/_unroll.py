@@ -9,7 +9,7 @@ from flax import nnx
 from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax._masking import Steps, check_steps
 from mnm_jax._vary import vary_alike
-from mnm_jax.recurrence._carry import check_carry, explain_carry
+from mnm_jax.recurrence._carry import check_carry, check_has_memory, explain_carry
 from mnm_jax.recurrence._checkpoints import scan_chunks
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
 from mnm_jax.recurrence._program import unroll_fast
@@ -26,6 +26,8 @@ def unroll(
     mask: Array | None = None,
     reset: Array | None = None,
     fork: Array | None = None,
+    reset_controller: Array | None = None,
+    fork_memory: Array | None = None,
     form: str = "auto",
     checkpoint_every: int | None = None,
     time_major: bool = True,
@@ -45,6 +47,16 @@ def unroll(
         packed into one row give the same results as separate runs.
       fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the next step gets
         the bit-equal carry of the previous step. A question in the middle of a story then does not change the memory.
+      reset_controller: `[T, B]` bool, for a cell with a neural memory. True = before the cell receives its input, all
+        leaves of its carry except the memory are set to their start s_0 (for `MNMCell` the controller's state, the last
+        read and the recent writes), so that earlier inputs have an influence through the memory only:
+
+            (s_t, phi_t, y_t) = cell(s'_{t-1}, phi_{t-1}; x_t),   s' = s_0 where reset_controller, else s
+
+        A masked or forked step discards this, too.
+      fork_memory: `[T, B]` bool, for a cell with a neural memory. True = as `fork`, for the memory alone: the step
+        reads after its write as usual, and the next step gets the bit-equal memory of the previous step and the new
+        rest of the carry. With `reset_controller` at the step after them, several such steps are a fork.
       form: the execution form, which decides what a cell with a neural memory stores for the backward pass. All forms
         return the same values and derivatives of all orders; forward mode through the run needs "plain" (forward over
         reverse does not).
@@ -59,7 +71,7 @@ def unroll(
         of T steps, for one more forward pass, and bounds the rounding error of weights that are computed back. With
         "factored", dense weights are formed every C steps, which bounds the cost of a step; None: every
         `max(1, d / (8 H))` steps on a CPU and `max(1, d / (2 H))` elsewhere.
-      time_major: whether inputs, mask, reset, fork and outputs have the axes `[T, B, ...]`; if False, `[B, T, ...]`.
+      time_major: whether inputs, flags and outputs have the axes `[T, B, ...]`; if False, `[B, T, ...]`.
 
     Returns:
       The last carry and the outputs `[T, B, ...]`.
@@ -67,8 +79,8 @@ def unroll(
     Raises:
       TypeError: for an argument of the wrong kind, a carry that does not fit the cell and the inputs, or a forward-mode
         derivative of another form than "plain".
-      ValueError: for shapes that do not agree, a form that is unknown or that the cell does not support, or
-        `checkpoint_every` below 1.
+      ValueError: for shapes that do not agree, a form that is unknown or that the cell does not support,
+        `checkpoint_every` below 1, or `reset_controller` or `fork_memory` for a cell without a neural memory.
 
     Examples:
       >>> from mnm_jax import MNMCell, local_memory, unroll
@@ -88,8 +100,9 @@ def unroll(
     check_flags(time_major=time_major)
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
-    xs = Steps(inputs, mask=mask, reset=reset, fork=fork)
+    xs = Steps(inputs, mask, reset, fork, reset_controller, fork_memory)
     check_steps(xs, time_major=time_major)
+    check_has_memory(cell, xs)
     if not time_major:
         xs = _swap_axes(xs)
     if carry is not None:
@@ -124,11 +137,12 @@ def unroll(
 def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: int | None) -> tuple[Any, Any]:
     if carry is None:
         carry, _ = vary_alike((cell.initialize_carry(xs.inputs.shape[1:]), xs))
-    start = None if xs.reset is None else cell.initialize_carry((1, xs.inputs.shape[2]))
+    resets = xs.reset is not None or xs.reset_controller is not None
+    start = cell.initialize_carry((1, xs.inputs.shape[2])) if resets else None
 
     def step(carry: Any, x: Steps) -> tuple[Any, Any]:
         carry, inputs = x.enter(carry, start)
-        new, outputs = cell(carry, inputs)
+        new, outputs = cell(x.begin(carry, start), inputs)
         return x.leave(new, carry, outputs)
 
     if every is None:

@@ -88,9 +88,11 @@ def batches_fit_model_and_loss(task: Any, batch_size: int) -> None:
         _require(counts.any(), task, "loss_mask must be 1 at some step of a batch")
         _require(not np.any(counts & ~batch.mask), task, "padding must not count: loss_mask 1 where mask is False")
         _require(np.all(np.sort(batch.mask, 0)[::-1] == batch.mask), task, "padding must come last")
-        if batch.fork is not None:
-            _require(batch.fork.dtype == np.bool_, task, f"fork must be bool, got {batch.fork.dtype}")
-            _require(not np.any(batch.fork & ~batch.mask), task, "fork must be False where mask is False")
+        flags = {"fork": batch.fork} | batch.flags
+        for name, flag in flags.items():
+            if flag is not None:
+                _require(flag.dtype == np.bool_, task, f"{name} must be bool, got {flag.dtype}")
+                _require(not np.any(flag & ~batch.mask), task, f"{name} must be False where mask is False")
         features = jax.eval_shape(encoder, jnp.asarray(batch.inputs))
         expected = (*shape, task.input_features), jnp.dtype(jnp.float32)
         found = features.shape, features.dtype
@@ -269,9 +271,7 @@ def _score(task: Any, logits: jax.Array, batch: "Batch") -> tuple[Any, dict[str,
     return task.loss(logits, batch), dict(task.metrics(logits, batch))
 
 
-def _training_batches(
-    task: Any, seed: int, count: int, batch_size: int, draw: Callable = _draw
-) -> list["Batch"]:
+def _training_batches(task: Any, seed: int, count: int, batch_size: int, draw: Callable = _draw) -> list["Batch"]:
     """Returns the first batches of a training run."""
     if task.sample is None:
         return list(itertools.islice(task.loader(seed, batch_size), count))

@@ -76,8 +76,8 @@ def train(
     Args:
       task: the task.
       make_model: called as `make_model(rngs)` for each seed. The model is called as `model(inputs, mask, fork)` (fields
-        of `Batch`; fork may be None) and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as
-        `SequenceModel` does.
+        of `Batch`; fork may be None; the other flags of a batch that has them, `Batch.flags`, are keyword arguments)
+        and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as `SequenceModel` does.
       config: settings. The caller ensures that a workdir is used with one config only, except for `steps`.
       workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,

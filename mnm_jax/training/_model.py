@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_functions, check_sizes
+from mnm_jax._checks import check_fraction, check_functions, check_sizes
 from mnm_jax.cells import output_features, split_output
 from mnm_jax.recurrence import unroll
 
@@ -40,13 +40,18 @@ class SequenceModel(nnx.Module):
       cell: any `nnx.RNNCellBase` that `unroll` can run.
       classes: `C`, number of logits.
       readout_features: number of hidden units of the head; 0: none.
+      dropout: fraction of the features that training sets to zero, both of the encoder and of the cell. Each example
+        draws its features once for all steps; the others are divided by 1 - `dropout`.
       dtype: dtype of the head's computation, to which the cell's features are cast; None for `param_dtype`.
       param_dtype: dtype of the head's parameters; encoder and cell have their own.
       rngs: random keys.
 
     Raises:
       TypeError: for an encoder that is no function, or a size that is no integer.
-      ValueError: for `classes` below 1 or negative `readout_features`.
+      ValueError: for `classes` below 1, negative `readout_features`, or `dropout` outside [0, 1).
+
+    References:
+      Dropout with one draw per sequence: Gal and Ghahramani, NeurIPS 2016.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class SequenceModel(nnx.Module):
         classes: int,
         readout_features: int = 0,
         *,
+        dropout: float = 0.0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -63,6 +69,10 @@ class SequenceModel(nnx.Module):
         check_functions(encoder=encoder)
         check_sizes(classes=classes)
         check_sizes(least=0, readout_features=readout_features)
+        check_fraction(dropout=dropout)
+        if dropout == 1:
+            raise ValueError("dropout must be < 1, got 1: no feature would be left.")
+        self.dropout = float(dropout)
         features = output_features(cell)
         self.encoder = encoder
         self.cell: Any = cell
@@ -79,16 +89,23 @@ class SequenceModel(nnx.Module):
         mask: Array | None = None,
         fork: Array | None = None,
         *,
-        form: str = "auto",
-        checkpoint_every: int | None = None,
+        noise: Array | None = None,
+        **options: Any,
     ) -> SequenceOutput:
-        """Returns the outputs for inputs `[T, B, ...]`; see `unroll` for the other arguments."""
-        features = self.encoder(inputs)
+        """Returns the outputs for inputs `[T, B, ...]`.
+
+        Args:
+          inputs: `[T, B, ...]`.
+          mask: see `unroll`.
+          fork: see `unroll`.
+          noise: `[B]` uint32, seeds of the dropout of each example; None, as in evaluation: no dropout.
+          **options: other arguments of `unroll`, such as `form` or `reset_controller`.
+        """
         _, outputs = unroll(
-            self.cell, None, features, mask=mask, fork=fork, form=form, checkpoint_every=checkpoint_every
+            self.cell, None, self._drop(self.encoder(inputs), noise, 0), mask=mask, fork=fork, **options
         )
         hidden, meta_loss = split_output(outputs)
-        return SequenceOutput(logits=self._read_out(hidden), meta_loss=meta_loss, cell=outputs)
+        return SequenceOutput(logits=self._read_out(self._drop(hidden, noise, 1)), meta_loss=meta_loss, cell=outputs)
 
     def start(self, batch_size: int) -> Any:
         """Returns the carry before the first step, for an agent that acts step by step."""
@@ -98,6 +115,17 @@ class SequenceModel(nnx.Module):
         """Returns the carry and the logits `[B, C]` after one step with inputs `[B, ...]`."""
         carry, outputs = self.cell(carry, self.encoder(inputs[None])[0])
         return carry, self._read_out(split_output(outputs)[0])
+
+    def _drop(self, features: Array, noise: Array | None, place: int) -> Array:
+        """Returns features `[T, B, F]` with dropout; `place` distinguishes the draws of one seed."""
+        if noise is None or not self.dropout:
+            return features
+
+        def keep(seed: Array) -> Array:
+            key = jax.random.fold_in(jax.random.key(seed), place)
+            return jax.random.bernoulli(key, 1 - self.dropout, features.shape[2:])
+
+        return jnp.where(jax.vmap(keep)(noise)[None], features / (1 - self.dropout), 0)
 
     def _read_out(self, hidden: Array) -> Array:
         hidden = hidden.astype(self.dtype)

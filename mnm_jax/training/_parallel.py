@@ -78,9 +78,8 @@ def pad_batch(batch: Batch, devices: int) -> Batch:
         return np.pad(leaf, np.array([(0, 0), (0, missing), *[(0, 0)] * (leaf.ndim - 2)]), mode=mode)
 
     inputs, targets = jax.tree.map(lambda leaf: pad(leaf, "edge"), (batch.inputs, batch.targets))
-    masks = (batch.loss_mask, batch.mask, batch.fork)
-    loss_mask, mask, fork = jax.tree.map(lambda leaf: pad(leaf, "constant"), masks)
-    return Batch(inputs=inputs, targets=targets, loss_mask=loss_mask, mask=mask, fork=fork)
+    masks = jax.tree.map(lambda leaf: pad(leaf, "constant"), batch._replace(inputs=None, targets=None))
+    return masks._replace(inputs=inputs, targets=targets)
 
 
 def map_seeds(function: Callable, devices: Sequence[jax.Device]) -> Callable:

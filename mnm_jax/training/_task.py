@@ -25,6 +25,9 @@ class Batch(NamedTuple):
       mask: `[T, B]` bool, False = padding.
       fork: `[T, B]` bool, True at a step whose carry is discarded (see `unroll`), such as a question in the middle of a
         story; None: no such step.
+      reset_controller: `[T, B]` bool, True at a step before which the carry except the memory is reset (see
+        `unroll`); None: no such step.
+      fork_memory: `[T, B]` bool, True at a step whose memory is discarded (see `unroll`); None: no such step.
     """
 
     inputs: Any
@@ -32,6 +35,14 @@ class Batch(NamedTuple):
     loss_mask: Any
     mask: Any
     fork: Any = None
+    reset_controller: Any = None
+    fork_memory: Any = None
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags about the memory that the batch has, as keyword arguments of the model and of `unroll`."""
+        flags = {"reset_controller": self.reset_controller, "fork_memory": self.fork_memory}
+        return {name: flag for name, flag in flags.items() if flag is not None}
 
 
 class Mean(NamedTuple):

@@ -20,6 +20,8 @@ from mnm_jax.training._task import Batch, Mean, Task, played
 
 Array = jax.Array
 
+_DROPOUT = 0x5EED  # distinguishes the key of the dropout from the keys that a task draws its batch from
+
 
 class TrainingFault(RuntimeError):
     """Raised when a loss, gradient or parameter is not finite."""
@@ -62,12 +64,13 @@ class Proposal(NamedTuple):
         return self.metrics.loss, self.grads, self.params
 
 
-def losses(model: Callable, task: Task, batch: Batch) -> tuple[Mean, Mean, Any]:
+def losses(model: Callable, task: Task, batch: Batch, noise: Array | None = None) -> tuple[Mean, Mean, Any]:
     """Returns the task loss over counted steps, the meta loss over unmasked steps, and the model's output.
 
-    The meta loss of a cell without a memory is `Mean(0, 0)`.
+    The meta loss of a cell without a memory is `Mean(0, 0)`. `noise` `[B]` are the seeds of a model with dropout.
     """
-    output = model(batch.inputs, batch.mask, batch.fork)
+    options = batch.flags if noise is None else batch.flags | {"noise": noise}
+    output = model(batch.inputs, batch.mask, batch.fork, **options)
     task_loss = task.loss(output.logits, batch)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
@@ -148,13 +151,24 @@ def make_proposal(
     def sum_over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def value_and_grad(params: Any, batch: Batch) -> Any:
+    def draw_noise(params: Any, key: Array, examples: int) -> Array | None:
+        """Returns the dropout seeds of this device's examples, `[1, B]`, the same for any number of devices."""
+        if not getattr(nnx.merge(graphdef, params), "dropout", 0):
+            return None
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * examples
+        key = jax.random.fold_in(key, _DROPOUT)
+        draw = lambda example: jax.random.bits(jax.random.fold_in(key, example))  # noqa: E731
+        return jax.vmap(draw)(first + jnp.arange(examples, dtype=jnp.int32))[None]
+
+    def value_and_grad(params: Any, batch: Batch, noise: Array | None) -> Any:
         no_logits = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
         counts = task.loss(no_logits, batch).count, jnp.sum(jnp.asarray(batch.mask))
         task_count, meta_count = (jnp.maximum(count, 1) for count in sum_over_devices(counts))
 
-        def objective(params: Any, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
-            task_loss, meta_loss, _ = losses(nnx.merge(graphdef, params), task, batch)
+        def objective(params: Any, part: tuple[Batch, Array | None]) -> tuple[Array, tuple[Array, Array]]:
+            batch, noise = part
+            seeds = None if noise is None else noise[0]
+            task_loss, meta_loss, _ = losses(nnx.merge(graphdef, params), task, batch, seeds)
             task_part = task_loss.total / task_count.astype(task_loss.total.dtype)
             meta_part = meta_loss.total / meta_count.astype(meta_loss.total.dtype)
             return task_part + meta_weight * meta_part, (task_part, meta_part)
@@ -164,13 +178,15 @@ def make_proposal(
         if examples % accumulate:
             raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
         micro_batches = accumulate * choose_micro_batches(cell, examples // accumulate, devices[0].platform)
-        return value_and_grad_in_micro_batches(objective, micro_batches)(params, batch)
+        return value_and_grad_in_micro_batches(objective, micro_batches)(params, (batch, noise))
 
     def propose(state: TrainState, batch: Batch | None) -> Proposal:
+        key = jax.random.fold_in(state.key, state.step)
         if task.sample is not None:
-            batch = divide(task.sample(jax.random.fold_in(state.key, state.step), batch_size, state.step))
+            batch = divide(task.sample(key, batch_size, state.step))
         batch = played(nnx.merge(graphdef, state.params), task, batch)
-        (loss, (task_loss, meta_loss)), grads = sum_over_devices(value_and_grad(state.params, batch))
+        noise = draw_noise(state.params, key, batch.mask.shape[1])
+        (loss, (task_loss, meta_loss)), grads = sum_over_devices(value_and_grad(state.params, batch, noise))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         norm = optax.tree.norm(grads)
         metrics = UpdateMetrics(loss=loss, task_loss=task_loss, meta_loss=meta_loss, grad_norm=norm)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import CellOutput
-from mnm_jax.training import SequenceModel
+from mnm_jax.training import Batch, SequenceModel
+from tasks.babi.encode import NO_QUESTION
 from tasks.babi.language import Language
 from tasks.babi.names import find_names, read_unseen
 from tasks.babi.parser import Words
@@ -99,19 +99,21 @@ class Conversation:
         first = max(0, len(told) - 1 - most)
         seen = told[first:]
         count = len(seen)
-        steps = max(_STEPS, 1 << (count - 1).bit_length())
         words = self._task.encode([_rename(row, names) for _, row in seen])
-        words = np.pad(words, [(0, steps - count), (0, 0)])
-        output = self._run(self._model, jnp.asarray(words)[:, None], jnp.arange(steps)[:, None] < count)
-        probabilities = np.asarray(jax.nn.softmax(output.logits[count - 1, 0]))
+        example = self._task.layout.arrange({"words": words, "answers": np.array([NO_QUESTION] * (count - 1) + [0])})
+        last = len(example.mask) - 1  # the question's only step, or its last think step
+        pad = max(_STEPS, 1 << last.bit_length()) - last - 1
+        batch = jax.tree.map(lambda leaf: np.pad(leaf, [(0, pad), *[(0, 0)] * (leaf.ndim - 1)])[:, None], example)
+        output = self._run(self._model, batch)
+        probabilities = np.asarray(jax.nn.softmax(output.logits[last, 0]))
         originals = {spare: name for name, spare in names.items()}
         best = np.argsort(-probabilities)[:_SHOWN]
         shown = [_rename_answer(self._task.answers[place], originals) for place in best]
         answers = list(zip(shown, probabilities[best].tolist(), strict=True))
         sentences = []
         if isinstance(output.cell, CellOutput):
-            trace = jax.tree.map(lambda leaf: np.asarray(leaf[:count, 0]), output.cell.trace)
-            similarity = memory_maps(trace).keys[count - 1, : count - 1]
+            trace = jax.tree.map(lambda leaf: np.asarray(leaf[: last + 1, 0]), output.cell.trace)
+            similarity = memory_maps(trace).keys[count - 1 :, : count - 1].max(0)  # at any step of the question
             nearest = np.argsort(-similarity)[:_SHOWN]
             sentences = [(float(similarity[place]), first + int(place) + 1, seen[place][0]) for place in nearest]
         text, asked = told[-1]
@@ -167,8 +169,8 @@ def format_answer(answer: Answer) -> str:
     return "\n".join([f"? {answer.question}", f"= {answers}", *notes, *lines])
 
 
-def _run(model: SequenceModel, words: jax.Array, mask: jax.Array) -> Any:
-    return model(words, mask)
+def _run(model: SequenceModel, batch: Batch) -> Any:
+    return model(batch.inputs, batch.mask, batch.fork, **batch.flags)
 
 
 def _split(line: str) -> tuple[int | None, str]:

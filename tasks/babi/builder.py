@@ -32,6 +32,7 @@ class BabiConfig(tfds.core.BuilderConfig):
     size: str = "10k"
     max_sentences: int = 70
     max_sentences_task3: int = 130
+    apart: bool = False
 
 
 class BabiQa(tfds.core.GeneratorBasedBuilder):
@@ -73,7 +74,7 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
         splits: dict[str, list[Reading]] = {split: [] for split in SPLITS}
         for (task, file_split), file in read_files(dl_manager.manual_dir, config.size, config.tasks).items():
             longest = config.max_sentences_task3 if task == 3 else config.max_sentences
-            for reading in readings(parse(file.data, file.path, task), longest):
+            for reading in readings(parse(file.data, file.path, task), longest, config.apart):
                 splits[_split(file_split, reading.story_index)].append(reading)
         # TFDS refuses an empty split; files of fewer than ten stories have no validation.
         splits = {split: found for split, found in splits.items() if found}

@@ -35,6 +35,7 @@ class Options(NamedTuple):
     size: str
     max_sentences: int
     max_sentences_task3: int
+    apart: bool = False
 
 
 class Records(Protocol):

@@ -27,10 +27,10 @@ class SentenceEncoder(nnx.Module):
     picked by attention: the code of a word is the same at every position.
 
     The initial values are ours. E is normal with variance 1 / 6, about one over the words of a sentence, so that s_t
-    starts with variance near 1. L is normal around 1 with deviation 0.1, so that word order counts from the first
-    update. U[w, p] is -log of the share of word w among all words, so that entities start as the rare words (inverse
-    document frequency). Q falls or rises by 0.7 per word, alternating over the entities, so that the first entity
-    starts at the front of the sentence and the second at its end.
+    starts with variance near 1. L is normal around 1 with deviation 0.1 by default, so that word order counts from the
+    first update. U[w, p] is -log of the share of word w among all words, so that entities start as the rare words
+    (inverse document frequency). Q falls or rises by 0.7 per word, alternating over the entities, so that the first
+    entity starts at the front of the sentence and the second at its end.
 
     Args:
       counts: uses of each word id in training, `[words]`; 0 for the padding.
@@ -39,6 +39,7 @@ class SentenceEncoder(nnx.Module):
       hidden: hidden units; 0: none.
       entities: `P`; 0: none.
       entity_features: `V`.
+      position_deviation: standard deviation of the initial L.
       rngs: random keys of the initial values.
 
     Examples:
@@ -59,12 +60,13 @@ class SentenceEncoder(nnx.Module):
         entities: int = 0,
         entity_features: int = 1,
         *,
+        position_deviation: float = 0.1,
         rngs: nnx.Rngs,
     ):
         normal = jax.random.normal
         self.entities = entities
         self.embedding = nnx.Param(normal(rngs.params(), (len(counts), features)) / 6**0.5)
-        self.position = nnx.Param(1.0 + 0.1 * normal(rngs.params(), (sentence_words, features)))
+        self.position = nnx.Param(1.0 + position_deviation * normal(rngs.params(), (sentence_words, features)))
         into = nnx.Linear(features, hidden, rngs=rngs) if hidden else None
         out = nnx.Linear(hidden, features, use_bias=False, rngs=rngs) if hidden else None
         self.into, self.out = nnx.data(into), nnx.data(out)

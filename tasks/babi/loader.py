@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 
 from mnm_jax.training import Batch
 from tasks.babi.cache import Split
-from tasks.babi.encode import NO_QUESTION, WORDS
-from tasks.babi.vocabulary import PADDING
+from tasks.babi.layout import EMPTY, Layout
 
 # Readings have rows of sentences and questions: most tasks 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
 _LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135)
 # Batch sizes are multiples of this, so that batches divide over devices and into micro-batches.
 _SIZE_STEP = 8
+_PLAIN = Layout()
 
 
 def bucket_lengths(longest: int) -> np.ndarray:
@@ -34,25 +35,16 @@ def bucket_lengths(longest: int) -> np.ndarray:
     return np.array([length for length in _LENGTHS if length < longest] + [longest])
 
 
-def pad_batch(records: Sequence[Mapping[str, Any]], steps: int, batch_size: int) -> Batch:
+def pad_batch(records: Sequence[Mapping[str, Any]], steps: int, batch_size: int, layout: Layout = _PLAIN) -> Batch:
     """Returns records as a batch `[T, B]`, padded to `steps`; missing examples are padding throughout."""
-    shape = (steps, batch_size)
-    batch = Batch(
-        inputs=np.full((*shape, WORDS), PADDING, np.int32),
-        targets=np.zeros(shape, np.int32),
-        loss_mask=np.zeros(shape, np.float32),
-        mask=np.zeros(shape, np.bool_),
-        fork=np.zeros(shape, np.bool_),
-    )
-    for column, record in enumerate(records):
-        length = len(record["words"])
-        asked = record["answers"] != NO_QUESTION
-        batch.inputs[:length, column] = record["words"]
-        batch.targets[:length, column] = np.where(asked, record["answers"], 0)
-        batch.loss_mask[:length, column] = asked
-        batch.mask[:length, column] = True
-        batch.fork[:length, column] = asked
-    return batch
+
+    def join(empty: np.ndarray, *leaves: np.ndarray) -> np.ndarray:
+        joined = np.zeros((steps, batch_size, *empty.shape[1:]), empty.dtype)
+        for column, leaf in enumerate(leaves):
+            joined[: len(leaf), column] = leaf
+        return joined
+
+    return jax.tree.map(join, *map(layout.arrange, (EMPTY, *records)))
 
 
 class Bucket(NamedTuple):
@@ -113,6 +105,7 @@ class BabiLoader:
       batch_size: questions per batch, approximately.
       change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: no change.
       part: (index, count): this loader returns one of `count` equal parts of each batch, of neighbouring examples.
+      layout: the steps of a record; `split.steps` counts them.
 
     Raises:
       ValueError: `batch_size` exceeds the number of questions.
@@ -126,11 +119,13 @@ class BabiLoader:
         batch_size: int,
         change: Callable[[Mapping[str, Any], np.random.Generator], Mapping[str, Any]] | None = None,
         part: tuple[int, int] = (0, 1),
+        layout: Layout = _PLAIN,
     ):
         questions = int(split.questions.sum())
         if batch_size > questions:
             raise ValueError(f"batch_size must be <= {questions}, the training questions, got {batch_size=}.")
         self._records, self._seed, self._change, self._part = split.records, seed, change, part
+        self._layout = layout
         self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
         buckets = make_buckets(split, lengths, batch_size, np.arange(len(split.steps)))
         self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # per epoch
@@ -152,7 +147,7 @@ class BabiLoader:
         if self._change is not None:
             rngs = (np.random.default_rng([self._seed, epoch, position, column]) for column in own)
             records = [self._change(record, rng) for record, rng in zip(records, rngs, strict=True)]
-        return pad_batch(records, steps, size)
+        return pad_batch(records, steps, size, self._layout)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -176,9 +171,11 @@ class BabiLoader:
         self._iterator.set_state(state["position"])
 
 
-def evaluation_batches(split: Split, chosen: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    split: Split, chosen: np.ndarray, lengths: np.ndarray, batch_size: int, layout: Layout = _PLAIN
+) -> Iterator[Batch]:
     """Yields batches with each of the `chosen` records once, shortest first; padding completes the last of a length."""
     for records, steps, size in make_buckets(split, lengths, batch_size, chosen):
         for start in range(0, len(records), size):
             ids = records[start : start + size]
-            yield pad_batch(split.records.__getitems__(ids.tolist()), steps, size)
+            yield pad_batch(split.records.__getitems__(ids.tolist()), steps, size, layout)

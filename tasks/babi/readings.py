@@ -26,7 +26,7 @@ class Reading(NamedTuple):
     story_index: int
 
 
-def readings(questions: Iterable[Question], max_sentences: int) -> Iterator[Reading]:
+def readings(questions: Iterable[Question], max_sentences: int, apart: bool = False) -> Iterator[Reading]:
     r"""Returns the readings of one file, in its order; every question is in exactly one.
 
     A question sees the last `max_sentences` sentences before it. Questions of a story whose first visible sentence is
@@ -35,6 +35,7 @@ def readings(questions: Iterable[Question], max_sentences: int) -> Iterator[Read
     Args:
       questions: the questions of one file, in order.
       max_sentences: sentences that a question sees.
+      apart: whether every question has a reading of its own, with the question last.
 
     Examples:
       >>> from tasks.babi.parser import parse
@@ -43,7 +44,12 @@ def readings(questions: Iterable[Question], max_sentences: int) -> Iterator[Read
       [(None, 'mary', None, 'nobody')]
       >>> [reading.answers for reading in readings(parse(text, "example", 1), max_sentences=1)]
       [(None, 'mary'), (None, 'nobody')]
+      >>> [reading.answers for reading in readings(parse(text, "example", 1), max_sentences=2, apart=True)]
+      [(None, 'mary'), (None, None, 'nobody')]
     """
+    if apart:
+        yield from (_reading(max(0, len(question.story) - max_sentences), [question]) for question in questions)
+        return
     for _, of_story in itertools.groupby(questions, key=lambda question: question.story_index):
         starts = itertools.groupby(of_story, key=lambda question: max(0, len(question.story) - max_sentences))
         for start, group in starts:

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax._checks import check_choice, check_flags, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_not_negative, check_sizes
 from mnm_jax.training import Batch, Loader, Mean
 from tasks.arguments import unwrap_numbers
 from tasks.babi.archive import SIZES
-from tasks.babi.cache import Dataset, Options, open_dataset
+from tasks.babi.cache import Dataset, Options, Split, open_dataset
 from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
+from tasks.babi.layout import CONTROLLERS, Layout
 from tasks.babi.symmetry import Renaming
 from tasks.babi.vocabulary import PADDING, Vocabulary
 from tasks.scoring import accuracy_and_error, cross_entropy
@@ -41,6 +42,16 @@ class Babi:
     batch holds stories of similar length with about `batch_size` questions; each story starts with an empty memory. One
     update minimises the cross entropy (nats) of the answers. Every tenth story of each training file is held out for
     validation; the 1,000 test questions per task are used for the final numbers only.
+
+    With `think_steps` a question is followed by as many steps without words, after which the model answers; the memory
+    is then as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's controller is reset
+    at every sentence and at every question (`Batch.reset_controller`), but not at a think step, so that facts reach an
+    answer through the memory alone; such a cell must have a neural memory. With think steps and `controller="story"`
+    the controller carries each question over to the sentences and questions after it, unless `apart`.
+
+    With `apart` every question is a sequence of its own, as in TPR-RNN and STM: its sentences, the question, and the
+    think steps, which read what the question and the think steps before them have written. This takes about twice as
+    many steps, and batches mix more tasks.
 
     Metrics: accuracy, and error = 1 - accuracy; evaluation sets for all chosen tasks together ("") and for each
     ("task=N"). A task fails above 5% error. Chance: one over the number of plausible answers, which differs by task (6
@@ -65,6 +76,10 @@ class Babi:
       hidden_features: hidden units of the sentence encoder; 0: none.
       entities: words that the encoder picks from each sentence; `ChainCell` needs them.
       entity_features: features of an entity's code.
+      position_deviation: deviation of the encoder's initial position vectors around 1; see `SentenceEncoder`.
+      think_steps: steps between a question and its answer.
+      controller: "story" or "sentence": where the cell's controller is reset.
+      apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
       cache_dir: folder of the encoded stories; made when first needed.
 
     Raises:
@@ -108,6 +123,10 @@ class Babi:
     hidden_features: int = 0
     entities: int = 0
     entity_features: int = 48
+    position_deviation: float = 0.1
+    think_steps: int = 0
+    controller: Literal["story", "sentence"] = "story"
+    apart: bool = False
     cache_dir: str = "~/.cache/mnm_jax"
 
     name: ClassVar[str] = "babi"
@@ -127,8 +146,10 @@ class Babi:
         check_choice("size", self.size, SIZES)
         names = ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features")
         check_sizes(**{name: getattr(self, name) for name in names})
-        check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities)
-        check_flags(renaming=self.renaming)
+        check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities, think_steps=self.think_steps)
+        check_not_negative(position_deviation=self.position_deviation)
+        check_choice("controller", self.controller, CONTROLLERS)
+        check_flags(renaming=self.renaming, apart=self.apart)
         for name in ("data_dir", "cache_dir"):
             if not isinstance(getattr(self, name), str | os.PathLike):
                 raise TypeError(f"{name} must be the path of a folder, got {getattr(self, name)!r}.")
@@ -140,6 +161,7 @@ class Babi:
             size=self.size,
             max_sentences=self.max_sentences,
             max_sentences_task3=self.max_sentences_task3,
+            apart=self.apart,
         )
         return open_dataset(self.data_dir, self.cache_dir, options)
 
@@ -156,10 +178,21 @@ class Babi:
                     yield task, tuple(words[word - 1] for word in row if word != PADDING)
 
     @functools.cached_property
+    def layout(self) -> Layout:
+        """The steps of a sentence and of a question; reads the data."""
+        return Layout(len(self._dataset.counts), self.think_steps, self.controller, self.apart)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, Split]:
+        """The splits, with the number of steps of each record instead of its rows."""
+        splits = self._dataset.splits.items()
+        return {name: split._replace(steps=split.steps + self.think_steps * split.questions) for name, split in splits}
+
+    @functools.cached_property
     def _lengths(self) -> np.ndarray:
         from tasks.babi.loader import bucket_lengths
 
-        return bucket_lengths(max(split.steps.max() for split in self._dataset.splits.values()))
+        return bucket_lengths(max(split.steps.max() for split in self._splits.values()))
 
     @property
     def input_features(self) -> int:
@@ -212,19 +245,21 @@ class Babi:
         check_sizes(batch_size=batch_size)
         from tasks.babi.loader import BabiLoader
 
-        dataset = self._dataset
         change = Renaming(self.vocabulary) if self.renaming else None
-        return BabiLoader(dataset.splits["train"], self._lengths, int(seed), int(batch_size), change, part)
+        split = self._splits["train"]
+        return BabiLoader(split, self._lengths, int(seed), int(batch_size), change, part, self.layout)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""
+        counts = self._dataset.counts
         return SentenceEncoder(
-            self._dataset.counts,
-            sentence_words=WORDS,
+            np.append(counts, [max(counts)] * self.layout.marks).astype(counts.dtype),  # marks are frequent words
+            sentence_words=self.layout.columns,
             features=self.embedding_features,
             hidden=self.hidden_features,
             entities=self.entities,
             entity_features=self.entity_features,
+            position_deviation=self.position_deviation,
             rngs=rngs,
         )
 
@@ -236,16 +271,16 @@ class Babi:
         """
         check_choice("split", split, ("valid", "test"))
         check_sizes(batch_size=batch_size)
-        if split not in self._dataset.splits:
+        if split not in self._splits:
             raise ValueError(f"tasks {self.tasks} have no validation: a file needs 10 stories or more.")
         from tasks.babi.loader import evaluation_batches
 
-        data = self._dataset.splits[split]
+        data = self._splits[split]
         chosen = {"": np.arange(len(data.steps))}
         if len(self.tasks) > 1:
             chosen |= {f"task={task}": np.flatnonzero(data.tasks == task) for task in self.tasks}
         return {
-            name: functools.partial(evaluation_batches, data, records, self._lengths, int(batch_size))
+            name: functools.partial(evaluation_batches, data, records, self._lengths, int(batch_size), self.layout)
             for name, records in chosen.items()
         }
 
@@ -258,20 +293,20 @@ class Babi:
         return accuracy_and_error(logits, batch)
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
-        """Returns each step of example `index`: a sentence, or a question as "? where is mary"."""
-        length = int(np.sum(np.asarray(batch.mask)[:, index]))
-        words = self.vocabulary.words
-        rows = zip(np.asarray(batch.inputs)[:length, index], np.asarray(batch.fork)[:length, index], strict=True)
-        texts = ((" ".join(words[word - 1] for word in row if word != PADDING), asked) for row, asked in rows)
-        return [f"? {text}" if asked else text for text, asked in texts]
+        """Returns each step of example `index`: a sentence, a question as "? where is mary", or "think 1"."""
+        words, kinds = self.vocabulary.words, self.layout.kinds(batch, index)
+        rows = np.asarray(batch.inputs)[: len(kinds), index, :WORDS]
+        texts = [" ".join(words[word - 1] for word in row if word != PADDING) for row in rows]
+        labels = {-1: "", 0: "? "} | {step: f"think {step}" for step in range(1, self.think_steps + 1)}
+        return [labels[kind] + text for kind, text in zip(kinds.tolist(), texts, strict=True)]
 
     def render(self, batch: Batch, index: int) -> str:
         """Returns the sentences of example `index`, numbered, with its questions and, after "=", their answers."""
-        lines, sentences = [], 0
+        lines, kinds = [], self.layout.kinds(batch, index)
+        numbers = np.cumsum(kinds < 0)
         for step, token in enumerate(self.tokens(batch, index)):
-            if batch.fork[step, index]:
-                lines += [token, f"= {self.answers[int(batch.targets[step, index])]}"]
-            else:
-                sentences += 1
-                lines.append(f"{sentences} {token}")
+            if kinds[step] <= 0:
+                lines.append(token if kinds[step] == 0 else f"{numbers[step]} {token}")
+            if batch.loss_mask[step, index]:
+                lines.append(f"= {self.answers[int(batch.targets[step, index])]}")
         return "\n".join(lines) or "(padding)"

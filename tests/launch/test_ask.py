@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,10 +13,12 @@ from launch.reporting.draw import report_run
 from launch.runs.build import build_parts
 from launch.runs.evaluate import evaluate_run
 from launch.runs.workdir import read_config, write_json
-from mnm_jax.training import save_params
+from mnm_jax import MNMCell, local_memory
+from mnm_jax.training import SequenceModel, save_params
 from tasks.babi import Babi
 from tasks.babi.asking import Conversation, converse, format_answer
 from tasks.babi.language import VOCABULARY, find_language, read_language, write_language
+from tasks.babi.vocabulary import Vocabulary
 
 SUMMARY = dict.fromkeys(("seeds", "steps", "seconds", "parameters"), 1) | {"metrics": {}}
 SUMMARY |= {"task": "babi", "model": "chain-p", "command": "launch.train"}
@@ -60,6 +63,30 @@ def test_a_question_does_not_change_the_story(tell):
     after = tell(story[0], "Where is Mary?", *story[1:])[-1]
     (alone,) = tell(*story)
     np.testing.assert_allclose([p for _, p in after.answers], [p for _, p in alone.answers], rtol=1e-5)
+
+
+def test_a_model_with_think_steps_answers_at_the_last_one():
+    """The reference is computed step by step, every row from a new controller and with the writes that it keeps."""
+    task = Babi(think_steps=2, controller="sentence", embedding_features=5)
+    task.use_vocabulary(Vocabulary(words=("is", "left", "mary", "where"), answers=("garden", "home", "office")))
+    rngs = nnx.Rngs(0)
+    cell = MNMCell(5, 4, local_memory(4, 4, hidden_sizes=()), rngs=rngs)
+    model = SequenceModel(task.encoder(rngs), cell, 3, rngs=rngs)
+    conversation = Conversation(task, model, lambda: None)
+    assert conversation.tell("Mary left.") is None
+    answer = conversation.tell("Where is Mary?")
+    rows = np.zeros((4, 12), np.int32)
+    rows[0, :2], rows[1, :3], rows[1:, 11] = (3, 2), (4, 1, 3), (5, 6, 7)  # "?" and the think steps are words, too
+    start = carry = model.start(1)
+    for step, row in enumerate(rows):
+        begun = carry if step > 1 else start._replace(memory=carry.memory)
+        new, logits = model.step(begun, jnp.asarray(row)[None])
+        carry = new if step == 0 else new._replace(memory=carry.memory)
+    expected = jax.nn.softmax(logits[0])
+    assert len(answer.answers) == 3 and np.ptp(expected) > 1e-3
+    for name, probability in answer.answers:
+        np.testing.assert_allclose(probability, expected[task.answers.index(name)], rtol=1e-5)
+    assert [text for _, _, text in answer.sentences] == ["Mary left."]
 
 
 def test_an_unseen_name_is_read_as_a_spare_one_and_answers_with_its_own(tell):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, MNMCell, WriteOptions, choose_form, local_memory, unroll
+from mnm_jax import LSTMCell, MNMCell, NTMCell, WriteOptions, choose_form, local_memory, unroll
 
 T, B, D = 5, 2, 3
 MNM = MNMCell(D, 4, local_memory(4, 2, hidden_sizes=()), rngs=nnx.Rngs(0))
@@ -41,7 +41,7 @@ def test_wrong_values(options, error, message):
         unroll(**(given | options))
 
 
-@pytest.mark.parametrize("name", ["mask", "reset", "fork"])
+@pytest.mark.parametrize("name", ["mask", "reset", "fork", "reset_controller", "fork_memory"])
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
@@ -123,6 +123,14 @@ def test_a_form_that_the_cell_lacks_is_refused():
     gated = MNMCell(D, 4, local_memory(4, 2, hidden_sizes=(), options=WriteOptions(forget=True)), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="MNMCell has a memory that is not written only in pairs"):
         unroll(gated, None, X, form="reversible")
+
+
+@pytest.mark.parametrize("name", ["reset_controller", "fork_memory"])
+def test_flags_about_a_memory_need_one(name):
+    for cell in (LSTM, NTMCell(D, 4, slots=3, memory_features=2, rngs=nnx.Rngs(0))):
+        message = f"{name} needs a cell with a neural memory in its carry, and {type(cell).__name__} has none"
+        with pytest.raises(ValueError, match=message):
+            unroll(cell, None, X, **{name: NONE})
 
 
 def test_choose_form_checks_its_arguments():

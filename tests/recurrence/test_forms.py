@@ -9,16 +9,20 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from mnm_jax import ChainCell, LSTMCell, MNMCell, choose_form, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, LSTMCell, MNMCell, WriteOptions, choose_form, gradient_memory, local_memory, unroll
 from mnm_jax.recurrence._forms import choose_checkpoints
 from mnm_jax.recurrence._textbook import unroll_textbook
 
 T, B, D = 7, 3, 4
 SLOW = pytest.mark.slow  # a further case of a property that a faster test covers
 RULES = {"local": local_memory, "gradient": gradient_memory}
+FLAGS = ("mask", "reset", "fork", "reset_controller", "fork_memory")
 MASK = np.random.default_rng(0).random((T, B)) > 0.3
 RESET = np.random.default_rng(1).random((T, B)) > 0.6
 FORK = np.random.default_rng(2).random((T, B)) > 0.6
+RESET_CONTROLLER = np.random.default_rng(3).random((T, B)) > 0.5
+FORK_MEMORY = np.random.default_rng(4).random((T, B)) > 0.5
+CONTROLLER = {"reset_controller": RESET_CONTROLLER, "fork_memory": FORK_MEMORY}
 
 
 def make(rule, heads=2, dtype=jnp.float64, step_size="normalised", use_bias=False, **options):
@@ -57,7 +61,7 @@ def assert_forms_agree(cell, tolerance=1e-9, *, fresh=True, **options):
             cell.initialize_carry((B, cell.in_features)),
         )
     # All flags are given as arrays, so that cases share a program.
-    flags = {"mask": np.ones((T, B), bool), "reset": np.zeros((T, B), bool), "fork": np.zeros((T, B), bool)}
+    flags = {name: np.full((T, B), name == "mask") for name in FLAGS}
     expected = evaluate_plain(cell, carry, x, {name: options.get(name, flags[name]) for name in flags})
     largest = max(np.abs(g).max() for g in jax.tree.leaves(expected[1]))
     assert largest > 0.1
@@ -129,12 +133,61 @@ def test_the_chained_cell(rule, options, x64):
         pytest.param("gradient", {"fork": FORK}, marks=SLOW),
         ("local", {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False}),
         ("gradient", {"fork": FORK, "mask": MASK, "reset": RESET, "fresh": False}),
-        ("local", {"fork": FORK, "mask": MASK, "checkpoint_every": 3}),
+        pytest.param("local", {"fork": FORK, "mask": MASK, "checkpoint_every": 3}, marks=SLOW),
+        ("local", {"fork": FORK, "mask": MASK, "checkpoint_every": 3} | CONTROLLER),
+        pytest.param("gradient", {"fork": FORK, "mask": MASK} | CONTROLLER, marks=SLOW),
+        pytest.param("local", {"reset": RESET, "fresh": False} | CONTROLLER, marks=SLOW),
+        pytest.param("local", {"reset_controller": RESET_CONTROLLER, "fresh": False}, marks=SLOW),
+        pytest.param("local", {"fork_memory": FORK_MEMORY}, marks=SLOW),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_masks_resets_chunks_and_a_carry(rule, options, x64):
     assert_forms_agree(make(rule), **options)
+
+
+def loop(cell, carry, x, **flags):
+    """Returns carry and outputs as `unroll` does, from single steps and the definitions of the flags."""
+
+    @jax.jit  # compiled once for all steps
+    def step(cell, start, carry, x, mask, fork, reset_controller, fork_memory):
+        where = lambda flag, a, b: jax.tree.map(jax.vmap(jnp.where), *(jax.tree.map(lambda _: flag, a), a, b))  # noqa: E731
+        begun = where(reset_controller, start, carry)._replace(memory=carry.memory)
+        new, outputs = cell(begun, x)
+        memory = where(fork | fork_memory | ~mask, carry.memory, new.memory)
+        carry = where(fork | ~mask, carry, new)._replace(memory=memory)
+        return carry, where(mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
+
+    start, every = cell.initialize_carry((B, D)), []
+    for t in range(len(x)):
+        carry, outputs = step(cell, start, carry, x[t], **{name: flag[t] for name, flag in flags.items()})
+        every.append(outputs)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+
+
+@pytest.mark.parametrize("options", [{}, pytest.param({"meta_window": 2, "read_first": True}, marks=SLOW)], ids=str)
+def test_the_controller_begins_anew_and_writes_are_discarded(options, x64):
+    """Value and gradient are those of a loop of single steps, from a given carry, with a mask and forks."""
+    cell = make("local", **options)
+    flags = {"reset_controller": RESET_CONTROLLER, "fork_memory": FORK_MEMORY, "fork": FORK, "mask": MASK}
+    carry = jax.tree.map(lambda leaf: leaf + 0.1, cell.initialize_carry((B, D)))
+    x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.float64)
+    expected = evaluate(loop, cell, carry, x, **flags)
+    found = evaluate_plain(cell, carry, x, flags | {"reset": np.zeros((T, B), bool)})
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gated_memory_is_kept_where_the_controller_begins_anew():
+    memory = local_memory(4, 3, hidden_sizes=(), options=WriteOptions(forget=True))
+    cell = MNMCell(D, 6, memory, rngs=nnx.Rngs(0))
+    x, everywhere = jnp.ones((3, B, D)), jnp.ones((3, B), bool)
+    run = jax.jit(functools.partial(unroll, cell))
+    last, _ = run(None, x, reset_controller=everywhere, fork_memory=everywhere.at[0].set(False))
+    first, _ = run(None, x[:1])
+    jax.tree.map(np.testing.assert_array_equal, last.memory, first.memory)
+    again, _ = run(cell.initialize_carry((B, D))._replace(memory=first.memory), x[:1])
+    np.testing.assert_allclose(last.read, again.read, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

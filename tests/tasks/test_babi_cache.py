@@ -134,9 +134,9 @@ def test_one_changed_byte_or_option_is_another_entry(data_dir, tmp_path):
     moved = {key: file._replace(path="elsewhere") for key, file in files.items()}
     assert cache._fingerprint(files, OPTIONS) == cache._fingerprint(moved, OPTIONS)
     assert cache._fingerprint(files, OPTIONS) != cache._fingerprint(changed, OPTIONS)
-    others = [{"tasks": (1, 3)}, {"size": "10k"}, {"max_sentences": 3}, {"max_sentences_task3": 8}]
+    others = [{"tasks": (1, 3)}, {"size": "10k"}, {"max_sentences": 3}, {"max_sentences_task3": 8}, {"apart": True}]
     options = [OPTIONS, *(OPTIONS._replace(**other) for other in others)]
-    assert len({cache._fingerprint(files, each) for each in options}) == 5
+    assert len({cache._fingerprint(files, each) for each in options}) == 6
 
 
 def test_few_stories_have_no_validation(tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("grain")
 
 from tasks.babi.cache import Split  # noqa: E402
+from tasks.babi.layout import Layout  # noqa: E402
 from tasks.babi.loader import (  # noqa: E402
     BabiLoader,
     bucket_lengths,
@@ -70,7 +71,8 @@ def records_of(batch):
 
 
 def equal(a, b):
-    return all(x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in pairs)
 
 
 def test_bucket_lengths_end_at_the_longest():
@@ -94,7 +96,27 @@ def test_padding_by_hand():
     np.testing.assert_array_equal(batch.loss_mask, asked)
     np.testing.assert_array_equal(batch.fork, np.array(asked, bool))
     np.testing.assert_array_equal(batch.mask, np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]], bool))
-    assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32, np.bool_, np.bool_]
+    assert [leaf.dtype for leaf in batch[:5]] == [np.int32, np.int32, np.float32, np.bool_, np.bool_]
+    assert batch.flags == {}
+
+
+def test_think_steps_by_hand():
+    """Two think steps, and a controller that begins anew; word ids end at 6."""
+    layout = Layout(words=7, think_steps=2, controller="sentence")
+    records = [
+        {"words": np.array([[1] * 11, [2] * 11, [3] * 11], np.int32), "answers": np.array([-1, 4, -1])},
+        {"words": np.array([[5] * 11, [6] * 11], np.int32), "answers": np.array([-1, 0])},
+    ]
+    batch = pad_batch(records, 6, 2, layout)
+    np.testing.assert_array_equal(batch.inputs[..., 0].T, [[1, 2, 0, 0, 3, 0], [5, 6, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.inputs[..., 11].T, [[0, 7, 8, 9, 0, 0], [0, 7, 8, 9, 0, 0]])
+    np.testing.assert_array_equal(batch.loss_mask.T, [[0, 0, 0, 1, 0, 0]] * 2)
+    np.testing.assert_array_equal(batch.targets.T, [[0, 0, 0, 4, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.mask.T, np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]], bool))
+    np.testing.assert_array_equal(batch.reset_controller.T, np.array([[1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0]], bool))
+    np.testing.assert_array_equal(batch.fork_memory.T, np.array([[0, 1, 1, 1, 0, 0]] * 2, bool))
+    assert batch.fork is None and layout.columns == batch.inputs.shape[2] == 12
+    np.testing.assert_array_equal(layout.kinds(batch, 0), [-1, 0, 1, 2, -1])
 
 
 def test_a_record_longer_than_the_batch_is_an_error():

@@ -19,6 +19,9 @@ def ask(story, question, answer, story_index=0):
 def test_two_questions_become_one_reading():
     questions = [ask((MARY,), WHERE, "home"), ask((MARY, JOHN, LEFT), WHO, "john")]
     expected = Reading((MARY, WHERE, JOHN, LEFT, WHO), (None, "home", None, None, "john"), 6, 0)
+    assert [reading.answers for reading in readings(questions, 70, apart=True)] == [
+        (*(None for _ in question.story), question.answer) for question in questions
+    ]
     assert list(readings(questions, 3)) == list(readings(questions, 70)) == [expected]
 
 

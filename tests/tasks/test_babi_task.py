@@ -158,6 +158,37 @@ def ask_anew(model, sequences):
     return logits[mask.sum(0) - 1, np.arange(len(sequences))]
 
 
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_question_with_think_steps_is_answered_as_if_its_sentences_were_read_anew(wandering, apart, x64):
+    """The reference runs single steps of the cell, each sentence and question from a new controller."""
+    task = dataclasses.replace(wandering[0], think_steps=2, controller="sentence", apart=apart)
+    rngs = nnx.Rngs(0)
+    memory = local_memory(4, 4, hidden_sizes=(), param_dtype=jnp.float64)
+    cell = MNMCell(5, 4, memory, param_dtype=jnp.float64, rngs=rngs)
+    model = SequenceModel(task.encoder(rngs), cell, task.output_features, param_dtype=jnp.float64, rngs=rngs)
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+    batch = jax.tree.map(lambda leaf: leaf[:, :2], list(task.evaluations("test", 16)[""]())[-1])
+    run = nnx.jit(lambda model, batch: model(batch.inputs, batch.mask, batch.fork, **batch.flags).logits)
+    logits = np.asarray(run(model, jax.tree.map(jnp.asarray, batch)))
+    step = nnx.jit(lambda model, carry, x: model.step(carry, x))
+    start, compared = model.start(1), 0
+    for t, b in np.argwhere(batch.loss_mask):
+        carry = start
+        rows = batch.inputs[: t - 2, b]
+        for row in [*rows[rows[:, -1] == 0], *batch.inputs[t - 2 : t + 1, b]]:
+            if row[:-1].any():  # no think step
+                carry = start._replace(memory=carry.memory)
+            before = carry.memory
+            carry, expected = step(model, carry, jnp.asarray(row)[None])
+            if row[-1] and not apart:
+                carry = carry._replace(memory=before)
+        np.testing.assert_allclose(logits[t, b], expected[0], rtol=1e-10, atol=1e-12)
+        compared += 1
+    assert compared >= 2 and np.any(batch.loss_mask.sum(0) > 1) != apart
+    label = task.tokens(batch, 0)
+    assert label[label.index("think 1") - 1].startswith("? where is") and "think" not in task.render(batch, 0)
+
+
 @pytest.mark.parametrize("make_memory", [local_memory, pytest.param(gradient_memory, marks=pytest.mark.slow)])
 def test_a_question_in_a_reading_is_answered_as_if_its_sentences_were_read_anew(wandering, make_memory, x64):
     """The reference is computed from the parsed questions, without readings and forks."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, unroll
+from mnm_jax import LSTMCell, RNNCell, unroll
 from mnm_jax.training import SequenceModel
 
 
@@ -22,6 +22,22 @@ def test_the_head_casts_the_features_of_a_cell_in_bfloat16(dtype):
     np.testing.assert_allclose(np.asarray(logits, np.float32), expected, atol=1e-6 if dtype is None else 2e-2)
 
 
+def test_dropout_by_hand():
+    """Each example keeps the same features at all steps, scaled; without noise, as in evaluation, all are kept."""
+    cell = RNNCell(400, 2, rngs=nnx.Rngs(0))
+    model = SequenceModel(lambda x: x, cell, 5, dropout=0.25, rngs=nnx.Rngs(1))
+    ones, seeds = jnp.ones((3, 2, 400)), jnp.array([7, 8], jnp.uint32)
+    dropped = np.asarray(model._drop(ones, seeds, 0))
+    np.testing.assert_array_equal(dropped, np.broadcast_to(dropped[0], dropped.shape))
+    np.testing.assert_allclose(np.unique(dropped), [0, 4 / 3], rtol=1e-6)
+    assert abs((dropped[0] == 0).mean() - 0.25) < 0.05 and np.any(dropped[0, 0] != dropped[0, 1])
+    assert np.any(model._drop(ones, seeds, 1) != dropped)
+    kept = np.asarray(model._drop(jnp.ones((3, 2, 2)), seeds, 1))
+    expected = (unroll(cell, None, jnp.asarray(dropped))[1] * kept) @ model.head.kernel
+    np.testing.assert_allclose(model(ones, noise=seeds).logits, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model(ones).logits, unroll(cell, None, ones)[1] @ model.head.kernel, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -29,6 +45,8 @@ def test_the_head_casts_the_features_of_a_cell_in_bfloat16(dtype):
         ({"classes": 2.0}, "classes must be an integer >= 1, got 2.0 of type float"),
         ({"readout_features": -1}, "readout_features must be >= 0, got -1"),
         ({"readout_features": None}, "readout_features must be an integer >= 0, got None"),
+        ({"dropout": 1.0}, "dropout must be < 1, got 1"),
+        ({"dropout": -0.1}, r"dropout must be in \[0, 1\], got -0.1"),
         ({"encoder": None}, "encoder must be a function, got None"),
     ],
 )

@@ -11,13 +11,14 @@ from mnm_jax.training import init_state, make_optimizer, make_parallel_update, m
 from mnm_jax.training._parallel import pad_batch, state_shardings
 
 
-def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1):
+def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1, make_model=None, rate=0.5):
     """Returns the parameters and metrics of a run. draw: `(seed, size) -> batch` to read; None: batches are sampled."""
-    optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=steps)
+    make_model = make_model or tiny.Model
+    optimizer = make_optimizer(name="sgd", learning_rate=rate, steps=steps)
     devices = jax.local_devices()[:count]
-    state = init_state(tiny.Model, optimizer, 0, 2)
+    state = init_state(make_model, optimizer, 0, 2)
     step = make_parallel_update(
-        split_model(tiny.Model),
+        split_model(make_model),
         tiny.Recall(reads=draw is not None),
         optimizer,
         meta_weight=0.5,
@@ -51,6 +52,27 @@ def test_every_form_equals_one_device(tiny, x64, draw):
     ):
         found = run(tiny, draw, form, count, accumulate=parts)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+
+
+def test_dropout_is_drawn_per_example_and_update_whatever_the_devices(tiny, x64):
+    """The model multiplies its results by the last bit of the seed of each example."""
+
+    class Noisy(tiny.Model):
+        dropout = 0.5
+
+        def __call__(self, inputs, mask, fork=None, noise=None):
+            output = super().__call__(inputs, mask, fork)
+            scale = lambda x, bit: x * bit.reshape(1, -1, *[1] * (x.ndim - 2)).astype(x.dtype)  # noqa: E731
+            return output._replace(logits=scale(output.logits, noise % 2), meta_loss=scale(output.meta_loss, noise % 2))
+
+    draw = lambda seed, size: tiny.draw_numpy(0, size)  # noqa: E731
+    (_, expected), (_, found) = (
+        run(tiny, draw, form, count, steps=2, accumulate=count, make_model=Noisy, rate=1e-9)
+        for form, count in (("jit", 1), ("pmap", 2))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+    first, second = (each.meta_loss for each in found)
+    assert np.all(np.abs(first - second) > 1e-6)
 
 
 @pytest.mark.parametrize("form, count", [("jit", 8), ("pmap", 2)])

@@ -160,7 +160,7 @@ def _forward(
             resets = (storage.first, storage.was_reset)
         log = Log()
         join_writes = program.factored and shapes.writes > 1
-        recorder = Recorder(storage=storage, log=log, mask=x.mask, fork=x.fork, join_writes=join_writes)
+        recorder = Recorder(storage=storage, log=log, mask=x.mask, discarded=x.discarded, join_writes=join_writes)
         new, recorder, outputs = program.step(theta, small, recorder, x)
         return (new, recorder.close()), (outputs, _Saved(small, log.results, resets))
 
@@ -203,7 +203,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
                 storage=weights,
                 log=log,
                 mask=x.mask,
-                fork=x.fork,
+                discarded=x.discarded,
                 results=saved.results,
                 probes=probes,
                 kernels=kernels,
@@ -292,7 +292,7 @@ def _shapes(step: Callable[..., Any], theta: Any, small: Any, start: Start, xs: 
     def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[list[Array], Pairs]:
         log = Log()
         logs.append(log)
-        step(theta, small, Recorder(storage=MemoryState(own), log=log, mask=x.mask, fork=x.fork), x)
+        step(theta, small, Recorder(storage=MemoryState(own), log=log, mask=x.mask, discarded=x.discarded), x)
         return log.operands.memory, log.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)

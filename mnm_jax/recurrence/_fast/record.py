@@ -77,13 +77,13 @@ class Log:
         self.results.maps.append(result)
         return result
 
-    def add_pairs(self, pairs: Pairs, mask: Array | None, fork: Array | None) -> tuple[Pairs, Pairs]:
+    def add_pairs(self, pairs: Pairs, mask: Array | None, discarded: Array | None) -> tuple[Pairs, Pairs]:
         """Logs a write; returns the pairs visible to the rest of the step, and the pairs visible to later steps."""
         self.writes += 1
         visible = mask_pairs(pairs, mask)
-        carried = visible if fork is None else mask_pairs(visible, ~fork)
+        carried = visible if discarded is None else mask_pairs(visible, ~discarded)
         self.pairs = join_pairs(self.pairs, carried)
-        self.visible = self.pairs if fork is None else join_pairs(self.visible, visible)
+        self.visible = self.pairs if discarded is None else join_pairs(self.visible, visible)
         return visible, carried
 
 
@@ -94,7 +94,7 @@ class Recorder(NamedTuple):
       storage: the storage with which it computes.
       log: the log of the step.
       mask: `[B]` bool, False = nothing is written; None: no padding.
-      fork: `[B]` bool, True = the writes affect this step only; None: no forks.
+      discarded: `[B]` bool, True = the writes affect this step only; None: nowhere.
       join_writes: whether `close` adds all writes of the step to the storage as one. Factored storage holds one write
         per step.
       outside: the pairs of this step that products include and the storage does not hold.
@@ -103,7 +103,7 @@ class Recorder(NamedTuple):
     storage: Storage
     log: Log
     mask: Array | None
-    fork: Array | None = None
+    discarded: Array | None = None
     join_writes: bool = False
     outside: Pairs = ()
 
@@ -140,14 +140,14 @@ class Recorder(NamedTuple):
 
     def subtract(self, pairs: Pairs) -> "Recorder":
         """See `Storage`."""
-        visible, carried = self.log.add_pairs(pairs, self.mask, self.fork)
+        visible, carried = self.log.add_pairs(pairs, self.mask, self.discarded)
         if self.join_writes:
             return self._replace(outside=join_pairs(self.outside, visible))
         written = self._replace(storage=self.storage.subtract(carried))
-        if self.fork is None:
+        if self.discarded is None:
             return written
         # A write on a fork is never subtracted and added back, which would leave rounding errors in the weights.
-        return written._replace(outside=join_pairs(self.outside, mask_pairs(visible, self.fork)))
+        return written._replace(outside=join_pairs(self.outside, mask_pairs(visible, self.discarded)))
 
     def close(self) -> Storage:
         """Returns the storage after the step."""

@@ -20,7 +20,7 @@ Array = jax.Array
 class Replay(NamedTuple):
     """A `Storage` that returns stored results, with the derivatives of products with the weights.
 
-    `log`, `mask` and `fork` are as in `Recorder`.
+    `log`, `mask` and `discarded` are as in `Recorder`.
 
     Attributes:
       storage: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:
@@ -33,7 +33,7 @@ class Replay(NamedTuple):
     storage: Storage | None
     log: Log
     mask: Array | None
-    fork: Array | None
+    discarded: Array | None
     results: Products
     probes: Products
     kernels: list[Array]
@@ -67,7 +67,7 @@ class Replay(NamedTuple):
 
     def subtract(self, pairs: Pairs) -> "Replay":
         """See `Storage`."""
-        self.log.add_pairs(pairs, self.mask, self.fork)
+        self.log.add_pairs(pairs, self.mask, self.discarded)
         return self
 
     def _map(self, index: int, x: Array) -> Array:
