@@ -322,7 +322,7 @@ def test_the_parts_of_several_processes_side_by_side_are_the_batches_of_one(coun
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *shares)
         size = batch.mask.shape[1]
         assert not joined.mask[:, size:].any() and not joined.loss_mask[:, size:].any()
-        assert equal([leaf[:, :size].copy() for leaf in joined], batch)
+        assert equal([leaf[:, :size].copy() for leaf in jax.tree.leaves(joined)], batch)
         assert len({share.mask.shape for share in shares}) == 1
         assert sum(len(records_of(share)) for share in shares) == len(set(records_of(batch))) > 0
     assert parts[1].get_state() == whole.get_state()

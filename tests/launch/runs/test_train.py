@@ -267,6 +267,7 @@ RECIPES = {
 def test_every_model_is_in_a_recipe_and_others_are_refused():
     with pytest.raises(ValueError, match="size must be one of '9x9', '11x11', '13x13', got '8x8'"):
         maze.get_config("8x8/lstm")
+    assert babi_paper.get_config("untuned").model.name == "mnm-p"
     assert {model for models in RECIPES.values() for model in models} == set(MODELS)
     for recipe in RECIPES:
         with pytest.raises(ValueError, match="the recipe's model must be one of 'mnm-p', .*, got 'gru'"):
