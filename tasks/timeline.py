@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 
-def time_line(
-    tokens: Sequence[str], answers: Sequence[str], titles: tuple[str, str] = ("input", "answer")
-) -> str:
+def time_line(tokens: Sequence[str], answers: Sequence[str], titles: tuple[str, str] = ("input", "answer")) -> str:
     """Returns two rows, the input of each step and below it the answer that counts there.
 
     Args:

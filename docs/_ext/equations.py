@@ -70,7 +70,7 @@ def _next(tokens: list[str], i: int, script: bool) -> tuple[str, int]:
         inner = "".join(tokens[i + 2 : end - 1] if after == "{" else tokens[i + 1 : end])
         content = r"\top" if (token, inner) == ("^", "T") else _convert(inner, script=True)
         return f"{token}{{{content}}}", end
-    if token[0] in "`\"" and len(token) > 1:
+    if token[0] in '`"' and len(token) > 1:
         return rf"\texttt{{{token.strip('`')}}}", i + 1
     if token == "sqrt" and after == "(":
         end = _closing(tokens, i + 1)

@@ -23,9 +23,7 @@ def define_config() -> flags.FlagHolder:
     A value is a Python literal, or else a string; the objects that the config describes check its type. Keys that the
     recipe leaves out can be set.
     """
-    holder = config_flags.DEFINE_config_file(
-        "config", help_string=_HELP, lock_config=False, accept_new_attributes=True
-    )
+    holder = config_flags.DEFINE_config_file("config", help_string=_HELP, lock_config=False, accept_new_attributes=True)
     flags.FLAGS["config"].parser = _Parser()
     flags.mark_flag_as_required("config")
     return holder

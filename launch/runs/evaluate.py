@@ -26,9 +26,7 @@ class Evaluation(NamedTuple):
     steps: list[int]
 
 
-def evaluate_run(
-    workdir: str | os.PathLike, data_dir: str | None = None
-) -> tuple[dict[str, np.ndarray], int]:
+def evaluate_run(workdir: str | os.PathLike, data_dir: str | None = None) -> tuple[dict[str, np.ndarray], int]:
     """Returns the test metrics `[S]`, by name, of a run's newest checkpoint, and its number of updates; writes nothing.
 
     Args:

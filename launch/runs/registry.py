@@ -135,9 +135,7 @@ def _ntm(
 def _dnc(
     *, features: int, hidden_features: int, memory_features: int, slots: int, rngs: nnx.Rngs, heads: int = 1
 ) -> DNCCell:
-    return DNCCell(
-        features, hidden_features, slots=slots, memory_features=memory_features, read_heads=heads, rngs=rngs
-    )
+    return DNCCell(features, hidden_features, slots=slots, memory_features=memory_features, read_heads=heads, rngs=rngs)
 
 
 def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
@@ -199,47 +197,69 @@ _HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, 
 # Colours: Okabe and Ito's palette, then Tol's.
 MODELS: dict[str, ModelEntry] = {
     "mnm-p": ModelEntry(
-        make=_mnm(local_memory), settings=_MEMORY, colour="#0072B2",
+        make=_mnm(local_memory),
+        settings=_MEMORY,
+        colour="#0072B2",
         formula="W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)",
     ),
     "mnm-g": ModelEntry(
-        make=_mnm(gradient_memory), settings=_MEMORY, colour="#D55E00",
+        make=_mnm(gradient_memory),
+        settings=_MEMORY,
+        colour="#D55E00",
         formula="W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²",
     ),
     "chain-p": ModelEntry(
-        make=_chain(local_memory), settings=_HOPS, colour="#56B4E9",
+        make=_chain(local_memory),
+        settings=_HOPS,
+        colour="#56B4E9",
         formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p",
     ),
     "chain-g": ModelEntry(
-        make=_chain(gradient_memory), settings=_HOPS, colour="#E69F00",
+        make=_chain(gradient_memory),
+        settings=_HOPS,
+        colour="#E69F00",
         formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g",
     ),
     "lstm": ModelEntry(
-        make=_plain(LSTMCell), settings={"hidden_features": 128}, colour="#000000",
+        make=_plain(LSTMCell),
+        settings={"hidden_features": 128},
+        colour="#000000",
         formula="c ← f ∘ c + i ∘ g, h = o ∘ tanh(c)",
     ),
     "lstm-salu": ModelEntry(
-        make=_salu, settings=_SLOTS, colour="#009E73",
+        make=_salu,
+        settings=_SLOTS,
+        colour="#009E73",
         formula="slot t mod N ← (k, v),  read softmax(q · k_n / √K) v_n",
     ),
     "ntm": ModelEntry(
-        make=_ntm, settings=_SLOTS, colour="#CC79A7",
+        make=_ntm,
+        settings=_SLOTS,
+        colour="#CC79A7",
         formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ a,  w by content and by shift",
     ),
     "dnc": ModelEntry(
-        make=_dnc, settings=_SLOTS, colour="#661100",
+        make=_dnc,
+        settings=_SLOTS,
+        colour="#661100",
         formula="M ← M ∘ (1 − w ⊗ e) + w ⊗ v,  w by content and by free slots",
     ),
     "rnn": ModelEntry(
-        make=_plain(RNNCell), settings={"hidden_features": 128}, colour="#888888",
+        make=_plain(RNNCell),
+        settings={"hidden_features": 128},
+        colour="#888888",
         formula="h ← tanh(A x + W h)",
     ),
     "plastic": ModelEntry(
-        make=_plain(PlasticCell), settings={"hidden_features": 100}, colour="#DDCC77",
+        make=_plain(PlasticCell),
+        settings={"hidden_features": 100},
+        colour="#DDCC77",
         formula="h' = tanh(A x + (W + α ∘ E) h),  E ← (1 − η) E + η h ⊗ h'",
     ),
     "neuromodulated": ModelEntry(
-        make=_plain(partial(PlasticCell, modulated=True)), settings={"hidden_features": 100}, colour="#AA4499",
+        make=_plain(partial(PlasticCell, modulated=True)),
+        settings={"hidden_features": 100},
+        colour="#AA4499",
         formula="h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
     ),
 }

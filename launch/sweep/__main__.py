@@ -34,9 +34,7 @@ def main() -> None:
     except ImportError as error:
         raise ImportError(f"{error}; a sweep needs Ray: pip install 'mnm_jax[sweep]'.") from error
     resources = {"CPU": _CPUS.value, "GPU": _GPUS.value, "TPU": _TPUS.value}
-    host = Host(
-        resources=resources, hosts=_HOSTS.value, topology=_TOPOLOGY.value, accelerator=_ACCELERATOR.value
-    )
+    host = Host(resources=resources, hosts=_HOSTS.value, topology=_TOPOLOGY.value, accelerator=_ACCELERATOR.value)
     table = run_sweep(
         specs,
         planned,

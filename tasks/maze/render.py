@@ -30,9 +30,7 @@ def trips(rewards: np.ndarray) -> list[slice]:
     return [slice(start, end) for start, end in zip(edges, edges[1:], strict=False)]
 
 
-def render_episode(
-    maze: Maze, cells: np.ndarray, reward_cell: int, rewards: np.ndarray, tokens: Sequence[str]
-) -> str:
+def render_episode(maze: Maze, cells: np.ndarray, reward_cell: int, rewards: np.ndarray, tokens: Sequence[str]) -> str:
     """Returns the maze with the first trip to the reward, and below it the length and moves of every trip.
 
     `#` wall, `R` reward, `S` start, `.` cells entered on the first trip.

@@ -69,7 +69,6 @@ def test_the_folder_is_the_one_given_or_that_of_the_environment(tmp_path, monkey
     assert data_folder("here/data") == tmp_path / "here/data" and data_folder("~/data") == tmp_path / "home/data"
 
 
-
 def test_missing_data_say_where_what_and_whence(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         read_files(tmp_path / "nowhere", "1k", [1])
