@@ -1,6 +1,7 @@
 """Loads the trained model of a run, runs one sequence and draws its memory: the paper's figure 5.
 
-Run it with `python -m examples.load_and_plot [RUN]`; RUN is the folder of a run, such as `runs/first`.
+Run it with `python -m examples.load_and_plot [RUN]`; RUN is the folder of a run, such as `runs/first`; by default
+the trained model in `results/pretrained`.
 """
 
 import pathlib

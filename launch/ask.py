@@ -14,13 +14,14 @@ A line that begins with the number 1, as in the bAbI files, or the line `/new` e
 blank lines are ignored. Without --story the lines are read from stdin; on a terminal each question is answered at once.
 
 The program prints each question with its most probable answers and with the sentences whose write keys are most similar
-to its read key (cosine, mean over heads: a row of the memory map). A percentage is the model's probability among all
-answers that it was trained to give, provided that the story determines the answer, as every story of training does: the
-model has no answer for "unknown", and may be sure of a guess. A question about a name that the story lacks cannot be
+to its read key (cosine, mean over heads: a row of the memory map). A percentage is the probability of an answer among
+all answers of training, provided that the story determines the answer. Every training story does: the model has no
+answer "unknown", and can give a high probability to a guess. A question about a name that the story lacks cannot be
 answered; the program then prints no percentages.
 
 An unseen word is read as a name that the story lacks, if it stands where such names stand (Alice as Daniel, say), with
-a note; otherwise it is refused. A question sees as many sentences as in training (70, or 130 for a model of task 3).
+a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model of
+task 3).
 
 The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
 are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that
@@ -44,12 +45,12 @@ from tasks.babi.language import Language, find_language, read_language, write_la
 
 
 class Reader(NamedTuple):
-    """A trained model of bAbI, and what questions about a user's own story need besides.
+    """A trained bAbI model, and the language of its data, which questions about a user's own story need.
 
     Attributes:
       task: the task of the run.
       model: the model.
-      language: returns the language of the data, read at the first call.
+      language: returns words, answers and contexts of names in the data; reads them at the first call.
     """
 
     task: Babi
@@ -69,7 +70,10 @@ def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = 
 
     def prepare(task: Task) -> None:
         if not isinstance(task, Babi):
-            raise ValueError(f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions.")
+            raise ValueError(
+                f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions: "
+                "give the folder of its run as --workdir."
+            )
         if language is not None:
             task.use_vocabulary(language.vocabulary)
 

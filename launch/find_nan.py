@@ -3,8 +3,8 @@
     python -m launch.find_nan --workdir=runs/dictionary
 
 The update is computed again from the run's newest checkpoint, one operation at a time, which may take minutes for long
-sequences. The line names seed, update and parameter, then the first operation on the way to it whose operands were
-finite and whose result was not, with its place in the source and the ranges of its operands. No file is changed.
+sequences. The printed line names seed, update and parameter, then the first operation on the way to it whose operands
+were finite and whose result was not, with its place in the source and the ranges of its operands. No file is changed.
 """
 
 from absl import flags

@@ -11,7 +11,7 @@ process that is started in the same workdir meanwhile ends with a message that n
 
 A run that stopped at a NaN continues from its newest checkpoint before it, with another learning rate, by
 `--after_fault --config.training.learning_rate=RATE`; other settings of the optimiser may be changed in the same way.
-`earlier_configs.json` keeps the settings before. `python -m launch.find_nan` names the operation that caused the NaN.
+`earlier_configs.json` keeps the earlier settings. `python -m launch.find_nan` names the operation that caused the NaN.
 """
 
 import os

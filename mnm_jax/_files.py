@@ -144,7 +144,7 @@ def _try_lock(descriptor: int, folder: pathlib.Path) -> bool:
 
 
 def _describe(descriptor: int, holder: dict[str, Any] | None) -> None:
-    """Replaces the content of a lock's file; on a full disk the lock is held without it."""
+    """Replaces the content of a lock's file; on a full disk the file stays empty, and the lock is held."""
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode() if holder else b"", 0)
@@ -159,7 +159,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Flushes a file, or the names in a folder; a file system that cannot flush a folder does without."""
+    """Flushes a file, or the names in a folder; the error of a file system that cannot flush folders is ignored."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

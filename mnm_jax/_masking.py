@@ -56,7 +56,7 @@ class Steps(NamedTuple):
         return carry, self.inputs if self.mask is None else jnp.where(self.mask[:, None], self.inputs, 0)
 
     def begin(self, carry: Any, start: Any) -> Any:
-        """Returns the carry with which the cell is called; `carry` is the first result of `enter`."""
+        """Returns the carry with which the cell is called, from the first result of `enter`; `start` as there."""
         if self.reset_controller is None:
             return carry
         begun = select(self.reset_controller, start, carry)

@@ -84,7 +84,7 @@ class GymnaxTask(ActorCritic):
       episode_steps: limit of steps of every episode, `T`; None: the environment's own.
       parameters: parameters of the environment by name, such as `{"memory_length": 8}`; the others keep their default.
       arguments: arguments of the environment's constructor by name, such as `{"maze_size": 9}`.
-      discount: see `ActorCritic`, as are the other arguments.
+      discount: see `ActorCritic`, also for the other arguments.
 
     Raises:
       ImportError: gymnax is not installed.

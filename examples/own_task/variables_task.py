@@ -23,7 +23,7 @@ class Embedding(nnx.Module):
         self.value = nnx.Embed(values + 1, features, rngs=rngs)
 
     def __call__(self, inputs):  # [T, B, 2] -> [T, B, D]
-        scale = self.value.features**0.5  # mean square one
+        scale = self.value.features**0.5  # nnx.Embed starts with variance 1 / features
         return scale * (self.variable(inputs[..., 0]) + self.value(inputs[..., 1]))
 
 

@@ -9,8 +9,8 @@ model is mnm-p by default. `--config.task.episode_steps=20` sets the length of a
 of its constructor.
 
 MemoryChain shows one bit at the first step and pays 1 if the last action repeats it, else -1. With `memory_length` 8 an
-episode has 9 steps. MetaMaze is the maze of Miconi et al., 2019, with the cells of `maze.py` of `size = maze_size + 2`;
-it differs in its teleport, which may lead to the reward's own cell and then ends the episode.
+episode has 9 steps. MetaMaze is the maze of Miconi et al., 2019, with the same cells as `maze.py` with
+`size = maze_size + 2`. It differs in its teleport, which may lead to the cell of the reward; this ends the episode.
 
 Expected (3 seeds, 600 updates, one core of a shared CPU): MemoryChain of length 8, reward 1.000 per test episode for
 lstm in half a minute, for mnm-p and mnm-g in one and a half. MetaMaze has not been trained.

@@ -53,7 +53,7 @@ def report_run(workdir: str | os.PathLike, data_dir: str | None = None) -> None:
 def report_runs(root: pathlib.Path, data_dir: str | None = None) -> str:
     """Draws the figures of each run below `root` and the figures that compare them, and returns the table.
 
-    Folders whose files are damaged or of another program are left out, each with a line on stderr.
+    Folders whose files are damaged, or were written by another program, are left out, each with a line on stderr.
 
     Args:
       root: folder of the runs.

@@ -30,7 +30,8 @@ class Parts(NamedTuple):
 def build_parts(config: Mapping[str, Any]) -> Parts:
     """Returns task, model and settings of a run from its whole config.
 
-    Its key "folder", which a recipe outside this package gets, is where modules of MODULE:FACTORY are sought first.
+    Its key "folder", present for a recipe outside this package, is a folder for modules of MODULE:FACTORY, besides
+    `sys.path`.
 
     Raises:
       ValueError: if a section is missing or unknown, or as raised by the three builders below.
@@ -131,9 +132,9 @@ def count_parameters(make_model: Callable[[nnx.Rngs], SequenceModel]) -> int:
 
 @contextlib.contextmanager
 def _as_value_error() -> Iterator[None]:
-    """Raises the TypeError of a constructor as a ValueError: in a config, a value of another type is a wrong value.
+    """Raises the TypeError or OverflowError of a constructor as a ValueError, since the value in the config is wrong.
 
-    So is a number that is too large for the arrays it describes.
+    An OverflowError means a number that is too large for the arrays it describes.
     """
     try:
         yield

@@ -46,7 +46,8 @@ class _Parser(flags.ArgumentParser):
 def _run(file: str, choice: list[str]) -> ConfigDict:
     """Returns what `get_config` of a recipe returns; an error other than a wrong choice is reported with its line.
 
-    The config of a recipe outside of this package gets the recipe's folder, whose modules it may import and name.
+    The config of a recipe outside this package gets the key "folder"; the recipe may import and name
+    modules of this folder.
     """
     folder = pathlib.Path(file).absolute().parent
     is_own = folder.resolve() != _RECIPES.resolve()
@@ -85,8 +86,8 @@ def _read(file: str) -> ConfigDict:
 def _loosened(config: ConfigDict) -> ConfigDict:
     """Returns a copy in which every setting may take a value of any type, as None in place of a number.
 
-    Lists, which JSON has in place of tuples, become tuples; these keep their type, whose syntax on the command line is
-    wider than that of literals.
+    Lists become tuples, for which JSON has no syntax. A setting that is a tuple must stay one, since ml_collections
+    accepts more spellings of a tuple on the command line than Python literals.
     """
     loose: dict[str, Any] = {}
     for key, value in config.items(preserve_field_references=True):

@@ -30,7 +30,7 @@ def export_run(
       ValueError: if the run has no such seed, or a file is damaged.
       ImportError: if a package of the extra "export" is missing; nothing is written.
     """
-    for package in ("flatbuffers", "safetensors"):  # before the work, of which they are the last step
+    for package in ("flatbuffers", "safetensors"):  # checked before the work, which needs them only at its end
         with extra("export"):
             importlib.import_module(package)
     task, model = load_model(workdir, seed, data_dir)

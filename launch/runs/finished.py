@@ -102,7 +102,7 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
 
 
 def check_run(run: Run) -> None:
-    """Raises ValueError if the summary of a run is that of another program, or damaged inside."""
+    """Raises ValueError if the summary of a run was written by another program, or holds wrong values."""
     summary, problem = run.summary, None
     config = summary.get("config", {})
     for key, kind in _TYPES.items():

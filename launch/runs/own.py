@@ -25,7 +25,7 @@ def add_folder(folder: str) -> None:
 def place_of(error: BaseException) -> str:
     """Returns " (FILE, line N)" of the last line in a user's folder that an error passed through, "" if there is none.
 
-    A command reports a ValueError in one line, in which the place in a user's own code is what its reader needs.
+    A command reports an error in one line instead of a traceback, so that this line must name the place.
     """
     place = "" if error.__cause__ is None else place_of(error.__cause__)
     if not place:
@@ -39,7 +39,7 @@ def load(place: str, folder: str | None = None) -> Any:
     """Returns the object MODULE:NAME; the module is in `folder` or on `sys.path`.
 
     Raises:
-      ValueError: if there is no such module, it is another one than that in `folder`, or it has no such name.
+      ValueError: if there is no such module, another one of its name hides that in `folder`, or it has no such name.
     """
     name, _, attribute = place.partition(":")
     if not all(map(str.isidentifier, [*name.split("."), attribute])):
@@ -50,7 +50,7 @@ def load(place: str, folder: str | None = None) -> Any:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and imports another one that is not
+            raise  # the module was found, but not one that it imports
         where = "" if folder is None else f"in {folder} or "
         raise ValueError(
             f"{place!r}: no module {error.name!r} {where}on sys.path; add its folder to the variable PYTHONPATH."

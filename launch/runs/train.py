@@ -48,7 +48,7 @@ def train_run(
     The summary holds task, model, number of seeds, steps, seconds (over all restarts), command, numbers of devices and
     processes, versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
     update. For a run that was continued after it was finished, `continued_at` lists its numbers of updates at that
-    time; for one that continued after a fault with other settings, `earlier_configs` holds the settings before.
+    time; for one that continued after a fault with other settings, `earlier_configs` holds the earlier configs.
 
     Args:
       config: sections task, model and training, see `launch.runs.build`.

@@ -61,7 +61,7 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read_earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the configs with which a run was trained before, each with the number of updates `until` it changed."""
+    """Returns the earlier configs of a run, each with the number of updates after which it changed, `until`."""
     path = workdir / EARLIER
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
@@ -75,8 +75,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
     Args:
       workdir: folder of the run.
       config: its config.
-      after_fault: whether the run continues after a fault, from its newest checkpoint before it. Settings of the
-        optimiser may then differ; the config before is added to `earlier_configs.json`.
+      after_fault: whether the run continues after a fault, from the newest checkpoint before the fault. Settings of the
+        optimiser may then differ; the earlier config is added to `earlier_configs.json`.
 
     Raises:
       ValueError: if it is the folder of a run of another config, or `after_fault` is given and there is no fault; its
@@ -96,7 +96,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
         if after_fault:
             _continue_after_fault(workdir, before, config)
         elif before.get(FOLDER) != config.get(FOLDER):
-            write_json(workdir / CONFIG, config)  # the user's project has moved, which is no other setting
+            write_json(workdir / CONFIG, config)  # the user's project has moved, and all settings are equal
         return False
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, config)
@@ -117,7 +117,7 @@ def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config:
 
 
 def _continue(workdir: pathlib.Path, steps: int, config: dict[str, Any]) -> bool:
-    """Makes a finished run of `steps` updates one of more updates; returns False for a number that is not larger.
+    """Reopens a finished run of `steps` updates for more updates; returns False if the new number is not larger.
 
     Raises:
       ValueError: if the run is not finished or its checkpoints are missing.

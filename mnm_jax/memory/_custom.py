@@ -44,8 +44,8 @@ def custom_memory(
     with c = 1 for "sum" (the plain gradient of the loss), or c = 2 L / |grad_phi L|^2 for "normalised". The latter is
     twice Polyak's step, for losses whose minimum is zero; with a squared error, one head and a linear network it stores
     the value exactly at rate 1. If q = |grad_phi L|^2 / (4 L) < epsilon, c is q^2 / (2 epsilon^3) instead. For one head
-    and a squared error this is the normalised step of `gradient_memory`, in which q is the squared norm of the key if
-    the network is linear.
+    and a squared error this is the normalised step of `gradient_memory`; if the network is also linear, q is the
+    squared norm of the key.
 
     Writes need not be pairs, so the weights of every step are kept: cells run in the execution form "plain".
 

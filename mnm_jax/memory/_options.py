@@ -112,7 +112,7 @@ def check_options(options: WriteOptions) -> None:
     if options.never_worse and not options.pairs_only:
         others = "optimizer" if options.optimizer is not None else " and ".join(options.gates)
         raise ValueError(
-            f"never_worse must be False with {others}, got True: such a write is more than a step on its own loss: "
+            f"never_worse must be False with {others}, got True: such a write is more than a step on its own loss; "
             "leave one of the options out."
         )
     if options.optimizer is not None and not all(hasattr(options.optimizer, name) for name in ("init", "update")):

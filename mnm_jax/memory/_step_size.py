@@ -36,9 +36,9 @@ such that close keys give a short row, formed by subtraction before any product.
     U^T M (I + 2 N) (I - N) s E = Y^T M' (I + 2 N') (I - N') A s E,
     M' = (Y Y^T + r A A^T)^-1,    N' = r A A^T M',
 
-for every invertible A, so A needs no derivative and no accuracy, except that its elements are not large. For two heads
-A is the sum and the difference. For more heads it is the elimination of C + I / 1000, which subtracts from every key
-its regression on the keys before it. Errors are then of size eps / d.
+for every invertible A. A therefore needs no derivative and no accuracy; only its elements must not be large. For two
+heads A is the sum and the difference. For more heads it is the elimination of C + I / 1000, which subtracts from every
+key its regression on the keys before it. Errors are then of size eps / d.
 
 If |x|^2 < epsilon, s is |x|^2 / epsilon^1.5 instead, and C keeps ones on its diagonal, so that a write fades out as its
 key approaches zero.
@@ -174,8 +174,8 @@ def _mix(inputs: Sequence[Array], scale: Array) -> Array:
 def _filter(system: Array, ridge: float, right: Array, weight: Array | None = None) -> Array:
     """Returns M (I + 2 N) (I - N) F with M = (S + r P)^-1 and N = r P M, for S, F and a constant P `[B, H, H]`.
 
-    The factors are applied from right to left, so that the large M multiplies what I - N has made small. P is the
-    identity if `weight` is None.
+    The factors are applied from right to left, so that the large M multiplies what I - N has made small. S is
+    `system`, F is `right`, and P is `weight`, or the identity if `weight` is None.
     """
 
     def weigh(x: Array) -> Array:

@@ -53,7 +53,7 @@ def unroll(
 
             (s_t, phi_t, y_t) = cell(s'_{t-1}, phi_{t-1}; x_t),   s' = s_0 where reset_controller, else s
 
-        A masked or forked step discards this, too.
+        A masked or forked step discards this reset, too.
       fork_memory: `[T, B]` bool, for a cell with a neural memory. True = as `fork`, for the memory alone: the step
         reads after its write as usual, and the next step gets the bit-equal memory of the previous step and the new
         rest of the carry. With `reset_controller` at the step after them, several such steps are a fork.

@@ -96,7 +96,7 @@ def _write(
     seal_folder(unfinished, step=step)
     rename_folder(unfinished, final)
     for old in _finished(folder)[:-_KEEP]:
-        removed = old.rename(old.with_name(f"{old.name}.removed"))  # at once, for a program that reads checkpoints
+        removed = old.rename(old.with_name(f"{old.name}.removed"))  # a reader never finds a half-deleted checkpoint
         shutil.rmtree(removed)
 
 

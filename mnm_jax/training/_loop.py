@@ -75,9 +75,9 @@ def train(
 
     Args:
       task: the task.
-      make_model: called as `make_model(rngs)` for each seed. The model is called as `model(inputs, mask, fork)` (fields
-        of `Batch`; fork may be None; the other flags of a batch that has them, `Batch.flags`, are keyword arguments)
-        and returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as `SequenceModel` does.
+      make_model: called as `make_model(rngs)` for each seed. The model is called with fields of `Batch`, as
+        `model(inputs, mask, fork, **batch.flags)`, where fork may be None. It returns `logits [T, B, C]` and
+        `meta_loss [T, B]` or None as attributes, as `SequenceModel` does.
       config: settings. The caller ensures that a workdir is used with one config only, except for `steps`.
       workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,
@@ -151,7 +151,7 @@ class _Run:
         self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
         first = processes.is_first_process()
-        # The last check of the state for a fault, and the position of the data there: `explain_fault` reads on from it.
+        # The update at the last check for a fault, and the data's position there, from which `explain_fault` reads.
         self.checked = start.run.get("checked") or {"step": self.step, "loader": self.position()}
         self.writer: MetricWriter | None = None
         with processes.common_errors():

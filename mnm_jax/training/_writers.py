@@ -68,7 +68,7 @@ class MetricWriter:
             with named_errors(self._board_path):
                 self._board = stack.enter_context(self._board_path.open("ab", buffering=0))
             self._write_event(0, file_version="brain.Event:2")
-            # TensorBoard drops the events that an earlier start wrote from this step.
+            # At this event TensorBoard drops what an earlier start of the run wrote for this step and later ones.
             self._write_event(step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
             self._files = stack.pop_all()
 
@@ -94,7 +94,7 @@ class MetricWriter:
                 self._write_event(step, summary=self._scalar(f"{tag}/seed{seed}", number))
 
     def flush(self) -> None:
-        """Returns when all lines are on the disk.
+        """Flushes all lines to the disk.
 
         Raises:
           OSError: the disk refuses them; the message names the file.
@@ -159,7 +159,7 @@ def _restore(path: pathlib.Path, step: int, saved: Sequence[Mapping[str, Any]] |
         lost = sum(line not in kept for line in saved)
         if lost:
             logging.warning("%d lines are missing from %s; they are restored from the checkpoint.", lost, path)
-        # The evaluation on the test split comes after the last checkpoint.
+        # The evaluation on the test split comes after the last checkpoint, which therefore lacks its line.
         tested = [line for line in kept if line not in saved and any(name.startswith("test/") for name in line)]
         kept = [*map(dict, saved), *tested]
     text = "".join(json.dumps(line) + "\n" for line in kept).encode()
@@ -170,7 +170,7 @@ def _restore(path: pathlib.Path, step: int, saved: Sequence[Mapping[str, Any]] |
 
 
 def _append(file: BinaryIO, path: pathlib.Path, data: bytes) -> None:
-    """Appends to a file without a buffer, which writes only a part where the disk is nearly full."""
+    """Appends all data to a file without a buffer; one `write` may append only a part of them."""
     with named_errors(path):
         while data:
             data = data[file.write(data) :]

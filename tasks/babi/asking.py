@@ -20,7 +20,7 @@ from tasks.babi.task import Babi
 NEW_STORY = "/new"
 
 _SHOWN = 3  # answers and sentences per question
-_STEPS = 16  # smallest number of steps for which a program is compiled; the next ones are powers of two
+_STEPS = 16  # least number of steps after padding; the others are powers of two, so that few programs are compiled
 
 
 class Answer(NamedTuple):
@@ -29,9 +29,9 @@ class Answer(NamedTuple):
     Attributes:
       story: number of the story, from 1.
       question: its text.
-      answers: (answer, probability), the most probable first. The probability is that of an answer to a question that
-        the story determines, as in training: there is none for "unknown".
-      guessed: whether the question is about a name that the story does not mention; the answer is then unknown.
+      answers: (answer, probability), the most probable first. The probability assumes, as in training, that the story
+        determines the answer: there is no answer "unknown".
+      guessed: whether the question is about a name that the story does not mention; `answers` are then guesses.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
       notes: what limits the answer: names that the model reads as others, words that the story lacks, sentences that
         the question does not see.
@@ -123,7 +123,7 @@ class Conversation:
         notes += [f"the story does not mention {name!r}" for name in named if name not in story]
         if first:
             notes.append(f"the question sees the last {most} of {len(told) - 1} sentences, as in training")
-        # Only the first name counts: to "is mary in the garden", no is an answer in a story without a garden.
+        # Only the first name counts: in a story without a garden, "no" answers "is mary in the garden".
         guessed = bool(named) and named[0] not in story
         return Answer(number, text, answers, guessed, sentences, notes)
 
@@ -134,7 +134,7 @@ def converse(conversation: Conversation, lines: Iterable[str], keep_on: bool = F
     Args:
       conversation: takes the lines.
       lines: sentences and questions.
-      keep_on: leaves a line out that cannot be read and yields the reason, instead of raising it.
+      keep_on: whether a line that cannot be read is left out with its reason as text, instead of raising an error.
 
     Raises:
       ValueError: a line cannot be read, or there is no question.

@@ -19,9 +19,11 @@ class Layout(NamedTuple):
     """The steps of a sentence and of a question.
 
     A sentence is one step. A question is one step on a fork of the carry or, with think steps, 1 + `think_steps` steps
-    after which the memory is as before the question. They have one more word than other steps: the first "?", which has
-    the id `words`, and think step k the id `words + k` and no other word. A question that is the last row of a record
-    needs neither a fork nor a discarded memory: its think steps then use what the steps before them have written.
+    after which the memory is as before the question. With think steps, the words of a step have one more column, which
+    marks its kind: padding in a sentence, the id `words` ("?") in the first step of a question, and `words + k` in
+    think step k, which has no other word. With `apart` a question is the last row of its record, so that it needs
+    neither a fork nor a discarded memory: its think steps read what the question and the think steps before them have
+    written.
 
     Attributes:
       words: number of word ids, including the padding.
@@ -42,11 +44,14 @@ class Layout(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """`W`."""
+        """The number of words of a step, `W`."""
         return WORDS + bool(self.marks)
 
     def rows(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the row of each step, `[t]`, and its place among the steps of the row; `asked` `[n]` bool.
+        """Returns the row of each step, `[t]`, and its place among the steps of the row.
+
+        Args:
+          asked: `[n]` bool, True = the row is a question.
 
         Examples:
           >>> Layout(think_steps=2).rows(np.array([False, True, False]))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from tasks.babi.parser import Words
 from tasks.babi.symmetry import kinds
 
-Context = str  # the two words before a word and the word after it, with "*" for a name, as in "to the $"
+Context = str  # two words before a word and one after it, as in "to the $"; "*": a name, "^", "$": the ends
 Contexts = Mapping[Words, Collection[Context]]  # the contexts of each kind of names
 
 _NAMES = frozenset(name for task in range(1, 21) for kind in kinds(task) for name in kind)
@@ -32,7 +32,7 @@ def find_contexts(rows: Iterable[tuple[int, Words]]) -> dict[Words, set[Context]
 
 
 def read_unseen(rows: Sequence[Words], words: Collection[str], contexts: Contexts) -> dict[str, str]:
-    """Returns the word of the vocabulary as which each unseen word of a story is read.
+    """Returns, for each unseen word of a story, the word of the vocabulary as which it is read.
 
     Args:
       rows: words of the sentences and questions of one story.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 Words = tuple[str, ...]
 
-WORDS = 11  # the longest sentence of the 20 tasks, and of any that can be encoded
+WORDS = 11  # in the longest sentence of the 20 tasks; a longer sentence is refused
 
 # At most 9 digits: a longer id is a sign of damage, and Python limits the number of digits that `int` accepts.
 _INTEGER = re.compile(r"[0-9]{1,9}")

@@ -43,11 +43,12 @@ class Babi:
     update minimises the cross entropy (nats) of the answers. Every tenth story of each training file is held out for
     validation; the 1,000 test questions per task are used for the final numbers only.
 
-    With `think_steps` a question is followed by as many steps without words, after which the model answers; the memory
-    is then as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's controller is reset
-    at every sentence and at every question (`Batch.reset_controller`), but not at a think step, so that facts reach an
-    answer through the memory alone; such a cell must have a neural memory. With think steps and `controller="story"`
-    the controller carries each question over to the sentences and questions after it, unless `apart`.
+    With `think_steps` a question is followed by that many steps without words. The model answers in the last of them,
+    and afterwards the memory is as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's
+    controller is reset at every sentence and at every question (`Batch.reset_controller`), but not at a think step, so
+    that facts reach an answer through the memory alone; this needs a cell with a neural memory. With think steps and
+    `controller="story"` the controller carries each question over to the sentences and questions after it, unless
+    `apart`.
 
     With `apart` every question is a sequence of its own, as in TPR-RNN and STM: its sentences, the question, and the
     think steps, which read what the question and the think steps before them have written. This takes about twice as
@@ -166,11 +167,11 @@ class Babi:
         return open_dataset(self.data_dir, self.cache_dir, options)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Takes the vocabulary of a trained model, which can then be used without the data set."""
+        """Sets the vocabulary to that of a trained model, so that the model can be used without the data set."""
         self.__dict__["_dataset"] = Dataset(vocabulary=vocabulary, counts=np.ones(vocabulary.size), splits={})
 
     def training_rows(self, stories: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Returns task and words of each sentence and question of the first training stories of every task."""
+        """Yields task and words of each sentence and question of the first training stories of every task."""
         words, split = self.vocabulary.words, self._dataset.splits["train"]
         for task in self.tasks:
             for record in split.records.__getitems__(np.flatnonzero(split.tasks == task)[:stories].tolist()):
@@ -253,7 +254,7 @@ class Babi:
         """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""
         counts = self._dataset.counts
         return SentenceEncoder(
-            np.append(counts, [max(counts)] * self.layout.marks).astype(counts.dtype),  # marks are frequent words
+            np.append(counts, [max(counts)] * self.layout.marks).astype(counts.dtype),  # as frequent words: no entities
             sentence_words=self.layout.columns,
             features=self.embedding_features,
             hidden=self.hidden_features,

@@ -71,7 +71,7 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
                                         backward (undo the write, products, products with and update of the cotangent)
     the same, form "factored"           10 R (I + O) per layer, step and example, with R rows in the buffers on average
     layer, in chunks                    6 N per chunk and example, and 5 A per step and example
-    the same, form "pallas"             2 N per chunk and example (stored forward, read backward), and 5 A
+    the same, form "pallas"             2 N per chunk and example (written forward, read backward), and 5 A as above
     layer, step by step                 12 N and 5 A per step and example
     other cells                         2 P per step, for P parameters, and 5 A per step and example
     attention                           5 A per step and example

@@ -23,7 +23,7 @@ from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, gradient_memory, local
 Array = jax.Array
 
 HEAD_SIZE = 64  # features of a head of the layer and of attention
-# Tokens of a chunk per form of the layer; in the kernel the tokens share registers with the weights of a head.
+# Tokens of a chunk per form of the layer; fewer in the kernel, whose registers also hold the weights of a head.
 CHUNKS = {"chunks": 64, "pallas": 16}
 MNM = {"MNM-p": local_memory, "MNM-g": gradient_memory}
 _LAYERS = 3
@@ -70,7 +70,7 @@ class Case:
         return self.model_in("chunks")
 
     def model_in(self, form: str) -> Any:
-        """Returns the model of a form: the layer's kernel is a setting of the layer.
+        """Returns the model for a form, since the kernel of the layer is chosen in its constructor.
 
         Raises:
           ValueError: for a layer that has no kernel.
@@ -125,7 +125,7 @@ class Case:
         over one chunk, and the result is multiplied by their number. None: XLA cannot count here.
         """
         if form == "pallas":
-            form = "chunks"  # the same operations, so that the rates of both compare
+            form = "chunks"  # with equal counts, the rates of both forms can be compared
         form = form if isinstance(self.model, NeuralMemoryLayer) else "xla"
         if form not in self._flops:
             self._flops[form] = self._count_flops(form)

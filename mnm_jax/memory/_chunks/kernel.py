@@ -1,4 +1,4 @@
-"""Chunks of an `ErrorRule` in a kernel: `chunk.py`'s equations for one memory, in operations that kernels have.
+"""Chunks of an `ErrorRule` in a kernel: the equations of `chunk.py` for one memory, in operations that Pallas supports.
 
 The weights stay on the chip over all chunks of a sequence. For the backward pass the kernel stores them at the
 beginning of each chunk, and a second kernel goes through the chunks from the last to the first: it computes each chunk
@@ -27,7 +27,7 @@ from mnm_jax.memory._types import MemoryParams
 Array = jax.Array
 Weights = tuple[Array, ...]
 _ACTIVATIONS = (jnp.tanh, jax.nn.relu, jax.nn.sigmoid, jax.nn.silu)
-_KIBIBYTES = 128  # with chunks of 16 tokens, the largest states that compile for an H100 (Triton 3.9)
+_KIBIBYTES = 128  # largest weights and cotangents of a head that compile for an H100 (Triton 3.9, chunks of 16)
 
 
 class Rows(NamedTuple):
@@ -37,12 +37,12 @@ class Rows(NamedTuple):
       keys: `[C, K]`.
       queries: `[C, K]`.
       targets: `[C, O]` per layer.
-      start_before: the share of the first weights in the weights before each token, `[C, 1]`.
+      start_before: the share of the weights at the chunk's beginning in the weights before each token, `[C, 1]`.
       start_after: the same after each token, `[C, 1]`.
       writes_before: the share of each write at rate one in the weights before each token, `[C, C]`.
       writes_after: the same after each token, `[C, C]`.
-      start_at_end: the share of the first weights in the weights after the chunk, `[1, 1]`.
-      writes_at_end: the share of each write, `[C, 1]`.
+      start_at_end: the share of the weights at the chunk's beginning in the weights after the chunk, `[1, 1]`.
+      writes_at_end: the share of each write in the weights after the chunk, `[C, 1]`.
     """
 
     keys: Array
@@ -192,7 +192,7 @@ def _identity(x: Array) -> Array:
 
 
 def _substitute(act: Callable[[Array], Array], below: Array, known: Array, target: Array) -> Array:
-    """Returns a with a_t = known_t - sum_{s<t} N_ts (act(a_s) - T_s), `[C, O]`; see `substitution.substitute`."""
+    """Returns a with a_t = known_t - sum_{s<t} N_ts (act(a_s) - T_s), `[C, O]`, N = `below`; see `substitution`."""
 
     def step(t: Array, a: Array) -> Array:
         return a - _column(below, t) * _row(act(a) - target, t)
