@@ -1,6 +1,7 @@
 """Tests that a full disk is named in one line with file and remedy, and costs no number."""
 
 import contextlib
+import gc
 import pathlib
 import subprocess
 
@@ -32,6 +33,7 @@ def test_a_file_that_does_not_fit_leaves_the_former_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # futures of Orbax that nobody awaits
 def test_a_file_system_without_space(reference, tmp_path):
     """A small file system in memory, for which the tests need the rights of the administrator."""
     disk = tmp_path / "disk"
@@ -48,4 +50,5 @@ def test_a_file_system_without_space(reference, tmp_path):
             subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
             reference.survives("full disks", disk / "run")
             stack.close()
+            gc.collect()
     assert _tried["full disks"] and not any(pathlib.Path(disk).iterdir())
