@@ -24,7 +24,7 @@ from launch.command import run_command
 from launch.reporting.draw import report_run
 from launch.reporting.task_errors import end_table
 from launch.runs.config_flag import define_config
-from launch.runs.connect import connect
+from launch.runs.connect import TIMEOUT, connect
 from launch.runs.train import train_run
 from mnm_jax.training import PARALLEL, is_first_process, wait_for_processes
 
@@ -43,7 +43,7 @@ def run(
 
 
 def main() -> None:
-    connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _COORDINATOR_TIMEOUT.value)
     run(_CONFIG.value, _WORKDIR.value, _PARALLEL.value, after_fault=_AFTER_FAULT.value)
 
 
@@ -57,4 +57,7 @@ if __name__ == "__main__":
     _COORDINATOR = flags.DEFINE_string("coordinator", None, "For several processes: HOST:PORT of process 0, or auto.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    _COORDINATOR_TIMEOUT = flags.DEFINE_integer(
+        "coordinator_timeout", TIMEOUT, "Seconds to wait for all processes.", lower_bound=1
+    )
     run_command(main, "settings are given as --config.KEY=VALUE.")

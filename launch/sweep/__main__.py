@@ -5,34 +5,31 @@
 
 A space is a Python file with `SPACE`, or a JSON file; `launch/sweep/space.py` describes its content. Each trial is a
 run in `WORKDIR/trials/NAME/`, as with `launch.train`, with its output in `log.txt`; the unchanged recipe comes first.
-Trials that fall behind are stopped early (ASHA). Started again, the sweep resumes: finished trials are left unchanged,
-interrupted trials continue, failed trials are tried again. At the end the sweep writes `leaderboard.json`,
-`leaderboard.md` and `leaderboard.png`. Needs `pip install mnm_jax[sweep]`.
+Every 30 s a line per running trial shows its updates and metric. Trials that fall behind are stopped early (ASHA).
+Started again, the sweep resumes: finished trials are left unchanged, interrupted trials continue, failed trials are
+tried again; --concurrent may differ. At the end the sweep writes `leaderboard.json`, `leaderboard.md` and
+`leaderboard.png`. Needs `pip install mnm_jax[sweep]`.
 """
 
 import pathlib
 import shlex
-import sys
 
 from absl import flags
 
 from launch.command import run_command
 from launch.runs.config_flag import define_config
-from launch.sweep.run import plan_trials, read_space, run_sweep
+from launch.sweep.run import Host, plan_trials, read_space, run_sweep
+from launch.sweep.space import recipe_flags
 
 
 def main() -> None:
-    passed = [word for word in sys.argv[1:] if word.startswith(("--config=", "--config."))]
+    words = recipe_flags(flags.FLAGS["config"])
     workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG.value
-    specs, planned = plan_trials(read_space(_SPACE.value), _NUM_TRIALS.value, config, passed, workdir)
+    specs, planned = plan_trials(read_space(_SPACE.value), _NUM_TRIALS.value, config, words, workdir)
     if _DRY_RUN.value:
         for trial in planned:
             print(shlex.join(trial.command))
         return
-    try:
-        from launch.sweep.tuning import Host
-    except ImportError as error:
-        raise ImportError(f"{error}; a sweep needs Ray: pip install 'mnm_jax[sweep]'.") from error
     resources = {"CPU": _CPUS.value, "GPU": _GPUS.value, "TPU": _TPUS.value}
     host = Host(resources=resources, hosts=_HOSTS.value, topology=_TOPOLOGY.value, accelerator=_ACCELERATOR.value)
     table = run_sweep(
@@ -64,7 +61,7 @@ if __name__ == "__main__":
     _HOSTS = flags.DEFINE_integer("hosts", 1, "Hosts per trial.")
     _TOPOLOGY = flags.DEFINE_string("topology", None, "Topology of the TPU slice of a trial, such as 4x4.")
     _ACCELERATOR = flags.DEFINE_string("accelerator", None, "Accelerator of the TPU slice of a trial, such as TPU-V6E.")
-    _CONCURRENT = flags.DEFINE_integer("concurrent", None, "Concurrent trials; by default as many as fit.")
+    _CONCURRENT = flags.DEFINE_integer("concurrent", None, "Most concurrent trials; by default as many as fit.")
     _ADDRESS = flags.DEFINE_string("address", None, "Ray cluster (auto: that of this host); default: this host.")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the command of every trial and stop.")
     run_command(main, "write flags as --NAME=VALUE.")

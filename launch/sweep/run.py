@@ -1,10 +1,11 @@
 """Runs a whole sweep, from its space to the files of the leaderboard."""
 
 import json
+import os
 import pathlib
 import runpy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -12,10 +13,63 @@ from launch.reporting.text_table import format_columns, format_markdown
 from launch.runs.build import build_parts
 from launch.runs.workdir import write_json
 from launch.sweep.space import PlannedTrial, TrialSpec, choose_trials, expand, plan
+from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 
-if TYPE_CHECKING:
-    from launch.sweep.tuning import Host
+_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": Ray listens on the loopback interface, on every system
+_MOST_CONCURRENT = 96  # the parts of Ray's smallest unit, 1/10,000 of a resource, are counted exactly up to this number
+
+
+class Host(NamedTuple):
+    """Resources of a trial.
+
+    Attributes:
+      resources: CPU, GPU and TPU of each host.
+      hosts: number of hosts, joined by Ray Train if several.
+      topology: topology of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
+      accelerator: accelerator of the TPU slice, such as "TPU-V6E".
+    """
+
+    resources: dict[str, float]
+    hosts: int = 1
+    topology: str | None = None
+    accelerator: str | None = None
+
+    @property
+    def start(self) -> Callable[..., Any] | None:
+        """Function that starts a trial, for the field `start` of `Where`; None for a process on one host."""
+        if self.hosts == 1 and self.topology is None:
+            return None
+        from launch.sweep.slices import Slice
+
+        slice_of_hosts = Slice(
+            hosts=self.hosts, resources=self._wanted, topology=self.topology, accelerator=self.accelerator
+        )
+        return slice_of_hosts.start
+
+    def bundles(self, concurrent: int | None) -> list[dict[str, float]]:
+        """Returns the resources that Tune reserves for a trial; for several hosts Ray Train reserves theirs.
+
+        Each trial reserves a part of the head node, of which there is one, so that at most `concurrent` trials run
+        whenever the sweep is started. Tune restores its own limit from the first start.
+
+        Raises:
+          ValueError: if `concurrent` is not from 1 to 96.
+        """
+        if concurrent is not None and not 1 <= concurrent <= _MOST_CONCURRENT:
+            raise ValueError(
+                f"concurrent must be from 1 to {_MOST_CONCURRENT}, got {concurrent}; leave it out for as many trials "
+                "as fit."
+            )
+        part = 0.001 if concurrent is None else 9990 // concurrent / 10_000  # Ray Train needs another 0.001
+        head = {"node:__internal_head__": part}
+        if self.start is not None:
+            return [head]
+        return [self._wanted] if concurrent is None else [self._wanted, head]
+
+    @property
+    def _wanted(self) -> dict[str, float]:
+        return {name: number for name, number in self.resources.items() if number}
 
 
 def read_space(path: str) -> Mapping[str, Any]:
@@ -34,7 +88,7 @@ def read_space(path: str) -> Mapping[str, Any]:
 
 
 def plan_trials(
-    space: Mapping[str, Any], number: int | None, config: ConfigDict, flags: Sequence[str], workdir: pathlib.Path
+    space: Mapping[str, Any], number: int | None, config: ConfigDict, words: Sequence[str], workdir: pathlib.Path
 ) -> tuple[list[TrialSpec], list[PlannedTrial]]:
     """Returns the trials of a sweep, and the same trials ready to start.
 
@@ -42,14 +96,14 @@ def plan_trials(
       space: the search space.
       number: number of trials drawn from it; None: all.
       config: the config of the recipe.
-      flags: words of the command line that choose and change the recipe.
+      words: words of the command line that choose and change the recipe.
       workdir: folder of the sweep.
 
     Raises:
       ValueError: if the space or a value of it is wrong.
     """
     specs = choose_trials(expand(space), number)
-    planned = [plan(spec, config, flags, workdir) for spec in specs]
+    planned = [plan(spec, config, words, workdir) for spec in specs]
     for trial in planned:
         build_parts(trial.config)
     return specs, planned
@@ -60,10 +114,11 @@ def run_sweep(
     planned: Sequence[PlannedTrial],
     config: ConfigDict,
     workdir: pathlib.Path,
-    host: "Host",
+    host: Host,
     *,
     metric: str,
     largest: bool,
+    address: str | None = None,
     **options: Any,
 ) -> str:
     """Runs the unfinished trials, writes the leaderboard's files into `workdir`, and returns the table.
@@ -76,11 +131,18 @@ def run_sweep(
       host: resources of a trial.
       metric: trials are compared by the area under its curve.
       largest: whether a larger metric is better.
+      address: address of a Ray cluster; None: this machine alone, where Ray listens on the loopback interface.
       **options: see `launch.sweep.tuning.run`.
-    """
-    from launch.sweep import leaderboard, tuning
 
-    errors = tuning.run(planned, workdir, metric=metric, largest=largest, host=host, **options)
+    Raises:
+      ImportError: if Ray is not installed.
+    """
+    if address is None:
+        os.environ.setdefault(_CLUSTER, "0")  # Ray reads it when it is imported
+    with extra("sweep"):
+        from launch.sweep import leaderboard, tuning
+
+    errors = tuning.run(planned, workdir, metric=metric, largest=largest, host=host, address=address, **options)
     names = dict.fromkeys(name for spec in specs for name in spec.changes)
     defaults = {name: config[name.split(".", 1)[0]][name.split(".", 1)[1]] for name in names}
     rows = leaderboard.make_rows(specs, defaults, workdir / "trials", metric, errors, largest=largest)

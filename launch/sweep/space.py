@@ -9,6 +9,7 @@ A space consists of mappings and lists, so that it can be written as JSON:
     {"seeds": 3}           training.seed 0, 1, 2
 """
 
+import ast
 import hashlib
 import itertools
 import json
@@ -17,7 +18,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 Changes = dict[str, Any]  # values of settings by name, such as "training.learning_rate"
 DEFAULT = "recipe"
@@ -112,18 +114,46 @@ def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
     return changed
 
 
-def plan(spec: TrialSpec, config: ConfigDict, flags: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
+def plan(spec: TrialSpec, config: ConfigDict, words: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
     """Returns a trial that is ready to start; raises as `apply`.
 
     Args:
       spec: the trial.
       config: the config of the recipe.
-      flags: words of the command line that choose and change the recipe.
+      words: words of the command line that choose and change the recipe, see `recipe_flags`.
       workdir: folder of the sweep.
     """
-    changes = [f"--config.{name}={value}" for name, value in spec.changes.items()]
-    command = ["python", "-m", "launch.train", *flags, *changes, f"--workdir={workdir / 'trials' / spec.name}"]
-    return PlannedTrial(spec.name, command, json.loads(json.dumps(apply(config, spec.changes).to_dict())))
+    changed = apply(config, spec.changes)
+    changes = [_word(f"config.{name}", value) for name, value in spec.changes.items()]
+    command = ["python", "-m", "launch.train", *words, *changes, f"--workdir={workdir / 'trials' / spec.name}"]
+    return PlannedTrial(spec.name, command, json.loads(json.dumps(changed.to_dict())))
+
+
+def recipe_flags(flag: flags.Flag) -> list[str]:
+    """Returns the words that give a command the same config: `--config=FILE`, then `--config.KEY=VALUE` per override.
+
+    They are written from the values that absl parsed, however the command line or a flag file gave them.
+
+    Args:
+      flag: the parsed flag of a config file, `FLAGS["config"]`.
+    """
+    words = [f"--{flag.name}={config_flags.get_config_filename(flag)}"]
+    overrides = config_flags.get_override_values(flag)
+    return words + [_word(f"{flag.name}.{key}", value) for key, value in overrides.items()]
+
+
+def _word(name: str, value: Any) -> str:
+    """Returns `--NAME=VALUE` with a value that is read as a Python literal, or else as a text (`define_config`)."""
+    plain = value.to_dict() if isinstance(value, ConfigDict) else value
+    return f"--{name}={plain if isinstance(plain, str) and not _is_literal(plain) else repr(plain)}"
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text in ("true", "false")  # read as bools
+    return True
 
 
 def _name(changes: Changes) -> str:

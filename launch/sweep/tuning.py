@@ -5,55 +5,23 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
+from launch.sweep.run import Host
 from launch.sweep.space import PlannedTrial
-from launch.sweep.trial import Job, Trial, Where
+from launch.sweep.trial import LOG, Trial, Where
+from mnm_jax.training import read_metrics
 
 _REDUCTION = 3  # the best third of the trials at a rung continues
 _FIRST_RUNG = 11  # percent of a trial's updates: rungs at 11, 33 and 99
-
-
-class Host(NamedTuple):
-    """Resources of a trial.
-
-    Attributes:
-      resources: CPU, GPU and TPU of each host.
-      hosts: number of hosts, joined by Ray Train if several.
-      topology: topology of a TPU slice, such as "4x4"; `hosts` is then the number of its hosts.
-      accelerator: accelerator of the TPU slice, such as "TPU-V6E".
-    """
-
-    resources: dict[str, float]
-    hosts: int = 1
-    topology: str | None = None
-    accelerator: str | None = None
-
-    @property
-    def start(self) -> Callable[..., Job] | None:
-        """Function that starts a trial, for the field `start` of `Where`; None for a process on one host."""
-        if self.hosts == 1 and self.topology is None:
-            return None
-        from launch.sweep.slices import Slice
-
-        slice_of_hosts = Slice(
-            hosts=self.hosts, resources=self._wanted, topology=self.topology, accelerator=self.accelerator
-        )
-        return slice_of_hosts.start
-
-    @property
-    def room(self) -> dict[str, float]:
-        """Resources that Tune reserves for a trial; for several hosts Ray Train reserves them."""
-        return self._wanted if self.start is None else {"node:__internal_head__": 0.001}
-
-    @property
-    def _wanted(self) -> dict[str, float]:
-        return {name: number for name, number in self.resources.items() if number}
+_LINES_SECONDS = 30.0
 
 
 def run(
@@ -69,8 +37,7 @@ def run(
 ) -> dict[str, str]:
     """Runs the unfinished trials of a sweep; returns the message of each failed trial, by name.
 
-    Tune's state is stored in `workdir/ray/`, under a hash of the trials: other trials in the same workdir are a
-    separate sweep, which reuses the folders of trials that both have.
+    Tune's state is stored in `state_folder`.
 
     Args:
       trials: the trials.
@@ -81,11 +48,15 @@ def run(
       host: resources of a trial.
       address: address of a Ray cluster; None: this machine alone.
       concurrent: largest number of concurrent trials; None: limited only by the resources of a trial.
+
+    Raises:
+      ValueError: if `concurrent` is out of range.
     """
+    bundles = host.bundles(concurrent)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's new output ignores `verbose=0`
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints one line instead
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints lines instead
     ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     where = Where(
         folder=str(workdir / "trials"),
@@ -94,9 +65,9 @@ def run(
         cpus=max(1, int(host.resources["CPU"])),
         start=host.start,
     )
-    trainable = tune.with_resources(tune.with_parameters(Trial, where=where), tune.PlacementGroupFactory([host.room]))
-    name = hashlib.sha256(json.dumps([trials, metric]).encode()).hexdigest()[:8]
-    path = workdir / "ray" / name
+    resources = tune.PlacementGroupFactory(bundles)
+    trainable = tune.with_resources(tune.with_parameters(Trial, where=where), resources)
+    path = state_folder(workdir, trials, metric, largest, early_stopping)
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
     else:
@@ -108,15 +79,14 @@ def run(
                 metric="area",
                 mode="max" if largest else "min",
                 scheduler=asha if early_stopping else None,
-                max_concurrent_trials=concurrent,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=name,
+                name=path.name,
                 storage_path=str(path.parent),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the runs keep their own
-                callbacks=[_Reporter()],
+                callbacks=[_Reporter(where.folder, metric)],
                 verbose=0,
             ),
         )
@@ -128,6 +98,15 @@ def run(
     return {(result.config or {})["trial"]["name"]: _reason(result.error) for result in failed}
 
 
+def state_folder(workdir: pathlib.Path, *identity: Any) -> pathlib.Path:
+    """Returns the folder of Tune's state, named by a hash of the trials and of the settings that Tune restores.
+
+    With other trials or settings a sweep in the same workdir has a state of its own, and reuses the folders of trials
+    that both have.
+    """
+    return workdir / "ray" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+
+
 def _name(trial: Any) -> str:
     return trial.config["trial"]["name"]
 
@@ -137,15 +116,45 @@ def _reason(error: Exception | None) -> str:
 
 
 class _Reporter(tune.Callback):
-    """Prints a line when a trial has ended."""
+    """Prints a line when a trial starts or ends, and every 30 s a line per running trial.
+
+    Tune stores it with the sweep and restores it on resuming.
+    """
+
+    def __init__(self, folder: str, metric: str):
+        self._folder, self._metric = pathlib.Path(folder), metric
+        self._due = 0.0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._print(f"{_name(trial)}: started, its output is in {self._folder / _name(trial) / LOG}")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        running = [trial for trial in trials if trial.status == "RUNNING"]
+        if running and time.monotonic() >= self._due:
+            self._due = time.monotonic() + _LINES_SECONDS
+            for trial in running:
+                self._print(f"{_name(trial)}: {self._progress(trial)}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
-        self._print(trials, trial, f"{result['progress']:.0f}% of its updates, area {result['area']:.4f}")
+        self._print_end(trials, trial, f"{result['progress']:.0f}% of its updates, area {result['area']:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._print(trials, trial, "failed")
+        self._print_end(trials, trial, "failed")
 
-    def _print(self, trials: list[Any], trial: Any, what: str) -> None:
+    def _progress(self, trial: Any) -> str:
+        """Returns the updates that a trial has made and the metric of its last evaluation."""
+        lines = read_metrics(self._folder / _name(trial))
+        if not lines:
+            return "no metrics yet"
+        values = [line[self._metric] for line in lines if self._metric in line]
+        measured = f"{np.mean(np.array(values[-1], float)):.4f}" if values else "not measured yet"
+        steps = trial.config["trial"]["config"]["training"]["steps"]
+        return f"update {lines[-1]['step']:,} of {steps:,}, {self._metric} {measured}"
+
+    def _print_end(self, trials: list[Any], trial: Any, what: str) -> None:
         ended = sum(other.is_finished() or other is trial for other in trials)
-        print(f"{_name(trial)}: {what}; {ended} have ended", flush=True)
+        self._print(f"{_name(trial)}: {what}; {ended} have ended")
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)

@@ -1,7 +1,9 @@
-"""Fixtures that write the files of finished runs, and that inspect pictures and folders."""
+"""Fixtures that write the files of finished runs, and that inspect pictures, folders and listening sockets."""
 
 import contextlib
+import ipaddress
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -73,6 +75,38 @@ def _without_drawing():
 
 def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _listening(*pids):
+    """Returns the (IP address, port) pairs at which processes and their descendants listen; needs Linux's /proc."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    family = set(pids)
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    sockets = set()
+    for pid in family:
+        with contextlib.suppress(OSError):
+            sockets |= {os.readlink(path) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # 0A: listening
+                address, port = fields[1].split(":")
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                ip = ipaddress.ip_address(b"".join(words))
+                found.add((getattr(ip, "ipv4_mapped", None) or ip, int(port, 16)))
+    return found
+
+
+@pytest.fixture
+def listening():
+    if not pathlib.Path("/proc/net/tcp").exists():
+        pytest.skip("needs /proc/net")
+    return _listening
 
 
 @pytest.fixture

@@ -116,6 +116,23 @@ def test_a_crashed_run_resumes_from_the_last_checkpoint_and_times_add_up(tiny, t
     assert result.seconds == 12 * 100.0
 
 
+def test_a_run_killed_during_its_test_evaluation_resumes_with_it(tiny, tmp_path):
+    kills = ["test"]
+
+    def kill(split):
+        if [split] == kills:
+            raise KeyError(kills.pop())
+
+    def refuse(*_):
+        raise AssertionError("the run trains again")
+
+    config = tiny.config(steps=2, seeds=1)
+    with pytest.raises(KeyError):
+        train(tiny.Recall(reads=True, on_evaluate=kill), tiny.Model, config, tmp_path)
+    result = train(tiny.Recall(reads=True, before=refuse), tiny.Model, config, tmp_path)
+    assert result.steps == 2 and "test/accuracy" in result.metrics
+
+
 def test_a_finished_run_is_trained_further_only_if_its_number_of_updates_is_increased(tiny, tmp_path):
     config = tiny.config(steps=2)
     first = train(tiny.Recall(reads=True), tiny.Model, config, tmp_path)

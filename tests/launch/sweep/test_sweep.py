@@ -1,4 +1,4 @@
-"""Tests search spaces, the reports of a trial, the leaderboard, and a whole sweep that is killed and resumed."""
+"""Tests search spaces, flags and reports of a trial, the leaderboard, and a whole sweep, killed and resumed."""
 
 import json
 import os
@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
+from absl import flags
 
+from launch.command import parse_flags
 from launch.configs import dictionary
-from launch.sweep.space import PlannedTrial, TrialSpec, apply, choose_trials, expand, plan
+from launch.runs.config_flag import define_config
+from launch.sweep.run import Host, run_sweep
+from launch.sweep.space import PlannedTrial, TrialSpec, apply, choose_trials, expand, plan, recipe_flags
 
 ROOT = pathlib.Path(__file__).parents[3]
 A = {"model.heads": [1, 2]}
@@ -88,6 +93,80 @@ def test_the_plan_of_a_trial_is_its_command_and_its_config():
         apply(config, {"training.steps": "many"})
 
 
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config(name="a"):
+    task = {"name": name, "folder": "", "sizes": (1, 2), "names": ("x",), "wider": True, "limit": 1.0, "text": None}
+    return ConfigDict({"task": task, "training": {"steps": 1, "learning_rate": 1e-3}})
+"""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Returns a function that parses words as a command does, and returns the config and the words for a trial."""
+
+    def parse(words):
+        monkeypatch.setattr(sys, "argv", ["command", *words])
+        try:
+            holder = define_config()
+            parse_flags(sys.argv)
+            return holder.value, recipe_flags(flags.FLAGS["config"])
+        finally:
+            for name in [name for name in flags.FLAGS if name.startswith("config")]:
+                delattr(flags.FLAGS, name)
+
+    return parse
+
+
+FOLDER = "--config.task.folder="
+WAYS = {
+    "equals": [
+        "--config.training.steps=7",
+        f"{FOLDER}a b'\"c",
+        "--config.task.sizes=(3,)",
+        "--config.task.wider=false",
+    ],
+    "words": ["--config.training.steps", "7", "--config.task.folder", "a b'\"c", "--config.task.sizes", "3,"],
+    "dash": ["-config.training.steps=7", "-config.task.folder", "a b'\"c", "-noconfig.task.wider"],
+    "several": [
+        "--config.task.sizes=3",
+        "--config.task.sizes",
+        "4",
+        "--config.task.names=y z",
+        "--noconfig.task.wider",
+    ],
+    "last": ["--config.training.steps=6", "--config.training.steps=7", f"{FOLDER}--config.task.name=b"],
+    "none": ["--config.task.limit=None", "--config.task.text='3'", "--config.task.new=l2", FOLDER + "true "],
+    "dict": ["--config.training={'steps': 7, 'learning_rate': 0.1}", "--config.task.text=a b"],
+}
+EXPECTED = {
+    "several": {"sizes": (3, 4), "names": ("y z",), "wider": False},
+    "none": {"limit": None, "text": "3", "new": "l2", "folder": "true "},
+}
+
+
+@pytest.mark.parametrize("config", [["--config=FILE:b"], ["--config", "FILE"], ["-config=FILE"]], ids=" ".join)
+@pytest.mark.parametrize("way", [*WAYS, "file"])
+def test_a_trial_trains_the_recipe_that_was_asked_for_however_it_was_written(tmp_path, parse, config, way):
+    (tmp_path / "a recipe.py").write_text(RECIPE)
+    (tmp_path / "flags").write_text("--config.training.steps=7\n--config.task.folder=a b\n")
+    words = [word.replace("FILE", str(tmp_path / "a recipe.py")) for word in config]
+    asked, words = parse(words + WAYS.get(way, [f"--flagfile={tmp_path / 'flags'}"]))
+    if way in EXPECTED:
+        assert {name: asked.task[name] for name in EXPECTED[way]} == EXPECTED[way]
+    else:
+        assert asked.training.steps == 7
+    assert parse(words)[0].to_dict() == asked.to_dict()
+    changes = {"task.folder": "d e", "task.limit": 3, "task.text": "4", "task.sizes": (5, 6), "task.wider": True}
+    trial = plan(TrialSpec("abc", changes), asked, words, tmp_path)
+    trained, _ = parse([word for word in trial.command[3:] if not word.startswith("--workdir=")])
+    assert json.loads(json.dumps(trained.to_dict())) == trial.config
+    changed = {name.split(".")[1]: value for name, value in changes.items()}
+    assert trained.task.to_dict() == asked.task.to_dict() | changed
+    assert trained.training.to_dict() == asked.training.to_dict()
+
+
 def sweep(*arguments, **popen):
     command = [sys.executable, "-m", "launch.sweep", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, text=True, **popen)
@@ -119,7 +198,7 @@ def test_without_ray_the_extra_is_named(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["No module named 'ray'; a sweep needs Ray: pip install 'mnm_jax[sweep]'."]
+    assert done.stderr.splitlines() == ["No module named 'ray': run pip install 'mnm_jax[sweep]'."]
     assert not (tmp_path / "s").exists()
 
 
@@ -230,6 +309,86 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+def test_every_start_limits_the_concurrent_trials():
+    one, slices = Host({"CPU": 1.0, "GPU": 0.0}), Host({"TPU": 4.0}, hosts=2)
+    assert one.bundles(None) == [{"CPU": 1.0}]
+    for number in range(1, 97):
+        own, head = one.bundles(number)
+        assert own == {"CPU": 1.0} and [head] == slices.bundles(number)
+        (part,) = head.values()
+        units = round(10_000 * part)  # Ray counts in these, and there is one head node
+        assert units == pytest.approx(10_000 * part)
+        assert 10_000 // units == (10_000 - 10) // units == number  # also while Ray Train takes 10 of them
+    for wrong in (0, 97):
+        with pytest.raises(ValueError, match=f"concurrent must be from 1 to 96, got {wrong}; leave it out"):
+            one.bundles(wrong)
+
+
+def test_settings_that_tune_restores_from_the_first_start_have_a_state_of_their_own(tmp_path):
+    from launch.sweep.tuning import state_folder
+
+    trials = [PlannedTrial("abc", ["python"], {"training": {"steps": 1}})]
+    settings = [("valid/accuracy", True, True), ("valid/loss", True, True), ("valid/accuracy", False, True)]
+    settings += [("valid/accuracy", True, False)]
+    folders = [state_folder(tmp_path, trials, *one) for one in settings]
+    assert len(set(folders)) == 4 and folders[0] == state_folder(tmp_path, list(trials), *settings[0])
+
+
+@pytest.mark.parametrize(("address", "expected"), [(None, "0"), ("auto", None)])
+def test_on_one_machine_ray_listens_on_the_loopback_interface(tmp_path, monkeypatch, address, expected):
+    monkeypatch.delenv(name := "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+
+    class Started(Exception):
+        pass
+
+    def start(*args, **kwargs):
+        assert (os.environ.get(name), kwargs["address"]) == (expected, address)
+        raise Started
+
+    monkeypatch.setattr("launch.sweep.tuning.run", start)
+    with pytest.raises(Started):
+        run_sweep([], [], None, tmp_path, Host({"CPU": 1.0}), metric="valid/accuracy", largest=True, address=address)
+    monkeypatch.delenv(name, raising=False)
+
+
+def test_every_30_seconds_each_running_trial_has_a_line(tmp_path, monkeypatch, capsys):
+    from launch.sweep import tuning
+
+    def trial(name, status):
+        config = {"trial": {"name": name, "config": {"training": {"steps": 1500}}}}
+        result = {"progress": 100.0, "area": 0.5}
+        done = status == "TERMINATED"
+        return types.SimpleNamespace(config=config, status=status, is_finished=lambda: done, last_result=result)
+
+    now = [100.0]
+    monkeypatch.setattr(tuning, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    write_metrics(tmp_path / "abc", [(0.0, 0.5)])
+    with (tmp_path / "abc" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1200, "seconds": 2.0, "train/loss": [1.0, 1.0]}) + "\n")
+    (tmp_path / "ghi").mkdir()
+    (tmp_path / "ghi" / "metrics.jsonl").write_text(json.dumps({"step": 5, "train/loss": [1.0]}) + "\n")
+    names = {"abc": "RUNNING", "def": "RUNNING", "ghi": "RUNNING", "jkl": "PENDING", "mno": "TERMINATED"}
+    trials = [trial(name, status) for name, status in names.items()]
+    reporter = tuning._Reporter(str(tmp_path), "valid/accuracy")
+    reporter.on_step_end(0, trials[3:])  # none runs
+    reporter.on_trial_start(0, trials, trials[0])
+    for seconds in (0.0, 0.1, 29.8, 0.2):
+        now[0] += seconds
+        reporter.on_step_end(1, trials)
+    reporter.on_trial_complete(2, trials, trials[0])
+    lines = [
+        "abc: update 1,200 of 1,500, valid/accuracy 0.2500",
+        "def: no metrics yet",
+        "ghi: update 5 of 1,500, valid/accuracy not measured yet",
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        f"abc: started, its output is in {tmp_path}/abc/log.txt",
+        *lines,
+        *lines,
+        "abc: 100% of its updates, area 0.5000; 2 have ended",
+    ]
+
+
 def test_the_leaderboard_by_hand(tmp_path):
     from launch.sweep.leaderboard import describe, draw, make_rows
 
@@ -264,14 +423,15 @@ def test_the_leaderboard_by_hand(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_repeats_nothing_and_a_trial_that_fails_does_not_end_it(tmp_path):
+def test_a_sweep_that_is_killed_goes_on_repeats_nothing_and_a_trial_that_fails_does_not_end_it(tmp_path, listening):
     workdir, trials = tmp_path / "s", tmp_path / "s" / "trials"
     two = {"training.learning_rate": [0.001, 0.01], "model.hidden_features": [4]}
     wrong = {"training.batch_size": [7], "model.hidden_features": [4]}
     (tmp_path / "space.json").write_text(json.dumps({"chain": [two, wrong]}))
     flags = ["--config=launch/configs/dictionary.py:lstm", f"--space={tmp_path / 'space.json'}", f"--workdir={workdir}"]
     settings = {"seeds": 1, "steps": 60, "eval_every": 10, "log_every": 10, "accumulate": 2, "checkpoint_seconds": 0.5}
-    flags += [f"--config.training.{name}={value}" for name, value in settings.items()]
+    for name, value in settings.items():
+        flags += [f"--config.training.{name}", str(value)]
 
     def finished():
         return {path.parent.name: path.stat().st_mtime for path in trials.glob("*/summary.json")}
@@ -279,12 +439,19 @@ def test_a_sweep_that_is_killed_goes_on_repeats_nothing_and_a_trial_that_fails_d
     process = sweep(*flags, start_new_session=True)
     try:
         wait_for(lambda: len(finished()) >= 1, 200)
+        found = listening(process.pid)
         time.sleep(6)  # the state of the sweep is written every five seconds
     finally:
         process.kill()
         process.wait()
     before = finished()
-    said, _ = sweep(*flags, stdout=subprocess.PIPE).communicate(timeout=280)
+    assert len(found) > 4 and all(ip.is_loopback for ip, _ in found), found
+    said, _ = sweep(*flags, "--concurrent=1", stdout=subprocess.PIPE).communicate(timeout=280)
+    running = 0
+    for line in said.splitlines():
+        running += (": started, " in line) - (" have ended" in line)
+        assert running in (0, 1), said
+    assert said.count(": started, ") >= 2
     assert before.items() <= finished().items()
     rows = json.loads((workdir / "leaderboard.json").read_text())
     assert len(rows) == 4

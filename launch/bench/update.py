@@ -1,0 +1,113 @@
+"""Cost of a recipe's update in each execution form. Shape letters: `T` steps, `B` batch."""
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from launch.bench.header import count_memory
+from launch.bench.measure import Candidate, Program, Row, measure
+from launch.runs.build import Parts
+from mnm_jax import choose_form
+from mnm_jax.recurrence import FORMS
+from mnm_jax.training import SequenceModel, init_state, make_parallel_update, played, split_model
+
+
+class _InForm(nnx.Module):
+    """A `SequenceModel` that runs every sequence in one execution form."""
+
+    def __init__(self, model: SequenceModel, form: str) -> None:
+        self.model, self.form = model, form
+
+    @property
+    def cell(self) -> Any:
+        return self.model.cell
+
+    def __call__(self, inputs: Any, mask: Any = None, fork: Any = None) -> Any:
+        return self.model(inputs, mask, fork, form=self.form)
+
+    def start(self, batch_size: int) -> Any:
+        return self.model.start(batch_size)
+
+    def step(self, carry: Any, inputs: Any) -> Any:
+        return self.model.step(carry, inputs)
+
+
+def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[str] = FORMS) -> Iterator[Row]:
+    """Yields the cost of an update of all seeds, as training runs it, in one form after the other.
+
+    A row has the fields of `launch.bench.measure.measure` and: form, chosen (the form that runs), steps (`T`), batch
+    (`B`), devices. A model without a neural memory has the form "plain" only.
+
+    Args:
+      parts: task, model and settings of the recipe. A task that reads files is measured with its first batch.
+      devices: the devices; the largest number of them that divides the batch is used.
+      forms: the forms to measure.
+    """
+    task, make_model, training = parts
+    key, start = jax.random.key(training.seed), jnp.int32(0)
+    batch = None if task.loader is None else next(task.loader(training.seed, training.batch_size))
+    drawn = jax.eval_shape(lambda: task.sample(key, training.batch_size, start) if batch is None else batch)
+    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    steps, examples = jax.eval_shape(lambda model, drawn: played(model, task, drawn).mask, model, drawn).shape
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if examples % n == 0)]
+    if choose_form(model.cell, steps, form="reversible") == "plain":
+        forms = ("plain",)
+    for form in forms:
+        chosen = choose_form(model.cell, steps, form=form)
+        fields = {"form": form, "chosen": chosen, "steps": steps, "batch": examples, "devices": len(devices)}
+        candidate = Candidate(fields, partial(_compile, parts, devices, form, batch, examples))
+        yield from measure([candidate], memory_bytes=count_memory(devices))
+
+
+def describe_cost(row: Row, updates: int) -> str:
+    """Returns one line on the cost in a form; `updates` is the number of updates of the recipe."""
+    name = row["form"] if row["form"] != "auto" else f"auto ({row['chosen']})"
+    parts = [] if row["compile_seconds"] is None else [f"compiled in {row['compile_seconds']:.1f} s"]
+    if row["temp_bytes"] is not None:
+        parts.append(f"{row['temp_bytes'] / 2**20:,.1f} MiB of temporary memory")
+    if row["milliseconds"] is None:
+        return f"{name}: {', '.join([*parts, row['note']])}"
+    seconds = row["milliseconds"] / 1e3
+    parts += [f"{1e3 * seconds:,.1f} ms per update", f"{1e6 * seconds / row['steps']:,.0f} us per step"]
+    return f"{name}: {', '.join(parts)}; {updates:,} updates take {_duration(updates * seconds)}"
+
+
+def _compile(parts: Parts, devices: Sequence[jax.Device], form: str, batch: Any, examples: int) -> Program:
+    task, make_model, training = parts
+    optimizer = training.make_optimizer()
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return _InForm(make_model(rngs), form)
+
+    update: Any = make_parallel_update(
+        split_model(make),
+        task,
+        optimizer,
+        meta_weight=training.meta_weight,
+        batch_size=examples,
+        accumulate=training.accumulate,
+        devices=devices,
+    )
+    kept = [init_state(make, optimizer, training.seed, training.seeds)]
+    begin = time.perf_counter()
+    compiled = update.lower(kept[0], batch).compile()
+    seconds = time.perf_counter() - begin
+    analysis = compiled.memory_analysis()
+
+    def run() -> None:  # an update donates the buffers of its state, so the new state is kept for the next run
+        kept[0], metrics = compiled(kept[0], batch)
+        jax.block_until_ready((kept[0], metrics))
+
+    return Program(run, None if analysis is None else analysis.temp_size_in_bytes * len(devices), seconds)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

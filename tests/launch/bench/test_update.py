@@ -1,0 +1,53 @@
+"""Tests the cost of a recipe's update against the sizes and the memory that the forms need."""
+
+import jax
+import pytest
+
+from launch.bench.update import describe_cost, update_costs
+from launch.configs import training_section
+from launch.runs.build import build_parts
+
+TASK = {"name": "dictionary", "length": 1, "support": 4, "queries": 2, "wider": False}
+TRAINING = training_section(steps=100, batch_size=6, seeds=2, learning_rate=1e-3)
+
+
+def test_a_model_without_a_memory_has_one_form():
+    parts = build_parts({"task": TASK, "model": {"name": "rnn", "hidden_features": 3}, "training": TRAINING})
+    (row,) = update_costs(parts, jax.devices()[:4])
+    steps = next(iter(parts.task.evaluations("test", 1)[""]())).mask.shape[0]
+    assert (row["form"], row["chosen"], row["steps"], row["batch"]) == ("plain", "plain", steps, 6)
+    assert row["devices"] == 3  # the largest number up to four that divides the batch
+    assert row["milliseconds"] > 0 and row["compile_seconds"] > 0 and row["temp_bytes"] > 0
+
+
+def test_the_line_of_a_form_by_hand():
+    row = {"form": "auto", "chosen": "reversible", "steps": 40, "compile_seconds": 8.06, "temp_bytes": 3 * 2**20}
+    timed = row | {"milliseconds": 280.0, "note": None}
+    assert describe_cost(timed, 1500) == (
+        "auto (reversible): compiled in 8.1 s, 3.0 MiB of temporary memory, 280.0 ms per update, 7,000 us per step; "
+        "1,500 updates take 7.0 min"
+    )
+    assert describe_cost(timed, 90_000).endswith("90,000 updates take 7.0 h")
+    failed = row | {"form": "plain", "milliseconds": None, "note": "not run: needs 9.0 GiB"}
+    assert describe_cost(failed, 1) == "plain: compiled in 8.1 s, 3.0 MiB of temporary memory, not run: needs 9.0 GiB"
+
+
+def test_an_unknown_form_is_refused():
+    parts = build_parts({"task": TASK, "model": {"name": "mnm-p"} | MEMORY, "training": TRAINING})
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'factored', 'reversible', got 'fast'"):
+        next(update_costs(parts, jax.devices()[:1], ["fast"]))
+
+
+MEMORY = {"hidden_features": 4, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "sum"}
+
+
+@pytest.mark.slow
+def test_each_form_runs_and_has_its_own_memory():
+    config = {"task": TASK | {"support": 16, "queries": 8}, "model": {"name": "mnm-p"} | MEMORY, "training": TRAINING}
+    rows = {row["form"]: row for row in update_costs(build_parts(config), jax.devices()[:1])}
+    assert [rows[form]["chosen"] for form in ("plain", "factored", "reversible")] == ["plain", "factored", "reversible"]
+    weights = 2 * 64 * 64 * 4 * 6  # bytes of the fast weights of the batch
+    # Plain autodiff keeps the weights of every step, the reversible form those of a few.
+    assert rows["plain"]["temp_bytes"] > rows["plain"]["steps"] * weights
+    assert rows["reversible"]["temp_bytes"] < rows["plain"]["temp_bytes"] / 3
+    assert rows["auto"]["temp_bytes"] == rows[rows["auto"]["chosen"]]["temp_bytes"]
