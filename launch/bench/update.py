@@ -49,11 +49,16 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
       forms: the forms to measure.
     """
     task, make_model, training = parts
-    key, start = jax.random.key(training.seed), jnp.int32(0)
     batch = None if task.loader is None else next(task.loader(training.seed, training.batch_size))
-    drawn = jax.eval_shape(lambda: task.sample(key, training.batch_size, start) if batch is None else batch)
+
+    def mask(model: Any) -> Any:
+        drawn = batch
+        if task.sample is not None:
+            drawn = task.sample(jax.random.key(0), training.batch_size, jnp.int32(0))
+        return played(model, task, drawn).mask
+
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    steps, examples = jax.eval_shape(lambda model, drawn: played(model, task, drawn).mask, model, drawn).shape
+    steps, examples = jax.eval_shape(mask, model).shape
     devices = devices[: max(n for n in range(1, len(devices) + 1) if examples % n == 0)]
     if choose_form(model.cell, steps, form="reversible") == "plain":
         forms = ("plain",)
@@ -61,7 +66,7 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
         chosen = choose_form(model.cell, steps, form=form)
         fields = {"form": form, "chosen": chosen, "steps": steps, "batch": examples, "devices": len(devices)}
         candidate = Candidate(fields, partial(_compile, parts, devices, form, batch, examples))
-        yield from measure([candidate], memory_bytes=count_memory(devices))
+        yield from measure([candidate], memory_bytes=count_memory(devices), pause=lambda: None)
 
 
 def describe_cost(row: Row, updates: int) -> str:

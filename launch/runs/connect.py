@@ -130,15 +130,16 @@ def _find_place(seconds: int) -> _Place | None:
         from jax._src.clusters import ClusterEnv
 
         named = os.environ.get("JAX_COORDINATOR_ADDRESS")
-        place = ClusterEnv.auto_detect_unset_distributed_params(named, None, None, None, None, seconds)[:3]
+        find = ClusterEnv.auto_detect_unset_distributed_params
+        address, count, index = find(named, None, None, None, None, seconds)[:3]
     except (ImportError, AttributeError, TypeError):
         return None
-    if None in place:
+    if address is None or count is None or index is None:
         raise ValueError(
             "coordinator='auto' needs the environment of a TPU pod, SLURM, Open MPI or Kubernetes, got none; pass "
             "--coordinator=HOST:PORT, --num_processes and --process_id."
         )
-    return _Place(*place)
+    return _Place(address, count, index)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ A space consists of mappings and lists, so that it can be written as JSON:
 """
 
 import ast
+import copy
 import hashlib
 import itertools
 import json
@@ -102,7 +103,7 @@ def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
     Raises:
       ValueError: if the recipe has no such setting, or one of another type.
     """
-    changed = config.copy_and_resolve_references()
+    changed = copy.deepcopy(config)  # with the types that `define_config` allows
     for name, value in changes.items():
         section, key = name.split(".", 1)
         if section not in changed or key not in changed[section]:

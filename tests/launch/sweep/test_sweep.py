@@ -133,7 +133,7 @@ WAYS = {
         "--config.task.sizes=3",
         "--config.task.sizes",
         "4",
-        "--config.task.names=y z",
+        "--config.task.names=yz",
         "--noconfig.task.wider",
     ],
     "last": ["--config.training.steps=6", "--config.training.steps=7", f"{FOLDER}--config.task.name=b"],
@@ -141,7 +141,7 @@ WAYS = {
     "dict": ["--config.training={'steps': 7, 'learning_rate': 0.1}", "--config.task.text=a b"],
 }
 EXPECTED = {
-    "several": {"sizes": (3, 4), "names": ("y z",), "wider": False},
+    "several": {"sizes": (3, 4), "names": ("yz",), "wider": False},
     "none": {"limit": None, "text": "3", "new": "l2", "folder": "true "},
 }
 
@@ -158,7 +158,7 @@ def test_a_trial_trains_the_recipe_that_was_asked_for_however_it_was_written(tmp
     else:
         assert asked.training.steps == 7
     assert parse(words)[0].to_dict() == asked.to_dict()
-    changes = {"task.folder": "d e", "task.limit": 3, "task.text": "4", "task.sizes": (5, 6), "task.wider": True}
+    changes = {"task.folder": "d e", "task.limit": 3, "task.text": "4", "task.sizes": (5, 6), "task.wider": None}
     trial = plan(TrialSpec("abc", changes), asked, words, tmp_path)
     trained, _ = parse([word for word in trial.command[3:] if not word.startswith("--workdir=")])
     assert json.loads(json.dumps(trained.to_dict())) == trial.config
