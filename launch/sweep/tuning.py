@@ -57,6 +57,7 @@ def run(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's new output ignores `verbose=0`
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints lines instead
+    print(f"{len(trials)} trials; every {_LINES_SECONDS:.0f} s a line per running trial", flush=True)
     ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     where = Where(
         folder=str(workdir / "trials"),

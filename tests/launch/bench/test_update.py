@@ -1,5 +1,10 @@
 """Tests the cost of a recipe's update against the sizes and the memory that the forms need."""
 
+import pathlib
+import re
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -7,6 +12,8 @@ from launch.bench.update import describe_cost, update_costs
 from launch.configs import training_section
 from launch.runs.build import build_parts
 
+ROOT = pathlib.Path(__file__).parents[3]
+MEMORY = {"hidden_features": 4, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "sum"}
 TASK = {"name": "dictionary", "length": 1, "support": 4, "queries": 2, "wider": False}
 TRAINING = training_section(steps=100, batch_size=6, seeds=2, learning_rate=1e-3)
 
@@ -38,9 +45,6 @@ def test_an_unknown_form_is_refused():
         next(update_costs(parts, jax.devices()[:1], ["fast"]))
 
 
-MEMORY = {"hidden_features": 4, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "sum"}
-
-
 @pytest.mark.slow
 def test_each_form_runs_and_has_its_own_memory():
     config = {"task": TASK | {"support": 16, "queries": 8}, "model": {"name": "mnm-p"} | MEMORY, "training": TRAINING}
@@ -51,3 +55,14 @@ def test_each_form_runs_and_has_its_own_memory():
     assert rows["plain"]["temp_bytes"] > rows["plain"]["steps"] * weights
     assert rows["reversible"]["temp_bytes"] < rows["plain"]["temp_bytes"] / 3
     assert rows["auto"]["temp_bytes"] == rows[rows["auto"]["chosen"]]["temp_bytes"]
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_size_and_a_line_per_form():
+    recipe = ["--config=launch/configs/dictionary.py:lstm", "--config.training.seeds=1", "--config.task.support=2"]
+    command = [sys.executable, "-m", "launch.size", *recipe, "--config.training.batch_size=2", "--forms=auto,plain"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    size, cost = done.stdout.splitlines()
+    assert re.match(r"[\d,]+ parameters .* GFLOP per update \(T \d+, B 2, seeds 1\)", size)
+    assert re.fullmatch(r"plain: compiled in .* MiB of temporary memory, .* us per step; 1,500 updates take .*", cost)
