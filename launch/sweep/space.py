@@ -125,8 +125,11 @@ def plan(spec: TrialSpec, config: ConfigDict, words: Sequence[str], workdir: pat
       workdir: folder of the sweep.
     """
     changed = apply(config, spec.changes)
-    changes = [_word(f"config.{name}", value) for name, value in spec.changes.items()]
-    command = ["python", "-m", "launch.train", *words, *changes, f"--workdir={workdir / 'trials' / spec.name}"]
+    changes = {f"config.{name}": value for name, value in spec.changes.items()}
+    # A setting is named once: absl joins the values of a tuple that is named twice.
+    words = [word for word in words if word.partition("=")[0].removeprefix("--") not in changes]
+    words += [_word(name, value) for name, value in changes.items()]
+    command = ["python", "-m", "launch.train", *words, f"--workdir={workdir / 'trials' / spec.name}"]
     return PlannedTrial(spec.name, command, json.loads(json.dumps(changed.to_dict())))
 
 
