@@ -100,7 +100,7 @@ def unroll(
     check_flags(time_major=time_major)
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
-    xs = Steps(inputs, mask, reset, fork, reset_controller, fork_memory)
+    xs = Steps(inputs, mask=mask, reset=reset, fork=fork, reset_controller=reset_controller, fork_memory=fork_memory)
     check_steps(xs, time_major=time_major)
     check_has_memory(cell, xs)
     if not time_major:

@@ -125,7 +125,7 @@ class Conversation:
             notes.append(f"the question sees the last {most} of {len(told) - 1} sentences, as in training")
         # Only the first name counts: in a story without a garden, "no" answers "is mary in the garden".
         guessed = bool(named) and named[0] not in story
-        return Answer(number, text, answers, guessed, sentences, notes)
+        return Answer(story=number, question=text, answers=answers, guessed=guessed, sentences=sentences, notes=notes)
 
 
 def converse(conversation: Conversation, lines: Iterable[str], keep_on: bool = False) -> Iterator[str]:

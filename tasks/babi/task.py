@@ -181,7 +181,12 @@ class Babi:
     @functools.cached_property
     def layout(self) -> Layout:
         """The steps of a sentence and of a question; reads the data."""
-        return Layout(len(self._dataset.counts), self.think_steps, self.controller, self.apart)
+        return Layout(
+            words=len(self._dataset.counts),
+            think_steps=self.think_steps,
+            controller=self.controller,
+            apart=self.apart,
+        )
 
     @functools.cached_property
     def _splits(self) -> dict[str, Split]:

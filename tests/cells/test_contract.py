@@ -90,6 +90,7 @@ def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_nu
     assert norm(jax.tree.map(jnp.subtract, of_half, of_whole)) < 0.1 * norm(of_whole)
 
 
+@cells("mnm-p", "chain-p", "lstm", "plastic")
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_carry_and_parameters_survive_a_checkpoint(make, common, tmp_path, dtype):
     cell, other = make(jnp.float32, dtype=dtype), make(jnp.float32, seed=1, dtype=dtype)

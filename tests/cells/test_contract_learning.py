@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from mnm_jax.training import make_optimizer
@@ -18,6 +19,22 @@ def draw(key):
     return VECTORS[symbols.at[-1].set(SYMBOLS)], symbols[0]
 
 
+SLOW = ("mnm-p-window", "mnm-p-gated", "chain-g", "salu", "neuromodulated", "ntm", "dnc")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "mnm-p",
+        "mnm-g",
+        "chain-p",
+        "lstm",
+        "rnn",
+        "plastic",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
+    indirect=True,
+)
 def test_learns_to_recall_the_first_input(make, common):
     """The accuracy is that on the batch of each update, before the update; every batch is new."""
     cell = make(jnp.float32, in_features=D, hidden=16)

@@ -30,9 +30,14 @@ LAYERS = {
     "delta": form(matrix_memory, "delta", options=FORGET, layer={"heads": 2, "convolution": 3}),
     "hebbian": form(matrix_memory, "hebbian"),
 }
-FAST = ("local", "gradient")
 named = functools.partial(pytest.mark.parametrize, "name")
-layers = named([name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS])
+
+
+def layers(*fast):
+    """Runs a test with the layers of these names, and with all others among the slow tests."""
+    return named([name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS])
+
+
 MADE = (testing.check_layer_dtypes, testing.check_layer_compilation)
 SINGLE = (testing.check_layer_carry, testing.check_layer_extremes)
 DOUBLE = (
@@ -44,19 +49,19 @@ DOUBLE = (
 
 
 @pytest.mark.parametrize("check", [*MADE, *SINGLE], ids=lambda check: check.__name__)
-@layers
+@layers("local", "gradient")
 def test_contracts(name, check):
     make = LAYERS[name]
     check(make if check in MADE else make(dtype=jnp.float32, param_dtype=jnp.float32))
 
 
 @pytest.mark.parametrize("check", DOUBLE, ids=lambda check: check.__name__)
-@layers
+@layers("gradient")  # test_exact.py has those of the local rule
 def test_contracts_in_double_precision(name, check, x64):
     check(LAYERS[name](dtype=jnp.float64, param_dtype=jnp.float64))
 
 
-@named(["gradient", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name != "gradient")])
+@layers("delta")
 def test_devices(name):
     with jax.enable_x64(True):
         testing.check_layer_devices(LAYERS[name](dtype=jnp.float64, param_dtype=jnp.float64))

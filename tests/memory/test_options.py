@@ -130,7 +130,7 @@ def test_never_worse_refuses_options_that_change_more_than_the_write(others, nam
         make("mnm-g", WriteOptions(never_worse=True, **others))
 
 
-@pytest.mark.parametrize("rule", FACTORIES)
+@pytest.mark.parametrize("rule", ["mnm-p", pytest.param("mnm-g", marks=pytest.mark.slow)])
 def test_inner_steps_are_writes_one_after_the_other(rule, x64):
     keys, values = next(pairs(1))
     plain, params, expected = make(rule, WriteOptions())
@@ -188,7 +188,7 @@ def test_zero_and_constant_keys_have_finite_derivatives(norm):
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("rule", FACTORIES)
+@pytest.mark.parametrize("rule", ["mnm-p", pytest.param("mnm-g", marks=pytest.mark.slow)])
 def test_an_optax_optimiser_moves_every_example_on_its_own(rule, x64):
     optimizer = optax.chain(optax.clip_by_global_norm(2.0), optax.adam(0.1, eps_root=1e-8))
     memory, params, state = make(rule, WriteOptions(optimizer=optimizer))

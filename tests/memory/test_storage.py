@@ -99,7 +99,10 @@ def test_minus_outer_equals_the_product(rows, x64):
         np.testing.assert_allclose(a, b, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param("plain", marks=pytest.mark.slow), "reversible", pytest.param("factored", marks=pytest.mark.slow)],
+)
 def test_a_float32_memory_keeps_what_bfloat16_products_would_lose(form):
     """A thousand writes, each too small to change a bfloat16 weight, add up; its gradient is near that in float32."""
 

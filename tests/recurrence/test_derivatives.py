@@ -94,7 +94,7 @@ ALL = FLAGS | {"reset": RESET}
 @pytest.mark.parametrize(
     ("second", "name", "form", "flags"),
     [
-        case(reverse_over_reverse, "mnm-p", "textbook", FLAGS),
+        case(reverse_over_reverse, "mnm-p", "textbook", FLAGS, SLOW),
         case(forward_over_reverse, "mnm-p", "textbook", FLAGS, SLOW),
         case(reverse_over_reverse, "mnm-p", "reversible", FLAGS | EVERY),
         case(forward_over_reverse, "mnm-p", "reversible", FLAGS),

@@ -75,7 +75,7 @@ def assert_forms_agree(cell, tolerance=1e-9, *, fresh=True, **options):
 @pytest.mark.parametrize(
     ("rule", "step_size"),
     [
-        ("local", "normalised"),
+        pytest.param("local", "normalised", marks=SLOW),
         ("gradient", "normalised"),
         pytest.param("local", "sum", marks=SLOW),
         ("gradient", "paper"),
@@ -94,7 +94,7 @@ def test_step_sizes(rule, step_size, x64):
         ("local", {"heads": 1}),
         ("local", {"meta_window": 3}),
         pytest.param("local", {"read_first": True}, marks=SLOW),
-        ("gradient", {"out_features": 2}),
+        pytest.param("gradient", {"out_features": 2}, marks=SLOW),
         pytest.param("gradient", {"heads": 1}, marks=SLOW),
         pytest.param("gradient", {"meta_window": 3}, marks=SLOW),
         pytest.param("gradient", {"read_first": True}, marks=SLOW),
@@ -219,7 +219,7 @@ def test_a_step_on_a_fork_answers_as_at_the_end_and_leaves_no_trace(rule, form, 
 
 
 @pytest.mark.parametrize(
-    ("rule", "interaction"), [pytest.param("local", "tanh", marks=SLOW), ("gradient", "layer_norm")]
+    ("rule", "interaction"), [("local", "tanh"), pytest.param("gradient", "layer_norm", marks=SLOW)]
 )
 def test_single_precision(rule, interaction):
     assert_forms_agree(make(rule, dtype=jnp.float32, interaction=interaction), tolerance=1e-4, mask=MASK)

@@ -122,6 +122,7 @@ def test_the_better_action_is_found(tmp_path):
     np.testing.assert_allclose(logits[1, :, -1], 1, atol=0.05)
 
 
+@pytest.mark.slow
 def test_several_devices_play_and_learn_what_one_does(tmp_path):
     task, config = ProbeTask(kind="remembered"), TrainConfig(steps=3, batch_size=4, learning_rate=0.1, log_every=1)
     lines = []

@@ -41,7 +41,7 @@ MEMORIES = {
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "local" else pytest.param(name, marks=pytest.mark.slow) for name in MEMORIES]
+    "name", [name if name == "hebbian" else pytest.param(name, marks=pytest.mark.slow) for name in MEMORIES]
 )
 def test_the_librarys_memories_keep_the_contracts(name):
     testing.check_memory(MEMORIES[name])

@@ -71,7 +71,7 @@ def test_a_run_leaves_its_record_and_learns(tiny, tmp_path):
     np.testing.assert_array_equal(again["test/loss"], result.metrics["test/loss"])
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["sampled", "read"])
+@pytest.mark.parametrize("reads", [pytest.param(False, marks=pytest.mark.slow), True], ids=["sampled", "read"])
 def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tiny, tmp_path, reads):
     config = tiny.config(optimizer="adam", learning_rate=0.01)
     expected = train(tiny.Recall(reads=reads), tiny.Model, config, tmp_path / "whole")

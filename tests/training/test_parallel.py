@@ -36,7 +36,9 @@ def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1, make_mode
     return jax.device_get(state.params), metrics
 
 
-@pytest.mark.parametrize("draw", [None, pytest.param("draw_numpy", marks=pytest.mark.slow), "draw_forks"])
+@pytest.mark.parametrize(
+    "draw", [pytest.param(draw, marks=pytest.mark.slow) for draw in (None, "draw_numpy")] + ["draw_forks"]
+)
 def test_every_form_equals_one_device(tiny, x64, draw):
     draw = draw and getattr(tiny, draw)
     expected = run(tiny, draw, "jit", 1)

@@ -126,6 +126,7 @@ def test_step_flops_are_those_worked_by_hand():
     assert step_flops(heads=4, width=128, layers=3) == 2 * 267 * 16384
 
 
+@pytest.mark.slow
 def test_the_suites_have_the_sizes_that_they_promise():
     devices = jax.devices()
     groups = list(training_step(devices))

@@ -15,6 +15,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_run_is_drawn_over_episodes_with_its_reward_and_a_film_strip(tmp_path, monkeypatch):
     drawn, strips = [], []
