@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from launch.reporting.png import save_figure
 from launch.runs.workdir import SUMMARY
 from launch.sweep.space import DEFAULT, TrialSpec
 from launch.sweep.trial import scores
@@ -81,7 +82,7 @@ def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
     if not shown:
         return
     names = list(shown[0]["settings"])
-    figure = Figure(figsize=(max(6.0, 2.0 * (len(names) + 1)), 4.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(6.0, 2.0 * (len(names) + 1)), 4.0), layout="constrained")
     axes = figure.add_subplot()
     heights, ticks = [], []
     for name in names:
@@ -114,4 +115,4 @@ def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)

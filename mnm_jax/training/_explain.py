@@ -86,7 +86,10 @@ def explain_fault(
     origins = find_origins(lambda state, batch: propose(state, batch).checked, state, batch)
     origin = origins[int(state.fault_leaf)] or next(filter(None, origins), None)
     if origin is None:
-        return f"{fault} Computed one operation at a time, all numbers of this update are finite."
+        return (
+            f"{fault} Computed one operation at a time, all numbers of this update are finite: the fault is one of the "
+            "compiled program. `discard_fault` (launch.train --after_fault) continues it from an earlier checkpoint."
+        )
     return f"{fault} It comes from {origin}."
 
 
