@@ -39,7 +39,7 @@ def test_an_initial_memory_that_is_not_learned_gets_no_gradient(x64):
     inputs = make_inputs(5)
     for learned in (True, False):
         layer = make_layer(make_memory("gradient", learn_initial=learned), chunk=2)
-        gradient = jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, inputs)[1]))(layer)
+        gradient = jax.jit(jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, inputs)[1])))(layer)
         (of_weights,) = gradient.memory_params.get_value().weights
         assert bool(jnp.any(of_weights != 0)) == learned
 
@@ -107,7 +107,7 @@ def test_it_is_the_memory_of_titans(x64):
 
 def test_inputs_of_zeros_have_finite_gradients():
     layer = make_layer(make_memory("gradient", WriteOptions("l2"), jnp.float32, **TWO_LAYERS), jnp.float32, chunk=4)
-    gradient = jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, jnp.zeros((6, B, D)))[1]))(layer)
+    gradient = jax.jit(jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, jnp.zeros((6, B, D)))[1])))(layer)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 

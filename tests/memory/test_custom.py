@@ -92,6 +92,7 @@ def test_gradients_through_a_network_of_ones_own_are_those_of_finite_differences
     memory = custom_memory(K, V, init=init_mlp, apply=mlp, learn_initial=learned, options=options)
     params = memory.init(jax.random.key(0))
 
+    @jax.jit
     def loss(params, keys, values, rate):
         state, info = memory.write(params, memory.start(params, B), keys, values, rate, forget=rate / 2)
         return jnp.sum(jnp.sin(memory.read(params, state, keys))) + jnp.sum(info.loss_after)

@@ -184,7 +184,7 @@ def test_zero_and_constant_keys_have_finite_derivatives(norm):
         return jnp.sum(memory.read(params, state, keys) ** 2) + jnp.sum(info.update_norm)
 
     for keys in (jnp.zeros((B, H, K)), jnp.ones((B, H, K))):
-        gradients = jax.grad(loss, argnums=(0, 1, 2))(params, keys, jnp.zeros((B, H, V)))
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, keys, jnp.zeros((B, H, V)))
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
@@ -218,7 +218,8 @@ def test_gradients_through_every_option_are_those_of_finite_differences(x64):
             state, info = memory.write(params, state, keys[step], values[step], rate, **gates)
         return jnp.sum(jnp.sin(memory.read(params, state, keys[0]))) + jnp.sum(info.loss_after)
 
-    check_grads(loss, (params, normal(1, 2, B, H, K), normal(2, 2, B, H, V), RATE), order=1, modes=["rev"], rtol=1e-5)
+    given = (params, normal(1, 2, B, H, K), normal(2, 2, B, H, V), RATE)
+    check_grads(jax.jit(loss), given, order=1, modes=["rev"], rtol=1e-5)
 
 
 def test_the_delta_rule_is_deltanet(x64):
