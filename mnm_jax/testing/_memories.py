@@ -43,6 +43,7 @@ class _Write(NamedTuple):
     read_keys: Array
     gates: dict[str, Array]
 
+    @partial(jax.jit, static_argnums=1)
     def apply(self, memory: Memory, params: MemoryParams, state: Any) -> Any:
         """Returns (state, measures, values read)."""
         return memory.write_read(params, state, self.keys, self.values, self.rate, self.read_keys, **self.gates)
