@@ -16,12 +16,12 @@ blank lines are ignored. Without --story the lines are read from stdin; on a ter
 The program prints each question with its most probable answers and with the sentences whose write keys are most similar
 to its read key (cosine, mean over heads: a row of the memory map). A percentage is the probability of an answer among
 all answers of training, provided that the story determines the answer. Every training story does: the model has no
-answer "unknown", and can give a high probability to a guess. A question about a name that the story lacks cannot be
+answer "unknown", and can give a high probability to a guess. A question about a name that is not in the story cannot be
 answered; the program then prints no percentages.
 
-An unseen word is read as a name that the story lacks, if it stands where such names stand (Alice as Daniel, say), with
-a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model of
-task 3).
+An unseen word is read as a name that is not in the story, if it stands where such names stand (Alice as Daniel, say),
+with a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model
+of task 3).
 
 The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
 are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that

@@ -12,8 +12,8 @@ MemoryChain shows one bit at the first step and pays 1 if the last action repeat
 episode has 9 steps. MetaMaze is the maze of Miconi et al., 2019, with the same cells as `maze.py` with
 `size = maze_size + 2`. It differs in its teleport, which may lead to the cell of the reward; this ends the episode.
 
-Expected (3 seeds, 600 updates, one core of a shared CPU): MemoryChain of length 8, reward 1.000 per test episode for
-lstm in half a minute, for mnm-p and mnm-g in one and a half. MetaMaze has not been trained.
+Expected: MemoryChain of length 8, reward 1 per test episode for every model after 600 updates, within a minute
+(`docs/results/gymnax.md`). MetaMaze has not been trained.
 """
 
 from typing import Any

@@ -74,7 +74,7 @@ def train_run(
         finished = read_summary(workdir)
         if finished and not (workdir / "checkpoints").exists():
             return finished  # only its results were kept
-        earlier = continued_at(workdir)
+        earlier = [steps for steps in continued_at(workdir) if steps < training.steps]
         if is_first_process():
             if earlier:
                 print(_describe_continuing(earlier[-1], training))

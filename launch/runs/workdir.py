@@ -128,8 +128,11 @@ def _continue(workdir: pathlib.Path, steps: int, config: dict[str, Any]) -> bool
         raise ValueError(f"{workdir} holds an unfinished run of training.steps={steps}; finish it before a longer one.")
     if not any((workdir / "checkpoints").glob("[0-9]*")):
         raise ValueError(f"{workdir} has no checkpoint to continue from; take another --workdir.")
-    (workdir / SUMMARY).rename(workdir / f"summary_{steps}.json")
+    # The same command works again if the process is killed between any two of these lines.
+    with whole_file(workdir / f"summary_{steps}.json", "wb") as file:
+        file.write((workdir / SUMMARY).read_bytes())
     write_json(workdir / CONFIG, config)
+    (workdir / SUMMARY).unlink()
     return True
 
 

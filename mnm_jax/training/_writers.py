@@ -159,7 +159,7 @@ def _restore(path: pathlib.Path, step: int, saved: Sequence[Mapping[str, Any]] |
         lost = sum(line not in kept for line in saved)
         if lost:
             logging.warning("%d lines are missing from %s; they are restored from the checkpoint.", lost, path)
-        # The evaluation on the test split comes after the last checkpoint, which therefore lacks its line.
+        # The evaluation on the test split comes after the last checkpoint, which therefore does not hold its line.
         tested = [line for line in kept if line not in saved and any(name.startswith("test/") for name in line)]
         kept = [*map(dict, saved), *tested]
     text = "".join(json.dumps(line) + "\n" for line in kept).encode()

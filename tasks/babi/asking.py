@@ -33,8 +33,8 @@ class Answer(NamedTuple):
         determines the answer: there is no answer "unknown".
       guessed: whether the question is about a name that the story does not mention; `answers` are then guesses.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
-      notes: what limits the answer: names that the model reads as others, words that the story lacks, sentences that
-        the question does not see.
+      notes: what limits the answer: names that the model reads as others, words that are not in the story, sentences
+        that the question does not see.
     """
 
     story: int

@@ -82,7 +82,7 @@ def _fits(context: Context, places: Collection[Context]) -> bool:
 def _refusal(word: str, fitting: Sequence[Words], row: Words, words: Collection[str]) -> str:
     if fitting:
         names = ", ".join(fitting[0])
-        return f"the model has no name left for {word!r} in {' '.join(row)!r}: it knows {names}, all in the story."
+        return f"the model has no name left for {word!r} in {' '.join(row)!r}: all of {names} are in the story."
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
     hint = f"near words are {', '.join(near)}" if near else "no word is near"
     return f"the word {word!r} in {' '.join(row)!r} is not in the vocabulary, and no name stands there; {hint}."

@@ -116,7 +116,7 @@ def test_a_name_is_of_the_kind_of_the_others(tell):
         (["John went to the office. Where is Mary?"], "a line must have one sentence, got 'John went"),
         (
             ["Brian is a frog.", "Greg is a lion.", "Lily is a rhino.", "Julius is a swan.", "Bernhard is a unicorn."],
-            "no name left for 'unicorn' in 'bernhard is a unicorn': it knows frog, lion, rhino, swan, all in the story",
+            "no name left for 'unicorn' in 'bernhard is a unicorn': all of frog, lion, rhino, swan are in the story",
         ),
     ],
 )

@@ -112,7 +112,7 @@ REFUSED = {
     "param_dtype": ({"memory": matrix_memory(16, 16, param_dtype=jnp.bfloat16)}, "param_dtype=float32, got bfloat16"),
     "key_size": ({"memory": matrix_memory(24, 16)}, "key_size to be 16, 32, 64 or a higher power of 2, got 24"),
     "hidden": ({"memory": local_memory(16, 16, hidden_sizes=(16, 8))}, r"hidden_sizes\[1\] to be 16, .*got 8"),
-    "chunk": ({"chunk": 4}, "chunk to be 16, 32 or 64, got 4: change this setting, or leave backend='auto'"),
+    "chunk": ({"chunk": 4}, "chunk to be 16, 32 or 64, got 4: change this setting, or pass backend='auto'"),
     "long chunk": (
         {"memory": local_memory(64, 64, hidden_sizes=(64,)), "chunk": 64},
         "fit in 32 KiB with chunk=64, got 64 KiB",

@@ -82,7 +82,7 @@ def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
     needs.append((weights <= bound, fits, f"{weights:.0f} KiB"))
     for met, what, got in needs:
         if not met:
-            raise ValueError(f"backend='pallas' needs {what}, got {got}: change this setting, or leave backend='auto'.")
+            raise ValueError(f"backend='pallas' needs {what}, got {got}: change this setting, or pass backend='auto'.")
 
 
 def run_sequence(

@@ -15,6 +15,7 @@ from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, maze,
 from launch.evaluate import evaluation_table
 from launch.reporting.text_table import format_table
 from launch.runs import build
+from launch.runs import workdir as workdir_module
 from launch.runs.evaluate import evaluate_run
 from launch.runs.metrics import summarise
 from launch.runs.registry import MODELS
@@ -178,6 +179,23 @@ def test_a_finished_run_continues_if_its_number_of_updates_is_increased(finished
     assert sorted(losses) == [1, 2, 3, 4]
     with pytest.raises(ValueError, match=r"training\.steps is 4 there, 3 here; take another --workdir"):
         run(tiny(), copy)
+
+
+@pytest.mark.parametrize("place", ["write_json", "whole_file", "unlink"])
+def test_the_command_for_more_updates_works_again_after_a_kill_at_any_point(copy, monkeypatch, place):
+    longer, summary = _change("training", steps=9).to_dict(), (copy / "summary.json").read_bytes()
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(*((pathlib.Path, place) if place == "unlink" else (workdir_module, place)), kill)
+        claim(copy, longer)
+    assert (copy / "summary.json").read_bytes() == summary
+    claim(copy, longer)
+    assert json.loads((copy / "config.json").read_text()) == longer
+    assert place == "unlink" or not (copy / "summary.json").exists()
+    assert (copy / "summary_3.json").read_bytes() == summary
 
 
 def test_only_a_finished_run_with_checkpoints_continues(copy):
