@@ -27,8 +27,9 @@ runs/quick/%/summary.json: | venv
 	$(RUN) launch.train --config=launch/configs/dictionary.py:$* --workdir=runs/quick/$* \
 		--config.training.steps=700 --config.training.seeds=2
 
+# The tests of a file share compiled programs, so they run in one process.
 test: venv
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	.venv/bin/ruff check .

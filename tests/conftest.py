@@ -29,6 +29,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import jax
 import pytest
 
+from tests.stories import write_data
+
 # A traced program is many small objects, which the collector would otherwise visit again and again.
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
@@ -60,6 +62,18 @@ def babi_dir():
     return folder
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Returns a folder with the files of two tasks of short bAbI stories."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def entries(tmp_path):
+    """Returns a function that lists the entries of the cache of bAbI stories in the test's folder."""
+    return lambda: [path for path in (tmp_path / "babi").glob("*") if not path.name.startswith(".")]
+
+
 @pytest.fixture
 def x64():
     """Enables double precision for one test."""
@@ -72,5 +86,5 @@ def few_programs():
     """Frees compiled programs: each takes several memory mappings, and XLA crashes at Linux's limit of 65,530."""
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 50_000:
         jax.clear_caches()

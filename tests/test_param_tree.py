@@ -26,7 +26,7 @@ def run(model):
     return unroll(model, None, inputs, form="plain")[1].features
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["cell", "layer", pytest.param("chain", marks=pytest.mark.slow)])
 def test_the_optimiser_of_flax_trains_them_as_optax_does(name):
     """Over several updates of Adam, which keeps averages in the shape of the parameters."""
     model, by_hand = (MODELS[name](nnx.Rngs(0)) for _ in range(2))

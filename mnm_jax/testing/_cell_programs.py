@@ -31,7 +31,7 @@ from mnm_jax.testing._cell_runs import (
     weights_of,
     with_floats,
 )
-from mnm_jax.testing._contract import assert_close, assert_equal, contract, normal, require
+from mnm_jax.testing._contract import assert_close, assert_derivatives, assert_equal, contract, require
 
 Array = jax.Array
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -54,25 +54,7 @@ def check_derivatives(cell: Cell) -> None:
         value = jnp.sum(jnp.sin(features) * jnp.arange(1.0, 1 + features.shape[-1])[None, None])
         return value if meta_loss is None else value + jnp.sum(meta_loss)
 
-    differentiate = jax.jit(lambda at, along: jax.jvp(jax.value_and_grad(objective), (at,), (along,)))
-    point = (floats(cell), inputs)
-    eps = 1e-6  # the error of a central difference is eps^2 times the third derivative, up to 1e5
-    for seed in range(2):
-        draw = lambda place, leaf: normal(leaf.shape, leaf.dtype, 100 * seed + place)  # noqa: B023, E731
-        leaves, tree = jax.tree.flatten(point)
-        along = jax.tree.unflatten(tree, [draw(place, leaf) for place, leaf in enumerate(leaves)])
-        (_, gradient), (slope, curvature) = differentiate(point, along)
-        (high, upper), (low, lower) = (
-            differentiate(jax.tree.map(lambda x, d: x + sign * eps * d, point, along), along)[0]  # noqa: B023
-            for sign in (1, -1)
-        )
-        inner = sum(float(jnp.vdot(g, d)) for g, d in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
-        require(math.isclose(inner, slope, rel_tol=1e-9, abs_tol=1e-9), f"Reverse: {inner}, forward: {slope}.")
-        quotient = (high - low) / (2 * eps)
-        require(np.isclose(quotient, slope, rtol=1e-6, atol=1e-6), f"Difference: {quotient}, derivative: {slope}.")
-        quotients = jax.tree.map(lambda a, b: (a - b) / (2 * eps), upper, lower)
-        for found, expected in zip(jax.tree.leaves(curvature), jax.tree.leaves(quotients), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * max(1.0, largest(quotients)))
+    assert_derivatives(objective, (floats(cell), inputs), directions=2)
 
 
 @contract

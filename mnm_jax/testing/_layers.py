@@ -33,13 +33,18 @@ T, B = 7, 3
 def _inputs(layer: Layer, steps: int = T) -> Array:
     """Returns random inputs `[T, B, D]` in the dtype of the layer's outputs."""
     tokens = jax.ShapeDtypeStruct((1, B, layer.features), jnp.float32)
-    dtype = jax.eval_shape(lambda tokens: layer(None, tokens)[1], tokens).dtype
+    dtype = _run.eval_shape(layer, None, tokens)[1].dtype
     return normal((steps, B, layer.features), dtype)
 
 
 @jax.jit
 def _run(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
     return layer(carry, inputs)
+
+
+@jax.jit
+def _step(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
+    return layer.step(carry, inputs)
 
 
 @jax.jit
@@ -82,14 +87,14 @@ def check_layer_dtypes(make_layer: Callable[..., Layer]) -> None:
       make_layer: `make_layer(dtype=..., param_dtype=...)` returns the layer.
     """
     for param_dtype, dtype in [(jnp.float32,) * 2, (jnp.bfloat16,) * 2, (jnp.float32, jnp.bfloat16)]:
-        layer = make_layer(dtype=dtype, param_dtype=param_dtype)
-        carry = layer.initialize_carry((B, layer.features))
+        layer = nnx.eval_shape(partial(make_layer, dtype=dtype, param_dtype=param_dtype))
+        carry = jax.eval_shape(lambda layer: layer.initialize_carry((B, layer.features)), layer)
         for leaf in jax.tree.leaves(carry):
             require(leaf.shape[:1] == (B,), f"Leaves of the carry must have shape [B, ...], got {leaf.shape}.")
         for given in (dtype, jnp.float32):
-            tokens = jnp.zeros((T, B, layer.features), given)
-            for way, inputs in [(layer, tokens), (layer.step, tokens[0])]:
-                new, outputs = jax.eval_shape(way, carry, inputs)
+            for way, shape in [(_run, (T, B, layer.features)), (_step, (B, layer.features))]:
+                inputs = jax.ShapeDtypeStruct(shape, given)
+                new, outputs = way.eval_shape(layer, carry, inputs)
                 require(kinds(new) == kinds(carry), f"The carry changes from {kinds(carry)} to {kinds(new)}.")
                 expected = (inputs.shape, jnp.dtype(dtype))
                 require(kinds(outputs) == expected, f"Outputs must be {expected}, got {kinds(outputs)}.")
@@ -102,14 +107,14 @@ def check_layer_carry(layer: Layer) -> None:
     No leaf of the carry may share its buffer with another one, or with the layer.
     """
     inputs = _inputs(layer)
-    _, expected = layer.step(None, inputs[0])
+    _, expected = _step(layer, None, inputs[0])
     for jit in (jax.jit, nnx.jit):
         step = jit(lambda layer, carry, inputs: layer.step(carry, inputs), donate_argnums=1)
         assert_close(step(layer, layer.initialize_carry(inputs.shape[1:]), inputs[0])[1], expected)
     carry = layer.initialize_carry(inputs.shape[1:])
     wrong = {
-        "another batch size": jax.tree.map(lambda leaf: leaf[:1], carry),
-        "another dtype": jax.tree.map(lambda leaf: leaf.astype(jnp.float16), carry),
+        "another batch size": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), carry),
+        "another dtype": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float16), carry),
     }
     for (name, given), (way, now) in itertools.product(wrong.items(), [(layer, inputs), (layer.step, inputs[0])]):
         try:
@@ -201,10 +206,13 @@ def check_layer_compilation(make_layer: Callable[..., Layer]) -> None:
         traces.append(inputs.shape)
         return layer(carry, inputs)
 
-    layer, equal = (make_layer(dtype=jnp.float32, param_dtype=jnp.float32) for _ in range(2))
-    inputs = _inputs(layer)
-    carry, _ = trace(layer, layer.initialize_carry(inputs.shape[1:]), inputs)
-    trace(jax.tree.map(lambda leaf: 0.5 * leaf, equal), carry, 2 * inputs)
+    layer, equal = (
+        nnx.eval_shape(partial(make_layer, dtype=jnp.float32, param_dtype=jnp.float32)) for _ in range(2)
+    )
+    inputs = jax.ShapeDtypeStruct((T, B, layer.features), jnp.float32)
+    carry = jax.eval_shape(lambda layer: layer.initialize_carry(inputs.shape[1:]), layer)
+    carry, _ = trace.eval_shape(layer, carry, inputs)
+    trace.eval_shape(equal, carry, inputs)
     require(len(traces) == 1, f"The layer was traced {len(traces)} times.")
 
 

@@ -30,8 +30,8 @@ def cell_by_hand(make_memory, hops, gates):
 
 def found(cell, *steps):
     """Returns the answers `[N, V]` of the last of the given steps."""
-    x = jnp.asarray(np.stack([np.concatenate(step) for step in steps]))[:, None]
-    _, outputs = unroll(cell, None, x)
+    x = np.stack([np.concatenate(step) for step in steps])[:, None]
+    _, outputs = jax.jit(unroll)(cell, None, x)
     return np.asarray(outputs.features)[-1, 0, -cell.hops * V :].reshape(cell.hops, V)
 
 
@@ -50,19 +50,20 @@ def test_a_fact_is_written_under_what_was_found(make_memory):
     under, value = [0, 0, 1], [0, 1, 0]
     named, known = cell_by_hand(make_memory, 1, [[1, 0, 0], value]), cell_by_hand(make_memory, 1, [under, value])
 
+    advance = jax.jit(lambda cell, carry, x: cell(carry, x))
     carry = known.initialize_carry((1, 2 * V))
     for cell, step in ((named, (JULIUS, SWAN)), (known, (JULIUS, GREEN)), (named, (GREG, SWAN))):
-        carry, _ = cell(carry, jnp.asarray(np.concatenate(step))[None])
+        carry, _ = advance(cell, carry, np.concatenate(step)[None])
     for asked, answer in ((GREG, SWAN), (SWAN, GREEN), (JULIUS, SWAN)):
-        _, output = known(carry, jnp.asarray(np.concatenate((asked, NOTHING)))[None])
-        np.testing.assert_allclose(output.features[0, -V:], answer, atol=0.01)
+        _, output = advance(known, carry, np.concatenate((asked, NOTHING))[None])
+        np.testing.assert_allclose(np.asarray(output.features)[0, -V:], answer, atol=0.01)
 
 
 def test_at_the_start_a_step_relates_its_first_two_entities_both_ways():
     memory = local_memory(4 * V, V, hidden_sizes=())
     cell = ChainCell(3 * V, 16, memory, entities=3, heads=2, hops=2, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.concatenate([GREG, SWAN, GREEN]))[None]
-    trace = cell(cell.initialize_carry((1, 3 * V)), x)[1].trace
+    x = np.concatenate([GREG, SWAN, GREEN])[None]
+    trace = jax.device_get(jax.jit(lambda cell, x: cell(cell.initialize_carry(x.shape), x)[1].trace)(cell, x))
     like = np.corrcoef([*trace.write_values[0], GREG, SWAN, GREEN])[:2, 2:]
     assert like.argmax(1).tolist() == [1, 0]
     assert like.max(1).min() > 0.5

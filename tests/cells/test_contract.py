@@ -79,18 +79,22 @@ def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_nu
     half, whole = make(jnp.float32, dtype=jnp.bfloat16, **one), make(jnp.float32, **one)
     x = common.inputs(jnp.float32)
 
+    def loss(cell):
+        features = common.features(cell, x)
+        return jnp.mean(features.astype(jnp.float32) ** 2), features
+
     def run(cell):
-        loss = lambda cell: jnp.mean(common.features(cell, x).astype(jnp.float32) ** 2)  # noqa: E731
-        return common.features(cell, x), jax.tree.leaves(jax.grad(loss)(cell))
+        gradient, features = jax.jit(jax.grad(loss, has_aux=True))(cell)
+        return np.asarray(features, np.float32), [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
 
     (found, of_half), (expected, of_whole) = run(half), run(whole)
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))  # noqa: E731
-    assert norm(found.astype(jnp.float32) - expected) < 0.05 * norm(expected)
+    assert norm(found - expected) < 0.05 * norm(expected)
     assert {leaf.dtype for leaf in of_half} == {jnp.dtype(jnp.float32)}
-    assert norm(jax.tree.map(jnp.subtract, of_half, of_whole)) < 0.1 * norm(of_whole)
+    assert norm(jax.tree.map(np.subtract, of_half, of_whole)) < 0.1 * norm(of_whole)
 
 
-@cells("mnm-p", "chain-p", "lstm", "plastic")
+@cells("mnm-p", "lstm", "plastic")
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_carry_and_parameters_survive_a_checkpoint(make, common, tmp_path, dtype):
     cell, other = make(jnp.float32, dtype=dtype), make(jnp.float32, seed=1, dtype=dtype)

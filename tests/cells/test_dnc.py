@@ -12,10 +12,14 @@ from flax import nnx
 
 from mnm_jax import DNCCell, unroll
 from mnm_jax.analysis import memory_maps
-from mnm_jax.cells._dnc import DNCInterface, DNCMemory, access
+from mnm_jax.cells import _dnc
+from mnm_jax.cells._dnc import DNCInterface, DNCMemory
 
 B, D, HIDDEN, N, W, R = 2, 3, 4, 4, 3, 2
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_dnc.json").read_text())
+
+
+access, run = jax.jit(_dnc.access), jax.jit(unroll)
 
 
 def make(dtype=jnp.float64, **options):
@@ -96,7 +100,7 @@ def test_a_step_is_the_papers(x64):
     """Parameters are three times as large as usual, so that gates, modes and strengths cover their ranges."""
     cell = jax.tree.map(lambda p: 3 * p, make())
     x = np.random.default_rng(0).normal(size=(6, B, D))
-    carry, outputs = unroll(cell, None, jnp.asarray(x))
+    carry, outputs = jax.device_get(run(cell, None, x))
     for b in range(B):
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:]), jax.tree.leaves(carry))
         for t in range(len(x)):
@@ -115,41 +119,41 @@ def test_agrees_with_another_implementation(x64):
     0. The remaining difference is our eps inside the roots.
     """
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
-    start = {name: jnp.asarray(x) for name, x in GOLDEN["start"].items()}
+    start = {name: np.asarray(x) for name, x in GOLDEN["start"].items()}
     batch, slots, _ = start["matrix"].shape
     heads = len(GOLDEN["steps"][0]["reads"][0])
-    zeros = lambda *shape: jnp.zeros((batch, *shape))  # noqa: E731
+    zeros = lambda *shape: np.zeros((batch, *shape))  # noqa: E731
     rest = {"link": zeros(slots, slots), "precedence": zeros(slots)}
     memory = DNCMemory(**start, **rest, write_weights=zeros(slots), read_weights=zeros(heads, slots))
     for step in GOLDEN["steps"]:
-        memory, reads = access(memory, DNCInterface(**{name: jnp.asarray(x) for name, x in step["interface"].items()}))
+        memory, reads = access(memory, DNCInterface(**{name: np.asarray(x) for name, x in step["interface"].items()}))
         close(reads, step["reads"])
         for name, expected in step["memory"].items():
             close(getattr(memory, name), expected, err_msg=name)
 
 
-BACKWARD, CONTENT, FORWARD = jnp.eye(3)
+BACKWARD, CONTENT, FORWARD = np.eye(3, dtype=np.float32)
 
 
 def ask(*, key, mode, vector=None, free=0.0):
     """Returns the interface of one head that writes `vector`, if given, into a free slot, and reads by `mode`."""
-    key, write = jnp.asarray(key, jnp.float32), vector is not None
+    key, write = np.asarray(key, np.float32), vector is not None
     return DNCInterface(
         read_keys=key[None, None],
-        read_strengths=jnp.full((1, 1), 100.0),
+        read_strengths=np.full((1, 1), 100, np.float32),
         write_key=key[None],
-        write_strength=jnp.ones(1),
-        erase=jnp.ones((1, key.size)),
-        write_vector=jnp.asarray(vector if write else 0 * key, jnp.float32)[None],
-        free_gates=jnp.full((1, 1), free),
-        allocation_gate=jnp.ones(1),
-        write_gate=jnp.full(1, float(write)),
+        write_strength=np.ones(1, np.float32),
+        erase=np.ones((1, key.size), np.float32),
+        write_vector=np.asarray(vector if write else 0 * key, np.float32)[None],
+        free_gates=np.full((1, 1), free, np.float32),
+        allocation_gate=np.ones(1, np.float32),
+        write_gate=np.full(1, write, np.float32),
         read_modes=mode[None, None],
     )
 
 
 def empty(slots, features):
-    zeros = lambda *shape: jnp.zeros((1, *shape))  # noqa: E731
+    zeros = lambda *shape: np.zeros((1, *shape), np.float32)  # noqa: E731
     links = zeros(slots, slots)
     return DNCMemory(zeros(slots, features), zeros(slots), links, zeros(slots), zeros(slots), zeros(1, slots))
 
@@ -159,11 +163,11 @@ def test_what_was_written_is_read_in_order_from_any_place_forwards_and_backwards
     memory = empty(5, 3)
     for item in items:
         memory, _ = access(memory, ask(key=item, mode=CONTENT, vector=item))
-    np.testing.assert_allclose(memory.matrix[0, :4], items, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(memory.matrix)[0, :4], items, atol=1e-6)
     path = [(CONTENT, 1), (FORWARD, 2), (FORWARD, 3), (BACKWARD, 2), (BACKWARD, 1), (BACKWARD, 0)]
     for mode, expected in path:
         memory, reads = access(memory, ask(key=items[1], mode=mode))
-        np.testing.assert_allclose(reads[0, 0], items[expected], atol=1e-4)
+        np.testing.assert_allclose(np.asarray(reads)[0, 0], items[expected], atol=1e-4)
 
 
 def test_a_full_memory_writes_where_it_has_read_and_freed():
@@ -172,23 +176,23 @@ def test_a_full_memory_writes_where_it_has_read_and_freed():
     for item in items:
         memory, _ = access(memory, ask(key=item, mode=CONTENT, vector=item))
     memory, reads = access(memory, ask(key=items[1], mode=CONTENT))
-    np.testing.assert_allclose(reads[0, 0], items[1], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(reads)[0, 0], items[1], atol=1e-4)
     kept, _ = access(memory, ask(key=new, mode=CONTENT, vector=new))
-    np.testing.assert_allclose(kept.matrix[0], items, atol=1e-4)  # full: there is no slot to allocate
+    np.testing.assert_allclose(np.asarray(kept.matrix)[0], items, atol=1e-4)  # full: there is no slot to allocate
     freed, _ = access(memory, ask(key=new, mode=CONTENT, vector=new, free=1.0))
-    np.testing.assert_allclose(freed.matrix[0], [items[0], new, items[2]], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(freed.matrix)[0], [items[0], new, items[2]], atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 def test_weightings_usage_and_links_stay_within_their_bounds(scale, x64):
     cell = jax.tree.map(lambda p: scale * p, make())
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(40, 8, D)))
+    x = np.random.default_rng(1).normal(size=(40, 8, D))
 
     def step(carry, x):
         carry, _ = cell(carry, x)
         return carry, carry.memory
 
-    _, memory = jax.jit(partial(jax.lax.scan, step))(cell.initialize_carry((8, D)), x)
+    _, memory = jax.device_get(jax.jit(partial(jax.lax.scan, step))(cell.initialize_carry((8, D)), x))
     weightings = (memory.write_weights, memory.read_weights, memory.precedence)
     sums = [w.sum(-1) for w in weightings] + [memory.link.sum(-1), memory.link.sum(-2), memory.usage]
     for values in (*weightings, memory.link, memory.usage):
@@ -204,15 +208,15 @@ def test_a_cell_that_asks_for_nothing_has_finite_derivatives():
     cell = jax.tree.map(jnp.zeros_like, make(jnp.float32))
 
     @jax.jit
-    def run(cell, x):
+    def differentiate(cell, x):
         return jax.value_and_grad(lambda cell, x: jnp.sum(unroll(cell, None, x)[1].features), (0, 1))(cell, x)
 
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(cell, jnp.ones((4, B, D)))))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(differentiate(cell, jnp.ones((4, B, D)))))
 
 
 def test_the_trace_has_the_one_write_for_every_read_head():
-    cell, x = make(jnp.float32), jnp.asarray(np.random.default_rng(0).normal(size=(3, B, D)), jnp.float32)
-    _, outputs = unroll(cell, None, x)
+    cell, x = make(jnp.float32), np.random.default_rng(0).normal(size=(3, B, D)).astype(np.float32)
+    _, outputs = jax.device_get(run(cell, None, x))
     trace = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), outputs.trace)
     np.testing.assert_array_equal(trace.write_keys[:, 0], trace.write_keys[:, 1])
     np.testing.assert_array_equal(trace.read_values.reshape(3, -1), outputs.features[:, 0, HIDDEN:])

@@ -21,7 +21,10 @@ def make(dtype=jnp.float64, **options):
 
 
 def inputs(steps, dtype=np.float64):
-    return jnp.asarray(np.random.default_rng(0).normal(size=(steps, B, D)), dtype)
+    return np.random.default_rng(0).normal(size=(steps, B, D)).astype(dtype)
+
+
+run = jax.jit(unroll)
 
 
 def sigmoid(x):
@@ -87,11 +90,12 @@ def test_a_step_is_the_papers(x64):
     cell = jax.tree.map(lambda p: 3 * p, make())
     cell.first_reads[...] = jnp.asarray(np.random.default_rng(1).normal(size=(READ, W)))
     x = inputs(6)
-    carry, outputs = unroll(cell, None, x)
+    carry, outputs = jax.device_get(run(cell, None, x))
+    start = jax.device_get(jax.tree.leaves(cell.initialize_carry((B, D))))
     for b in range(B):
-        state = [np.asarray(leaf[b]) for leaf in jax.tree.leaves(cell.initialize_carry((B, D)))]
+        state = [leaf[b] for leaf in start]
         for t in range(len(x)):
-            state, features = simple_step(cell, state, np.asarray(x[t, b]))
+            state, features = simple_step(cell, state, x[t, b])
             np.testing.assert_allclose(outputs.features[t, b], features, atol=1e-9)
         for found, expected in zip(jax.tree.leaves(carry), state, strict=True):
             np.testing.assert_allclose(found[b], expected, atol=1e-9)
@@ -106,21 +110,21 @@ def test_the_beginning():
     np.testing.assert_array_equal(carry.write_weights, np.broadcast_to(np.eye(N)[:WRITE], (B, WRITE, N)))
     np.testing.assert_array_equal(carry.read_weights, np.broadcast_to(np.eye(N)[:READ], (B, READ, N)))
     np.testing.assert_array_equal(carry.reads, [[[1, -2, 3]], [[1, -2, 3]]])
-    gradient = jax.grad(lambda cell: jnp.sum(unroll(cell, None, inputs(1, np.float32))[1].features))(cell)
+    gradient = jax.jit(jax.grad(lambda cell: jnp.sum(unroll(cell, None, inputs(1, np.float32))[1].features)))(cell)
     assert np.all(gradient.first_reads[...] != 0)
 
 
 def focus(*, key=(1.0, 0.0), strength=100.0, gate=0.0, shifts=(0.0, 1.0, 0.0), sharpness=1.0):
     """Returns the focus of one head, which by default keeps its last weighting."""
     given = (key, strength, gate, shifts, sharpness)
-    return Focus(*(jnp.asarray(x, jnp.float32)[None, None] for x in given))
+    return Focus(*(np.asarray(x, np.float32)[None, None] for x in given))
 
 
 def at(slot, slots=4):
-    return jnp.eye(slots)[None, None, slot]
+    return np.eye(slots, dtype=np.float32)[None, None, slot]
 
 
-MEMORY = jnp.array([[[0.0, 1.0], [-1.0, 0.0], [3.0, 0.0], [0.0, -1.0]]])
+MEMORY = np.array([[[0.0, 1.0], [-1.0, 0.0], [3.0, 0.0], [0.0, -1.0]]], np.float32)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ MEMORY = jnp.array([[[0.0, 1.0], [-1.0, 0.0], [3.0, 0.0], [0.0, -1.0]]])
     ],
 )
 def test_a_head_at_slot_one_points(wish, expected):
-    np.testing.assert_allclose(point(MEMORY, at(1), wish)[0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(jax.jit(point)(MEMORY, at(1), wish))[0, 0], expected, atol=1e-5)
 
 
 def test_heads_that_move_on_by_one_copy_a_sequence():
@@ -153,7 +157,7 @@ def test_heads_that_move_on_by_one_copy_a_sequence():
     cell.interface.kernel[...] = cell.interface.kernel[...].at[:, -W:].set(20 * jnp.eye(D))
 
     signs = np.sign(np.random.default_rng(0).normal(size=(N, 1, D)))
-    carry, outputs = unroll(cell, None, jnp.asarray(signs, jnp.float32))
+    carry, outputs = jax.device_get(run(cell, None, signs.astype(np.float32)))
     # The heads start at slot 0 and move before they write, so the last of N inputs is in slot 0.
     np.testing.assert_allclose(carry.memory[0], np.roll(signs[:, 0], 1, 0), atol=1e-3)
     np.testing.assert_allclose(outputs.features[:, 0, D:], signs[:, 0], atol=1e-3)
@@ -178,15 +182,15 @@ def test_a_cell_that_asks_for_nothing_has_finite_derivatives():
     cell = jax.tree.map(jnp.zeros_like, make(jnp.float32))
 
     @jax.jit
-    def run(cell, x):
+    def differentiate(cell, x):
         return jax.value_and_grad(lambda cell, x: jnp.sum(unroll(cell, None, x)[1].features), (0, 1))(cell, x)
 
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(cell, inputs(4, np.float32))))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(differentiate(cell, inputs(4, np.float32))))
 
 
 def test_the_trace_pairs_heads_and_repeats_the_fewer():
-    _, outputs = unroll(make(jnp.float32), None, inputs(3, np.float32))
-    trace = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), outputs.trace)
+    _, outputs = jax.device_get(run(make(jnp.float32), None, inputs(3, np.float32)))
+    trace = jax.tree.map(lambda leaf: leaf[:, 0], outputs.trace)
     for head in range(WRITE):
         np.testing.assert_array_equal(trace.read_values[:, head], outputs.features[:, 0, HIDDEN:])
     assert np.any(trace.write_keys[:, 0] != trace.write_keys[:, 1])

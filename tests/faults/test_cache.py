@@ -17,17 +17,7 @@ pytest.importorskip("tensorflow_datasets")
 from tasks.babi import builder, cache  # noqa: E402
 from tasks.babi.archive import ARCHIVE, FOLDER, read_files  # noqa: E402
 from tests.faults.conftest import _lost, _tried, contents, copy_of, damage, largest_file  # noqa: E402
-from tests.tasks.test_babi_cache import OPTIONS, open_, write_data  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def entries(tmp_path):
-    return lambda: [path for path in (tmp_path / "babi").glob("*") if not path.name.startswith(".")]
+from tests.tasks.test_babi_cache import OPTIONS, open_  # noqa: E402
 
 
 @pytest.fixture(scope="module")

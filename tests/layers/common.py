@@ -24,9 +24,9 @@ def make_layer(memory, param_dtype=jnp.float64, features=D, **settings):
     """Returns a layer with all parameters random."""
     layer = NeuralMemoryLayer(features, memory, param_dtype=param_dtype, rngs=nnx.Rngs(0), **settings)
     graphdef, params = nnx.split(layer)
-    keys = iter(jax.random.split(jax.random.key(1), 20))
-    noisy = lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape, x.dtype)  # noqa: E731
-    return nnx.merge(graphdef, jax.tree.map(noisy, params))
+    rng = np.random.default_rng(1)
+    noisy = lambda x: jnp.asarray(x + (0.3 * rng.normal(size=x.shape)).astype(x.dtype))  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(noisy, jax.device_get(params)))
 
 
 # The forms in which a chunk is computed, and all kinds of gates.
@@ -49,7 +49,7 @@ def make_form(name, chunk=4):
 
 
 def make_inputs(steps, dtype=jnp.float64):
-    return jax.random.normal(jax.random.key(2), (steps, B, D), dtype)
+    return np.random.default_rng(2).normal(size=(steps, B, D)).astype(dtype)
 
 
 @jax.jit
@@ -70,6 +70,7 @@ def assert_close(a, b, rtol=1e-12, atol=1e-12):
         np.testing.assert_allclose(x, y, rtol=0, atol=atol + rtol * np.max(np.abs(y), initial=0))
 
 
+@jax.jit
 def tokens_of(layer, inputs):
     """Returns keys, values, queries `[T, B, H, .]` and gates `[T, B, H, 1 + gates]`; without a convolution."""
     heads = lambda x: x.reshape(*x.shape[:2], layer.heads, -1)  # noqa: E731

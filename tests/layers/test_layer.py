@@ -31,8 +31,8 @@ def test_chunks_and_single_tokens_give_the_same_wherever_a_sequence_is_divided(n
     carry, first = run_by_chunks(layer, inputs[:6])
     for run in (run_by_steps, run_by_chunks):
         last, second = run(layer, inputs[6:], carry)
-        assert_close((last, jnp.concatenate([first, second])), expected)
-    assert float(jnp.std(expected[1])) > 0.05
+        assert_close((last, np.concatenate([first, second])), expected)
+    assert np.std(expected[1]) > 0.05
 
 
 def test_an_initial_memory_that_is_not_learned_gets_no_gradient(x64):
@@ -41,12 +41,12 @@ def test_an_initial_memory_that_is_not_learned_gets_no_gradient(x64):
         layer = make_layer(make_memory("gradient", learn_initial=learned), chunk=2)
         gradient = jax.jit(jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, inputs)[1])))(layer)
         (of_weights,) = gradient.memory_params.get_value().weights
-        assert bool(jnp.any(of_weights != 0)) == learned
+        assert np.any(of_weights != 0) == learned
 
 
 def of_one_example(layer, inputs):
     """Returns keys, values, queries, gates of the first example and head, `[T, ...]`, with keys of length one."""
-    keys, values, queries, gates = (part[:, 0, 0] for part in tokens_of(layer, inputs))
+    keys, values, queries, gates = (np.asarray(part)[:, 0, 0] for part in tokens_of(layer, inputs))
     keys, queries = (part / np.linalg.norm(part, axis=-1, keepdims=True) for part in (keys, queries))
     return zip(keys, values, queries, gates, strict=True)
 
@@ -61,7 +61,7 @@ def test_it_is_deltanet(x64):
     for k, v, q, (beta,) in of_one_example(layer, inputs):
         weights = weights - beta * np.outer(k, k @ weights - v)
         expected.append(q @ weights @ np.asarray(layer.to_output.kernel))
-    assert_close(run_by_chunks(layer, inputs)[1][:, 0], np.array(expected))
+    assert_close(np.asarray(run_by_chunks(layer, inputs)[1])[:, 0], np.array(expected))
 
 
 def test_it_is_gated_deltanet(x64):
@@ -70,7 +70,7 @@ def test_it_is_gated_deltanet(x64):
     for k, v, q, (beta, alpha) in of_one_example(layer, inputs):
         weights = (1 - alpha) * weights - beta * np.outer(k, k @ weights - v)
         expected.append(q @ weights @ np.asarray(layer.to_output.kernel))
-    assert_close(run_by_chunks(layer, inputs)[1][:, 0], np.array(expected))
+    assert_close(np.asarray(run_by_chunks(layer, inputs)[1])[:, 0], np.array(expected))
 
 
 def test_it_is_linear_attention(x64):
@@ -79,7 +79,7 @@ def test_it_is_linear_attention(x64):
     keys, values, queries, rates = map(np.array, zip(*of_one_example(layer, inputs), strict=True))
     attention = np.tril(queries @ keys.T) * rates.T
     expected = (queries @ first_weights(layer)[0] + attention @ values) @ np.asarray(layer.to_output.kernel)
-    assert_close(run_by_chunks(layer, inputs)[1][:, 0], expected)
+    assert_close(np.asarray(run_by_chunks(layer, inputs)[1])[:, 0], expected)
 
 
 def test_it_is_the_memory_of_titans(x64):
@@ -92,6 +92,7 @@ def test_it_is_the_memory_of_titans(x64):
     now = start = first_weights(layer)
     surprise, expected = [np.zeros_like(w) for w in now], []
 
+    @jax.jit
     def answer(weights, x):
         return jnp.tanh(x @ weights[0]) @ weights[1]
 
@@ -102,27 +103,28 @@ def test_it_is_the_memory_of_titans(x64):
         surprise = [eta * s - 2 * rate * np.asarray(g) for s, g in zip(surprise, gradient, strict=True)]
         now = [(1 - alpha) * w + s for w, s in zip(now, surprise, strict=True)]
         expected.append(np.asarray(answer(now, q)) @ np.asarray(layer.to_output.kernel))
-    assert_close(run_by_chunks(layer, inputs)[1][:, 0], np.array(expected))
+    assert_close(np.asarray(run_by_chunks(layer, inputs)[1])[:, 0], np.array(expected))
 
 
 def test_inputs_of_zeros_have_finite_gradients():
     layer = make_layer(make_memory("gradient", WriteOptions("l2"), jnp.float32, **TWO_LAYERS), jnp.float32, chunk=4)
-    gradient = jax.jit(jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, jnp.zeros((6, B, D)))[1])))(layer)
+    gradient = jax.jit(jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, np.zeros((6, B, D), np.float32))[1])))(layer)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
 def test_time_may_be_the_second_axis(x64):
-    layer, inputs, mask = make_form("delta"), make_inputs(7), jnp.ones((7, B), bool).at[4:, 0].set(False)
+    layer, inputs, mask = make_form("delta"), make_inputs(7), np.ones((7, B), bool)
+    mask[4:, 0] = False
     run = jax.jit(lambda layer, inputs, mask: layer(None, inputs, mask=mask, time_major=False))
     carry, outputs = run(layer, inputs.swapaxes(0, 1), mask.T)
-    assert_close((carry, outputs.swapaxes(0, 1)), run_by_chunks(layer, inputs, mask=mask))
+    assert_close((carry, np.swapaxes(outputs, 0, 1)), run_by_chunks(layer, inputs, mask=mask))
 
 
 @pytest.mark.parametrize("name", ["delta", "gradient"])
 def test_no_tokens_and_no_examples_give_empty_results(name, x64):
     layer, inputs = make_form(name), make_inputs(6)
     carry = layer.initialize_carry((B, D))
-    same, outputs = layer(carry, inputs[:0])
+    same, outputs = run_by_chunks(layer, inputs[:0], carry)
     assert outputs.shape == (0, B, D)
     assert_close(same, carry, rtol=0, atol=0)
     assert run_by_chunks(layer, inputs[:, :0])[1].shape == (6, 0, D)
@@ -139,6 +141,6 @@ def test_half_precision_keeps_the_memory_in_single():
     stepped, by_steps = run_by_steps(half, inputs)
     expected_carry, expected = run_by_chunks(whole, inputs)
     for found in (outputs, by_steps):
-        assert_close(found.astype(jnp.float32), expected, rtol=0.05)
+        assert_close(np.asarray(found, np.float32), expected, rtol=0.05)
     for state in (carry, stepped):
         assert_close(state.memory, expected_carry.memory, rtol=0.05)

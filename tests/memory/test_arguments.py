@@ -129,7 +129,7 @@ def fuzz(draws: int, seed: int) -> None:
 
 
 def test_random_arguments_pass_or_are_named():
-    fuzz(1500, 0)
+    fuzz(800, 0)
 
 
 @pytest.mark.slow

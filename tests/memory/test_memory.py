@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from mnm_jax.memory import gradient_memory, local_memory
 from mnm_jax.memory._step_size import solve
+from mnm_jax.testing._contract import assert_derivatives
+from tests.compiled import compiled
 
 B, K, V = 3, 5, 4
 FACTORIES = {"mnm-g": gradient_memory, "mnm-p": local_memory}
@@ -15,11 +16,11 @@ STEPS = ("normalised", "sum", "paper")
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def build(rule, heads=2, hidden=(6, 7), **options):
-    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, param_dtype=jnp.float64, **options)
+    memory = compiled(FACTORIES[rule](K, V, hidden_sizes=hidden, param_dtype=jnp.float64, **options))
     params = memory.init(jax.random.key(0))
     return memory, params, memory.start(params, B), normal(1, B, heads, K), normal(2, B, heads, V)
 
@@ -31,7 +32,7 @@ def test_normalised_write_to_a_linear_memory_is_one_shot(rule, heads, rate, x64)
     memory, params, state, keys, values = build(rule, heads, (), epsilon=0.0)
     keys = keys[:, :1] + 0.3 * keys  # keys of different heads overlap
     before = memory.read(params, state, keys) - values
-    state, _ = memory.write(params, state, keys, values, jnp.full(B, rate))
+    state, _ = memory.write(params, state, keys, values, np.full(B, rate))
     np.testing.assert_allclose(memory.read(params, state, keys) - values, (1 - rate) * before, atol=1e-9)
 
 
@@ -48,18 +49,19 @@ def dense_answer(weights, keys, use_bias):
 @pytest.mark.parametrize(("step_size", "heads"), [("paper", 3), ("sum", 3), ("normalised", 1)])
 def test_gradient_rule_is_the_gradient_of_the_dense_weights(step_size, heads, use_bias, x64):
     memory, params, state, keys, values = build("mnm-g", heads, step_size=step_size, use_bias=use_bias, epsilon=0.0)
-    rate = jnp.array([0.2, 0.5, 0.9])
+    rate = np.array([0.2, 0.5, 0.9])
     written, _ = memory.write(params, state, keys, values, rate)
+    square = lambda w, keys, values: jnp.sum((dense_answer(w, keys, use_bias) - values) ** 2)  # noqa: E731
+    differentiate = jax.jit(jax.value_and_grad(square))
     for b in range(B):
-        square = lambda w: jnp.sum((dense_answer(w, keys[b], use_bias) - values[b]) ** 2)  # noqa: B023, E731
-        gradient = jax.grad(square)(params.weights)
+        value, gradient = jax.device_get(differentiate(params.weights, keys[b], values[b]))
         scale = {
             "paper": 1 / (heads * V),
             "sum": 1.0,
-            "normalised": 2 * square(params.weights) / sum(jnp.sum(g**2) for g in gradient),
+            "normalised": 2 * value / sum(np.sum(g**2) for g in gradient),
         }[step_size]
         for new, old, g in zip(written.weights, params.weights, gradient, strict=True):
-            np.testing.assert_allclose(new[b], old - rate[b] * scale * g, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(np.asarray(new)[b], old - rate[b] * scale * g, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("condition_on_key", [False, True])
@@ -67,15 +69,16 @@ def test_gradient_rule_is_the_gradient_of_the_dense_weights(step_size, heads, us
 def test_local_rule_equals_numpy_loops_over_heads(step_size, condition_on_key, x64):
     heads = 3
     memory, params, state, keys, values = build("mnm-p", heads, step_size=step_size, condition_on_key=condition_on_key)
-    rate = jnp.array([0.2, 0.5, 0.9])
+    rate = np.array([0.2, 0.5, 0.9])
     written, _ = memory.write(params, state, keys, values, rate)
+    params, weights = jax.device_get((params, written.weights))
     for b in range(B):
-        x = np.asarray(keys[b])
-        context = np.concatenate([values[b], keys[b]], -1) if condition_on_key else np.asarray(values[b])
-        targets = context @ np.asarray(params.targets.kernel) + np.asarray(params.targets.bias)
+        x = keys[b]
+        context = np.concatenate([values[b], keys[b]], -1) if condition_on_key else values[b]
+        targets = context @ params.targets.kernel + params.targets.bias
         targets = np.split(targets, [6, 13], axis=-1)
         for layer, (w, t) in enumerate(zip(params.weights, targets, strict=True)):
-            z = x @ np.asarray(w)
+            z = x @ w
             z = np.tanh(z) if layer < 2 else z
             delta = {
                 "paper": 2 / (heads * z.shape[1]) * (z - t),
@@ -83,7 +86,7 @@ def test_local_rule_equals_numpy_loops_over_heads(step_size, condition_on_key, x
                 "normalised": np.linalg.solve(x @ x.T, z - t),
             }[step_size]
             change = sum(np.outer(x[h], delta[h]) for h in range(heads))
-            np.testing.assert_allclose(written.weights[layer][b], w - rate[b] * change, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(weights[layer][b], w - rate[b] * change, rtol=1e-9, atol=1e-12)
             x = z
 
 
@@ -91,9 +94,9 @@ def test_local_rule_equals_numpy_loops_over_heads(step_size, condition_on_key, x
 @pytest.mark.parametrize("step_size", STEPS)
 def test_order_of_heads_is_immaterial(rule, step_size, x64):
     memory, params, state, keys, values = build(rule, 3, step_size=step_size)
-    order = jnp.array([2, 0, 1])
-    a, _ = memory.write(params, state, keys, values, jnp.ones(B))
-    b, _ = memory.write(params, state, keys[:, order], values[:, order], jnp.ones(B))
+    order = np.array([2, 0, 1])
+    a, _ = memory.write(params, state, keys, values, np.ones(B))
+    b, _ = memory.write(params, state, keys[:, order], values[:, order], np.ones(B))
     for u, v in zip(a.weights, b.weights, strict=True):
         np.testing.assert_allclose(u, v, rtol=1e-9, atol=1e-11)
 
@@ -101,7 +104,7 @@ def test_order_of_heads_is_immaterial(rule, step_size, x64):
 @pytest.mark.parametrize("rule", FACTORIES)
 def test_rate_zero_leaves_the_memory_bit_equal(rule, x64):
     memory, params, state, keys, values = build(rule)
-    written, info = memory.write(params, state, keys, values, jnp.zeros(B))
+    written, info = memory.write(params, state, keys, values, np.zeros(B))
     for u, v in zip(written.weights, state.weights, strict=True):
         np.testing.assert_array_equal(u, v)
     np.testing.assert_array_equal(info.update_norm, np.zeros(B))
@@ -110,23 +113,24 @@ def test_rate_zero_leaves_the_memory_bit_equal(rule, x64):
 @pytest.mark.parametrize("rule", FACTORIES)
 def test_two_heads_with_one_key_write_the_mean_of_their_values(rule, x64):
     memory, params, state, keys, values = build(rule, 2, ())
-    keys = jnp.broadcast_to(keys[:, :1], keys.shape)
-    mean = jnp.broadcast_to(values.mean(1, keepdims=True), values.shape)
-    state, _ = memory.write(params, state, keys, values, jnp.ones(B))
+    keys = np.broadcast_to(keys[:, :1], keys.shape)
+    mean = np.broadcast_to(values.mean(1, keepdims=True), values.shape)
+    state, _ = memory.write(params, state, keys, values, np.ones(B))
     np.testing.assert_allclose(memory.read(params, state, keys), mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["mnm-p", pytest.param("mnm-g", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step_size", STEPS)
 def test_zero_keys_give_finite_gradients_in_float32(rule, step_size):
-    memory = FACTORIES[rule](K, V, hidden_sizes=(6,), step_size=step_size)
+    memory = compiled(FACTORIES[rule](K, V, hidden_sizes=(6,), step_size=step_size))
     params = memory.init(jax.random.key(0))
 
     def loss(params, keys, values):
         state, info = memory.write(params, memory.start(params, B), keys, values, jnp.ones(B))
         return jnp.sum(memory.read(params, state, keys) ** 2) + jnp.sum(info.update_norm)
 
-    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(params, jnp.zeros((B, 2, K)), jnp.zeros((B, 2, V)))
+    keys, values = (np.zeros((B, 2, size), np.float32) for size in (K, V))
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(params, keys, values)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
@@ -144,7 +148,7 @@ def test_a_fixed_initial_memory_gets_exactly_no_gradient(rule, learned, x64):
 
 def test_write_info_by_hand():
     """f(k) = w k with w = 2, key 1, value 5: the whole step is 5 - 2 = 3, and rate 1/2 takes half of it."""
-    memory = gradient_memory(1, 1, hidden_sizes=(), epsilon=0.0)
+    memory = compiled(gradient_memory(1, 1, hidden_sizes=(), epsilon=0.0))
     params = memory.init(jax.random.key(0))._replace(weights=(jnp.array([[2.0]]),))
     one = jnp.ones((1, 1, 1))
     state, info = memory.write(params, memory.start(params, 1), one, 5 * one, jnp.array([0.5]))
@@ -160,14 +164,14 @@ def test_second_order_gradients_agree_with_finite_differences(rule, x64):
         state, info = memory.write(params, memory.start(params, B), keys, values, jnp.full(B, 0.5))
         return jnp.sum(memory.read(params, state, keys[:, ::-1]) ** 2) + jnp.sum(info.loss_after)
 
-    check_grads(jax.jit(loss), (params, keys, values), order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
+    assert_derivatives(lambda given: loss(*given), (params, keys, values))
 
 
 def test_solve_equals_numpy(x64):
     x, right = normal(3, B, 4, 6), normal(4, B, 4, 5)
-    matrix = jnp.einsum("bhi,bgi->bhg", x, x)
-    expected = np.linalg.solve(np.asarray(matrix), np.asarray(right))
-    np.testing.assert_allclose(solve(matrix, right, 0.1, 1e-12), expected, rtol=1e-9)
+    matrix = np.einsum("bhi,bgi->bhg", x, x)
+    found = jax.jit(solve, static_argnums=(2, 3))(matrix, right, 0.1, 1e-12)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-9)
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values())

@@ -1,15 +1,19 @@
 """Tests each option of a write against the paper's memory, numpy or optax, and all of them in a cell."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.test_util import check_grads
 
 from mnm_jax import MNMCell, WriteOptions, choose_form, gradient_memory, local_memory, matrix_memory, unroll
 from mnm_jax.memory._pair_memory import _square
+from mnm_jax.testing._contract import assert_derivatives
+from tests.compiled import compiled
 
 B, H, K, V = 3, 2, 5, 4
 FACTORIES = {"mnm-g": gradient_memory, "mnm-p": local_memory}
@@ -17,11 +21,11 @@ RATE, FORGET, MOMENTUM = np.array([0.2, 0.5, 0.9]), np.array([0.3, 0.0, 0.6]), n
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def make(rule, options, hidden=(6, 7), **more):
-    memory = FACTORIES[rule](K, V, hidden_sizes=hidden, param_dtype=jnp.float64, options=options, **more)
+    memory = compiled(FACTORIES[rule](K, V, hidden_sizes=hidden, param_dtype=jnp.float64, options=options, **more))
     params = memory.init(jax.random.key(0))
     return memory, params, memory.start(params, B)
 
@@ -33,8 +37,8 @@ def pairs(steps, heads=H):
 def change_at_rate_one(rule, params, weights, keys, values):
     """Returns G of one write of the paper's memory, one array per layer."""
     memory, _, state = make(rule, WriteOptions())
-    new, _ = memory.write(params, state._replace(weights=weights), keys, values, jnp.ones(B))
-    return [np.asarray(old - w) for old, w in zip(weights, new.weights, strict=True)]
+    new, _ = memory.write(params, state._replace(weights=weights), keys, values, np.ones(B))
+    return [np.asarray(old) - w for old, w in zip(weights, new.weights, strict=True)]
 
 
 def along(gate, w):
@@ -76,7 +80,7 @@ def test_max_norm_bounds_the_change_at_rate_one(rule, forget, x64):
     size = np.sqrt(sum(np.sum(g**2, (1, 2)) for g in changes))
     bound = float(np.sort(size)[1])  # one example is above, one at and one below it
     memory, params, state = make(rule, WriteOptions(max_norm=bound, forget=forget))
-    written, _ = memory.write(params, state, keys, values, RATE, **({"forget": jnp.zeros(B)} if forget else {}))
+    written, _ = memory.write(params, state, keys, values, RATE, **({"forget": np.zeros(B)} if forget else {}))
     factor = np.asarray(RATE) * np.minimum(1, bound / size)
     assert np.sum(bound < size) == 1
     assert_equal_weights(written, [w - along(factor, g) * g for w, g in zip(state.weights, changes, strict=True)])
@@ -94,9 +98,9 @@ def test_never_worse_shortens_the_gradient_writes_that_would_increase_their_loss
     values, rate = jnp.asarray(rng.normal(size=(len(keys), heads, 8)), dtype), jnp.ones(len(keys), dtype)
 
     def worse(**options):
-        memory = gradient_memory(K, 8, hidden_sizes=(6,), param_dtype=dtype, options=WriteOptions(**options))
+        memory = compiled(gradient_memory(K, 8, hidden_sizes=(6,), param_dtype=dtype, options=WriteOptions(**options)))
         params = memory.init(jax.random.key(0))
-        _, info = jax.jit(memory.write)(params, memory.start(params, len(keys)), keys, values, rate)
+        _, info = memory.write(params, memory.start(params, len(keys)), keys, values, rate)
         before, after = (np.asarray(x, np.float32).reshape(2, len(lengths), draws) for x in info[:2])
         return np.mean(after > before * (1 + 4 * float(jnp.finfo(dtype).eps)), axis=-1)
 
@@ -108,12 +112,11 @@ def test_never_worse_shortens_the_gradient_writes_that_would_increase_their_loss
 def test_never_worse_takes_the_longest_of_five_writes(rule, x64):
     keys, values = next(pairs(1))
     plain, params, state = make(rule, WriteOptions(), (6,))
-    write = jax.jit(plain.write)
-    keys = keys * jnp.array([1.0, 0.2, 0.06])[:, None, None]
-    rate, tried = jnp.array([1.0, 0.7, 1.0]), [1.0, 1 / 4, 1 / 16, 1 / 64, 0.0]
-    each = [write(params, state, keys, values, a * rate) for a in tried]
+    keys = keys * np.array([1.0, 0.2, 0.06])[:, None, None]
+    rate, tried = np.array([1.0, 0.7, 1.0]), [1.0, 1 / 4, 1 / 16, 1 / 64, 0.0]
+    each = jax.device_get([plain.write(params, state, keys, values, a * rate) for a in tried])
     memory, _, _ = make(rule, WriteOptions(never_worse=True), (6,))
-    written, info = jax.jit(memory.write)(params, state, keys, values, rate)
+    written, info = jax.device_get(memory.write(params, state, keys, values, rate))
     best = [next(n for n, (_, info) in enumerate(each) if info.loss_after[b] <= info.loss_before[b]) for b in range(B)]
     assert len(set(best)) > 1
     for b, n in enumerate(best):
@@ -141,14 +144,14 @@ def test_inner_steps_are_writes_one_after_the_other(rule, x64):
     written, several = memory.write(params, state, keys, values, RATE)
     assert_equal_weights(written, expected.weights)
     np.testing.assert_allclose(several.loss_after, info.loss_after)
-    moved = [np.sum((a - b) ** 2, (1, 2)) for a, b in zip(expected.weights, first.weights, strict=True)]
+    moved = [np.sum((np.asarray(a) - b) ** 2, (1, 2)) for a, b in zip(expected.weights, first.weights, strict=True)]
     np.testing.assert_allclose(several.update_norm, np.sqrt(sum(moved)), rtol=1e-9)
 
 
 def test_of_several_inner_steps_the_first_alone_forgets(x64):
     keys, values = next(pairs(1))
     memory, params, state = make("mnm-g", WriteOptions(inner_steps=4, forget=True))
-    written, _ = memory.write(params, state, keys, values, jnp.zeros(B), forget=FORGET)
+    written, _ = memory.write(params, state, keys, values, np.zeros(B), forget=FORGET)
     assert_equal_weights(written, [along(1 - FORGET, w) * w for w in state.weights])
 
 
@@ -176,15 +179,18 @@ def test_normalised_keys_are_normalised_wherever_they_go_in(rule, norm, x64):
 
 @pytest.mark.parametrize("norm", ["l2", "layer"])
 def test_zero_and_constant_keys_have_finite_derivatives(norm):
-    memory = gradient_memory(K, V, hidden_sizes=(6,), options=WriteOptions(key_norm=norm, max_norm=1.0, momentum=True))
+    options = WriteOptions(key_norm=norm, max_norm=1.0, momentum=True)
+    memory = compiled(gradient_memory(K, V, hidden_sizes=(6,), options=options))
     params = memory.init(jax.random.key(0))
 
-    def loss(params, keys, values):
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1, 2))
+    def gradient_of(params, keys, values):
         state, info = memory.write(params, memory.start(params, B), keys, values, jnp.ones(B), momentum=jnp.ones(B))
         return jnp.sum(memory.read(params, state, keys) ** 2) + jnp.sum(info.update_norm)
 
-    for keys in (jnp.zeros((B, H, K)), jnp.ones((B, H, K))):
-        gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, keys, jnp.zeros((B, H, V)))
+    for keys in (np.zeros((B, H, K), np.float32), np.ones((B, H, K), np.float32)):
+        gradients = gradient_of(params, keys, np.zeros((B, H, V), np.float32))
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
@@ -192,17 +198,18 @@ def test_zero_and_constant_keys_have_finite_derivatives(norm):
 def test_an_optax_optimiser_moves_every_example_on_its_own(rule, x64):
     optimizer = optax.chain(optax.clip_by_global_norm(2.0), optax.adam(0.1, eps_root=1e-8))
     memory, params, state = make(rule, WriteOptions(optimizer=optimizer))
-    weights = tuple(state.weights)
+    weights = tuple(map(np.asarray, state.weights))
+    begin, update = jax.jit(optimizer.init), jax.jit(optimizer.update)
     with jax.numpy_dtype_promotion("standard"):
-        each = [optimizer.init([w[b] for w in weights]) for b in range(B)]
+        each = [begin([w[b] for w in weights]) for b in range(B)]
     for keys, values in pairs(3):
         changes = change_at_rate_one(rule, params, weights, keys, values)
         new = []
         for b in range(B):
             with jax.numpy_dtype_promotion("standard"):
-                updates, each[b] = optimizer.update([g[b] for g in changes], each[b], [w[b] for w in weights])
-            new.append([w[b] + RATE[b] * u for w, u in zip(weights, updates, strict=True)])
-        weights = tuple(jnp.stack(layer) for layer in zip(*new, strict=True))
+                updates, each[b] = update([g[b] for g in changes], each[b], [w[b] for w in weights])
+            new.append([w[b] + RATE[b] * np.asarray(u) for w, u in zip(weights, updates, strict=True)])
+        weights = tuple(np.stack(layer) for layer in zip(*new, strict=True))
         state, _ = memory.write(params, state, keys, values, RATE)
         assert_equal_weights(state, weights)
 
@@ -211,7 +218,8 @@ def test_gradients_through_every_option_are_those_of_finite_differences(x64):
     options = WriteOptions("l2", 0.7, 2, optax.adam(0.3, eps_root=1e-2), momentum=True, forget=True)
     memory, params, _ = make("mnm-g", options, hidden=(3,))
 
-    def loss(params, keys, values, rate):
+    def loss(given):
+        params, keys, values, rate = given
         state = memory.start(params, B)
         for step in range(2):
             gates = {"forget": rate / 3, "momentum": rate / 2}
@@ -219,11 +227,11 @@ def test_gradients_through_every_option_are_those_of_finite_differences(x64):
         return jnp.sum(jnp.sin(memory.read(params, state, keys[0]))) + jnp.sum(info.loss_after)
 
     given = (params, normal(1, 2, B, H, K), normal(2, 2, B, H, V), RATE)
-    check_grads(jax.jit(loss), given, order=1, modes=["rev"], rtol=1e-5)
+    assert_derivatives(loss, given, order=1)
 
 
 def test_the_delta_rule_is_deltanet(x64):
-    memory = matrix_memory(K, V, options=WriteOptions(key_norm="l2"), param_dtype=jnp.float64)
+    memory = compiled(matrix_memory(K, V, options=WriteOptions(key_norm="l2"), param_dtype=jnp.float64))
     params = memory.init(jax.random.key(0))
     state, expected = memory.start(params, B), np.zeros((B, V, K))
     for keys, values in pairs(6, heads=1):
@@ -237,7 +245,7 @@ def test_the_delta_rule_is_deltanet(x64):
 
 
 def test_the_hebbian_rule_with_forgetting_is_that_of_fast_weights(x64):
-    memory = matrix_memory(K, V, "hebbian", options=WriteOptions(forget=True), param_dtype=jnp.float64)
+    memory = compiled(matrix_memory(K, V, "hebbian", options=WriteOptions(forget=True), param_dtype=jnp.float64))
     params = memory.init(jax.random.key(0))
     state, expected = memory.start(params, B), np.zeros((B, K, V))
     for keys, values in pairs(6):
@@ -251,9 +259,9 @@ def test_the_hebbian_rule_with_forgetting_is_that_of_fast_weights(x64):
 def test_the_delta_rule_with_unit_keys_is_the_normalised_gradient_of_a_matrix(x64):
     """A Hebbian write is the part of the delta write that does not depend on the weights."""
     unit = WriteOptions(key_norm="l2")
-    delta = matrix_memory(K, V, options=unit, param_dtype=jnp.float64)
-    gradient = gradient_memory(K, V, hidden_sizes=(), epsilon=0.0, options=unit, param_dtype=jnp.float64)
-    hebbian = matrix_memory(K, V, "hebbian", options=unit, param_dtype=jnp.float64)
+    delta = compiled(matrix_memory(K, V, options=unit, param_dtype=jnp.float64))
+    gradient = compiled(gradient_memory(K, V, hidden_sizes=(), epsilon=0.0, options=unit, param_dtype=jnp.float64))
+    hebbian = compiled(matrix_memory(K, V, "hebbian", options=unit, param_dtype=jnp.float64))
     params = delta.init(jax.random.key(0))
     states = [delta.start(params, B)] * 2
     for keys, values in pairs(3, heads=1):
@@ -279,11 +287,11 @@ def make_cell(options, factory=gradient_memory):
 def test_in_a_cell_padding_leaves_no_trace_and_a_reset_begins_anew(name, x64):
     cell, x = make_cell(CELL_OPTIONS[name]), normal(0, 6, B, 4)
     run = jax.jit(unroll)
-    mask = jnp.array([True, False, True, True, False, True])[:, None].repeat(B, 1)
-    padded = run(cell, None, jnp.where(mask[..., None], x, jnp.nan), mask=mask)
+    mask = np.array([True, False, True, True, False, True])[:, None].repeat(B, 1)
+    padded = run(cell, None, np.where(mask[..., None], x, np.nan), mask=mask)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)  # noqa: E731
     jax.tree.map(close, padded[0], run(cell, None, x[mask[:, 0]])[0])
-    reset = jnp.zeros((6, B), bool).at[2].set(True)
+    reset = np.arange(6)[:, None].repeat(B, 1) == 2
     packed, _ = run(cell, None, x, reset=reset)
     jax.tree.map(close, packed, run(cell, None, x[2:])[0])
 
@@ -346,8 +354,19 @@ def test_a_write_names_the_gates_it_lacks(x64):
 CANCELLING = {"equal": (1, 1, 1, 1), "opposite": (1, -1, 1, -1), "lengths": (1, -1e-3, 1e3, -1)}
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4])
-@pytest.mark.parametrize("factory", [*FACTORIES.values(), matrix_memory])
+@pytest.mark.parametrize(
+    ("factory", "heads"),
+    [
+        *((matrix_memory, heads) for heads in (1, 2, 4)),
+        (gradient_memory, 2),
+        (local_memory, 4),
+        *(
+            pytest.param(*given, marks=pytest.mark.slow)
+            for given in itertools.product(FACTORIES.values(), (1, 2, 4))
+            if given not in ((gradient_memory, 2), (local_memory, 4))
+        ),
+    ],
+)
 def test_max_norm_bounds_and_update_norm_measures_the_sum_of_pairs_that_cancel(factory, heads):
     """In float32, against the change of the dense weights; with saturated gates and with a bound below and above it."""
     hidden = () if factory is matrix_memory else (6, 7)
@@ -355,14 +374,14 @@ def test_max_norm_bounds_and_update_norm_measures_the_sum_of_pairs_that_cancel(f
     keys = np.concatenate([rows[0, :, :1] * np.asarray(s, np.float32)[None, :heads, None] for s in CANCELLING.values()])
     keys = np.concatenate([keys, rows[0, :, :heads], 50 * rows[0, :, :1] + 0.01 * rows[1, :, :heads]])
     values = np.random.default_rng(1).normal(size=(*keys.shape[:2], V)).astype(np.float32)
-    ones = jnp.ones(len(keys))
+    ones = np.ones(len(keys), np.float32)
     for max_norm, forget in ((None, False), (0.5, False), (0.5, True)):
         options = WriteOptions(max_norm=max_norm, forget=forget, momentum=forget)
-        memory = factory(K, V, options=options, **({"hidden_sizes": hidden} if hidden else {}))
+        memory = compiled(factory(K, V, options=options, **({"hidden_sizes": hidden} if hidden else {})))
         params = memory.init(jax.random.key(0))
         state = memory.start(params, len(keys))
         gates = dict.fromkeys(memory.gates, 0 * ones)
-        written, info = jax.jit(memory.write)(params, state, keys, values, ones, **gates)
+        written, info = memory.write(params, state, keys, values, ones, **gates)
         changes = [np.asarray(a, np.float64) - b for a, b in zip(written.weights, state.weights, strict=True)]
         moved = np.sqrt(sum(np.sum(g**2, (1, 2)) for g in changes))
         np.testing.assert_allclose(info.update_norm, moved, rtol=2e-3, atol=2e-3)
@@ -372,11 +391,10 @@ def test_max_norm_bounds_and_update_norm_measures_the_sum_of_pairs_that_cancel(f
 
 def test_the_norm_of_pairs_by_hand_and_its_derivatives(x64):
     """x_1 (x) (1, 0) + x_2 (x) (-1, 2) with x_1 = (3, 4), x_2 = (3, 4): the sum is x_1 (x) (0, 2), of norm 10."""
-    x, delta = jnp.array([[[3.0, 4.0], [3.0, 4.0]]]), jnp.array([[[1.0, 0.0], [-1.0, 2.0]]])
-    np.testing.assert_allclose(_square(x, delta), [100.0], rtol=1e-12)
-    np.testing.assert_array_equal(_square(x, delta * jnp.array([[[1.0, 0.0]]])), [0.0])
+    square = jax.jit(_square)
+    x, delta = np.array([[[3.0, 4.0], [3.0, 4.0]]]), np.array([[[1.0, 0.0], [-1.0, 2.0]]])
+    np.testing.assert_allclose(square(x, delta), [100.0], rtol=1e-12)
+    np.testing.assert_array_equal(square(x, delta * np.array([[[1.0, 0.0]]])), [0.0])
     x, delta = normal(0, B, 3, K), normal(1, B, 3, V)
-    np.testing.assert_allclose(
-        _square(x, delta), jnp.sum(jnp.einsum("bhi,bho->bio", x, delta) ** 2, (1, 2)), rtol=1e-12
-    )
-    check_grads(_square, (x, delta), order=2, rtol=1e-6)
+    np.testing.assert_allclose(square(x, delta), np.sum(np.einsum("bhi,bho->bio", x, delta) ** 2, (1, 2)), rtol=1e-12)
+    assert_derivatives(lambda given: jnp.sum(jnp.sin(_square(*given) / 50)), (x, delta))

@@ -9,13 +9,14 @@ from flax import nnx
 from mnm_jax import MNMCell, unroll
 from mnm_jax.memory import Pair, WriteOptions, backward, forward, gradient_memory, rule_memory
 from mnm_jax.memory._rules import DeltaRule, Rule
+from tests.compiled import compiled
 
 B, H, K, V = 3, 2, 5, 4
 RATE = np.array([0.2, 0.5, 0.9])
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def oja(network, weights, keys, values):
@@ -33,7 +34,7 @@ def descent(network, weights, keys, values):
 
 
 def test_ojas_rule_is_numpys(x64):
-    memory = rule_memory(K, V, oja, param_dtype=jnp.float64)
+    memory = compiled(rule_memory(K, V, oja, param_dtype=jnp.float64))
     params = memory.init(jax.random.key(0))
     state, expected = memory.start(params, B), np.array([params.weights[0]] * B)
     for step in range(3):
@@ -73,7 +74,8 @@ def test_ojas_rule_runs_in_every_form(options, x64):
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_the_gradient_as_a_rule_of_ones_own_is_the_gradient_memory(use_bias, x64):
     sizes = {"hidden_sizes": (6, 7), "use_bias": use_bias, "activation": jnp.sin, "param_dtype": jnp.float64}
-    own, ours = rule_memory(K, V, descent, **sizes), gradient_memory(K, V, step_size="sum", **sizes)
+    memories = rule_memory(K, V, descent, **sizes), gradient_memory(K, V, step_size="sum", **sizes)
+    own, ours = map(compiled, memories)
     params = own.init(jax.random.key(0))
     states = [own.start(params, B)] * 2
     for step in range(2):

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from mnm_jax.memory import MemoryState, _step_size, gradient_memory, local_memory
 from mnm_jax.memory._pair_memory import PairMemory
+from mnm_jax.testing._contract import assert_derivatives
+from tests.compiled import compiled
 
 K, V, DRAWS = 32, 4, 8
 LENGTHS = (1e-3, 1.0, 50.0, 1e4)
@@ -99,11 +100,12 @@ def test_the_write_is_the_spectral_filter_of_the_keys_and_its_derivatives_are_ri
     keys[1, 0] *= 0.5
     error = np.cos(np.arange(2.0 * heads * V)).reshape(2, heads, V)
 
+    @jax.jit
     def change(x, error):
         ((y, delta),) = _step_size.normalised_pairs([x], [error], epsilon)
         return jnp.einsum("bhi,bho->bio", y, delta)
 
-    for x, e, found in zip(keys, error, change(jnp.asarray(keys), jnp.asarray(error)), strict=True):
+    for x, e, found in zip(keys, error, change(keys, error), strict=True):
         square = np.sum(x * x, -1, keepdims=True)
         scale = np.where(square > epsilon, square**-0.5, square * epsilon**-1.5)
         correlations = scale * (x @ x.T) * scale.T
@@ -112,9 +114,7 @@ def test_the_write_is_the_spectral_filter_of_the_keys_and_its_derivatives_are_ri
         n = ridge / (c + ridge)
         np.testing.assert_allclose(found, (scale * x).T @ (q * (1 - n * n * (3 - 2 * n)) / c) @ q.T @ (scale * e))
 
-    given = (jnp.asarray(keys[:, :, :3]), jnp.asarray(error[:, :, :2]))
-    value = jax.jit(lambda *given: jnp.sum(jnp.sin(change(*given))))
-    check_grads(value, given, order=heads - 1, modes=("rev",), rtol=1e-5, eps=1e-5)
+    assert_derivatives(lambda given: jnp.sum(jnp.sin(change(*given))), (keys[:, :, :3], error[:, :, :2]))
 
 
 @pytest.mark.parametrize("rule", FACTORIES)
@@ -150,7 +150,7 @@ def test_hidden_layers_solve_their_own_equations(rule):
 @pytest.mark.parametrize("rule", FACTORIES)
 @pytest.mark.parametrize("hidden", [(), (3,)])
 def test_zero_keys_and_zero_errors_have_finite_derivatives_of_second_order(rule, hidden):
-    memory = FACTORIES[rule](K, V, hidden_sizes=hidden)
+    memory = compiled(FACTORIES[rule](K, V, hidden_sizes=hidden))
     params = memory.init(jax.random.key(0))
 
     @jax.jit
@@ -165,7 +165,7 @@ def test_zero_keys_and_zero_errors_have_finite_derivatives_of_second_order(rule,
 
         return jax.grad(square)((params, keys, values))
 
-    keys, values = (jnp.asarray(x[0, 0, 1, :2], jnp.float32) for x in draw(2)[:2])
-    for some in (jnp.zeros_like(keys), keys, jnp.repeat(keys[:, :1], 2, 1), 1e-6 * keys):
-        for wanted in (jnp.zeros_like(values), memory.read(params, memory.start(params, 2), some)):
+    keys, values = (x[0, 0, 1, :2].astype(np.float32) for x in draw(2)[:2])
+    for some in (np.zeros_like(keys), keys, np.repeat(keys[:, :1], 2, 1), np.float32(1e-6) * keys):
+        for wanted in (np.zeros_like(values), memory.read(params, memory.start(params, 2), some)):
             assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient_of_gradient(params, some, wanted)))

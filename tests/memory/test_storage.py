@@ -1,5 +1,7 @@
 """Tests that every storage of weights and pairs answers as dense weights in numpy do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +37,19 @@ def factored(shared=None, own=None, *, resets=False, was_reset=False):
     )
 
 
+@functools.partial(jax.jit, static_argnames="fold")
+def answers(storage, x, c, fold):
+    return storage.product(0, x), storage.product_transposed(0, c), storage.fold()[0] if fold else ()
+
+
 def assert_is(storage, weights, fold=True):
     """Checks that the storage answers as dense weights `[B, I, O]` do."""
     x, c = normal(1, B, 6, I), normal(2, B, 6, O)
-    np.testing.assert_allclose(storage.product(0, x), np.einsum("bhi,bio->bho", x, weights), atol=1e-12)
-    np.testing.assert_allclose(storage.product_transposed(0, c), np.einsum("bho,bio->bhi", c, weights), atol=1e-12)
+    product, transposed, folded = answers(storage, x, c, fold)
+    np.testing.assert_allclose(product, np.einsum("bhi,bio->bho", x, weights), atol=1e-12)
+    np.testing.assert_allclose(transposed, np.einsum("bho,bio->bhi", c, weights), atol=1e-12)
     if fold:
-        np.testing.assert_allclose(storage.fold()[0], weights, atol=1e-12)
+        np.testing.assert_allclose(folded, weights, atol=1e-12)
 
 
 def test_dense_and_transposed(x64):
@@ -62,12 +70,13 @@ def test_factored_is_the_sum_of_what_was_written(base, x64):
         shared=(jnp.asarray(w),) if base == "shared" else None, own=(jnp.asarray(w),) if base == "own" else None
     )
     weights = [np.broadcast_to(w, (B, I, O))]
+    subtract, pop = (jax.jit(getattr(FactoredState, name)) for name in ("subtract", "pop"))
     for pairs in written(C):
-        storage = storage.subtract(pairs)
+        storage = subtract(storage, pairs)
         weights.append(weights[-1] - np.einsum("bhi,bho->bio", *pairs[0]))
         assert_is(storage, weights[-1])
     for t in reversed(range(C)):
-        storage, pairs = storage.pop()
+        storage, pairs = pop(storage)
         np.testing.assert_array_equal(pairs[0].delta, written(C)[t][0].delta)
         assert_is(storage, weights[t])
 
@@ -90,13 +99,15 @@ def test_factored_reset_forgets_what_an_example_wrote(x64):
 def test_minus_outer_equals_the_product(rows, x64):
     w, x, d = normal(0, B, I, O), normal(1, B, rows, I), normal(2, B, rows, O)
     plain = lambda w, x, d: w - jnp.einsum("bhi,bho->bio", x, d)  # noqa: E731
-    np.testing.assert_allclose(jax.jit(minus_outer)(w, x, d), plain(w, x, d), atol=1e-12)
     tangents = normal(3, B, I, O), normal(4, B, rows, I), normal(5, B, rows, O)
-    forward = jax.jvp(minus_outer, (w, x, d), tangents)[1]
-    np.testing.assert_allclose(forward, jax.jvp(plain, (w, x, d), tangents)[1], atol=1e-12)
-    square = lambda f: lambda *args: jnp.sum(f(*args) ** 2)  # noqa: E731
-    for a, b in zip(*(jax.grad(square(f), (0, 1, 2))(w, x, d) for f in (minus_outer, plain)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-11)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def differentiate(function, *given):
+        square = lambda *given: jnp.sum(function(*given) ** 2)  # noqa: E731
+        return jax.jvp(function, given, tangents), jax.grad(square, (0, 1, 2))(*given)
+
+    found, expected = (differentiate(function, w, x, d) for function in (minus_outer, plain))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-11), found, expected)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,5 @@ def test_a_float32_memory_keeps_what_bfloat16_products_would_lose(form):
 
     state = MemoryState((jnp.ones((1, 1, 1)),))
     small = (Pair(jnp.ones((1, 1, 1), jnp.bfloat16), jnp.full((1, 1, 1), 2.0**-12, jnp.bfloat16)),)
-    for _ in range(1024):
-        state = state.subtract(small)
+    state = jax.jit(lambda state: jax.lax.fori_loop(0, 1024, lambda _, state: state.subtract(small), state))(state)
     np.testing.assert_allclose(state.weights[0], 0.75)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from mnm_jax import MNMCell, WriteOptions, local_memory
 from mnm_jax.recurrence._textbook import unroll_textbook
+from mnm_jax.testing._contract import assert_derivatives
 
 T, B, D = 5, 2, 3
 
@@ -21,27 +22,15 @@ def test_its_gradient_is_that_of_finite_differences(x64):
     """Differences are along random directions in parameters, first weights and inputs, with several writes per step."""
     model = cell(inner_steps=2)
     carry = model.initialize_carry((B, D))
-    x = jax.random.normal(jax.random.key(0), (T, B, D))
-    mask = jnp.array([[True, True], [True, False], [True, True], [False, True], [True, True]])
+    x = np.random.default_rng(0).normal(size=(T, B, D))
+    mask = np.array([[True, True], [True, False], [True, True], [False, True], [True, True]])
 
-    @jax.jit
     def loss(arguments):
         model, carry, x = arguments
         last, outputs = unroll_textbook(model, carry, x, mask=mask, fork=~mask[::-1])
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves((last, outputs)))
 
-    arguments = (model, carry, x)
-    gradient = jax.grad(loss)(arguments)
-    rng, step = np.random.default_rng(0), 1e-6
-    for _ in range(3):
-        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), arguments)
-        ahead, behind = (
-            loss(jax.tree.map(lambda leaf, along: leaf + sign * step * along, arguments, direction))  # noqa: B023
-            for sign in (1, -1)
-        )
-        expected = (ahead - behind) / (2 * step)
-        product = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
-        np.testing.assert_allclose(product, expected, rtol=1e-6)
+    assert_derivatives(loss, (model, carry, x), order=1, directions=3)
 
 
 def test_it_keeps_pairs_and_no_weights(x64):

@@ -13,36 +13,9 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 from tasks.babi import cache  # noqa: E402
 from tasks.babi.archive import read_files  # noqa: E402
+from tests.stories import text, write_data  # noqa: E402
 
 OPTIONS = cache.Options(tasks=(1, 2), size="1k", max_sentences=2, max_sentences_task3=9)
-
-
-def text(stories, person):
-    """Returns stories of three questions; with two sentences each, the last two questions see others than the first."""
-    return "".join(
-        f"1 {person} went home.\n2 {person} slept there.\n3 Where is {person}?\thome\t1\n4 {person} left there.\n"
-        f"5 Where is {person}?\tstory{i}\t4\n6 Who left?\tsomebody\t4\n"
-        for i in range(stories)
-    )
-
-
-def write_data(root, tasks=(1, 2), person="mary"):
-    folder = root / "tasks_1-20_v1-2/en"
-    folder.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        (folder / f"qa{task}_name_train.txt").write_text(text(10 + task, person))
-        (folder / f"qa{task}_name_test.txt").write_text(text(task, person))
-    return str(root)
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def entries(tmp_path):
-    return lambda: [path for path in (tmp_path / "babi").glob("*") if not path.name.startswith(".")]
 
 
 def open_(data_dir, tmp_path, **changes):

@@ -132,6 +132,7 @@ def test_dtypes_and_equality_are_caught():
         testing.check_memory_equality(lambda param_dtype: Identity())
 
 
+@pytest.mark.slow  # test_cells.py has the same fault, with the contract that this one calls
 def test_a_broken_execution_form_is_caught(monkeypatch, x64):
     """The products of the factored storage are too large by a thousandth."""
     memory = local_memory(3, 5, hidden_sizes=(), param_dtype=jnp.float64)  # sizes that no other test has compiled

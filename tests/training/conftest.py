@@ -66,8 +66,11 @@ def draw(key, batch_size, step=None):
     return Batch(inputs, targets, (mask & (time > 0)).astype(inputs.dtype), mask)
 
 
+_compiled_draw = jax.jit(draw, static_argnums=1)
+
+
 def draw_numpy(seed, batch_size):
-    return jax.tree.map(np.asarray, draw(jax.random.key(seed), batch_size))
+    return jax.device_get(_compiled_draw(jax.random.key(seed), batch_size))
 
 
 def draw_forks(seed, batch_size):

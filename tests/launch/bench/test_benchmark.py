@@ -354,10 +354,10 @@ def test_seeds_side_by_side_and_one_after_the_other_take_the_same_step():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("memory", "run_pass"), [("delta rule", "forward"), ("titans", "training")])
-def test_a_sequence_in_chunks_and_token_by_token_is_one_function(memory, run_pass):
+@pytest.mark.parametrize("memory", ["delta rule", pytest.param("titans", marks=pytest.mark.slow)])
+def test_a_sequence_in_chunks_and_token_by_token_is_one_function(memory):
     sizes = {"steps": (5,), "batch": 2, "features": 4, "heads": 1, "chunk": 2}
-    (group,) = layer(jax.devices()[:1], memories=(memory,), passes=(run_pass,), **sizes)
+    (group,) = layer(jax.devices()[:1], memories=(memory,), passes=("training",), **sizes)
     assert [candidate.fields["form"] for candidate in group.candidates] == ["steps", "chunks", "maps"]
     by_steps, by_chunks, by_maps = (candidate.prepare().run() for candidate in group.candidates)
     assert jax.tree.map(jnp.shape, by_maps) == jax.tree.map(jnp.shape, by_chunks)
