@@ -1,4 +1,4 @@
-"""Answers questions about a story with a trained bAbI model.
+"""Answers questions about a story with a trained model of bAbI or catbAbI.
 
     python -m launch.ask --workdir=results/babi/15_epochs/chain-p/seed_0 --story=story.txt
     python -m launch.ask --workdir=results/babi/15_epochs/chain-p/seed_0
@@ -23,6 +23,10 @@ An unseen word is read as a name that is not in the story, if it stands where su
 with a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model
 of task 3).
 
+A model of catbAbI reads the lines as one endless conversation: its memory is never emptied, also not at a new story,
+and its most probable answer is the next word that it reads, as the right answer is in training. It accepts only words
+of training, and no sentences are printed with its answers.
+
 The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
 are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that
 the environment variable MNM_BABI_DIR names; --save_vocabulary then writes the file.
@@ -39,13 +43,14 @@ from absl import flags
 from launch.command import run_command
 from launch.runs.load import load_model
 from mnm_jax.training import SequenceModel, Task
-from tasks.babi import Babi
-from tasks.babi.asking import NEW_STORY, Conversation, converse
+from tasks.babi import Babi, BabiStream
+from tasks.babi.asking import NEW_STORY, Conversation, Teller, converse
 from tasks.babi.language import Language, find_language, read_language, write_language
+from tasks.babi.stream_asking import StreamConversation
 
 
 class Reader(NamedTuple):
-    """A trained bAbI model, and the language of its data, which questions about a user's own story need.
+    """A trained model of bAbI or catbAbI, and the language of its data, which questions about a user's story need.
 
     Attributes:
       task: the task of the run.
@@ -53,13 +58,19 @@ class Reader(NamedTuple):
       language: returns words, answers and contexts of names in the data; reads them at the first call.
     """
 
-    task: Babi
+    task: Babi | BabiStream
     model: SequenceModel
     language: Callable[[], Language]
 
+    def conversation(self) -> Teller:
+        """Returns a new conversation with the model."""
+        if isinstance(self.task, BabiStream):
+            return StreamConversation(self.task, self.model)
+        return Conversation(self.task, self.model, self.language)
+
 
 def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> Reader:
-    """Returns the trained model of a bAbI run; arguments and errors as in `load_model`.
+    """Returns the trained model of a run of bAbI or catbAbI; arguments and errors as in `load_model`.
 
     The data set is not read if the folder of the run has a `vocabulary.json` and `data_dir` is None.
 
@@ -69,16 +80,16 @@ def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = 
     language = read_language(workdir) if data_dir is None else None
 
     def prepare(task: Task) -> None:
-        if not isinstance(task, Babi):
+        if not isinstance(task, Babi | BabiStream):
             raise ValueError(
-                f"{workdir} is a run of the task {task.name}; only a model of babi can answer questions: "
+                f"{workdir} is a run of the task {task.name}; only a model of babi or catbabi can answer questions: "
                 "give the folder of its run as --workdir."
             )
         if language is not None:
             task.use_vocabulary(language.vocabulary)
 
     trained = load_model(workdir, seed, data_dir, prepare)
-    task = cast(Babi, trained.task)
+    task = cast(Babi | BabiStream, trained.task)
     return Reader(task, trained.model, functools.cache(lambda: language or find_language(task)))
 
 
@@ -92,7 +103,7 @@ def main() -> None:
         print(f"One sentence per line, questions with a question mark; {NEW_STORY} begins a new story, Ctrl-D ends.")
     story = sys.stdin if _STORY.value is None else open(_STORY.value, encoding="utf-8-sig", errors="replace")  # noqa: SIM115
     with story as lines:
-        for text in converse(Conversation(*reader), lines, keep_on=on_terminal):
+        for text in converse(reader.conversation(), lines, keep_on=on_terminal):
             print(f"{text}\n", flush=True)
 
 

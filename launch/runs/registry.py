@@ -64,6 +64,11 @@ TASKS: dict[str, TaskEntry] = {
         small={"tasks": (1, 6), "size": "1k", "embedding_features": 5},
         formula="sentences s_1 … s_n with questions between them, question → answer",
     ),
+    "catbabi": TaskEntry(
+        place="tasks.babi:BabiStream",
+        small={"tasks": (1, 6), "size": "1k", "window": 40, "embedding_features": 5},
+        formula="endless words of stories with their questions, “?” → the answer, which is the next word",
+    ),
     "copy": TaskEntry(
         place="tasks.algorithmic.copy:Copy",
         small={"length": 5, "lengths": (7,), "evaluation_batches": 2},

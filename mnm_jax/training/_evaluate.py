@@ -13,7 +13,7 @@ from flax import nnx
 from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.training._parallel import make_placement, map_seeds, place_batch
 from mnm_jax.training._processes import to_devices
-from mnm_jax.training._task import Batch, Mean, Task, played
+from mnm_jax.training._task import Batch, Mean, Task, optional_member, played
 from mnm_jax.training._update import losses
 
 
@@ -27,6 +27,8 @@ def evaluate(
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the metrics of every evaluation set of a split, each over all its counted steps.
+
+    For a task with `carries` the model's carry is passed through all batches of a set.
 
     Args:
       graphdef: from `split_model`.
@@ -55,24 +57,34 @@ def make_evaluate(
 
     `placed` states that the parameters of every call are on the devices already.
     """
-    placement = make_placement(devices)
+    placement, carries = make_placement(devices), optional_member(task, "carries")
 
-    def measure_seed(params: Any, batch: Batch) -> dict[str, Mean]:
+    def start_seed(params: Any, batch: Batch) -> Any:
+        return nnx.merge(graphdef, params).start(batch.mask.shape[1])
+
+    def measure_seed(state: tuple[Any, Any], batch: Batch) -> tuple[dict[str, Mean], Any]:
+        params, carry = state
         model = nnx.merge(graphdef, params)
         batch = played(model, task, batch)
-        task_loss, meta_loss, output = losses(model, task, batch)
+        task_loss, meta_loss, output = losses(model, task, batch, carry=carry)
         own = {"loss": task_loss} if output.meta_loss is None else {"loss": task_loss, "meta_loss": meta_loss}
-        return own | dict(task.metrics(output.logits, batch))
+        return own | dict(task.metrics(output.logits, batch)), output.carry if carries else None
 
-    measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=placement.replicated)
+    start = jax.jit(map_seeds(start_seed, devices))
+    measure = jax.jit(map_seeds(measure_seed, devices), out_shardings=(placement.replicated, None))
 
     def run(params: Any, split: str, batch_size: int) -> dict[str, np.ndarray]:
         params = params if placed else to_devices(params, placement.replicated)
         result = {}
         for name, batches in task.evaluations(split, batch_size).items():
             sums: dict[str, Mean] = {}
+            carry = None
             for batch in batches():
-                for metric, mean in jax.device_get(measure(params, place_batch(batch, placement))).items():
+                batch = place_batch(batch, placement)
+                if carries and carry is None:
+                    carry = start(params, batch)
+                means, carry = measure((params, carry), batch)
+                for metric, mean in jax.device_get(means).items():
                     # Summed in float64 on the host, since float32 cannot count the steps of a large set exactly.
                     total, count = sums.get(metric, (0.0, 0.0))
                     sums[metric] = Mean(total + np.float64(mean.total), count + np.float64(mean.count))

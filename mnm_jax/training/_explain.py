@@ -22,7 +22,7 @@ from jax.extend import core
 from mnm_jax.training._checkpoints import restore_checkpoint
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._state import init_state, split_model
-from mnm_jax.training._task import Task
+from mnm_jax.training._task import Task, optional_member
 from mnm_jax.training._update import describe_fault, make_proposal
 
 _LIBRARIES = tuple(f"{pathlib.Path(str(package.__file__)).parent}{os.sep}" for package in (jax, flax, optax))
@@ -64,7 +64,8 @@ def explain_fault(
       ValueError: if the newest checkpoint holds no fault, or all checkpoints are damaged.
     """
     optimizer = config.make_optimizer()
-    like = jax.eval_shape(lambda: init_state(make_model, optimizer, config.seed, config.seeds))
+    streams = config.batch_size if optional_member(task, "carries") else 0
+    like = jax.eval_shape(lambda: init_state(make_model, optimizer, config.seed, config.seeds, streams))
     saved = restore_checkpoint(workdir, like, change=False)
     fault = saved and describe_fault(saved.state, config.seed)
     if not saved or not fault:

@@ -24,7 +24,7 @@ from mnm_jax.training._parallel import make_parallel_update, make_placement, pad
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted, StopRequest, stop_request
 from mnm_jax.training._state import init_state, split_model
-from mnm_jax.training._task import Loader, Task
+from mnm_jax.training._task import Loader, Task, optional_member
 from mnm_jax.training._update import TrainingFault, UpdateMetrics, describe_fault
 from mnm_jax.training._writers import MetricWriter, read_metrics
 
@@ -77,7 +77,8 @@ def train(
       task: the task.
       make_model: called as `make_model(rngs)` for each seed. The model is called with fields of `Batch`, as
         `model(inputs, mask, fork, **batch.flags)`, where fork may be None. It returns `logits [T, B, C]` and
-        `meta_loss [T, B]` or None as attributes, as `SequenceModel` does.
+        `meta_loss [T, B]` or None as attributes, as `SequenceModel` does. For a task with `carries` it also takes a
+        keyword `carry`, returns the last carry as attribute `carry`, and has a method `start(batch_size)`.
       config: settings. The caller ensures that a workdir is used with one config only, except for `steps`.
       workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,
@@ -96,6 +97,8 @@ def train(
     devices = list(devices or jax.devices())
     if (task.sample is None) == (task.loader is None):
         raise ValueError(f"task {task.name} must have either sample or loader; set the other to None.")
+    if optional_member(task, "carries") and optional_member(task, "play"):
+        raise ValueError(f"task {task.name} cannot have both carries and play: every play begins a new sequence.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.lock_workdir(workdir))
         stop = stack.enter_context(stop_request())
@@ -121,7 +124,8 @@ class _Run:
         self.placement = make_placement(devices)
         self.graphdef = split_model(make_model)
         optimizer = config.make_optimizer()
-        init = functools.partial(init_state, make_model, optimizer, config.seed, config.seeds)
+        streams = config.batch_size if optional_member(task, "carries") else 0
+        init = functools.partial(init_state, make_model, optimizer, config.seed, config.seeds, streams)
         like = jax.eval_shape(init)
         self.update = make_parallel_update(
             self.graphdef,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax._checks import check_functions, check_sizes
+from mnm_jax._checks import check_flags, check_functions, check_sizes
 from mnm_jax.recurrence import MemoryCell
 
 # Bytes of fast weights and cotangents per micro-batch. Measured: twice as many and half as many were not faster.
@@ -43,7 +43,7 @@ def choose_micro_batches(cell: nnx.Module | None, examples: int, platform: str) 
     return next(n for n in range(1, examples + 1) if examples % n == 0 and examples // n <= fitting)
 
 
-def value_and_grad_in_micro_batches(function: Callable, count: int) -> Callable:
+def value_and_grad_in_micro_batches(function: Callable, count: int, *, carries: bool = False) -> Callable:
     """Returns `jax.value_and_grad(function, has_aux=True)`, computed in micro-batches one at a time.
 
     Args:
@@ -51,9 +51,12 @@ def value_and_grad_in_micro_batches(function: Callable, count: int) -> Callable:
         leaves are `[T, B, ...]`.
       count: number of micro-batches. Micro-batch g holds the examples g, g + count, ..., so that every device holds a
         part of every micro-batch if the batch is divided over devices.
+      carries: whether aux is `(sums, carry)`, where the carry has leaves `[B, ...]` of the examples, which are not
+        added.
     """
     check_functions(function=function)
     check_sizes(count=count)
+    check_flags(carries=carries)
     value_and_grad = jax.value_and_grad(function, has_aux=True)
     if count == 1:
         return value_and_grad
@@ -65,13 +68,23 @@ def value_and_grad_in_micro_batches(function: Callable, count: int) -> Callable:
         parts = leaf.reshape(leaf.shape[0], leaf.shape[1] // count, count, *leaf.shape[2:])
         return jnp.moveaxis(parts, 2, 0)
 
+    def join(leaf: jax.Array) -> jax.Array:
+        return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
     def in_micro_batches(params: Any, batch: Any) -> Any:
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+        def compute(part: Any) -> tuple[Any, Any]:
+            (value, aux), grads = value_and_grad(params, part)
+            aux, carry = aux if carries else (aux, None)
+            return ((value, aux), grads), carry
+
+        def add(total: Any, part: Any) -> tuple[Any, Any]:
+            sums, carry = compute(part)
+            return jax.tree.map(jnp.add, total, sums), carry
 
         parts = jax.tree.map(split, batch)
-        shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda leaf: leaf[0], parts))
+        shapes, _ = jax.eval_shape(compute, jax.tree.map(lambda leaf: leaf[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(add, zeros, parts)[0]
+        ((value, aux), grads), carry = jax.lax.scan(add, zeros, parts)
+        return (value, (aux, jax.tree.map(join, carry)) if carries else aux), grads
 
     return in_micro_batches

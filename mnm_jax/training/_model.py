@@ -23,11 +23,13 @@ class SequenceOutput(NamedTuple):
       logits: `[T, B, C]`.
       meta_loss: `[T, B]`, or None for a cell without a memory.
       cell: all outputs of the cell.
+      carry: the cell's carry after the last step.
     """
 
     logits: Array
     meta_loss: Array | None
     cell: Any
+    carry: Any
 
 
 class SequenceModel(nnx.Module):
@@ -90,6 +92,7 @@ class SequenceModel(nnx.Module):
         fork: Array | None = None,
         *,
         noise: Array | None = None,
+        carry: Any = None,
         **options: Any,
     ) -> SequenceOutput:
         """Returns the outputs for inputs `[T, B, ...]`.
@@ -99,16 +102,17 @@ class SequenceModel(nnx.Module):
           mask: see `unroll`.
           fork: see `unroll`.
           noise: `[B]` uint32, seeds of the dropout of each example; None, as in evaluation: no dropout.
+          carry: the carry that earlier inputs have left, `[B, ...]`; None begins new sequences.
           **options: other arguments of `unroll`, such as `form` or `reset_controller`.
         """
-        _, outputs = unroll(
-            self.cell, None, self._drop(self.encoder(inputs), noise, 0), mask=mask, fork=fork, **options
-        )
+        features = self._drop(self.encoder(inputs), noise, 0)
+        carry, outputs = unroll(self.cell, carry, features, mask=mask, fork=fork, **options)
         hidden, meta_loss = split_output(outputs)
-        return SequenceOutput(logits=self._read_out(self._drop(hidden, noise, 1)), meta_loss=meta_loss, cell=outputs)
+        logits = self._read_out(self._drop(hidden, noise, 1))
+        return SequenceOutput(logits=logits, meta_loss=meta_loss, cell=outputs, carry=carry)
 
     def start(self, batch_size: int) -> Any:
-        """Returns the carry before the first step, for an agent that acts step by step."""
+        """Returns the carry before the first step of a sequence or of an endless stream."""
         return self.cell.initialize_carry((batch_size, self.cell.in_features))
 
     def step(self, carry: Any, inputs: Array) -> tuple[Any, Array]:

@@ -46,7 +46,8 @@ def state_shardings(state: Any, placement: Placement, parallel: str) -> Any:
     """Returns a tree with the sharding of each leaf `[S, ...]` of a state, of parameters, or of their shapes.
 
     With "fsdp", a leaf is divided along the longest axis, except `S`, whose size is a multiple of the device count;
-    a leaf without such an axis is replicated. With any other `parallel`, all leaves are replicated.
+    a leaf without such an axis is replicated. With any other `parallel`, all leaves are replicated. The carry of a
+    state, `[S, B, ...]`, is divided as the batch is.
     """
     mesh, count = placement.divided.mesh, placement.divided.num_devices
 
@@ -58,7 +59,10 @@ def state_shardings(state: Any, placement: Placement, parallel: str) -> Any:
         longest = max(axes, key=lambda axis: sizes[axis])
         return NamedSharding(mesh, P(*[None] * longest, _AXIS))
 
-    return jax.tree.map(place, state)
+    shardings = jax.tree.map(place, state)
+    if isinstance(state, TrainState):
+        shardings = shardings._replace(carry=jax.tree.map(lambda _: placement.divided, state.carry))
+    return shardings
 
 
 def place_batch(batch: Batch, placement: Placement) -> Batch:
@@ -142,7 +146,9 @@ def make_parallel_update(
         return map_seeds(update, devices)
 
     if parallel != "pmap":
-        kept = placement.replicated if parallel == "jit" else state_shardings(state, placement, parallel)
+        kept = _with_carry(placement.replicated, placement.divided)
+        if parallel == "fsdp":
+            kept = state_shardings(state, placement, parallel)
         return jax.jit(
             seeds_update(lambda batch: jax.lax.with_sharding_constraint(batch, placement.divided)),
             in_shardings=(kept, placement.divided),
@@ -159,18 +165,30 @@ def make_parallel_update(
     mapped = jax.pmap(
         seeds_update(own_part, _AXIS),
         axis_name=_AXIS,
-        in_axes=(None, 1),
-        out_axes=None,
+        in_axes=(_with_carry(None, 1), 1),
+        out_axes=(_with_carry(None, 1), None),
         devices=devices,
         donate_argnums=0,
     )
 
     def pmap_update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
-        if batch is None:  # pmap needs an array to divide; a task that samples ignores it
-            return mapped(state, np.zeros((1, count)))
-        return mapped(state, jax.tree.map(lambda leaf: _split_devices(leaf, count), batch))
+        split = lambda tree: jax.tree.map(lambda leaf: _split_devices(leaf, count), tree)  # noqa: E731
+        # pmap needs an array to divide; a task that samples ignores it
+        own = np.zeros((1, count)) if batch is None else split(batch)
+        state, metrics = mapped(state._replace(carry=split(state.carry)), own)
+        return state._replace(carry=jax.tree.map(_join_devices, state.carry)), metrics
 
     return pmap_update
+
+
+def _with_carry(other: Any, carry: Any) -> TrainState:
+    """Returns a prefix of a state: one value for the carry, another for all other fields."""
+    return TrainState(*[other] * (len(TrainState._fields) - 1), carry=carry)
+
+
+def _join_devices(leaf: Any) -> Any:
+    """Reshapes `[S, devices, B / devices, ...]` to `[S, B, ...]`."""
+    return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
 
 
 def _split_devices(leaf: Any, count: int) -> Any:

@@ -28,7 +28,8 @@ class TrainState(NamedTuple):
       step: number of updates made, int32.
       fault_step: the first update, counted from 1, with a number that is not finite; -1 for none, int32. The seed is
         frozen after it: all other fields keep their values from before that update.
-      fault_leaf: the first check that failed, an index into `fault_names(params)`; int32.
+      fault_leaf: the first check that failed, an index into `fault_names(state)`; int32.
+      carry: for a task with `carries`, the model's carry after the last batch, `[S, B, ...]`; else None.
     """
 
     params: Any
@@ -37,6 +38,7 @@ class TrainState(NamedTuple):
     step: Array
     fault_step: Array
     fault_leaf: Array
+    carry: Any = None
 
 
 def split_model(make_model: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
@@ -63,21 +65,34 @@ def check_seeds(seed: Any, seeds: Any) -> None:
 
 
 def init_state(
-    make_model: Callable[[nnx.Rngs], nnx.Module], optimizer: optax.GradientTransformation, seed: int, seeds: int
+    make_model: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    seeds: int,
+    streams: int = 0,
 ) -> TrainState:
     """Returns the state before the first update, for the seeds `seed, seed + 1, ..., seed + seeds - 1`.
 
     A seed's numbers do not depend on the other seeds.
 
+    Args:
+      make_model: called as `make_model(rngs)` for each seed.
+      optimizer: the optimiser.
+      seed: the first seed.
+      seeds: `S`.
+      streams: for a task with `carries`, `B`, the number of streams whose carry `model.start(B)` begins; else 0.
+
     Raises:
-      TypeError: for a seed or a number of seeds that is no integer.
-      ValueError: for a negative seed, or a number of seeds below 1.
+      TypeError: for a seed or a number of seeds or streams that is no integer.
+      ValueError: for a negative seed or number of streams, or a number of seeds below 1.
     """
     check_seeds(seed, seeds)
+    check_sizes(least=0, streams=streams)
 
     def init(key: Array) -> TrainState:
         params_key, data_key = jax.random.split(key)
-        params = nnx.state(make_model(nnx.Rngs(params_key)), nnx.Param)
+        model = make_model(nnx.Rngs(params_key))
+        params = nnx.state(model, nnx.Param)
         return TrainState(
             params=params,
             opt_state=optimizer.init(params),
@@ -85,6 +100,7 @@ def init_state(
             step=jnp.int32(0),
             fault_step=jnp.int32(-1),
             fault_leaf=jnp.int32(-1),
+            carry=model.start(streams) if streams else None,
         )
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))

@@ -83,6 +83,9 @@ class Task(Protocol):
     * `pictured`: names of the evaluation sets for which a report draws a memory map.
     * `draw_episode(batch, index, trace, path, title)`: writes a picture of one example for a report; `trace` is None
       for a model without a memory.
+    * `carries`: True for a task of endless streams: column b of each batch continues column b of the batch before it.
+      Training then passes the model's carry from batch to batch, without a gradient, and stores it in checkpoints; an
+      evaluation passes it through each set. All batches of training have `batch_size` columns.
     * `play(model, batch) -> Batch`: for a task whose batches depend on the model's actions. `sample` and `evaluations`
       then return the batches that `play` takes, and all other members take the batches that `play` returns.
 
@@ -137,15 +140,15 @@ class Task(Protocol):
         ...
 
 
-_OPTIONAL = {"entity_shape": (0, 0), "pictured": (), "draw_episode": None, "play": None}
+_OPTIONAL = {"entity_shape": (0, 0), "pictured": (), "draw_episode": None, "carries": False, "play": None}
 
 
 def optional_member(task: Any, name: str) -> Any:
-    """Returns a member that a task may have, or its value for a task without it: `(0, 0)`, `()`, or None for a method.
+    """Returns a member that a task may have, or its default for a task without it, such as False or None.
 
     Args:
       task: the task.
-      name: "entity_shape", "pictured", "draw_episode" or "play", see `Task`.
+      name: "entity_shape", "pictured", "draw_episode", "carries" or "play", see `Task`.
 
     Raises:
       ValueError: if the protocol has no such optional member.

@@ -16,7 +16,7 @@ from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax._params import leaf_names
 from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
 from mnm_jax.training._state import TrainState
-from mnm_jax.training._task import Batch, Mean, Task, played
+from mnm_jax.training._task import Batch, Mean, Task, optional_member, played
 
 Array = jax.Array
 
@@ -51,26 +51,31 @@ class Proposal(NamedTuple):
       grads: gradients, as `TrainState.params`.
       params: updated parameters.
       opt_state: updated state of the optimiser.
+      carry: the model's carry after the batch, for a task with `carries`; else None.
     """
 
     metrics: UpdateMetrics
     grads: Any
     params: Any
     opt_state: Any
+    carry: Any
 
     @property
     def checked(self) -> Any:
         """The quantities that have to be finite, in the order of `fault_names`."""
-        return self.metrics.loss, self.grads, self.params
+        return self.metrics.loss, self.grads, self.params, self.carry
 
 
-def losses(model: Callable, task: Task, batch: Batch, noise: Array | None = None) -> tuple[Mean, Mean, Any]:
+def losses(
+    model: Callable, task: Task, batch: Batch, noise: Array | None = None, carry: Any = None
+) -> tuple[Mean, Mean, Any]:
     """Returns the task loss over counted steps, the meta loss over unmasked steps, and the model's output.
 
-    The meta loss of a cell without a memory is `Mean(0, 0)`. `noise` `[B]` are the seeds of a model with dropout.
+    The meta loss of a cell without a memory is `Mean(0, 0)`. `noise` `[B]` are the seeds of a model with dropout, and
+    `carry` `[B, ...]` is the carry before the batch, for a task with `carries`.
     """
-    options = batch.flags if noise is None else batch.flags | {"noise": noise}
-    output = model(batch.inputs, batch.mask, batch.fork, **options)
+    options = {name: value for name, value in (("noise", noise), ("carry", carry)) if value is not None}
+    output = model(batch.inputs, batch.mask, batch.fork, **batch.flags, **options)
     task_loss = task.loss(output.logits, batch)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
@@ -99,6 +104,9 @@ def make_update(
     gradients are summed over the devices, so that the result is that of the whole batch even if the parts differ in
     their number of counted steps.
 
+    For a task with `carries` the model begins with `state.carry`, the constant that the previous update has left
+    (truncated backpropagation through time).
+
     Args:
       graphdef: the model without its parameters, from `split_model`.
       task: the task.
@@ -122,7 +130,9 @@ def make_update(
         checks = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(proposal.checked)])
         healthy = state.fault_step < 0
         fault = healthy & ~jnp.all(checks)
-        updated = state._replace(params=proposal.params, opt_state=proposal.opt_state, step=state.step + 1)
+        updated = state._replace(
+            params=proposal.params, opt_state=proposal.opt_state, step=state.step + 1, carry=proposal.carry
+        )
         frozen = state._replace(
             fault_step=jnp.where(fault, state.step + 1, state.fault_step),
             fault_leaf=jnp.where(fault, jnp.argmin(checks).astype(jnp.int32), state.fault_leaf),
@@ -147,6 +157,7 @@ def make_proposal(
 ) -> Callable[[TrainState, Batch | None], Proposal]:
     """Returns `(state, batch) -> proposal`; arguments as in `make_update`."""
     devices = jax.local_devices()[:1] if devices is None else devices
+    carries = optional_member(task, "carries")
 
     def sum_over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
@@ -160,25 +171,27 @@ def make_proposal(
         draw = lambda example: jax.random.bits(jax.random.fold_in(key, example))  # noqa: E731
         return jax.vmap(draw)(first + jnp.arange(examples, dtype=jnp.int32))[None]
 
-    def value_and_grad(params: Any, batch: Batch, noise: Array | None) -> Any:
+    def value_and_grad(params: Any, batch: Batch, noise: Array | None, carry: Any) -> Any:
         no_logits = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
         counts = task.loss(no_logits, batch).count, jnp.sum(jnp.asarray(batch.mask))
         task_count, meta_count = (jnp.maximum(count, 1) for count in sum_over_devices(counts))
 
-        def objective(params: Any, part: tuple[Batch, Array | None]) -> tuple[Array, tuple[Array, Array]]:
-            batch, noise = part
-            seeds = None if noise is None else noise[0]
-            task_loss, meta_loss, _ = losses(nnx.merge(graphdef, params), task, batch, seeds)
+        def objective(params: Any, part: tuple[Batch, Array | None, Any]) -> tuple[Array, Any]:
+            batch, *rest = part
+            noise, carry = jax.tree.map(lambda leaf: leaf[0], rest)
+            task_loss, meta_loss, output = losses(nnx.merge(graphdef, params), task, batch, noise, carry)
             task_part = task_loss.total / task_count.astype(task_loss.total.dtype)
             meta_part = meta_loss.total / meta_count.astype(meta_loss.total.dtype)
-            return task_part + meta_weight * meta_part, (task_part, meta_part)
+            sums = task_part, meta_part
+            return task_part + meta_weight * meta_part, (sums, output.carry if carries else None)
 
         cell = getattr(nnx.merge(graphdef, params), "cell", None)
         examples = batch.mask.shape[1] // (len(devices) if axis_name is None else 1)
         if examples % accumulate:
             raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
         micro_batches = accumulate * choose_micro_batches(cell, examples // accumulate, devices[0].platform)
-        return value_and_grad_in_micro_batches(objective, micro_batches)(params, (batch, noise))
+        carry = jax.tree.map(lambda leaf: leaf[None], carry)  # [1, B, ...], divided as the batch is
+        return value_and_grad_in_micro_batches(objective, micro_batches, carries=True)(params, (batch, noise, carry))
 
     def propose(state: TrainState, batch: Batch | None) -> Proposal:
         key = jax.random.fold_in(state.key, state.step)
@@ -186,20 +199,21 @@ def make_proposal(
             batch = divide(task.sample(key, batch_size, state.step))
         batch = played(nnx.merge(graphdef, state.params), task, batch)
         noise = draw_noise(state.params, key, batch.mask.shape[1])
-        (loss, (task_loss, meta_loss)), grads = sum_over_devices(value_and_grad(state.params, batch, noise))
+        (loss, (parts, carry)), grads = value_and_grad(state.params, batch, noise, state.carry)
+        loss, (task_loss, meta_loss), grads = sum_over_devices((loss, parts, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         norm = optax.tree.norm(grads)
         metrics = UpdateMetrics(loss=loss, task_loss=task_loss, meta_loss=meta_loss, grad_norm=norm)
         params = optax.apply_updates(state.params, updates)
-        return Proposal(metrics=metrics, grads=grads, params=params, opt_state=opt_state)
+        return Proposal(metrics=metrics, grads=grads, params=params, opt_state=opt_state, carry=carry)
 
     return propose
 
 
-def fault_names(params: Any) -> list[str]:
+def fault_names(state: TrainState) -> list[str]:
     """Returns the names of the quantities that an update checks, in the order of the checks."""
-    names = leaf_names(params)
-    return ["loss", *(f"gradient of {name}" for name in names), *(f"updated {name}" for name in names)]
+    names, carried = leaf_names(state.params), [f"carry {name}".strip() for name in leaf_names(state.carry)]
+    return ["loss", *(f"gradient of {name}" for name in names), *(f"updated {name}" for name in names), *carried]
 
 
 def describe_fault(state: TrainState, first_seed: int) -> str | None:
@@ -209,5 +223,5 @@ def describe_fault(state: TrainState, first_seed: int) -> str | None:
     if not bad.size:
         return None
     index = bad[np.argmin(steps[bad])]
-    name = fault_names(state.params)[int(state.fault_leaf[index])]
+    name = fault_names(state)[int(state.fault_leaf[index])]
     return f"seed {first_seed + index}: {name} is not finite at update {steps[index]}."

@@ -3,7 +3,7 @@
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from tasks.babi.task import Babi
 
 NEW_STORY = "/new"
 
-_SHOWN = 3  # answers and sentences per question
+SHOWN = 3  # answers and sentences per question
 _STEPS = 16  # least number of steps after padding; the others are powers of two, so that few programs are compiled
 
 
@@ -71,14 +71,11 @@ class Conversation:
           ValueError: a line has several sentences, more words than a sentence of training, or a word that the model
             cannot read; the story stays as it was.
         """
-        number, text = _split(line)
+        number, text = split_line(line)
         begins = (number == 1 or text == NEW_STORY) and bool(self._lines)
         lines, answer = [] if begins else self._lines, None
         if text not in ("", NEW_STORY):
-            if re.search(r"[.!?]\s+\w", text):
-                raise ValueError(f"a line must have one sentence, got {text!r}: write each on a line of its own.")
-            words = (word.strip(string.punctuation) for word in text.lower().split())
-            told = [*lines, (text, tuple(filter(None, words)))]
+            told = [*lines, (text, sentence_words(text))]
             names = self._read([row for _, row in told])
             if text.endswith("?"):
                 answer = self._answer(told, names, self.story + begins)
@@ -107,14 +104,14 @@ class Conversation:
         output = self._run(self._model, batch)
         probabilities = np.asarray(jax.nn.softmax(output.logits[last, 0]))
         originals = {spare: name for name, spare in names.items()}
-        best = np.argsort(-probabilities)[:_SHOWN]
+        best = np.argsort(-probabilities)[:SHOWN]
         shown = [_rename_answer(self._task.answers[place], originals) for place in best]
         answers = list(zip(shown, probabilities[best].tolist(), strict=True))
         sentences = []
         if isinstance(output.cell, CellOutput):
             trace = jax.tree.map(lambda leaf: np.asarray(leaf[: last + 1, 0]), output.cell.trace)
             similarity = memory_maps(trace).keys[count - 1 :, : count - 1].max(0)  # at any step of the question
-            nearest = np.argsort(-similarity)[:_SHOWN]
+            nearest = np.argsort(-similarity)[:SHOWN]
             sentences = [(float(similarity[place]), first + int(place) + 1, seen[place][0]) for place in nearest]
         text, asked = told[-1]
         notes = [f"{name!r} is new, and read as {spare!r}" for name, spare in names.items()]
@@ -128,7 +125,17 @@ class Conversation:
         return Answer(story=number, question=text, answers=answers, guessed=guessed, sentences=sentences, notes=notes)
 
 
-def converse(conversation: Conversation, lines: Iterable[str], keep_on: bool = False) -> Iterator[str]:
+class Teller(Protocol):
+    """Stories, line by line, and answers: a `Conversation` or a `StreamConversation`."""
+
+    story: int
+
+    def tell(self, line: str) -> Answer | None:
+        """See `Conversation.tell`."""
+        ...
+
+
+def converse(conversation: Teller, lines: Iterable[str], keep_on: bool = False) -> Iterator[str]:
     """Yields the text of each answer, and a line where a new story begins.
 
     Args:
@@ -173,11 +180,22 @@ def _run(model: SequenceModel, batch: Batch) -> Any:
     return model(batch.inputs, batch.mask, batch.fork, **batch.flags)
 
 
-def _split(line: str) -> tuple[int | None, str]:
+def split_line(line: str) -> tuple[int | None, str]:
     """Returns the number in front of a line and the rest, without the text after a question mark."""
     digits = re.match(r"\ufeff?(\d{1,9})\s+", line.lstrip())
     text = line.lstrip()[digits.end() if digits else 0 :].strip("\ufeff \t\r\n")
     return int(digits[1]) if digits else None, text[: text.index("?") + 1] if "?" in text else text
+
+
+def sentence_words(text: str) -> Words:
+    """Returns the words of a sentence or question, in lower case and without punctuation.
+
+    Raises:
+      ValueError: the text has several sentences.
+    """
+    if re.search(r"[.!?]\s+\w", text):
+        raise ValueError(f"a line must have one sentence, got {text!r}: write each on a line of its own.")
+    return tuple(filter(None, (word.strip(string.punctuation) for word in text.lower().split())))
 
 
 def _rename(row: Words, names: dict[str, str]) -> Words:

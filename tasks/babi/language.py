@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from tasks.babi.names import Contexts, find_contexts
+from tasks.babi.stream import BabiStream
 from tasks.babi.task import Babi
 from tasks.babi.vocabulary import Vocabulary
 
@@ -26,8 +27,10 @@ class Language(NamedTuple):
     contexts: Contexts
 
 
-def find_language(task: Babi) -> Language:
-    """Returns the language of a task's data."""
+def find_language(task: Babi | BabiStream) -> Language:
+    """Returns the language of a task's data; that of a stream has no contexts, so that unseen names are refused."""
+    if isinstance(task, BabiStream):
+        return Language(task.vocabulary, {})
     return Language(task.vocabulary, find_contexts(task.training_rows(_STORIES)))
 
 

@@ -5,7 +5,6 @@ Shape letters: `T` steps, `B` examples, `W` words of a sentence, `D` features, `
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -15,8 +14,7 @@ from flax import nnx
 
 from mnm_jax._checks import check_choice, check_flags, check_not_negative, check_sizes
 from mnm_jax.training import Batch, Loader, Mean
-from tasks.arguments import unwrap_numbers
-from tasks.babi.archive import SIZES
+from tasks.babi.arguments import check_source
 from tasks.babi.cache import Dataset, Options, Split, open_dataset
 from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
@@ -135,25 +133,13 @@ class Babi:
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
 
     def __post_init__(self) -> None:
-        unwrap_numbers(self)
-        if not isinstance(self.tasks, tuple | list) or not self.tasks:
-            raise ValueError(f"tasks must be a tuple of task numbers such as (1, 2), got {self.tasks!r}.")
-        for task in self.tasks:
-            if not isinstance(task, int) or isinstance(task, bool) or not 1 <= task <= 20:
-                raise ValueError(f"tasks must be numbers from 1 to 20, got {task!r} in {self.tasks!r}.")
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks must name each task once, got {self.tasks!r}.")
-        object.__setattr__(self, "tasks", tuple(sorted(self.tasks)))
-        check_choice("size", self.size, SIZES)
+        check_source(self)
         names = ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features")
         check_sizes(**{name: getattr(self, name) for name in names})
         check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities, think_steps=self.think_steps)
         check_not_negative(position_deviation=self.position_deviation)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
-        for name in ("data_dir", "cache_dir"):
-            if not isinstance(getattr(self, name), str | os.PathLike):
-                raise TypeError(f"{name} must be the path of a folder, got {getattr(self, name)!r}.")
 
     @functools.cached_property
     def _dataset(self) -> Dataset:

@@ -15,9 +15,11 @@ from mnm_jax.training import Batch, Mean
 
 SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()} | {
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
+    "catbabi-language": {"name": "catbabi", **TASKS["catbabi"].small, "mode": "language", "reads": "sentence"},
     "dictionary-mixed": {"name": "dictionary", "length": 3, "support": 3, "queries": 3, "mixed": True, "wider": False},
 }
-NEEDS = {"babi": ("array_record", "grain", "tensorflow_datasets"), "gymnax": ("gymnax",)}
+BABI = ("babi", "catbabi")
+NEEDS = {**dict.fromkeys(BABI, ("array_record", "grain", "tensorflow_datasets")), "gymnax": ("gymnax",)}
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
@@ -25,7 +27,7 @@ def task(request, tmp_path_factory):
     settings = SETTINGS[request.param]
     for package in NEEDS.get(settings["name"], ()):
         pytest.importorskip(package)
-    if settings["name"] == "babi":
+    if settings["name"] in BABI:
         data_dir = request.getfixturevalue("babi_dir")
         settings = settings | {"data_dir": str(data_dir), "cache_dir": str(tmp_path_factory.mktemp("cache"))}
     return build_task(settings)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax import LSTMCell
-from mnm_jax.training import SequenceModel, init_state, make_optimizer, make_update, split_model
+from mnm_jax.training import SequenceModel, TrainState, init_state, make_optimizer, make_update, split_model
 from mnm_jax.training._update import describe_fault, fault_names
 
 
@@ -169,7 +169,9 @@ def test_fault_names_follow_the_order_of_the_leaves(tiny):
 
     params = nnx.state(Wide(nnx.Rngs(0)), nnx.Param)
     names = [f"layers[{i}]" for i in range(12)] + ["pair[0]", "pair[1]"]
-    assert fault_names(params) == ["loss", *(f"gradient of {n}" for n in names), *(f"updated {n}" for n in names)]
+    state = TrainState(params, *[None] * 5, carry={"h": jnp.ones(1)})
+    parameters = [*(f"gradient of {n}" for n in names), *(f"updated {n}" for n in names)]
+    assert fault_names(state) == ["loss", *parameters, "carry h"]
     assert [leaf.shape[0] for leaf in jax.tree.leaves(params)] == [*range(1, 13), 20, 21]
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from launch.configs import babi_joint, babi_paper, babi_task1, dictionary, maze, pairs
+from launch.configs import babi_joint, babi_paper, babi_task1, catbabi, dictionary, maze, pairs
 from launch.evaluate import evaluation_table
 from launch.reporting.text_table import format_table
 from launch.runs import build
@@ -277,6 +277,7 @@ RECIPES = {
     babi_task1: ("mnm-p", "mnm-g", "lstm", "lstm-salu"),
     babi_paper: ("mnm-p", "mnm-g"),
     babi_joint: ("chain-p", "chain-g", "lstm", "lstm-salu"),
+    catbabi: tuple(catbabi.MODELS),
     pairs: ("mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"),
     maze: ("mnm-p", "mnm-g", "lstm", "lstm-salu", "rnn", "plastic", "neuromodulated"),
 }
@@ -286,6 +287,7 @@ def test_every_model_is_in_a_recipe_and_others_are_refused():
     with pytest.raises(ValueError, match="size must be one of '9x9', '11x11', '13x13', got '8x8'"):
         maze.get_config("8x8/lstm")
     assert babi_paper.get_config("untuned").model.name == "mnm-p"
+    assert catbabi.get_config("lm").task.mode == "language" and catbabi.get_config("lm/dnc").model.name == "dnc"
     assert {model for models in RECIPES.values() for model in models} == set(MODELS)
     for recipe in RECIPES:
         with pytest.raises(ValueError, match="the recipe's model must be one of 'mnm-p', .*, got 'gru'"):
@@ -305,10 +307,13 @@ def test_every_recipe_can_be_built(recipe, model):
     build.build_training(config.training)
     task = build.build_task(config.task)
     expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24, maze: 17}
+    expected[catbabi] = 128 + 4 * 48 if model.startswith("chain") else 256
     assert task.input_features == expected[recipe]
     if config.task.name == "babi":  # without the data: the task with made-up words and answers
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
         task.__dict__["_dataset"] = data
+    if config.task.name == "catbabi":
+        task.__dict__ |= {"vocabulary": types.SimpleNamespace(size=13), "_counts": np.ones(13)}
     made = nnx.eval_shape(lambda: build.build_make_model(config.model, task)(nnx.Rngs(0)))
     features = config.model.hidden_features + config.model.get("memory_features", 0)
     if model.startswith("chain"):  # the inputs, and the results of 3 hops by 2 heads

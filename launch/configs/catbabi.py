@@ -1,0 +1,83 @@
+"""catbAbI: one endless stream of words, all 20 tasks, memory carried over all stories.
+
+    python -m launch.train --config=launch/configs/catbabi.py --workdir=runs/catbabi/question/chain-p
+    python -m launch.train --config=launch/configs/catbabi.py:lm/mnm-p --workdir=runs/catbabi/language/mnm-p
+
+Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. After the colon: a model,
+`chain-p` (default), `chain-g`, `mnm-p`, `mnm-g`, `lstm`, `lstm-salu` or `dnc`, with `lm/` before it for the language
+mode; `lm` alone is `lm/chain-p`. The metric is the share of right answers, in both modes.
+
+From the protocol (Schlag, Munkhdalai and Schmidhuber, ICLR 2021, see `tasks/babi/stream.py`): the stream, 32 parallel
+streams in training and one in the test, windows of 200 words, embeddings of 256 and an LSTM of 256 units, Adam with
+1e-3, 50,000 updates. Their memory has 32,768 fast weights, and so have mnm-p and mnm-g here. Chosen here: validation
+on a tenth of the training stories, clipping, warm-up, meta weight. Not of the protocol: the chained cells get the words
+of the sentence so far at every step (`reads="sentence"`), from which the encoder picks four words.
+
+Published test accuracy, question / language mode: FWM 96.75 / 93.04%, Transformer-XL 87.66 / 90.23%, MNM-p 88.97 /
+69.3%, AWD-LSTM 80.88 / 80.15%.
+
+Expected: not trained to the end.
+"""
+
+from ml_collections import ConfigDict
+
+from launch.configs import Settings, choose_model, training_section
+
+_CHAIN: Settings = {
+    "hidden_features": 128,
+    "heads": 2,
+    "hops": 3,
+    "relation_features": 8,
+    "step_size": "normalised",
+    "readout_features": 128,
+}
+_MEMORY: Settings = {
+    "hidden_features": 256,
+    "heads": 2,
+    "memory_features": 128,
+    "memory_layers": 2,
+    "step_size": "normalised",
+}
+MODELS: dict[str, Settings] = {  # about a million parameters each
+    "mnm-p": _MEMORY,
+    "mnm-g": _MEMORY,
+    "chain-p": _CHAIN,
+    "chain-g": _CHAIN,
+    "lstm": {"hidden_features": 384},
+    "lstm-salu": {"hidden_features": 256, "memory_features": 64, "slots": 256},
+    "dnc": {"hidden_features": 256, "memory_features": 64, "slots": 64},
+}
+
+
+def get_config(which: str = "chain-p") -> ConfigDict:
+    """Returns the config of a model, in the language mode after "lm/"."""
+    language = which.split("/")[0] == "lm"
+    model = choose_model(MODELS, which.removeprefix("lm").removeprefix("/") or "chain-p" if language else which)
+    words = {"embedding_features": 256, "reads": "word", "entities": 0}
+    if model["name"] in ("chain-p", "chain-g"):
+        words = {"embedding_features": 128, "hidden_features": 256, "reads": "sentence", "entities": 4}
+    return ConfigDict(
+        {
+            "task": {
+                "name": "catbabi",
+                "tasks": tuple(range(1, 21)),
+                "data_dir": "",  # the environment variable MNM_BABI_DIR
+                "size": "10k",
+                "window": 200,
+                "mode": "language" if language else "question",
+                **words,
+            },
+            "model": model,
+            "training": training_section(
+                steps=50000,
+                batch_size=32,
+                learning_rate=1e-3,
+                warmup_steps=200,
+                clip_norm=5.0,
+                meta_weight=0.1,
+                log_every=50,
+                eval_every=500,
+                checkpoint_seconds=240.0,
+            ),
+        }
+    )
