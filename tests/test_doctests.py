@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-TASKS = {"tasks.babi.task", "tasks.maze.task"} | {
+TASKS = {"tasks.babi.samples", "tasks.babi.stream", "tasks.babi.task", "tasks.maze.task"} | {
     f"tasks.algorithmic.{name}"
     for name in ("associative_recall", "copy", "double_copy", "pairs", "priority_sort", "repeat_copy")
 }
