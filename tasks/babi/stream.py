@@ -173,7 +173,7 @@ class BabiStream:
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Sets the vocabulary to that of a trained model, so that the model can be used without the data set."""
-        self.__dict__ |= {"vocabulary": vocabulary, "_counts": np.ones(vocabulary.size)}
+        self.__dict__.update(vocabulary=vocabulary, _counts=np.ones(vocabulary.size))
 
     def encode(self, words: Sequence[str], mark: str = "") -> np.ndarray:
         """Returns the inputs of the steps of one sentence, `[T, ...]`: its words, and its "." or "?" if given.

@@ -228,7 +228,7 @@ def _change(section, **settings):
         (_change("model", heads=2), "model lstm has an unknown key 'heads'; known: hidden_features"),
         (_change("model", rngs=2), "unknown key 'rngs'"),
         (_change("training", nosuch=1), "training has an unknown key 'nosuch'; known: steps"),
-        (_change("task", name="sort"), "task.name must be one of 'dictionary', 'babi', 'copy', 'repeat_copy'"),
+        (_change("task", name="sort"), "task.name must be one of 'dictionary', 'babi', 'catbabi', 'copy', "),
         (_change("model", name="gru"), "model.name must be one of 'mnm-p', 'mnm-g', 'chain-p', 'chain-g', 'lstm', "),
         (
             _change("model", name="chain-p"),
@@ -313,7 +313,7 @@ def test_every_recipe_can_be_built(recipe, model):
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
         task.__dict__["_dataset"] = data
     if config.task.name == "catbabi":
-        task.__dict__ |= {"vocabulary": types.SimpleNamespace(size=13), "_counts": np.ones(13)}
+        task.use_vocabulary(types.SimpleNamespace(size=13))
     made = nnx.eval_shape(lambda: build.build_make_model(config.model, task)(nnx.Rngs(0)))
     features = config.model.hidden_features + config.model.get("memory_features", 0)
     if model.startswith("chain"):  # the inputs, and the results of 3 hops by 2 heads
