@@ -5,11 +5,12 @@ Shape letters: `N` words of a split, `n` samples, `T` steps of a window, `B` str
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mnm_jax.training import Batch
 from tasks.babi.cache import Split
 from tasks.babi.encode import WORDS
 from tasks.babi.vocabulary import PADDING, Vocabulary
@@ -125,7 +126,13 @@ class StreamLoader:
     """
 
     def __init__(
-        self, samples: Samples, make_batch: Any, window: int, seed: int, streams: int, part: tuple[int, int] = (0, 1)
+        self,
+        samples: Samples,
+        make_batch: Callable[[Window], Batch],
+        window: int,
+        seed: int,
+        streams: int,
+        part: tuple[int, int] = (0, 1),
     ):
         size = streams // part[1]
         self._samples, self._make_batch, self._window, self._streams = samples, make_batch, window, streams
@@ -145,7 +152,9 @@ class StreamLoader:
     def _seek(self, position: int) -> None:
         """Goes to a window, given its number since the start."""
         self._position = position
-        self._epochs, self._rest = {}, {}  # by stream: the next epoch, and the words left of the epochs before it
+        # By stream: the next epoch, and the indices of the words that are left of the epochs before it.
+        self._epochs: dict[int, int] = {}
+        self._rest: dict[int, np.ndarray] = {}
         skip = dict.fromkeys(self._own, position * self._window)
         for epoch in itertools.count():
             if not skip:
@@ -168,10 +177,10 @@ class StreamLoader:
         self._rest[stream] = rest[self._window :]
         return rest[: self._window]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Batch:
         indices = np.stack([self._take(stream) for stream in self._own], 1)
         self._position += 1
         return self._make_batch(Window(indices, np.ones(indices.shape, np.bool_)))

@@ -312,17 +312,19 @@ class BabiStream:
 
     def render(self, batch: Batch, index: int) -> str:
         """Returns the words of stream `index`, one sentence per line, and below a question "=" and its answer."""
-        lines, answers, expected, line = [], 0, [], list[str]()
+        lines: list[str] = []
+        line: list[str] = []
+        expected: list[str] = []
         targets, asked = np.asarray(batch.targets)[:, index], np.asarray(batch.inputs)[:, index, _ASKED]
         words = self.tokens(batch, index)
         for step, word in enumerate(words):
             line.append(word)
             if asked[step]:
                 expected.append(f"= {self.vocabulary.words[targets[step] - 1]}")
-                answers += 1
             if step + 1 == len(words) or word in (STOP, END) or (expected and word != MARK):
                 lines += [" ".join(line), *expected]
                 line, expected = [], []
+        answers = int(np.sum(asked > 0))
         return "\n".join([*lines, f"({answers} answer{'s' * (answers != 1)}, {len(words)} words)"])
 
 
