@@ -48,6 +48,7 @@ The write rate multiplies D, so that a rate beta in (0, 1) removes that fraction
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +64,14 @@ Array = jax.Array
 STEP_SIZES = ("normalised", "sum", "paper")
 # Matrices of size H x H are cheap, and their rounding errors would be multiplied by 1 / r.
 _EXACT = jax.lax.Precision.HIGHEST
+_FEW = 4  # products with matrices of up to so many heads are sums
 _REGRESSION = 1e-3  # the ridge of A; elements of A are at most 1 / (2 sqrt(1e-3)) = 16
 
 
 def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: float) -> tuple[Pair, ...]:
     """Returns the pairs of "normalised", one per layer, for heads that are written together.
 
-    Small matrices of all layers are computed at once, with the layers stacked along `B`.
+    The small matrices of all layers are computed at once, as `[H, H, N]` with N = L B.
 
     Args:
       inputs: `[B, H, I]` per layer.
@@ -78,20 +80,20 @@ def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: 
     """
     layers, heads = len(inputs), inputs[0].shape[1]
     if heads == 1:
-        maps = jnp.square(inverse_norm(_grams(inputs), epsilon))
+        maps = jnp.square(inverse_norm(_stack([gram(x) for x in inputs]), epsilon))
         return tuple(map(Pair, inputs, map(_apply, _divide(maps, layers), errors)))
     dtype = np.promote_types(inputs[0].dtype, np.float32)
     wide = [x.astype(dtype) for x in inputs]
-    squares = jnp.concatenate([jnp.sum(x * x, -1, keepdims=True) for x in wide])
+    squares = _stack([jnp.sum(x * x, -1, keepdims=True) for x in wide])
     scale = inverse_norm(squares, epsilon)
     mix = _mix(inputs, jax.lax.stop_gradient(scale))
     divided = zip(_divide(mix, layers), _divide(scale, layers), wide, strict=True)
-    rows = [_product(a, s * x).astype(inputs[0].dtype) for a, s, x in divided]
+    rows = [_mixed(a, s * x).astype(inputs[0].dtype) for a, s, x in divided]
     missing = jnp.where(squares > epsilon, 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
-    weights = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], -1))
-    system = _grams(rows) + weights[:, :, heads:]
+    weights = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], 1))
+    system = _stack([gram(x) for x in rows]) + weights[:, heads:]
     ridge = _ridge(errors[0].dtype)
-    weight = None if heads == 2 else weights[:, :, :heads]
+    weight = None if heads == 2 else weights[:, :heads]
     maps = _filter(system, ridge, mix * _transpose(scale), weight)
     return tuple(map(Pair, rows, map(_apply, _divide(maps, layers), errors)))
 
@@ -107,10 +109,12 @@ def factor(step_size: str | None, heads: int, features: int) -> float:
 
 def solve(kernel: Array, error: Array, epsilon: float, ridge: float) -> Array:
     """Returns M (I + 2 N) (I - N) E, `[B, H, O]`, for an approximate Gram matrix `[B, H, H]` in place of X X^T."""
+    kernel = _stack([kernel])
     identity = _identity(kernel)
-    scale = inverse_norm(jnp.sum(identity * kernel, -1, keepdims=True), epsilon)
+    scale = inverse_norm(jnp.sum(identity * kernel, 1, keepdims=True), epsilon)
     system = jnp.where(identity > 0, 1, scale * _transpose(scale) * kernel)
-    return _apply(scale * _filter(system, ridge, identity * _transpose(scale)), error)
+    (delta_map,) = _divide(scale * _filter(system, ridge, identity * _transpose(scale)), 1)
+    return _apply(delta_map, error)
 
 
 @jax.custom_jvp
@@ -129,7 +133,7 @@ def inner_products(x: Array, y: Array) -> Array:
 def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # With one product here, the transposed derivative is also one product: (C + C^T) X.
     half = inner_products(*tangents, *primals)
-    return gram(*primals), half + _transpose(half)
+    return gram(*primals), half + jnp.swapaxes(half, 1, 2)
 
 
 def inverse_norm(square: Array, epsilon: float) -> Array:
@@ -139,40 +143,54 @@ def inverse_norm(square: Array, epsilon: float) -> Array:
     return jnp.where(large, jax.lax.rsqrt(jnp.where(large, square, 1)), fading)
 
 
-def _grams(rows: Sequence[Array]) -> Array:
-    return jnp.concatenate([gram(x) for x in rows])
+def _stack(parts: Sequence[Array]) -> Array:
+    """Returns the layers' `[B, H, G]` as one `[H, G, L * B]`, an order in which a CPU computes many at once."""
+    return jnp.concatenate([jnp.moveaxis(part, 0, 2) for part in parts], 2)
 
 
 def _divide(stacked: Array, layers: int) -> list[Array]:
-    """Returns the part of every layer. The batch size may be symbolic."""
-    batch = stacked.shape[0] // layers
-    return [stacked[n * batch : (n + 1) * batch] for n in range(layers)]
+    """Returns the part of every layer, `[B, H, G]`. The batch size may be symbolic."""
+    batch = stacked.shape[2] // layers
+    return [jnp.moveaxis(stacked[:, :, n * batch : (n + 1) * batch], 2, 0) for n in range(layers)]
 
 
 def _apply(delta_map: Array, error: Array) -> Array:
     """Returns the deltas `[B, H, O]` in the dtype of the errors."""
-    return _product(delta_map, error.astype(delta_map.dtype), few=2).astype(error.dtype)
+    return _mixed(delta_map, error.astype(delta_map.dtype)).astype(error.dtype)
+
+
+@jax.custom_jvp
+def _mixed(matrix: Array, rows: Array) -> Array:
+    """Returns A X, `[B, H, H], [B, H, O] -> [B, H, O]`, for few heads as elementwise operations."""
+    heads = matrix.shape[-1]
+    if heads > _FEW:
+        return jnp.einsum("bhg,bgo->bho", matrix, rows, precision=_EXACT)
+    return reduce(jnp.add, (matrix[:, :, g : g + 1] * rows[:, g : g + 1] for g in range(heads)))
+
+
+@_mixed.defjvp
+def _mixed_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # Written for their transposes: a product of a cotangent with X^T, and sums of a cotangent's rows times A^T.
+    (matrix, rows), (dmatrix, drows) = primals, tangents
+    change = jnp.einsum("bhg,bgo->bho", dmatrix, rows, precision=_EXACT)
+    if matrix.shape[-1] > _FEW:
+        return _mixed(matrix, rows), change + _mixed(matrix, drows)
+    by_row = [jnp.sum(matrix[:, h, :, None] * drows, 1) for h in range(matrix.shape[1])]
+    return _mixed(matrix, rows), change + jnp.stack(by_row, 1)
 
 
 def _mix(inputs: Sequence[Array], scale: Array) -> Array:
-    """Returns A `[L * B, H, H]` for inputs `[B, H, I]` and their inverse lengths, a constant of every derivative."""
-    heads = scale.shape[1]
+    """Returns A `[H, H, L * B]` for inputs `[B, H, I]` and their inverse lengths, a constant of every derivative."""
+    heads = scale.shape[0]
     if heads == 2:
-        signs = jnp.asarray([[[1, 1], [1, -1]]], scale.dtype) * 0.5**0.5
-        return jnp.broadcast_to(signs, (scale.shape[0], 2, 2))
-    correlations = scale * jax.lax.stop_gradient(_grams(inputs)) * _transpose(scale)
-    identity = _identity(correlations)
-    system = jnp.where(identity > 0, 1 + _REGRESSION, correlations)
-    rows = jnp.concatenate([system, jnp.broadcast_to(identity, system.shape)], -1)
-    for h in range(heads - 1):
-        later = (np.arange(heads) > h)[None, :, None]
-        row = rows[:, h : h + 1]
-        rows = jnp.where(later, rows - rows[:, :, h : h + 1] / row[:, :, h : h + 1] * row, rows)
-    return rows[:, :, heads:]
+        signs = jnp.asarray([[[1], [1]], [[1], [-1]]], scale.dtype) * 0.5**0.5
+        return jnp.broadcast_to(signs, (2, 2, scale.shape[2]))
+    correlations = scale * jax.lax.stop_gradient(_stack([gram(x) for x in inputs])) * _transpose(scale)
+    return _eliminate(jnp.where(_identity(correlations) > 0, 1 + _REGRESSION, correlations), divide=False)
 
 
 def _filter(system: Array, ridge: float, right: Array, weight: Array | None = None) -> Array:
-    """Returns M (I + 2 N) (I - N) F with M = (S + r P)^-1 and N = r P M, for S, F and a constant P `[B, H, H]`.
+    """Returns M (I + 2 N) (I - N) F with M = (S + r P)^-1 and N = r P M, for S, F and a constant P `[H, H, N]`.
 
     The factors are applied from right to left, so that the large M multiplies what I - N has made small. S is
     `system`, F is `right`, and P is `weight`, or the identity if `weight` is None.
@@ -187,10 +205,10 @@ def _filter(system: Array, ridge: float, right: Array, weight: Array | None = No
 
 
 def _solver(system: Array) -> Callable[[Array], Array]:
-    """Returns the function F -> S^-1 F for positive definite S and any F `[B, H, H]`."""
-    if system.shape[-1] == 2:
+    """Returns the function F -> S^-1 F for positive definite S and any F `[H, H, N]`."""
+    if system.shape[0] == 2:
         return partial(_product, _inverse_two(system))
-    inverse = _inverse(jax.lax.stop_gradient(system))
+    inverse = _eliminate(jax.lax.stop_gradient(system), divide=True)
     # Derivatives of all orders reuse the inverse (implicit function theorem).
     return lambda right: jax.lax.custom_linear_solve(
         lambda x: _product(system, x), right, lambda _, b: _product(inverse, b), symmetric=True
@@ -198,37 +216,50 @@ def _solver(system: Array) -> Callable[[Array], Array]:
 
 
 def _identity(like: Array) -> Array:
-    return jnp.eye(like.shape[-1], dtype=like.dtype)[None]
+    return jnp.eye(like.shape[0], dtype=like.dtype)[:, :, None]
 
 
 def _transpose(matrix: Array) -> Array:
-    return jnp.swapaxes(matrix, 1, 2)
+    return jnp.swapaxes(matrix, 0, 1)
 
 
-def _product(a: Array, b: Array, few: int = 4) -> Array:
-    """Returns A B for A `[B, H, H]`; for few heads as elementwise operations, which the compiler fuses with others."""
-    if a.shape[-1] > few:
-        return jnp.einsum("bhg,bgo->bho", a, b, precision=_EXACT)
-    return reduce(jnp.add, (a[:, :, g : g + 1] * b[:, g : g + 1] for g in range(a.shape[-1])))
+def _product(a: Array, b: Array) -> Array:
+    """Returns A B for A `[H, H, N]`, as elementwise operations, which the compiler fuses with others."""
+    if a.shape[0] > _FEW:
+        return jnp.einsum("hgn,gon->hon", a, b, precision=_EXACT)
+    return jnp.sum(a[:, :, None] * b[None], 1)
 
 
 def _inverse_two(matrix: Array) -> Array:
-    """Returns A^-1 for symmetric A `[B, 2, 2]`."""
-    first, other, last = matrix[:, :1, :1], matrix[:, :1, 1:], matrix[:, 1:, 1:]
-    adjugate = jnp.where(_identity(matrix) > 0, matrix[:, ::-1, ::-1], -matrix)
+    """Returns A^-1 for symmetric A `[2, 2, N]`."""
+    first, other, last = matrix[:1, :1], matrix[:1, 1:], matrix[1:, 1:]
+    adjugate = jnp.where(_identity(matrix) > 0, matrix[::-1, ::-1], -matrix)
     return adjugate / (first * last - other * other)
 
 
-def _inverse(matrix: Array) -> Array:
-    """Returns A^-1 for positive definite A `[B, H, H]`.
+def _eliminate(matrix: Array, *, divide: bool) -> Array:
+    """Returns the matrix E `[H, H, N]` by which elimination multiplies a positive definite A.
 
-    This is Gauss-Jordan elimination, which needs no pivoting here, unrolled over the few heads. The compiler fuses it
-    into loops of elementwise operations; a batched library call would process the matrices one by one.
+    E A is the identity if `divide` (Gauss-Jordan). Otherwise it is upper triangular, and E has ones on its diagonal. No
+    pivoting is needed. The columns of E take the places of the columns of A that are eliminated. For few heads the
+    elimination is unrolled, and the compiler fuses it into loops of elementwise operations; for many it would compute
+    earlier steps again and again. A batched library call would process the matrices one by one.
     """
-    heads = matrix.shape[-1]
+    heads = matrix.shape[0]
     identity = _identity(matrix)
-    rows = jnp.concatenate([matrix, jnp.broadcast_to(identity, matrix.shape)], -1)
-    for h in range(heads):
-        row = rows[:, h : h + 1] / rows[:, h : h + 1, h : h + 1]
-        rows = jnp.where(identity[:, :, h : h + 1] > 0, row, rows - rows[:, :, h : h + 1] * row)
-    return rows[:, :, heads:]
+    row, column = np.arange(heads)[:, None, None], np.arange(heads)[None, :, None]
+
+    def step(h: Any, matrix: Array) -> Array:
+        eliminated = jax.lax.dynamic_slice_in_dim(matrix, h, 1, 1)
+        pivot = jax.lax.dynamic_slice_in_dim(eliminated, h, 1, 0)
+        matrix = jnp.where(column == h, identity, matrix)
+        pivot_row = jax.lax.dynamic_slice_in_dim(matrix, h, 1, 0)
+        others = matrix - eliminated / pivot * pivot_row
+        return jnp.where(row == h, pivot_row / pivot, others) if divide else jnp.where(row > h, others, matrix)
+
+    steps = heads if divide else heads - 1
+    if heads <= _FEW:
+        matrix = reduce(lambda matrix, h: step(h, matrix), range(steps), matrix)
+    else:
+        matrix = jax.lax.fori_loop(0, steps, step, matrix)
+    return matrix if divide else jnp.where(row > column, matrix, identity)
