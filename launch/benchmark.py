@@ -6,6 +6,7 @@ training_step  the forms of `mnm_jax.recurrence` against plain autodiff, over ru
 scaling        the form "auto" against the number of steps, the width and the number of heads
 limit          rates of the forms and of a large matrix product
 peers          the memory against titans-pytorch, if that is installed
+lstm           an LSTM in `unroll` against `torch.nn.LSTM`, if PyTorch is installed
 seeds          the dictionary recipe's update, its seeds mapped by `vmap` and by `lax.map`
 maze           steps of the maze per second: mazes and agent in one program, and the whole update
 layer          the memory as a layer: a sequence in chunks, and token by token
@@ -43,4 +44,4 @@ if __name__ == "__main__":
     _SUITE = flags.DEFINE_string("suite", None, f"One of {', '.join(SUITES)}.", required=True)
     _OUT = flags.DEFINE_string("out", None, "JSON file, or folder; the figure is written beside it.", required=True)
     _BUDGET = flags.DEFINE_float("budget", BUDGET, "Seconds after which the suite accelerator starts no other rows.")
-    run_command(main, "give --suite=NAME and --out=FILE.json.")
+    run_command(main, "give --suite=NAME and --out=FILE.json.", cache=False)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
+from launch.compile_cache import use_compilation_cache
 from launch.runs.own import place_of
 from mnm_jax.training import Interrupted, TrainingFault
 
 _INTERRUPTED = 130  # the exit code that a shell reports for a program ended by Ctrl-C
 
 
-def run_command(function: Callable[[], None], hint: str) -> None:
+def run_command(function: Callable[[], None], hint: str, *, cache: bool = True) -> None:
     """Parses the flags, runs `function` and exits.
 
     Libraries log warnings and errors only, such as JAX's warning about a GPU that it cannot use; `--verbosity=0` shows
@@ -23,7 +24,11 @@ def run_command(function: Callable[[], None], hint: str) -> None:
     Args:
       function: the work of the command; it reads its flags.
       hint: the end of the error message for an argument that is not a flag, such as "name the folder as --out=DIR.".
+      cache: whether compiled programs are kept for the next start, unless the user gives `--nocompilation_cache`; False
+        for a command that measures compilation.
     """
+    if cache and "compilation_cache" not in flags.FLAGS:
+        flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs in the user's cache folder.")
 
     def main(argv: Sequence[str]) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by launch/__init__.py
@@ -33,6 +38,8 @@ def run_command(function: Callable[[], None], hint: str) -> None:
         with one_line_errors():
             if len(argv) > 1:
                 raise ValueError(f"unexpected argument {argv[1]!r}; {hint}")
+            if cache and flags.FLAGS["compilation_cache"].value:
+                use_compilation_cache()
             function()
 
     app.run(main, flags_parser=parse_flags)

@@ -30,4 +30,4 @@ def main() -> None:
 if __name__ == "__main__":
     _CONFIG = define_config()
     _FORMS = flags.DEFINE_list("forms", list(FORMS), "Execution forms to measure.")
-    run_command(main, "settings are given as --config.KEY=VALUE.")
+    run_command(main, "settings are given as --config.KEY=VALUE.", cache=False)

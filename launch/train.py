@@ -21,7 +21,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch.command import run_command
-from launch.reporting.draw import report_run
 from launch.reporting.task_errors import end_table
 from launch.runs.config_flag import define_config
 from launch.runs.connect import TIMEOUT, connect
@@ -35,6 +34,8 @@ def run(
     """Trains a run, prints its table, draws its figures and returns its summary; see `launch.runs.train.train_run`."""
     summary = train_run(config, workdir, parallel, command, **options)
     if is_first_process():
+        from launch.reporting.draw import report_run  # matplotlib would delay the first update by half a second
+
         first = summary["config"]["training"].get("seed", 0)
         print(end_table(summary["metrics"], range(first, first + summary["seeds"])))
         report_run(workdir)

@@ -45,6 +45,12 @@ class Steps(NamedTuple):
             return self.fork_memory if self.fork is None else self.fork
         return self.fork | self.fork_memory
 
+    @property
+    def masked_inputs(self) -> Array:
+        """The inputs of one step or of a sequence, zero where masked."""
+        # A masked input is replaced before it is used: a cotangent of zero times NaN would still be NaN.
+        return self.inputs if self.mask is None else jnp.where(self.mask[..., None], self.inputs, 0)
+
     def enter(self, carry: Any, start: Any) -> tuple[Any, Array]:
         """Returns the carry before this step, and the inputs of the cell, from the carry after the previous step.
 
@@ -52,8 +58,7 @@ class Steps(NamedTuple):
         """
         if self.reset is not None:
             carry = select(self.reset, start, carry)
-        # A masked input is replaced before it is used: a cotangent of zero times NaN would still be NaN.
-        return carry, self.inputs if self.mask is None else jnp.where(self.mask[:, None], self.inputs, 0)
+        return carry, self.masked_inputs
 
     def begin(self, carry: Any, start: Any) -> Any:
         """Returns the carry with which the cell is called, from the first result of `enter`; `start` as there."""

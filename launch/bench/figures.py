@@ -104,6 +104,9 @@ def draw_peers(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
+draw_lstm = draw_peers
+
+
 def draw_seeds(rows: Rows, path: str | os.PathLike, title: str) -> None:
     """Draws the time of an update of all seeds, mapped by `vmap` and by `lax.map`."""
     figure = _figure(title, 5, 4)

@@ -101,6 +101,8 @@ def step_flops(*, heads: int, width: int, layers: int) -> int:
 def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: Devices) -> Program:
     """Compiles value and gradient of mean(features^2) + mean(meta loss) with respect to all parameters of a cell.
 
+    A cell whose outputs are an array has no meta loss.
+
     XLA runs the small operations of one CPU device on one core. The batch is therefore divided over the largest number
     of devices that divides it, for every form alike. The form "plain" differentiates a device's share as a whole; the
     others run as in the training program, where a device processes its share in micro-batches.
@@ -118,8 +120,10 @@ def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: D
 
     def objective(params: Any, inputs: jax.Array) -> tuple[jax.Array, tuple[()]]:
         _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, form=form)
+        features = getattr(outputs, "features", outputs)
+        meta_loss = getattr(outputs, "meta_loss", jnp.zeros(()))
         # The mean of the means of equal parts is the mean of the batch.
-        return (jnp.mean(jnp.square(outputs.features)) + jnp.mean(outputs.meta_loss)) / parts, ()
+        return (jnp.mean(jnp.square(features)) + jnp.mean(meta_loss)) / parts, ()
 
     def step(params: Any, inputs: jax.Array) -> Any:
         (value, _), gradients = value_and_grad_in_micro_batches(objective, parts)(params, inputs)

@@ -1,8 +1,10 @@
-"""Benchmark against another library: both read the same stream of inputs and compute keys and values by linear maps.
+"""Benchmarks against other libraries.
 
-The rule is the gradient step on the mean of squares, with one head and three layers. The loss is the mean square of the
-values read plus the memory's loss before each write. `titans-pytorch` differs in its activation and in a learned decay
-of the weights.
+Suite "peers": both read the same stream of inputs and compute keys and values by linear maps. The rule is the gradient
+step on the mean of squares, with one head and three layers. The loss is the mean square of the values read plus the
+memory's loss before each write. `titans-pytorch` differs in its activation and in a learned decay of the weights.
+
+Suite "lstm": our LSTM, and `torch.nn.LSTM` with the same parameters.
 """
 
 import importlib.metadata
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from launch.bench.accelerator.programs import Case
 from launch.bench.forms import compile_step
 from launch.bench.measure import Candidate, Group, Program, with_ratios
 from mnm_jax import gradient_memory
@@ -47,6 +50,31 @@ def peers(
             for name, prepare in makers.items()
         ]
         yield Group(candidates, partial(with_ratios, field="peer", reference="plain"))
+
+
+def lstm(
+    devices: Sequence[jax.Device], *, steps: Sequence[int] = (32, 128), batch: int = 64, width: int = 128
+) -> Iterator[Group]:
+    """Yields a group per length: value and gradient of our LSTM, and of `torch.nn.LSTM` if PyTorch is installed.
+
+    Ours runs as one program on the first device, and with the batch divided over all devices, as in training.
+    """
+    torch = importlib.util.find_spec("torch") is not None
+    if not torch:
+        print("torch.nn.LSTM is left out: PyTorch is not installed; pip install torch.", file=sys.stderr)
+    for t in steps:
+        sizes = {"steps": t, "batch": batch, "width": width}
+        case = Case({"model": "LSTM", "heads": None, "dtype": "float32"} | sizes)
+        makers = {"unroll": partial(_our_lstm, case, devices[:1])}
+        if len(devices) > 1:
+            makers[f"unroll, {len(devices)} devices"] = partial(_our_lstm, case, devices)
+        if torch:
+            makers["torch.nn.LSTM"] = partial(_torch_lstm, case, devices[0].platform)
+        candidates = [
+            Candidate({"peer": name} | sizes, prepare, {"packages": _packages(name)})
+            for name, prepare in makers.items()
+        ]
+        yield Group(candidates, partial(with_ratios, field="peer", reference="torch.nn.LSTM"))
 
 
 class StreamOutput(NamedTuple):
@@ -97,8 +125,19 @@ class StreamCell(nnx.RNNCellBase):
 
 def _packages(peer: str) -> dict[str, str]:
     """Returns the versions of the packages that a peer needs besides this library."""
-    needed = ("titans-pytorch", "torch") if peer.startswith("titans") else ()
+    needed = ("titans-pytorch", "torch") if peer.startswith("titans") else ("torch",) * peer.startswith("torch")
     return {name: importlib.metadata.version(name) for name in needed}
+
+
+def _our_lstm(case: Case, devices: Sequence[jax.Device]) -> Program:
+    cell = nnx.merge(nnx.graphdef(case.model), jax.tree.map(jnp.asarray, case.params))
+    return compile_step(cell, "auto", jnp.asarray(case.inputs), devices)
+
+
+def _torch_lstm(case: Case, platform: str) -> Program:
+    from launch.bench.accelerator.torch_programs import torch_program  # imports PyTorch
+
+    return torch_program(case, platform)
 
 
 def _ours(form: str, shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Program:

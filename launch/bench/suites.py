@@ -37,6 +37,7 @@ _MODULES = {
     "scaling": "forms",
     "limit": "forms",
     "peers": "peers",
+    "lstm": "peers",
     "seeds": "seeds",
     "maze": "maze",
     "layer": "layer",

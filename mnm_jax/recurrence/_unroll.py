@@ -1,5 +1,7 @@
 """Runs a cell over a sequence."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -145,10 +147,13 @@ def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: in
         new, outputs = cell(x.begin(carry, start), inputs)
         return x.leave(new, carry, outputs)
 
+    scan: Callable[[Any, Steps], tuple[Any, Any]] = partial(jax.lax.scan, step)
+    # A cell may have a faster program for all steps. A subclass does not inherit it, since its step may differ.
+    if (own := vars(type(cell)).get("_scan_steps")) and xs.inputs.shape[0]:
+        scan = partial(own, cell)
     if every is None:
-        return jax.lax.scan(step, carry, xs)
-    chunk = jax.checkpoint(lambda carry, xs: jax.lax.scan(step, carry, xs), prevent_cse=False)
-    return scan_chunks(chunk, carry, xs, every)
+        return scan(carry, xs)
+    return scan_chunks(jax.checkpoint(scan, prevent_cse=False), carry, xs, every)
 
 
 def _swap_axes(tree: Any) -> Any:

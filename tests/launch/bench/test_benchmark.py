@@ -17,7 +17,7 @@ from matplotlib import image
 from launch.bench.forms import compile_step, limit, scaling, step_flops, training_step
 from launch.bench.layer import layer
 from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
-from launch.bench.peers import StreamCell, peers
+from launch.bench.peers import StreamCell, lstm, peers
 from launch.bench.run import run
 from launch.bench.seeds import seeds
 from launch.bench.suites import SUITES, Suite
@@ -317,6 +317,15 @@ def test_peers_without_titans_are_our_own(monkeypatch, capsys):
     groups = list(peers(jax.devices(), steps=(4,)))
     assert [candidate.fields["peer"] for candidate in groups[0].candidates] == ["plain", "auto"]
     assert "pip install titans-pytorch" in capsys.readouterr().err
+
+
+def test_the_lstm_is_the_same_on_one_device_and_on_two(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (group,) = lstm(jax.devices()[:2], steps=(2,), batch=2, width=4)
+    assert [candidate.fields["peer"] for candidate in group.candidates] == ["unroll", "unroll, 2 devices"]
+    assert "pip install torch" in capsys.readouterr().err
+    one, two = (candidate.prepare().run() for candidate in group.candidates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, two)
 
 
 def _cell():
