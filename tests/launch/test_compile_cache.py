@@ -132,6 +132,6 @@ def test_a_second_start_of_a_recipe_compiles_nothing(tmp_path):
         subprocess.run([*command, f"--workdir={tmp_path / run}"], cwd=ROOT, env=environment, check=True)
         kept.append({path.name for path in tmp_path.rglob("*-cache")})
     assert kept[0] == kept[1]
-    assert any("update" in name for name in kept[0])
+    assert len(kept[0]) >= 3
     metrics = [json.loads((tmp_path / run / "summary.json").read_text())["metrics"] for run in ("first", "second")]
     assert metrics[0] == metrics[1]
