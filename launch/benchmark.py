@@ -3,6 +3,7 @@
     python -m launch.benchmark --suite=NAME --out=FILE.json
 
 training_step  the forms of `mnm_jax.recurrence` against plain autodiff, over rules, heads and lengths
+own_program    the training program against a user's own jit, with and without micro-batches, and a plain scan
 scaling        the form "auto" against the number of steps, the width and the number of heads
 limit          rates of the forms and of a large matrix product
 peers          the memory against titans-pytorch, if that is installed

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         matrix_memory,
         rule_memory,
     )
-    from mnm_jax.recurrence import MemoryCell, choose_form, unroll
+    from mnm_jax.recurrence import MemoryCell, choose_form, choose_micro_batch, unroll, value_and_grad
 
 __version__ = "0.1.0"
 
@@ -46,12 +46,14 @@ __all__ = [
     "WriteInfo",
     "WriteOptions",
     "choose_form",
+    "choose_micro_batch",
     "custom_memory",
     "gradient_memory",
     "local_memory",
     "matrix_memory",
     "rule_memory",
     "unroll",
+    "value_and_grad",
 ]
 
 # The packages that define these names, in the order of their imports.

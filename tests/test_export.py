@@ -149,3 +149,19 @@ def test_a_missing_package_is_named_with_its_extra_before_any_work(monkeypatch, 
     with pytest.raises(ImportError, match=rf"{package}.*: run pip install 'mnm_jax\[export\]'"):
         export_run(tmp_path / "no run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_donated_carry_is_updated_in_place():
+    """In the program of a step from `nnx.split`, and in an exported step, every output of the carry is an input."""
+    cell = make_cell()
+    carry, inputs = cell.initialize_carry((2, D)), jnp.zeros((2, D))
+    graphdef, params = nnx.split(cell)
+    exported = export_step(cell, carry, inputs, platforms=("cpu",))
+    steps = [
+        (lambda params, carry, x: nnx.merge(graphdef, params)(carry, x), (params, carry, inputs)),
+        (exported.call, (to_arrays(cell), to_arrays(carry), inputs)),
+    ]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+    for step, arguments in steps:
+        assert jax.jit(step).lower(*arguments).compile().memory_analysis().alias_size_in_bytes == 0
+        assert jax.jit(step, donate_argnums=1).lower(*arguments).compile().memory_analysis().alias_size_in_bytes == size

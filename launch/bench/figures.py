@@ -47,6 +47,17 @@ def draw_training_step(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
+def draw_own_program(rows: Rows, path: str | os.PathLike, title: str) -> None:
+    """Draws the speed of each program relative to the training program; a cluster per memory and number of steps."""
+    named = [{**row, "case": f"{row['rule']}\nH {row['heads']}, T {row['steps']}"} for row in rows]
+    figure = _figure(title, 2 + 1.1 * len(_distinct(named, "case")), 4.2)
+    axis = figure.subplots()
+    _bars(axis, named, "case", "form", "ratio_to_training")
+    axis.set(ylabel="speed (times the training program's)")
+    _legend(figure, [axis])
+    _save(figure, path)
+
+
 def draw_scaling(rows: Rows, path: str | os.PathLike, title: str) -> None:
     """Draws time per step and temporary memory against the number of steps, the width and the number of heads."""
     against = {"steps": "steps", "width": "width", "heads": "heads"}

@@ -14,11 +14,18 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.bench.measure import Candidate, Group, Program, Row, compile_program, with_ratios
-from mnm_jax import MNMCell, choose_form, gradient_memory, local_memory, unroll
-from mnm_jax.training import choose_micro_batches, value_and_grad_in_micro_batches
+from mnm_jax import (
+    MNMCell,
+    choose_form,
+    choose_micro_batch,
+    gradient_memory,
+    local_memory,
+    unroll,
+    value_and_grad,
+)
 
 FORMS = ("plain", "factored", "reversible", "auto")
-_MEMORIES = {"local": local_memory, "gradient": gradient_memory}
+MEMORIES = {"local": local_memory, "gradient": gradient_memory}
 _LAYERS = 3
 _AXIS = "batch"
 _BATCH = P(None, _AXIS)  # [T, B, ...]
@@ -116,29 +123,24 @@ def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: D
     devices = devices[: max(n for n in range(1, len(devices) + 1) if inputs.shape[1] % n == 0)]
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     graphdef, params = nnx.split(cell)
-    parts = _micro_batches(form, cell, inputs.shape[1] // len(devices), devices)
 
-    def objective(params: Any, inputs: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    def objective(params: Any, inputs: jax.Array) -> jax.Array:
         _, outputs = unroll(nnx.merge(graphdef, params), None, inputs, form=form)
         features = getattr(outputs, "features", outputs)
         meta_loss = getattr(outputs, "meta_loss", jnp.zeros(()))
-        # The mean of the means of equal parts is the mean of the batch.
-        return (jnp.mean(jnp.square(features)) + jnp.mean(meta_loss)) / parts, ()
+        return jnp.mean(jnp.square(features)) + jnp.mean(meta_loss)
 
-    def step(params: Any, inputs: jax.Array) -> Any:
-        (value, _), gradients = value_and_grad_in_micro_batches(objective, parts)(params, inputs)
-        return jax.lax.pmean((value, gradients), _AXIS)
-
-    divided = jax.shard_map(step, mesh=mesh, in_specs=(P(), _BATCH), out_specs=P(), check_vma=False)
+    micro_batch = None if form == "plain" else choose_micro_batch(cell, devices[0].platform)
+    step = value_and_grad(objective, batch_axis=1, reduction="mean", micro_batch=micro_batch, devices=devices)
     params = jax.device_put(params, NamedSharding(mesh, P()))
     inputs = jax.device_put(inputs, NamedSharding(mesh, _BATCH))
-    return compile_program(divided, (params, inputs), len(devices))
+    return compile_program(step, (params, inputs), len(devices))
 
 
 def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
     def make() -> MNMCell:
         d = fields["width"]
-        memory = _MEMORIES[fields["rule"]](d, d, hidden_sizes=(d,) * (_LAYERS - 1))
+        memory = MEMORIES[fields["rule"]](d, d, hidden_sizes=(d,) * (_LAYERS - 1))
         return MNMCell(d, d, memory, heads=fields["heads"], rngs=nnx.Rngs(0))
 
     def prepare() -> Program:
@@ -147,10 +149,6 @@ def _candidate(devices: Devices, fields: Mapping[str, Any]) -> Candidate:
 
     cell = nnx.eval_shape(make)  # the choice of a form depends on sizes alone
     return Candidate(fields, prepare, {"chosen": choose_form(cell, fields["steps"], form=fields["form"])})
-
-
-def _micro_batches(form: str, cell: nnx.Module, examples: int, devices: Devices) -> int:
-    return choose_micro_batches(cell, examples, devices[0].platform) if form != "plain" else 1
 
 
 def _product(devices: Devices, size: int) -> Program:

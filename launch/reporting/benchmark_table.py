@@ -31,6 +31,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "milliseconds": ("ms", "{:.1f}".format),
     "microseconds_per_step": ("us per step", "{:.0f}".format),
     "ratio_to_plain": ("times as fast as plain", "{:.2f}".format),
+    "ratio_to_training": ("times as fast as training", "{:.2f}".format),
     "ratio_to_steps": ("times as fast as steps", "{:.1f}".format),
     "ratio_to_map": ("times as fast as map", "{:.2f}".format),
     "kilosteps_per_second": ("thousand steps/s", "{:.1f}".format),

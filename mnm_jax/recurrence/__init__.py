@@ -1,7 +1,8 @@
 """Runs cells over sequences, in several execution forms."""
 
 from mnm_jax.recurrence._forms import FORMS, choose_form
+from mnm_jax.recurrence._micro_batches import choose_micro_batch, value_and_grad
 from mnm_jax.recurrence._protocol import MemoryCell
 from mnm_jax.recurrence._unroll import unroll
 
-__all__ = ["FORMS", "MemoryCell", "choose_form", "unroll"]
+__all__ = ["FORMS", "MemoryCell", "choose_form", "choose_micro_batch", "unroll", "value_and_grad"]

@@ -14,7 +14,6 @@ from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._evaluate import evaluate
 from mnm_jax.training._explain import explain_fault
 from mnm_jax.training._loop import TrainResult, train
-from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
 from mnm_jax.training._model import SequenceModel, SequenceOutput
 from mnm_jax.training._optimizer import make_optimizer
 from mnm_jax.training._parallel import PARALLEL, Placement, make_parallel_update, make_placement
@@ -45,7 +44,6 @@ __all__ = [
     "TrainState",
     "TrainingFault",
     "UpdateMetrics",
-    "choose_micro_batches",
     "discard_fault",
     "evaluate",
     "explain_fault",
@@ -66,6 +64,5 @@ __all__ = [
     "save_params",
     "split_model",
     "train",
-    "value_and_grad_in_micro_batches",
     "wait_for_processes",
 ]

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax._params import leaf_names
-from mnm_jax.training._micro_batches import choose_micro_batches, value_and_grad_in_micro_batches
+from mnm_jax.recurrence import choose_micro_batch, value_and_grad
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._task import Batch, Mean, Task, optional_member, played
 
@@ -115,7 +115,7 @@ def make_update(
       batch_size: number of examples that a task samples, over all devices.
       accumulate: number of parts into which a device's share of the batch is divided; gradients are summed.
       devices: devices that share the batch; None: only the first local device. On a CPU each device computes its
-        share in micro-batches that fit into its cache (`choose_micro_batches`).
+        share in micro-batches that fit into its cache (`mnm_jax.value_and_grad`).
       divide: applied to a sampled batch; selects this device's part or constrains the placement of the batch.
       axis_name: name of the mapped axis of devices, if there is one.
     """
@@ -163,22 +163,20 @@ def make_proposal(
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
     def draw_noise(params: Any, key: Array, examples: int) -> Array | None:
-        """Returns the dropout seeds of this device's examples, `[1, B]`, the same for any number of devices."""
+        """Returns the dropout seeds of this device's examples, `[B]`, the same for any number of devices."""
         if not getattr(nnx.merge(graphdef, params), "dropout", 0):
             return None
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * examples
         key = jax.random.fold_in(key, _DROPOUT)
         draw = lambda example: jax.random.bits(jax.random.fold_in(key, example))  # noqa: E731
-        return jax.vmap(draw)(first + jnp.arange(examples, dtype=jnp.int32))[None]
+        return jax.vmap(draw)(first + jnp.arange(examples, dtype=jnp.int32))
 
-    def value_and_grad(params: Any, batch: Batch, noise: Array | None, carry: Any) -> Any:
+    def summed_gradient(params: Any, batch: Batch, noise: Array | None, carry: Any) -> Any:
         no_logits = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
         counts = task.loss(no_logits, batch).count, jnp.sum(jnp.asarray(batch.mask))
         task_count, meta_count = (jnp.maximum(count, 1) for count in sum_over_devices(counts))
 
-        def objective(params: Any, part: tuple[Batch, Array | None, Any]) -> tuple[Array, Any]:
-            batch, *rest = part
-            noise, carry = jax.tree.map(lambda leaf: leaf[0], rest)
+        def objective(params: Any, batch: Batch, noise: Array | None, carry: Any) -> tuple[Array, Any]:
             task_loss, meta_loss, output = losses(nnx.merge(graphdef, params), task, batch, noise, carry)
             task_part = task_loss.total / task_count.astype(task_loss.total.dtype)
             meta_part = meta_loss.total / meta_count.astype(meta_loss.total.dtype)
@@ -186,12 +184,16 @@ def make_proposal(
             return task_part + meta_weight * meta_part, (sums, output.carry if carries else None)
 
         cell = getattr(nnx.merge(graphdef, params), "cell", None)
-        examples = batch.mask.shape[1] // (len(devices) if axis_name is None else 1)
+        sharing = len(devices) if axis_name is None else 1
+        examples = batch.mask.shape[1] // sharing
         if examples % accumulate:
             raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
-        micro_batches = accumulate * choose_micro_batches(cell, examples // accumulate, devices[0].platform)
-        carry = jax.tree.map(lambda leaf: leaf[None], carry)  # [1, B, ...], divided as the batch is
-        return value_and_grad_in_micro_batches(objective, micro_batches, carries=True)(params, (batch, noise, carry))
+        part = examples // accumulate
+        largest = min(part, choose_micro_batch(cell, devices[0].platform) or part)
+        # A divisor, so that every device holds as many examples of a micro-batch as the others.
+        size = max(size for size in range(1, largest + 1) if part % size == 0)
+        settings: Any = {"batch_axis": (1, 0, 0), "reduction": "sum", "has_aux": True, "micro_batch": sharing * size}
+        return value_and_grad(objective, **settings)(params, batch, noise, carry)
 
     def propose(state: TrainState, batch: Batch | None) -> Proposal:
         key = jax.random.fold_in(state.key, state.step)
@@ -199,7 +201,7 @@ def make_proposal(
             batch = divide(task.sample(key, batch_size, state.step))
         batch = played(nnx.merge(graphdef, state.params), task, batch)
         noise = draw_noise(state.params, key, batch.mask.shape[1])
-        (loss, (parts, carry)), grads = value_and_grad(state.params, batch, noise, state.carry)
+        (loss, (parts, carry)), grads = summed_gradient(state.params, batch, noise, state.carry)
         loss, (task_loss, meta_loss), grads = sum_over_devices((loss, parts, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         norm = optax.tree.norm(grads)

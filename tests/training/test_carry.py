@@ -30,7 +30,6 @@ from mnm_jax.training import (
     save_checkpoint,
     split_model,
     train,
-    value_and_grad_in_micro_batches,
 )
 from mnm_jax.training._parallel import state_shardings
 
@@ -183,15 +182,6 @@ def test_training_equals_a_loop_whose_gradient_ends_at_the_border_of_a_window(tr
 )
 def test_micro_batches_and_devices_keep_each_stream_with_its_carry(trained, devices, parallel, accumulate):
     close(updates(devices, parallel, accumulate), trained)
-
-
-def test_the_carry_of_micro_batches_is_in_the_order_of_the_batch():
-    function = lambda params, batch: (params * jnp.sum(batch), (jnp.sum(batch), 10 * batch[0]))  # noqa: E731
-    batch = jnp.arange(12.0).reshape(2, 6)
-    result = value_and_grad_in_micro_batches(function, 3, carries=True)(jnp.float32(2.0), batch)
-    (value, (total, carry)), gradient = result
-    assert (value, total, gradient) == (132, 66, 66)
-    np.testing.assert_array_equal(carry, [0, 10, 20, 30, 40, 50])
 
 
 @pytest.mark.slow  # a fast test of the same: tests/tasks/test_babi_stream.py

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mnm_jax import value_and_grad
 from mnm_jax.training import _parallel as parallel
 from mnm_jax.training import init_state, make_optimizer, make_parallel_update, make_placement, split_model
 from mnm_jax.training._parallel import pad_batch, state_shardings
@@ -92,11 +93,13 @@ def test_seeds_mapped_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
 def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form, count):
     """A loader chooses the batch size: the micro-batches of a device follow it."""
     expected = run(tiny, tiny.draw_forks, "jit", 1)
-    examples = []
-    choose = lambda cell, each, platform: examples.append(each) or 2  # noqa: E731
-    monkeypatch.setattr("mnm_jax.training._update.choose_micro_batches", choose)
+    sizes = []
+    update = "mnm_jax.training._update"
+    monkeypatch.setattr(f"{update}.choose_micro_batch", lambda cell, platform: 8 // count)
+    record = lambda loss, **settings: sizes.append(settings["micro_batch"]) or value_and_grad(loss, **settings)  # noqa: E731
+    monkeypatch.setattr(f"{update}.value_and_grad", record)
     found = run(tiny, tiny.draw_forks, form, count, batch_size=40)
-    assert set(examples) == {16 // count}
+    assert set(sizes) == {{("jit", 1): 8, ("jit", 8): 8, ("pmap", 8): 1}[form, count]}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 

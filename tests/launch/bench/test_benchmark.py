@@ -17,6 +17,7 @@ from matplotlib import image
 from launch.bench.forms import compile_step, limit, scaling, step_flops, training_step
 from launch.bench.layer import layer
 from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
+from launch.bench.own_program import own_program
 from launch.bench.peers import StreamCell, lstm, peers
 from launch.bench.run import run
 from launch.bench.seeds import seeds
@@ -347,6 +348,16 @@ def test_the_batch_on_several_devices_is_the_batch_on_one(make_cell, form):
     for grad, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(grad, other, rtol=1e-3, atol=1e-4)  # allows another order of sums
     assert max(float(jnp.abs(grad).max()) for grad in jax.tree.leaves(grads)) > 0
+
+
+@pytest.mark.slow
+def test_a_users_own_programs_compute_what_the_training_program_computes():
+    sizes = {"rules": ("local",), "heads": (1,), "steps": (2,), "batch": 4, "width": 4}
+    (group,) = own_program(jax.devices()[:2], **sizes)
+    results = [candidate.prepare().run() for candidate in group.candidates]
+    assert len(results[0][0].sharding.device_set) == len(results[1][0].sharding.device_set) == 2
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), other, results[0])
 
 
 def test_seeds_side_by_side_and_one_after_the_other_take_the_same_step():

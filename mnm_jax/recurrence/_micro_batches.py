@@ -1,0 +1,293 @@
+"""Value and gradient of a batch computed in micro-batches, whose fast weights stay in the cache, on all cores.
+
+The fast weights of a neural memory and their cotangents are read and written at every step of a sequence. The weights
+of a whole batch exceed a CPU's cache, and moving them then takes longer than computing with them.
+
+Shape letters: `T` time steps, `B` examples.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from mnm_jax._checks import check_choice, check_flags, check_functions, check_sizes
+from mnm_jax._params import leaf_names
+from mnm_jax.recurrence._protocol import MemoryCell
+
+REDUCTIONS = ("sum", "mean")
+# Bytes of fast weights and cotangents per micro-batch. Measured: twice as many and half as many were not faster.
+CACHE_BYTES = 4 * 2**20
+# Micro-batches of this size are not divided further: the products with slow weights would be too small to be fast.
+MIN_EXAMPLES = 8
+_AXIS = "examples"
+
+
+def choose_micro_batch(cell: nnx.Module | None, platform: str | None = None) -> int | None:
+    """Returns the number of examples whose fast weights and cotangents fit into a CPU's cache, at least 8.
+
+    None, for a whole batch at once, is returned for another platform and for a cell without fast weights.
+
+    Args:
+      cell: the model's cell; only a `MemoryCell` has fast weights.
+      platform: the platform of the devices, such as "cpu"; None: JAX's default.
+
+    Examples:
+      >>> from mnm_jax import MNMCell, choose_micro_batch, local_memory
+      >>> cell = MNMCell(3, 8, local_memory(128, 128, hidden_sizes=(128,)), rngs=nnx.Rngs(0))
+      >>> choose_micro_batch(cell, "cpu"), choose_micro_batch(cell, "tpu")
+      (16, None)
+    """
+    if (platform or jax.default_backend()) != "cpu" or not isinstance(cell, MemoryCell):
+        return None
+    weights = jax.tree.leaves(cell.memory_params.get_value().weights)
+    return max(MIN_EXAMPLES, CACHE_BYTES // (2 * sum(leaf.size * leaf.dtype.itemsize for leaf in weights)))
+
+
+def value_and_grad(
+    loss: Callable,
+    *,
+    batch_axis: Any,
+    reduction: str,
+    has_aux: bool = False,
+    micro_batch: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable:
+    """Returns `jax.value_and_grad(loss)`, computed in micro-batches, one after another on each of several devices.
+
+    With `B_g` examples in micro-batch g, of `B`:
+
+        "sum":   value = sum_g loss(params, batch_g)               gradient alike
+        "mean":  value = sum_g B_g / B * loss(params, batch_g)     gradient alike
+
+    This is the value and the gradient of the whole batch if the loss is a sum over examples, or a mean in which every
+    example has the same weight, and no example has an influence on another's term. A mean over unmasked steps is
+    neither, since examples differ in length: use "sum", and divide by the number of unmasked steps of the whole batch,
+    computed outside of the loss. Statistics over the batch, as in batch normalisation, and a random key that the loss
+    closes over have no such form; they cannot be detected.
+
+    The function may be called inside `jax.jit`, and differentiated again.
+
+    Args:
+      loss: `(params, *batch) -> value`, or `(value, aux)` with `has_aux`. `params` is any pytree of floating-point
+        arrays, such as the state of `nnx.split(model, nnx.Param)`.
+      batch_axis: the axis of the examples in every leaf of `*batch`: an integer, or as `in_axes` of `jax.vmap` a tuple
+        with an entry per argument, each an integer, a pytree of integers, or None for arrays that all examples share.
+        A random key must not be shared, since its numbers would be the same in every micro-batch: pass a key per
+        example, `jax.random.split(key, B)`.
+      reduction: "sum" or "mean".
+      has_aux: whether the loss returns auxiliary outputs. A leaf whose shape depends on the number of examples is
+        concatenated along that axis, in the order of the batch; other leaves are reduced as the value is.
+      micro_batch: largest number of examples per device that are processed at once, as `choose_micro_batch` returns it.
+        None: all. Equal micro-batches are preferred, of at least half this size; otherwise the last one is smaller.
+      devices: devices that share the batch, as many of them as divide it; arguments must not be committed to others.
+        None: the devices of the surrounding program. A CPU is one device that hardly uses a second core for a cell;
+        after `jax.config.update("jax_num_cpu_devices", 2)`, before the first use of JAX, it is two.
+
+    Returns:
+      `(params, *batch) -> (value, gradient)`, or `((value, aux), gradient)` with `has_aux`.
+
+    Raises:
+      TypeError: for an argument of the wrong kind, a value that is not a floating-point number, a shared random key, or
+        with "mean" an auxiliary output of integers or bools that would be averaged.
+      ValueError: for leaves that differ in their number of examples, or another reduction.
+
+    Examples:
+      >>> from mnm_jax import MNMCell, choose_micro_batch, local_memory, unroll, value_and_grad
+      >>> cell = MNMCell(3, 8, local_memory(4, 4, hidden_sizes=(4,)), rngs=nnx.Rngs(0))
+      >>> graphdef, params = nnx.split(cell)
+      >>> def loss(params, inputs, mask):
+      ...     carry, outputs = unroll(nnx.merge(graphdef, params), None, inputs, mask=mask)
+      ...     return jnp.sum(outputs.features**2)
+      >>> step = value_and_grad(loss, batch_axis=1, reduction="sum", micro_batch=choose_micro_batch(cell))
+      >>> value, gradient = jax.jit(step)(params, jnp.ones((5, 64, 3)), jnp.ones((5, 64), bool))
+    """
+    check_functions(loss=loss)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flags(has_aux=has_aux)
+    if micro_batch is not None:
+        check_sizes(micro_batch=micro_batch)
+    full = loss if has_aux else lambda *args: (loss(*args), ())
+    one = jax.value_and_grad(full, has_aux=True)
+
+    def run(params: Any, *batch: Any) -> Any:
+        batch = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), batch)
+        leaves, tree = jax.tree.flatten(batch)
+        axes, count = _find_axes(batch_axis, batch)
+        sharing = _dividing(devices or [], count)
+        parts = _divide(count // len(sharing), micro_batch)
+
+        def call(function: Callable, params: Any, leaves: Sequence[Any]) -> Any:
+            return function(params, *jax.tree.unflatten(tree, leaves))
+
+        if len(sharing) * len(parts) * parts[0][0] == 1:
+            (value, aux), gradient = one(params, *batch)
+            return ((value, aux) if has_aux else value), gradient
+
+        first = [_cut(leaf, axis, 0, parts[0][1]) for leaf, axis in zip(leaves, axes, strict=True)]
+        shapes_of = lambda leaves: jax.eval_shape(lambda *args: call(full, *args), params, leaves)  # noqa: E731
+        value, aux = shapes_of(first)
+        of_all = shapes_of(leaves)[1] if any(leaf.shape for leaf in jax.tree.leaves(aux)) else aux
+        aux_axes = _find_aux_axes(aux, of_all, reduction)
+        kept_axes = [axis for axis in aux_axes if axis is not None]
+        summed = (
+            value,
+            params,
+            [leaf for leaf, axis in zip(jax.tree.leaves(aux), aux_axes, strict=True) if axis is None],
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)), summed)
+
+        def reduce(params: Any, leaves: Sequence[Any], size: int) -> tuple[Any, list[Any]]:
+            """Returns value, gradient and reduced outputs of a micro-batch, and the outputs to concatenate."""
+            (value, aux), gradient = call(one, params, leaves)
+            outputs = list(zip(jax.tree.leaves(aux), aux_axes, strict=True))
+            total = value, gradient, [leaf for leaf, axis in outputs if axis is None]
+            if reduction == "mean":
+                total = jax.tree.map(lambda leaf: leaf * jnp.asarray(size / count, leaf.dtype), total)
+            return total, [leaf for leaf, axis in outputs if axis is not None]
+
+        def on_device(params: Any, *leaves: Any) -> tuple[Any, list[Any]]:
+            results, start = [], 0
+            for number, size in parts:
+                stop = start + number * size
+                own = [_cut(leaf, axis, start, stop) for leaf, axis in zip(leaves, axes, strict=True)]
+                results.append(_scan(reduce, zeros, params, own, axes, kept_axes, number, size))
+                start = stop
+            totals, kept = zip(*results, strict=True)
+            total = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *totals)
+            return total, [jnp.concatenate(k, axis) for k, axis in zip(zip(*kept, strict=True), kept_axes, strict=True)]
+
+        if len(sharing) > 1:
+            mesh = jax.make_mesh((len(sharing),), (_AXIS,), axis_types=(AxisType.Auto,), devices=sharing)
+            along = lambda axis: P() if axis is None else P(*[None] * axis, _AXIS)  # noqa: E731
+
+            def sum_over_devices(*args: Any) -> tuple[Any, list[Any]]:
+                total, kept = on_device(*args)
+                return jax.lax.psum(total, _AXIS), kept
+
+            mapped = jax.shard_map(
+                sum_over_devices,
+                mesh=mesh,
+                in_specs=(P(), *map(along, axes)),
+                out_specs=(P(), [along(axis) for axis in kept_axes]),
+                check_vma=False,
+            )
+        else:
+            mapped = on_device
+        (value, gradient, reduced), kept = mapped(params, *leaves)
+        if not has_aux:
+            return value, gradient
+        left = iter(reduced), iter(kept)
+        ordered = [next(left[axis is not None]) for axis in aux_axes]
+        return (value, jax.tree.unflatten(jax.tree.structure(aux), ordered)), gradient
+
+    return run
+
+
+def _find_axes(batch_axis: Any, batch: tuple[Any, ...]) -> tuple[list[int | None], int]:
+    """Returns the axis of the examples per leaf, None for a shared leaf, and the number of examples."""
+    axes: list[int | None] = []
+    prefix = (batch_axis,) * len(batch) if isinstance(batch_axis, int) else batch_axis
+    spread = lambda axis, part: axes.extend([axis] * len(jax.tree.leaves(part)))  # noqa: E731
+    jax.tree.map(spread, prefix, batch, is_leaf=lambda axis: axis is None)
+    sizes = {}
+    for index, (name, leaf, axis) in enumerate(zip(leaf_names(batch), jax.tree.leaves(batch), axes, strict=True)):
+        if axis is None:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise TypeError(
+                    f"the random key batch{name} must not be shared by the examples, since all micro-batches would "
+                    "draw the same numbers: pass jax.random.split(key, B) and its axis 0, a key per example."
+                )
+            continue
+        check_sizes(least=-leaf.ndim, batch_axis=axis)
+        if axis >= leaf.ndim:
+            raise ValueError(f"batch_axis must be an axis of every array, got {axis} for batch{name} {leaf.shape}.")
+        axes[index] = axis % leaf.ndim
+        sizes[name] = leaf.shape[axis]
+    if len(set(sizes.values())) != 1:
+        found = ", ".join(f"batch{name}: {size}" for name, size in sizes.items())
+        raise ValueError(f"all arrays of the batch must have the same number of examples, got {found or 'no array'}.")
+    return axes, next(iter(sizes.values()))
+
+
+def _find_aux_axes(part: Any, whole: Any, reduction: str) -> list[int | None]:
+    """Returns the axis of the examples per auxiliary output, found by its shapes; None for one to be reduced."""
+    axes: list[int | None] = []
+    for name, a, b in zip(leaf_names(part), jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        changed = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
+        if len(changed) > 1:
+            raise ValueError(f"auxiliary output {name!r} must have one axis of examples, got shape {b.shape}.")
+        numbers = jnp.inexact if reduction == "mean" else jnp.number
+        if not changed and not jnp.issubdtype(a.dtype, numbers):
+            raise TypeError(
+                f"auxiliary output {name!r} of dtype {a.dtype} has no {reduction} over micro-batches: "
+                "return it per example, or as floating-point numbers."
+            )
+        axes.append(changed[0] if changed else None)
+    return axes
+
+
+def _dividing(devices: Sequence[jax.Device], count: int) -> Sequence[Any]:
+    """Returns the largest number of devices that divides `count`; [None] for the devices of the program."""
+    return devices[: max((n for n in range(1, len(devices) + 1) if count % n == 0), default=0)] or [None]
+
+
+def _divide(count: int, largest: int | None) -> list[tuple[int, int]]:
+    """Returns the micro-batches of `count` examples as pairs (number, examples of each).
+
+    The number is the smallest divisor for which they have at most `largest` examples, unless they would have less than
+    half of it; then all have `largest` examples and one has the rest.
+    """
+    if largest is None or count <= largest:
+        return [(1, count)]
+    fewest = -(-count // largest)
+    for number in range(fewest, 2 * fewest + 1):
+        if count % number == 0:
+            return [(number, count // number)]
+    return [(count // largest, largest), (1, count % largest)]
+
+
+def _cut(leaf: Any, axis: int | None, start: int, stop: int) -> Any:
+    if axis is None or (start, stop) == (0, leaf.shape[axis]):
+        return leaf
+    return jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
+
+
+def _scan(
+    reduce: Callable,
+    zeros: Any,
+    params: Any,
+    leaves: Sequence[Any],
+    axes: Sequence[int | None],
+    kept_axes: Sequence[int],
+    number: int,
+    size: int,
+) -> tuple[Any, list[Any]]:
+    """Sums over `number` micro-batches. Micro-batch g holds the examples g, g + number, ...
+
+    If a compiler divides the batch over devices, every device thus holds a part of every micro-batch.
+    """
+    if number == 1:
+        return reduce(params, leaves, size)
+
+    def split(leaf: Any, axis: int) -> Any:
+        parts = leaf.reshape(*leaf.shape[:axis], size, number, *leaf.shape[axis + 1 :])
+        return jnp.moveaxis(parts, axis + 1, 0)
+
+    def join(leaf: Any, axis: int) -> Any:
+        parts = jnp.moveaxis(leaf, 0, axis + 1)
+        return parts.reshape(*parts.shape[:axis], number * size, *parts.shape[axis + 2 :])
+
+    def add(total: Any, xs: list[Any]) -> tuple[Any, list[Any]]:
+        own = iter(xs)
+        new, kept = reduce(params, [leaf if axis is None else next(own) for leaf, axis in divided], size)
+        return jax.tree.map(jnp.add, total, new), kept
+
+    divided = list(zip(leaves, axes, strict=True))
+    xs = [split(leaf, axis) for leaf, axis in divided if axis is not None]
+    total, kept = jax.lax.scan(add, zeros, xs)
+    return total, [join(leaf, axis) for leaf, axis in zip(kept, kept_axes, strict=True)]
