@@ -51,6 +51,7 @@ def _prepare(devices: Sequence[jax.Device], fields: dict[str, Any], form: str) -
 
     def loss(params: Any, inputs: jax.Array) -> jax.Array:
         own = nnx.merge(graphdef, params)
+        outputs: Any
         if form == "plain":
             _, outputs = jax.lax.scan(own, own.initialize_carry(inputs.shape[1:]), inputs)
         else:
