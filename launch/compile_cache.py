@@ -34,7 +34,7 @@ def use_compilation_cache() -> None:
     No fault of the cache ends a run: a folder that cannot be used, or the first failed access, gives one warning, and
     the programs are compiled. A damaged file is deleted.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # JAX_COMPILATION_CACHE_DIR
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:  # JAX_COMPILATION_CACHE_DIR
         return
     try:
         folder = cache_folder()
@@ -54,7 +54,8 @@ def _repair_after_faults(folder: pathlib.Path) -> None:
 
     JAX writes a file in place. A full disk or a kill leaves a part of it, which JAX would neither use nor replace.
     """
-    show, failures = warnings.showwarning, []
+    show = warnings.showwarning
+    failures: list[re.Match[str]] = []
 
     def show_once(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         failed = re.match(_FAILED, str(message), re.DOTALL)
