@@ -17,6 +17,7 @@ from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 from mnm_jax._params import leaf_names
 from mnm_jax.cells import split_output
+from mnm_jax.layers import NeuralMemoryLayer
 
 Array = jax.Array
 
@@ -41,10 +42,11 @@ def export_step(
     a step. Serialising needs the extra "export".
 
     Args:
-      model: a cell, or any module that `step` can run.
+      model: a cell, a `NeuralMemoryLayer`, or any module that `step` can run.
       carry: a carry of any batch size, or its shapes and dtypes; the first axis of every leaf is `B`.
       inputs: the inputs of one step `[B, ...]`, or their shapes and dtypes.
-      step: `(model, carry, inputs) -> (carry, outputs)`; None: one step of a cell, whose outputs are its features.
+      step: `(model, carry, inputs) -> (carry, outputs)`; None: one step of a cell, whose outputs are its features, or
+        one token of a layer.
       platforms: platforms to compile for.
 
     Raises:
@@ -59,7 +61,9 @@ def export_step(
       >>> features.shape
       (7, 4)
     """
-    take_step: Callable[[Any, Any, Array], tuple[Any, Any]] = _cell_step if step is None else step
+    take_step: Callable[[Any, Any, Array], tuple[Any, Any]] = step or (
+        NeuralMemoryLayer.step if isinstance(model, NeuralMemoryLayer) else _cell_step
+    )
     graphdef, weights = nnx.split(model)
     weights_tree, carry_tree = jax.tree.structure(weights), jax.tree.structure(carry)
     names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))

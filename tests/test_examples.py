@@ -64,6 +64,13 @@ def test_inputs_one_by_one_give_what_the_sequence_gives(run):
     np.testing.assert_allclose(names["one_by_one"], names["in_two_parts"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_language_model_is_trained_and_then_streamed_with_equal_numbers(run):
+    names, printed = run("layer_beside_attention")
+    assert names["losses"][0] > 4.3 and np.mean(names["losses"][-5:]) < 3.3 and names["difference"] < 1e-4
+    assert "streamed characters differ by" in printed
+
+
 def test_packed_episodes_give_what_each_gives_alone(run):
     names, _ = run("packed_episodes")
     assert names["packed"].shape == (12, 12)

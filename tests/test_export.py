@@ -13,7 +13,7 @@ from flax import nnx
 from launch.configs import training_section
 from launch.runs.build import build_parts
 from launch.runs.export import export_run
-from mnm_jax import LSTMCell, MNMCell, gradient_memory, local_memory
+from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
 from mnm_jax.export import export_step, load_safetensors, save_safetensors, to_arrays
 from mnm_jax.training import save_params, split_model
 
@@ -40,6 +40,18 @@ def test_a_step_is_exported_for_every_platform_and_any_batch(factory):
             np.testing.assert_allclose(features, output.features, rtol=1e-5, atol=1e-6)
         for name, leaf in to_arrays(carry).items():
             np.testing.assert_allclose(exported_carry[name], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_a_token_of_a_layer_is_exported_for_any_batch():
+    """The carry has a window; the exported steps give the whole sequence."""
+    memory = matrix_memory(3, 2, options=WriteOptions("l2", forget=True))
+    layer = NeuralMemoryLayer(D, memory, heads=2, chunk=3, convolution=2, rngs=nnx.Rngs(0))
+    exported = export_step(layer, layer.initialize_carry((1, D)), jnp.zeros((1, D)), platforms=("cpu",))
+    carry, x = to_arrays(layer.initialize_carry((5, D))), jax.random.normal(jax.random.key(0), (3, 5, D))
+    _, expected = jax.jit(lambda layer, x: layer(None, x))(layer, x)
+    for t in range(3):
+        carry, outputs = exported.call(to_arrays(layer), carry, x[t])
+        np.testing.assert_allclose(outputs, expected[t], rtol=1e-5, atol=1e-6)
 
 
 def test_a_carry_without_a_common_batch_is_refused():

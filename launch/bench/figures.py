@@ -142,14 +142,20 @@ def draw_maze(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 
 def draw_layer(rows: Rows, path: str | os.PathLike, title: str) -> None:
-    """Draws the time of each memory's layer, in chunks and token by token, forward and in training."""
-    passes = [run for (run,) in _distinct(rows, "pass")]
-    figure = _figure(title, 4.5 * len(passes) + 1, 4.2)
-    axes = figure.subplots(1, len(passes), squeeze=False)[0]
-    longest = max(row["steps"] for row in rows)
-    for axis, run in zip(axes, passes, strict=True):
-        _bars(axis, [r for r in rows if (r["pass"], r["steps"]) == (run, longest)], "memory", "form", "milliseconds")
-        axis.set_title(f"{run}, {longest:,} tokens")
+    """Draws the time of each memory's layer by form, forward and in training, and of the models beside it by length."""
+    forms, models = ([row for row in rows if name in row] for name in ("memory", "model"))
+    longest = max((row["steps"] for row in forms), default=0)
+    panels = []
+    for (run,) in _distinct(forms, "pass"):
+        own = [row for row in forms if (row["pass"], row["steps"]) == (run, longest)]
+        panels.append((own, "memory", "form", f"{run}, {longest:,} tokens"))
+    if models:
+        panels.append((models, "steps", "model", "training, by the number of tokens"))
+    figure = _figure(title, 4.5 * len(panels) + 1, 4.2)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (own, place, name, about) in zip(axes, panels, strict=True):
+        _bars(axis, own, place, name, "milliseconds")
+        axis.set_title(about)
         axis.set(ylabel="milliseconds")
         _log_axis(axis)
     _legend(figure, axes)

@@ -1,5 +1,6 @@
 """The memory as a layer of sequence models."""
 
-from mnm_jax.layers._layer import LayerCarry, NeuralMemoryLayer
+from mnm_jax.layers._carry import LayerCarry, LayerOutput
+from mnm_jax.layers._layer import NeuralMemoryLayer
 
-__all__ = ["LayerCarry", "NeuralMemoryLayer"]
+__all__ = ["LayerCarry", "LayerOutput", "NeuralMemoryLayer"]

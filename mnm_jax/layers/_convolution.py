@@ -44,13 +44,16 @@ class ShortConvolution(nnx.Module):
         taps, features = self.kernel.get_value().shape
         return jnp.zeros((batch_size, taps - 1, features), dtype)
 
-    def __call__(self, window: Array, inputs: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, window: Array, inputs: Array, mask: Array | None = None, reset: Array | None = None
+    ) -> tuple[Array, Array]:
         """Runs the convolution over a sequence.
 
         Args:
           window: the last n - 1 tokens before the inputs, `[B, n - 1, F]`.
           inputs: u, `[T, B, F]`.
           mask: `[T, B]` bool, False = padding; the outputs there are arbitrary.
+          reset: `[T, B]` bool, True = a new sequence begins at this step, padding or not; None: nowhere.
 
         Returns:
           The last n - 1 tokens, and the outputs `[T, B, F]`.
@@ -58,13 +61,27 @@ class ShortConvolution(nnx.Module):
         kernel = self.kernel.get_value().astype(inputs.dtype)
         window = jnp.swapaxes(window, 0, 1)
         before, steps = window.shape[0], inputs.shape[0]
+        resets = None if reset is None else jnp.cumsum(reset, axis=0, dtype=jnp.int32)
+        number = resets  # of resets up to a token, by which the tokens of different sequences differ
         if mask is not None:  # move padding behind the tokens, whose order stays
             order = jnp.argsort(~mask, axis=0, stable=True)
             inputs = jnp.take_along_axis(inputs, order[..., None], axis=0)
+            number = None if number is None else jnp.take_along_axis(number, order, axis=0)
         tokens = jnp.concatenate([window, inputs])
-        outputs = jax.nn.silu(
-            sum(c * tokens[before - j : before - j + steps] for j, c in enumerate(kernel[:, None, None]))
-        )
+        if number is not None:
+            number = jnp.pad(number, ((before, 0), (0, 0)))
+
+        def earlier(back: int) -> Array:
+            begin = before - back
+            found = tokens[begin : begin + steps]
+            if number is None:
+                return found
+            same = number[begin : begin + steps] == number[before:]
+            return jnp.where(same[..., None], found, 0)
+
+        outputs = jax.nn.silu(sum(c * earlier(j) for j, c in enumerate(kernel[:, None, None])))
+        if number is not None and resets is not None:
+            tokens = jnp.where((number == resets[-1:])[..., None], tokens, 0)
         if mask is None:
             return jnp.swapaxes(tokens[steps:], 0, 1), outputs
         count = jnp.cumsum(mask, axis=0, dtype=jnp.int32)

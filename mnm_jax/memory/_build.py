@@ -11,7 +11,7 @@ from mnm_jax.memory._memory import Memory
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._options import PAPER, WriteOptions, check_options
 from mnm_jax.memory._pair_memory import PairMemory
-from mnm_jax.memory._rules import DeltaRule, FunctionRule, GradientRule, HebbianRule, LocalRule, Pairs, Rule
+from mnm_jax.memory._rules import DeltaRule, ErrorRule, FunctionRule, GradientRule, HebbianRule, LocalRule, Pairs, Rule
 from mnm_jax.memory._step_size import STEP_SIZES
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._types import Pair, Storage
@@ -99,6 +99,8 @@ def rule_memory(
             f"rule must fit all layers, got {type(rule).__name__}, which writes a single one, with {hidden_sizes=}: "
             "use hidden_sizes=(), or gradient_memory."
         )
+    if isinstance(rule, ErrorRule):
+        _check_order(rule, hidden_sizes, options)
     if type(rule) not in _OWN_RULES:
         _probe(network, rule, dtype)
     return PairMemory(
@@ -191,6 +193,8 @@ def local_memory(
     hidden_sizes: Sequence[int],
     step_size: str = "normalised",
     condition_on_key: bool = False,
+    write_through: bool = False,
+    pre_activation: bool = False,
     activation: Callable[[Array], Array] = jnp.tanh,
     use_bias: bool = False,
     learn_initial: bool = True,
@@ -205,6 +209,12 @@ def local_memory(
 
     with c from `step_size`; `LocalRule` has the equations of all three step sizes. The write takes no gradient.
 
+    x_l and z_l are computed before the write. With `write_through`, one layer is written after another, and computes
+    the input of the next one with its new weights; with `pre_activation`, errors do not pass through the activation:
+
+        x_{l+1} = act(x_l W_l'),   W_l' after this write                                write_through
+        W_l <- W_l - beta c sum_h x_{l,h} (x) (x_{l,h} W_l - t_{l,h})                   pre_activation
+
     The last layer's target map starts as the identity, t_L = v^w, so that the first write already stores the value; the
     other target maps start as N(0, 1 / fan_in).
 
@@ -215,6 +225,9 @@ def local_memory(
       step_size: "normalised" (an exact one-shot write for a linear memory at rate 1), "sum" (c = 2, as in the
         derivative of a sum of squares) or "paper" (c = 2 / (H O_l), as in the derivative of a mean).
       condition_on_key: whether the targets depend on the write key too, t_l = g_l(v^w, k^w), as in synthetic gradients.
+      write_through: whether the inputs of a layer are computed after the write of the layers below it, as reads are.
+      pre_activation: whether the errors of hidden layers are taken before their activation. Through hidden layers it
+        needs `write_through`.
       activation: of the hidden layers, elementwise. The paper: tanh.
       use_bias: whether the layers have biases. The paper: none.
       learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
@@ -225,7 +238,9 @@ def local_memory(
         layers, whose inputs change with the write, and 1e-8 without them.
 
     Raises:
-      ValueError: for sizes below 1, an unknown step size, a negative epsilon, or options out of range.
+      ValueError: for sizes below 1, an unknown step size, a negative epsilon, options out of range, `pre_activation`
+        through hidden layers without `write_through`, or `write_through` with an `optimizer`, a `max_norm` or
+        `never_worse`, which change a write once the pairs of all layers are there.
 
     Examples:
       >>> memory = local_memory(2, 1, hidden_sizes=())
@@ -241,11 +256,11 @@ def local_memory(
       Munkhdalai et al., NeurIPS 2019, section 3.3. condition_on_key: Jaderberg et al., ICML 2017.
     """
     epsilon = _check_step(step_size, epsilon, hidden_sizes)
-    check_flags(condition_on_key=condition_on_key)
+    check_flags(condition_on_key=condition_on_key, write_through=write_through, pre_activation=pre_activation)
     return rule_memory(
         key_size,
         value_size,
-        LocalRule(step_size, epsilon, condition_on_key),
+        LocalRule(step_size, epsilon, bool(condition_on_key), bool(write_through), bool(pre_activation)),
         hidden_sizes=hidden_sizes,
         activation=activation,
         use_bias=use_bias,
@@ -336,6 +351,22 @@ def _check_step(step_size: str, epsilon: float | None, hidden_sizes: Sequence[in
         return 1e-3 if hidden_sizes else 1e-8
     check_not_negative(epsilon=epsilon)
     return float(epsilon)
+
+
+def _check_order(rule: ErrorRule, hidden_sizes: Sequence[int], options: WriteOptions) -> None:
+    """Raises ValueError for errors and inputs of hidden layers that do not fit each other or the options."""
+    if rule.pre_activation and hidden_sizes and not rule.write_through:
+        raise ValueError(
+            "pre_activation=True needs write_through=True with hidden layers: a layer above them would be written at "
+            "inputs from before this write, and read at other ones; set write_through=True."
+        )
+    late = {"optimizer": options.optimizer is not None, "max_norm": options.max_norm is not None}
+    late["never_worse"] = options.never_worse
+    for name in (name for name, is_set in late.items() if is_set and rule.write_through):
+        raise ValueError(
+            f"write_through must be False with {name}={getattr(options, name)!r}, got True: this option changes a "
+            "write once the pairs of all layers are there; leave one of the two out."
+        )
 
 
 def _probe(network: Network, rule: Rule, dtype: jnp.dtype) -> None:

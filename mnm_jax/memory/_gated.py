@@ -74,12 +74,12 @@ def descend(
     else:
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = jax.vmap(options.optimizer.update)(changes, optimizer, state.weights)
-    added = jax.tree.map(lambda u, w: _times(rate, u).astype(w.dtype), updates, state.weights)
+    added = jax.tree.map(lambda u, w: gated(rate, u).astype(w.dtype), updates, state.weights)
     if options.momentum:
-        added = jax.tree.map(lambda s, a: _times(gates["momentum"], s) + a, state.surprise, added)
+        added = jax.tree.map(lambda s, a: gated(gates["momentum"], s) + a, state.surprise, added)
     weights = state.weights
     if options.forget and first:
-        weights = jax.tree.map(lambda w: _times(1 - gates["forget"], w), weights)
+        weights = jax.tree.map(lambda w: gated(1 - gates["forget"], w), weights)
     weights = jax.tree.map(jnp.add, weights, added)
     return GatedState(weights, added if options.momentum else None, optimizer)
 
@@ -93,7 +93,7 @@ def limit(changes: Any, max_norm: float | None) -> Any:
 
 def scaled(changes: Any, factor: Array) -> Any:
     """Returns changes `[B, ...]` times a factor `[B]`."""
-    return jax.tree.map(lambda x: _times(factor, x), changes)
+    return jax.tree.map(lambda x: gated(factor, x), changes)
 
 
 def bound(norm: Array, max_norm: float) -> Array:
@@ -125,6 +125,6 @@ def safe_root(square: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def _times(gate: Array, leaf: Array) -> Array:
+def gated(gate: Array, leaf: Array) -> Array:
     """Returns a gate `[B]` times a leaf `[B, ...]`, in the dtype of the leaf."""
     return gate.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype) * leaf

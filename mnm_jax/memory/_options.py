@@ -13,7 +13,7 @@ from mnm_jax._checks import check_choice, check_flags, check_positive, check_siz
 Array = jax.Array
 
 KEY_NORMS = (None, "l2", "layer")
-_FORGET_LITTLE = -4.0  # initial bias of a forget gate: 2% per write
+FORGET_LITTLE = -4.0  # initial bias of a forget gate: 2% per write
 
 
 class WriteOptions(NamedTuple):
@@ -131,6 +131,6 @@ def normalise(keys: Array, how: str | None) -> Array:
     return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
-def gate_biases(gates: tuple[str, ...]) -> list[float]:
+def gate_biases(gates: tuple[str, ...], forget: float = FORGET_LITTLE) -> list[float]:
     """Returns the initial biases of the linear map to the write rate, first, and to a memory's other gates."""
-    return [_FORGET_LITTLE if name == "forget" else 0.0 for name in ("rate", *gates)]
+    return [forget if name == "forget" else 0.0 for name in ("rate", *gates)]

@@ -5,6 +5,7 @@ Shape letters: `B` examples, `H` heads, `K` key features, `V` value features, `I
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnm_jax.memory import _network as networks
-from mnm_jax.memory._gated import GatedState, begin, bound, descend, distance, safe_root
+from mnm_jax.memory._gated import GatedState, begin, bound, descend, distance, gated, safe_root
 from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._options import TRIALS, WriteOptions, longest, normalise
-from mnm_jax.memory._rules import Pairs, Rule
+from mnm_jax.memory._rules import ErrorRule, Pairs, Rule, Written
 from mnm_jax.memory._step_size import gram, inner_products
 from mnm_jax.memory._storage import dense
+from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._types import MemoryParams, Pair, Storage, WriteInfo
 
 Array = jax.Array
@@ -103,7 +105,11 @@ class PairMemory(Memory):
         keys, read_keys = normalise(keys, how.key_norm), normalise(read_keys, how.key_norm)
         old, predicted, written = state, [], []
         for inner in range(how.inner_steps):
-            full, answer = self.rule.pairs(self.network, params.targets, _storage(state), keys, values)
+            write = (self.network, params.targets, _storage(state), keys, values)
+            if isinstance(self.rule, ErrorRule) and self.rule.write_through:
+                full, answer = self.rule.pairs(*write, self._written(state, rate, gates, first=inner == 0))
+            else:
+                full, answer = self.rule.pairs(*write)
             predicted.append(answer)
             if how.max_norm is not None:
                 full = _scale(full, bound(_norm(full), how.max_norm))
@@ -121,6 +127,18 @@ class PairMemory(Memory):
         before, after = mean_square(predicted[0] - values), mean_square(kept - values)
         info = WriteInfo(loss_before=before, loss_after=after, update_norm=size.astype(after.dtype))
         return state, info, read
+
+    def _written(self, state: Any, rate: Array, gates: Mapping[str, Array], *, first: bool) -> Written:
+        """Returns the function that computes a layer's answers after a write to the state; see `descend`."""
+
+        def written(layer: int, x: Array, answer: Array, pair: Pair) -> Array:
+            added = -gated(rate, _product(x, pair))
+            if self.options.momentum:
+                added = added + gated(gates["momentum"], MemoryState(state.surprise).product(layer, x))
+            forgets = self.options.forget and first
+            return (gated(1 - gates["forget"], answer) if forgets else answer) + added
+
+        return written
 
     def _answers(self, state: Any, keys: Array) -> Array:
         """Returns f(k; phi) for normalised keys."""
@@ -144,9 +162,12 @@ class _Trials(NamedTuple):
 
     def product(self, layer: int, x: Array) -> Array:
         """See `Storage`."""
-        inputs, delta = self.pairs[layer]
-        written = jnp.einsum("bqh,bho->bqo", inner_products(x, inputs).astype(x.dtype), delta)
-        return self.storage.product(layer, x) - self.factors * written
+        return self.storage.product(layer, x) - self.factors * _product(x, self.pairs[layer])
+
+
+def _product(x: Array, pair: Pair) -> Array:
+    """Returns x times the change of a pair, x X^T D, `[B, Q, I] -> [B, Q, O]`."""
+    return jnp.einsum("bqh,bho->bqo", inner_products(x, pair.inputs).astype(x.dtype), pair.delta)
 
 
 def _storage(state: Any) -> Storage:

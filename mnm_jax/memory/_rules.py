@@ -24,6 +24,8 @@ from mnm_jax.memory._types import Pair, Storage, TargetMaps
 
 Array = jax.Array
 Pairs = tuple[Pair, ...]
+# (layer, x, x W, pair) -> x W', the answers of a layer after the write of a pair at rate one; all `[B, H, .]`.
+Written = Callable[[int, Array, Array, Pair], Array]
 _RIDGE = 0.05  # the relative accuracy of N in `GradientRule`: smaller eigenvalues of it are not inverted
 
 
@@ -56,7 +58,14 @@ class ErrorRule(Rule):
         pairs = steps([x_1, ..., x_L], [z_1 - t_1, ..., z_L - t_L])
 
     `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token.
+
+    Attributes:
+      write_through: whether a layer's inputs x_l are computed after this write to the layers below it, not before it.
+      pre_activation: whether the answer of a hidden layer is x_l W_l, without the activation.
     """
+
+    write_through: bool = False
+    pre_activation: bool = False
 
     @abc.abstractmethod
     def layer_targets(
@@ -83,13 +92,36 @@ class ErrorRule(Rule):
         """
 
     def pairs(
-        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+        self,
+        network: Network,
+        targets: TargetMaps | None,
+        weights: Storage,
+        keys: Array,
+        values: Array,
+        written: Written | None = None,
     ) -> tuple[Pairs, Array]:
-        """See `Rule`."""
+        """See `Rule`; `written` is needed with `write_through`."""
         inputs, outputs, _ = forward(network, weights, keys)
         wanted = self.layer_targets(network, targets, weights, keys, values)
+        if written is not None:
+            return self._pairs_upwards(network, weights, keys, wanted, written), outputs[-1]
         errors = [z - t for z, t in zip(outputs, wanted, strict=True)]
         return self.steps(inputs, errors), outputs[-1]
+
+    def _pairs_upwards(
+        self, network: Network, weights: Storage, keys: Array, wanted: tuple[Array, ...], written: Written
+    ) -> Pairs:
+        """Returns the pairs of `write_through`, for targets `[B, H, O]`: one layer after another."""
+        z, pairs = keys, list[Pair]()
+        for layer, target in enumerate(wanted):
+            x = network.layer_inputs(z)
+            answer = weights.product(layer, x)
+            hidden = layer < network.depth - 1
+            own = network.activation(answer) if hidden and not self.pre_activation else answer
+            pairs += self.steps([x], [own - target])
+            if hidden:
+                z = network.activation(written(layer, x, answer, pairs[-1]))
+        return tuple(pairs)
 
 
 class SnapshotRule(Rule):
@@ -150,9 +182,13 @@ class LocalRule(SizedRule):
 
     Attributes:
       condition_on_key: whether the targets depend on the write key too, t_l = g_l(v^w, k^w).
+      write_through: see `ErrorRule`.
+      pre_activation: see `ErrorRule`.
     """
 
     condition_on_key: bool = False
+    write_through: bool = False
+    pre_activation: bool = False
 
     def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps:
         """Returns target maps, the last layer's as the identity of the value, so that a first write stores it."""

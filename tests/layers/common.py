@@ -1,5 +1,7 @@
 """Layers, inputs and runs that the tests of the layer share."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,15 +54,16 @@ def make_inputs(steps, dtype=jnp.float64):
     return np.random.default_rng(2).normal(size=(steps, B, D)).astype(dtype)
 
 
-@jax.jit
-def run_by_steps(layer, inputs, carry=None):
+@partial(jax.jit, static_argnames="return_loss")
+def run_by_steps(layer, inputs, carry=None, reset=None, return_loss=False):
     carry = layer.initialize_carry(inputs.shape[1:]) if carry is None else carry
-    return jax.lax.scan(lambda carry, x: layer.step(carry, x), carry, inputs)
+    step = lambda carry, x: layer.step(carry, x[0], reset=x[1], return_loss=return_loss)  # noqa: E731
+    return jax.lax.scan(step, carry, (inputs, reset))
 
 
-@jax.jit
-def run_by_chunks(layer, inputs, carry=None, mask=None):
-    return layer(carry, inputs, mask=mask)
+@partial(jax.jit, static_argnames="return_loss")
+def run_by_chunks(layer, inputs, carry=None, mask=None, reset=None, return_loss=False):
+    return layer(carry, inputs, mask=mask, reset=reset, return_loss=return_loss)
 
 
 def assert_close(a, b, rtol=1e-12, atol=1e-12):
@@ -76,22 +79,24 @@ def tokens_of(layer, inputs):
     heads = lambda x: x.reshape(*x.shape[:2], layer.heads, -1)  # noqa: E731
     logits = inputs @ layer.to_gates.kernel.get_value() + layer.to_gates.bias.get_value()[None, None]
     vectors = heads(inputs @ layer.to_vectors.kernel.get_value())
-    return *jnp.split(vectors, [K, K + V], axis=-1), heads(jax.nn.sigmoid(logits))
+    gates = heads(jax.nn.sigmoid(logits)).at[..., 0].multiply(layer.max_rate)
+    return *jnp.split(vectors, [K, K + V], axis=-1), gates
 
 
 def write_token_by_token(layer, inputs):
-    """Runs the layer by `memory.write_read`; returns the last weights and running writes per head, and the outputs."""
+    """Runs the layer by `memory.write_read`: last weights and running writes per head, outputs, losses before."""
     memory, tokens = layer.memory, tokens_of(layer, inputs)
 
     def run(params, *tokens):
         def step(state, token):
             k, v, q, g = token
             named = {name: g[:, 1 + place] for place, name in enumerate(memory.gates)}
-            state, _, read = memory.write_read(params, state, k[:, None], v[:, None], g[:, 0], q[:, None], **named)
-            return state, read[:, 0]
+            state, info, read = memory.write_read(params, state, k[:, None], v[:, None], g[:, 0], q[:, None], **named)
+            return state, (read[:, 0], info.loss_before)
 
         return jax.lax.scan(step, memory.start(params, B), tokens)
 
-    states, answers = jax.vmap(run, (0, 2, 2, 2, 2), (1, 2))(layer.memory_params.get_value(), *tokens)
+    states, (answers, losses) = jax.vmap(run, (0, 2, 2, 2, 2), (1, 2))(layer.memory_params.get_value(), *tokens)
     surprise = getattr(states, "surprise", None) or ()
-    return (tuple(states.weights), tuple(surprise)), answers.reshape(*answers.shape[:2], -1) @ layer.to_output.kernel
+    outputs = answers.reshape(*answers.shape[:2], -1) @ layer.to_output.kernel
+    return (tuple(states.weights), tuple(surprise)), outputs, losses

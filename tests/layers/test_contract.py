@@ -25,6 +25,13 @@ LAYERS = {
     "local": form(local_memory, hidden_sizes=(5,), layer={"heads": 2}),
     "gradient": form(gradient_memory, hidden_sizes=(5,), layer={"convolution": 2}),
     "local-deep": form(local_memory, hidden_sizes=(5, 4), use_bias=True, options=WriteOptions("layer")),
+    "local-through": form(
+        local_memory,
+        hidden_sizes=(5,),
+        write_through=True,
+        pre_activation=True,
+        layer={"heads": 2, "convolution": 2, "output_norm": True, "output_gate": True, "max_rate": 2.0},
+    ),
     "gradient-deep": form(gradient_memory, hidden_sizes=(5, 4), step_size="paper", use_bias=True, options=FORGET),
     "stale": form(gradient_memory, hidden_sizes=(5,), step_size="paper", layer={"stale": True}),
     "delta": form(matrix_memory, "delta", options=FORGET, layer={"heads": 2, "convolution": 3}),

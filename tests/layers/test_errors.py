@@ -52,6 +52,11 @@ def test_a_memory_that_chunks_cannot_follow_is_refused_when_the_layer_is_made(na
         ({"features": True}, TypeError, "features must be an integer >= 1, got True"),
         ({"stale": 1}, TypeError, "stale must be True or False, got 1"),
         ({"stale": True}, ValueError, "stale=True needs a gradient_memory with hidden_sizes.*leave stale=False"),
+        ({"max_rate": 0.0}, ValueError, "max_rate must be > 0, got 0.0"),
+        ({"max_rate": 2.5}, ValueError, "max_rate must be <= 2, got 2.5: a write at a higher rate enlarges its own"),
+        ({"forget_bias": -2.0}, ValueError, r"forget_bias must be None for a memory without a forget gate.*forget=T"),
+        ({"output_norm": 1}, TypeError, "output_norm must be True or False, got 1"),
+        ({"output_gate": "silu"}, TypeError, "output_gate must be True or False, got 'silu'"),
         ({"dtype": jnp.int32}, TypeError, "dtype must be a floating-point dtype"),
         ({"dtype": jnp.float64}, ValueError, "dtype must be an enabled dtype, got float64: set JAX_ENABLE_X64=1"),
         ({"param_dtype": "int8"}, TypeError, "param_dtype must be a floating-point dtype"),
@@ -78,6 +83,13 @@ TOKENS = jnp.zeros((3, 2, D))
         ([[[1.0] * D]], {}, TypeError, "inputs must be an array"),
         (TOKENS, {"mask": jnp.ones((3, 2))}, TypeError, "mask must be an array of bools, got dtype float32"),
         (TOKENS, {"mask": jnp.ones((2, 3), bool)}, ValueError, r"mask must have shape \[T, B\] = \[3, 2\], got"),
+        (
+            TOKENS,
+            {"reset": jnp.ones((3, 2), bool)},
+            ValueError,
+            "reset needs a memory .* the rule GradientRule: call",
+        ),
+        (TOKENS, {"return_loss": 1}, TypeError, "return_loss must be True or False, got 1"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -89,6 +101,8 @@ def test_wrong_inputs_are_named(given, settings, error, message):
 def test_wrong_tokens_are_named():
     with pytest.raises(ValueError, match=r"inputs must have shape \[B, D\].*got \(2, 4\)"):
         LAYER.step(None, jnp.zeros((2, 4)))
+    with pytest.raises(TypeError, match="reset must be an array of bools, got dtype int32"):
+        LAYER.step(None, TOKENS[0], reset=jnp.ones(2, jnp.int32))
 
 
 def test_a_carry_that_does_not_fit_is_named():

@@ -34,6 +34,9 @@ EXACT = {
     "local-paper-forget": ("local", WriteOptions("l2", forget=True), DEEP | {"step_size": "paper"}),
     "local-momentum": ("local", WriteOptions("l2", momentum=True), TWO_LAYERS),
     "local-linear": ("local", ALL, {"step_size": "paper"}),
+    "through": ("local", ALL, TWO_LAYERS | {"write_through": True}),
+    "through-pre": ("local", ALL, DEEP | BIAS | {"write_through": True, "pre_activation": True}),
+    "through-plain": ("local", PLAIN, DEEP | {"write_through": True, "step_size": "sum"}),
     "gradient-linear": ("gradient", ALL, {}),
     "delta": ("delta", WriteOptions("l2", forget=True), {}),
     "hebbian": ("hebbian", ALL, {}),
@@ -47,34 +50,39 @@ ONE_BY_ONE = {
 }
 
 
-@pytest.mark.parametrize("name", [*EXACT, *ONE_BY_ONE])
+SLOW = ("local-paper-forget", "local-momentum", "through", "through-plain")  # their settings are tested in the others
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in (*EXACT, *ONE_BY_ONE)]
+)
 def test_chunks_give_the_memorys_own_writes(name, x64):
     rule, options, settings = (EXACT | ONE_BY_ONE)[name]
-    layer = make_layer(make_memory(rule, options, **settings), heads=2, chunk=3 if name in EXACT else 1)
+    of_layer = {"chunk": 3 if name in EXACT else 1, "max_rate": 1.5 if name == "through-pre" else 1.0}
+    layer = make_layer(make_memory(rule, options, **settings), heads=2, **of_layer)
     assert layer.exact
     inputs = 0.5 * make_inputs(5)
-    states, expected = jax.jit(write_token_by_token)(layer, inputs)
-    carry, outputs = run_by_chunks(layer, inputs)
-    assert_close((*carry.memory.now, outputs), (*states, expected))
-    carry, outputs = run_by_steps(layer, inputs)
-    assert_close((*carry.memory.now, outputs), (*states, expected))
+    states, expected, losses = jax.jit(write_token_by_token)(layer, inputs)
+    for run in (run_by_chunks, run_by_steps):
+        carry, outputs = run(layer, inputs, return_loss=True)
+        assert_close((*carry.memory.now, *outputs), (*states, expected, losses))
 
 
 @functools.cache
-def differentiated(chunk):
-    """Returns outputs, states and gradients of a deep local memory over 35 tokens; by `Memory.write_read` for None."""
-    layer = make_layer(make_memory("local", BOTH, **DEEP), heads=2, chunk=chunk or 1)
+def differentiated(chunk, steps=35, **settings):
+    """Returns outputs, states and gradients of a deep local memory; by `Memory.write_read` for chunks of None."""
+    layer = make_layer(make_memory("local", BOTH, **DEEP, **settings), heads=2, chunk=chunk or 1)
 
     def value(layer, inputs):
         if chunk is None:
-            states, outputs = write_token_by_token(layer, inputs)
+            states, outputs, _ = write_token_by_token(layer, inputs)
         else:
             carry, outputs = layer(None, inputs)
             states = tuple(carry.memory.now)
         return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves((states, outputs))), (states, outputs)
 
     run = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
-    (_, results), gradients = run(layer, make_inputs(35))
+    (_, results), gradients = run(layer, make_inputs(steps))
     return results, jax.tree.leaves(gradients)
 
 
@@ -85,6 +93,16 @@ def test_any_chunk_size_gives_the_gradients_of_the_memorys_own_writes(chunk, x64
     """35 tokens: whole chunks and a rest; chunks of 64 are substituted in several blocks."""
     expected = differentiated(None)
     assert_close(differentiated(chunk), expected, rtol=2e-12)
+    assert all(np.any(leaf != 0) for leaf in expected[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+@pytest.mark.parametrize("pre_activation", [False, True])
+def test_any_chunk_size_gives_the_gradients_of_writing_through(pre_activation, chunk, x64):
+    settings = {"steps": 19, "write_through": True, "pre_activation": pre_activation}
+    expected = differentiated(None, **settings)
+    assert_close(differentiated(chunk, **settings), expected, rtol=2e-12)
     assert all(np.any(leaf != 0) for leaf in expected[1])
 
 

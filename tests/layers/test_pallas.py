@@ -60,7 +60,7 @@ def test_the_kernel_gives_the_memorys_own_writes_in_double_precision(name, x64):
     layer.backend = "pallas"  # which is refused for float64 and sizes that are no powers of 2; both can be interpreted
 
     def by_memory(layer, inputs):
-        (weights, _), outputs = write_token_by_token(layer, inputs)
+        (weights, _), outputs, _ = write_token_by_token(layer, inputs)
         return weights, outputs
 
     found, expected = (jax.tree.leaves(value_and_grad(run)(layer, make_inputs(6))) for run in (by_layer, by_memory))
@@ -105,6 +105,10 @@ REFUSED = {
         {"memory": gradient_memory(16, 16, hidden_sizes=(16,))},
         "the local rule or the delta rule, got GradientR",
     ),
+    "write-through": (
+        {"memory": local_memory(16, 16, hidden_sizes=(16,), write_through=True)},
+        "a memory with write_through=False, got write_through=True",
+    ),
     "momentum": ({"memory": matrix_memory(16, 16, options=WriteOptions(momentum=True))}, "got momentum=True"),
     "bias": ({"memory": local_memory(16, 16, hidden_sizes=(), use_bias=True)}, "got use_bias=True"),
     "activation": ({"memory": local_memory(16, 16, hidden_sizes=(16,), activation=jnp.sin)}, "among tanh, relu"),
@@ -120,6 +124,12 @@ REFUSED = {
     "memory": ({"memory": local_memory(128, 128, hidden_sizes=(128,))}, "fit in 128 KiB with chunk=16, got 256 KiB"),
     "backend": ({"backend": "triton"}, "backend must be one of 'auto', 'xla', 'pallas', got 'triton'"),
 }
+
+
+@pytest.mark.parametrize("given", [{"reset": jnp.ones((16, 2), bool)}, {"return_loss": True}], ids=str)
+def test_what_a_call_of_the_kernel_cannot_do_is_refused_by_name(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} needs backend='xla', got 'pallas'"):
+        small_layer("pallas")(None, jnp.ones((16, 2, 4)), **given)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -67,6 +67,13 @@ SETTINGS |= {
 SETTINGS |= {f"hebbian-{name}": setting(matrix_memory, "hebbian", options=given) for name, given in OPTIONS.items()}
 SETTINGS |= {
     "local-condition": setting(local_memory, hidden_sizes=(5,), condition_on_key=True),
+    "local-through": setting(local_memory, hidden_sizes=(5,), write_through=True),
+    "local-through-pre": setting(
+        local_memory, hidden_sizes=(5, 4), use_bias=True, write_through=True, pre_activation=True, options=OPTIONS["l2"]
+    ),
+    "local-through-gates": setting(
+        local_memory, hidden_sizes=(5,), write_through=True, options=OPTIONS["all"] | {"max_norm": None}
+    ),
     "delta": setting(matrix_memory, options={"key_norm": "l2"}),
     "delta-learned": setting(matrix_memory, learn_initial=True, options={"key_norm": "l2", "forget": True}),
     "rule": setting(rule_memory, hebb, use_bias=True),

@@ -13,7 +13,8 @@ from flax import nnx
 from torch import Tensor
 from torch.nn import functional as F
 
-from launch.bench.accelerator.programs import HEAD_SIZE, Case
+from launch.bench.accelerator.programs import Case
+from launch.bench.attention import HEAD_SIZE
 from launch.bench.measure import Program
 
 EPSILON = 1e-3  # the default of a memory with hidden layers

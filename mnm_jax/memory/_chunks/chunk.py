@@ -3,10 +3,11 @@
 Each token is a write with one head. The rule computes the pairs, and the coefficients of `mixture` are the share of
 each write in the weights after each token, so that all reads of a chunk are products of matrices:
 
-    y W_t = G_t y W_0 + P_t y S_0 - sum_{s <= t} A_ts r_s (y . x_s) delta_s
+    y W_t = G_t y W_0 + P_t y S_0 + R_t y phi_0 - sum_{s <= t} A_ts r_s (y . x_s) delta_s
 
-Here y is a layer's input in a read, W_0 and S_0 are the weights and the momentum at the chunk's beginning, r_s is the
-write rate and (x_s, delta_s) the pair of token s, and G, P and A are the coefficients.
+Here y is a layer's input in a read, W_0 and S_0 are the weights and the momentum at the chunk's beginning, phi_0 the
+initial weights, to which resets return, r_s is the write rate and (x_s, delta_s) the pair of token s, and G, P, R and A
+are the coefficients.
 
 `ErrorRule`: each token corrects the answer of the newest weights. A layer's products a_t = x_t W_{t-1} then solve
 
@@ -14,7 +15,9 @@ write rate and (x_s, delta_s) the pair of token s, and G, P and A are the coeffi
 
 with the activation act, the errors e = act(a) - T for the targets T, and the factors c in delta = c e: a triangular
 system in the last layer (`triangular`), forward substitution in the hidden layers (`substitution`). The layers follow
-one another, x^{l+1} = act(a^l). The result is that of single writes, for any chunk size.
+one another, x^{l+1} = act(a^l). The result is that of single writes, for any chunk size. With write-through the next
+layer's inputs are act(x_t W_t), which are known once the layer's errors are. Errors of pre-activations make the system
+of a hidden layer triangular too.
 
 `GradientRule` with several layers: the errors of a lower layer depend on the upper layers, and no such order exists.
 The network is linearised at the weights of the chunk's beginning:
@@ -35,21 +38,21 @@ features, `I`/`O` inputs and outputs of a layer, `F` features psi.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._chunks.mixture import Gates, Mixture, wide
+from mnm_jax.memory._chunks.check import compute_targets
+from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix, wide
+from mnm_jax.memory._chunks.moved import Moved, Moving, advance
 from mnm_jax.memory._chunks.substitution import substitute
 from mnm_jax.memory._chunks.triangular import solve_unit_lower
-from mnm_jax.memory._memory import Memory, check_is_memory
 from mnm_jax.memory._network import forward
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._rules import ErrorRule, GradientRule, Pairs, SnapshotRule
 from mnm_jax.memory._storage.dense import MemoryState
-from mnm_jax.memory._storage.products import shared_times, times
-from mnm_jax.memory._types import MemoryParams, Pair, Storage, TargetMaps
+from mnm_jax.memory._types import MemoryParams, Pair
 
 Array = jax.Array
 
@@ -70,18 +73,6 @@ class Tokens(NamedTuple):
     gates: Gates
 
 
-class Moving(NamedTuple):
-    """Weights between two tokens, which the gates of the next tokens change, and which may be written.
-
-    Attributes:
-      weights: W, one `[B, H, I, O]` per layer.
-      surprise: the running write S, one `[B, H, I, O]` per layer; empty without momentum.
-    """
-
-    weights: tuple[Array, ...]
-    surprise: tuple[Array, ...]
-
-
 class ChunkState(NamedTuple):
     """Memories between two tokens.
 
@@ -94,42 +85,6 @@ class ChunkState(NamedTuple):
     now: Moving
     start: tuple[Array, ...]
     correction: Moving | None
-
-
-class _Moved(NamedTuple):
-    """Weights before or after each token of a chunk, without its writes: row t of a product is x_t (G_t W + P_t S).
-
-    Attributes:
-      moving: W and S, leaves `[N, I, O]`.
-      mixture: G and P.
-    """
-
-    moving: Moving
-    mixture: Mixture
-
-    def product(self, layer: int, x: Array) -> Array:
-        """See `Storage`."""
-        mixed = _rows(self.mixture.of_start, times(x, self.moving.weights[layer]))
-        if self.mixture.surprise is not None:
-            mixed = mixed + _rows(self.mixture.surprise.of_start, times(x, self.moving.surprise[layer]))
-        return mixed
-
-
-class _NoWeights:
-    """The storage with which targets are computed, before the weights of a token are known."""
-
-    def product(self, layer: int, x: Array) -> Array:
-        """Raises ValueError."""
-        raise ValueError(
-            "memory must have a rule whose layer_targets do not depend on the fast weights, which are not known before "
-            "the targets of a chunk: run this memory step by step in MNMCell."
-        )
-
-    product_transposed = product
-
-    def slow_product(self, x: Array, kernel: Array) -> Array:
-        """See `Storage`."""
-        return shared_times(x, kernel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +112,15 @@ class ChunkedMemory:
             )
 
     @property
-    def exact(self) -> bool:
-        """True if the result does not depend on the chunk size."""
+    def any_size(self) -> bool:
+        """True if chunks of any size give the same result."""
         rule = self.memory.rule
-        return self.size == 1 or not (isinstance(rule, SnapshotRule) and rule.uses_weights)
+        return not (isinstance(rule, SnapshotRule) and rule.uses_weights)
+
+    @property
+    def exact(self) -> bool:
+        """True if chunks of this size give the result of single tokens."""
+        return self.size == 1 or self.any_size
 
     def start(self, params: MemoryParams, batch_size: int) -> ChunkState:
         """Returns the state at the start of sequences, from slow parameters with leaves `[H, ...]`."""
@@ -185,8 +145,8 @@ class ChunkedMemory:
         return jax.tree.map(jnp.zeros_like, weights) if self.memory.options.momentum else ()
 
     def chunk(
-        self, params: MemoryParams, state: ChunkState, tokens: Tokens, mixture: Mixture
-    ) -> tuple[ChunkState, Array]:
+        self, params: MemoryParams, state: ChunkState, tokens: Tokens, mixture: Mixture, *, old: bool = False
+    ) -> tuple[ChunkState, tuple[Array, ...]]:
         """Writes and reads consecutive tokens of one chunk.
 
         Args:
@@ -194,36 +154,64 @@ class ChunkedMemory:
           state: the state before the tokens.
           tokens: fields `[B, H, C, ...]`.
           mixture: the coefficients of the tokens' gates, from `mix`.
+          old: whether to return the answers to the write keys, too.
 
         Returns:
-          The state after the tokens, and the answers `[B, H, C, V]`, each read after the token's write.
+          The state after the tokens, and the answers `[B, H, C, V]` to the queries, each read after the token's write;
+          with `old` also the answers to the write keys, each read before the token's write.
         """
-        network, sizes = self.memory.network, tokens.keys.shape[:2]
+        sizes = tokens.keys.shape[:2]
+        initial: tuple[Array, ...] = ()
+        if mixture.of_initial is not None:
+            initial = self.start(params, sizes[0]).now.weights
         targets = self._targets(params, tokens)
-        state, tokens, mixture, targets = _flatten((state, tokens, mixture, targets))
-        pairs, correction = self._pairs(state, tokens, targets, mixture.before())
+        state, tokens, mixture, targets, initial = _flatten((state, tokens, mixture, targets, initial))
         rate = tokens.gates.rate
-        weighted = (mixture.of_writes * rate[:, None]).astype(tokens.queries.dtype)
-        moved, z = _Moved(state.now, mixture), tokens.queries
+        now = Moved(state.now, mixture, initial)
+        before = now._replace(mixture=mixture.before())
+        pairs, correction = self._pairs(state, tokens, targets, before, now)
+        answers = [self._read(now, pairs, tokens.queries, rate)]
+        if old:
+            answers.append(self._read(before, pairs, tokens.keys, rate))
+
+        def end(moving: Moving, pairs: Pairs) -> Moving:
+            return now._replace(moving=moving).end(pairs, rate)
+
+        return _unflatten((self._after(state, pairs, correction, end), tuple(answers)), sizes)
+
+    def _read(self, moved: Moved, pairs: Pairs, keys: Array, rate: Array) -> Array:
+        """Returns the answers `[N, C, V]` to keys `[N, C, K]`, one per token."""
+        network, z = self.memory.network, keys
+        assert moved.mixture is not None  # only in a chunk
+        weighted = (moved.mixture.of_writes * rate[:, None]).astype(keys.dtype)
         for layer, (x, delta) in enumerate(pairs):
             y = network.layer_inputs(z)
             z = moved.product(layer, y) - (weighted * (y @ jnp.swapaxes(x, 1, 2))) @ delta
             if layer < network.depth - 1:
                 z = network.activation(z)
+        return z
 
-        end = partial(_end, mixture=mixture, rate=rate)
-        return _unflatten((self._after(state, pairs, correction, end), z), sizes)
-
-    def step(self, params: MemoryParams, state: ChunkState, token: Tokens) -> tuple[ChunkState, Array]:
+    def step(
+        self, params: MemoryParams, state: ChunkState, token: Tokens, *, old: bool = False
+    ) -> tuple[ChunkState, tuple[Array, ...]]:
         """Writes and reads one token, with fields `[B, H, 1, ...]`, as `chunk` does."""
         sizes = token.keys.shape[:2]
         flat, one, targets = _flatten((state, token, self._targets(params, token)))
-        pairs, correction = _unflatten(self._pairs(flat, one, targets, None), sizes)
+        rule, before = self.memory.rule, Moved(flat.now)
+        after = before
+        if isinstance(rule, ErrorRule) and rule.write_through:
+            after = Moved(flat.now, mix(one.gates, momentum=self.memory.options.momentum))
+        pairs, correction = _unflatten(self._pairs(flat, one, targets, before, after), sizes)
         # The weights are not reshaped: XLA would then neither update them in place nor fuse the update with momentum.
-        gates = Gates(*(gate[..., 0] for gate in token.gates))
-        state = self._after(state, pairs, correction, partial(_advance, gates=gates))
-        answers = forward(self.memory.network, MemoryState(_flatten(state.now.weights)), one.queries).outputs
-        return state, _unflatten(answers[-1], sizes)
+        gates = jax.tree.map(lambda gate: gate[..., 0], token.gates)
+        state = self._after(state, pairs, correction, partial(advance, gates=gates))
+        answers = [self._answers(_flatten(state.now.weights), one.queries)]
+        if old:
+            answers.append(self._answers(flat.now.weights, one.keys))
+        return state, _unflatten(tuple(answers), sizes)
+
+    def _answers(self, weights: tuple[Array, ...], keys: Array) -> Array:
+        return forward(self.memory.network, MemoryState(weights), keys).outputs[-1]
 
     def _after(self, state: ChunkState, pairs: Pairs, correction: Pairs, move: Callable) -> ChunkState:
         """Returns the state after the tokens, given `move: (moving, pairs) -> moving`."""
@@ -238,11 +226,11 @@ class ChunkedMemory:
         rule = self.memory.rule
         if not isinstance(rule, ErrorRule):
             return ()
-        targets = partial(_targets, self.memory, rule)
+        targets = partial(compute_targets, self.memory, rule)
         return jax.vmap(targets, (0, 1, 1), out_axes=1)(params.targets, tokens.keys, tokens.values)
 
     def _pairs(
-        self, state: ChunkState, tokens: Tokens, targets: tuple[Array, ...], before: Mixture | None
+        self, state: ChunkState, tokens: Tokens, targets: tuple[Array, ...], before: Moved, after: Moved
     ) -> tuple[Pairs, Pairs]:
         """Returns the pairs of the memory and the pairs of its correction, at rate one.
 
@@ -250,141 +238,47 @@ class ChunkedMemory:
           state: leaves `[N, ...]`.
           tokens: fields `[N, C, ...]`.
           targets: `[N, C, O]` per layer.
-          before: the coefficients of the weights before each token's write; None for a single token.
+          before: the weights before each token's write.
+          after: the weights after it; used with write-through.
         """
-        network, rule = self.memory.network, self.memory.rule
+        network, rule, rate = self.memory.network, self.memory.rule, tokens.gates.rate
         rows = tokens.keys, tokens.values
         if isinstance(rule, ErrorRule):
-            return self._error_pairs(rule, state.now, tokens, targets, before), ()
+            return self._error_pairs(rule, tokens, targets, before, after), ()
         assert isinstance(rule, SnapshotRule)  # by `check_memory`
         start = MemoryState(state.start or state.now.weights)
         if state.correction is None or not isinstance(rule, GradientRule):
             return rule.row_pairs(network, start, *rows), ()
         linear = rule.linearise(network, start, *rows)
-        errors = linear.errors + _storage(state.correction, before).product(0, linear.features)
-        coupling = _coupling(linear.features, linear.scale, tokens.gates.rate, before)
+        corrected = before._replace(moving=state.correction)
+        errors = linear.errors + corrected.product(0, linear.features)
+        coupling = corrected.coupling(linear.features, linear.scale, rate)
         if coupling is not None:
             errors = solve_unit_lower(coupling, wide(errors)).astype(errors.dtype)
         return linear.pairs(errors), (Pair(linear.features, linear.scale * errors),)
 
     def _error_pairs(
-        self, rule: ErrorRule, now: Moving, tokens: Tokens, targets: tuple[Array, ...], before: Mixture | None
+        self, rule: ErrorRule, tokens: Tokens, targets: tuple[Array, ...], before: Moved, after: Moved
     ) -> Pairs:
-        network, storage = self.memory.network, _storage(now, before)
+        network, rate = self.memory.network, tokens.gates.rate
         z, dtype, pairs = tokens.keys, tokens.keys.dtype, []
         for layer, target in enumerate(targets):
-            x = network.layer_inputs(z)
+            x, hidden = network.layer_inputs(z), layer < network.depth - 1
             scale = rule.step_scale(wide(x), target.shape[-1])
-            coupling = _coupling(x, scale, tokens.gates.rate, before)
-            known, target = wide(storage.product(layer, x)), wide(target)
-            if layer == network.depth - 1:
-                error = known - target if coupling is None else solve_unit_lower(coupling, known - target)
-            else:
+            coupling = before.coupling(x, scale, rate)
+            known, target = wide(before.product(layer, x)), wide(target)
+            if hidden and not rule.pre_activation:
                 answer = known if coupling is None else substitute(network.activation, coupling, known, target)
                 outputs = network.activation(answer)
-                z, error = outputs.astype(dtype), outputs - target
+                error = outputs - target
+            else:
+                error = known - target if coupling is None else solve_unit_lower(coupling, known - target)
+            if hidden:
+                if rule.write_through:
+                    outputs = network.activation(after.answers(layer, x, scale, rate, error))
+                z = outputs.astype(dtype)
             pairs.append(Pair(x, (scale * error).astype(dtype)))
         return tuple(pairs)
-
-
-def check_memory(memory: Memory) -> PairMemory:
-    """Returns the memory; raises TypeError or ValueError if it cannot be written in chunks."""
-    check_is_memory(memory)
-    remedy = "or run this memory step by step in MNMCell."
-    if not isinstance(memory, PairMemory):
-        raise ValueError(
-            f"memory must be one that is written in pairs, got {type(memory).__name__}: use gradient_memory, "
-            f"local_memory or matrix_memory, {remedy}"
-        )
-    rule, options = memory.rule, memory.options
-    if not isinstance(rule, ErrorRule | SnapshotRule):
-        raise ValueError(
-            f"memory must have a rule that can write chunks of tokens, got the rule {rule}: give rule_memory an "
-            f"ErrorRule or a SnapshotRule, {remedy}"
-        )
-    if isinstance(rule, ErrorRule):
-        _probe_targets(memory, rule)
-    refused = {
-        "optimizer": (options.optimizer is not None, None),
-        "inner_steps": (options.inner_steps != 1, 1),
-        "max_norm": (options.max_norm is not None, None),
-        "never_worse": (options.never_worse, False),
-    }
-    for name, (is_set, off) in refused.items():
-        if is_set:
-            raise ValueError(
-                f"memory must not have WriteOptions({name}={getattr(options, name)!r}), which the chunks of a layer "
-                f"cannot follow: leave {name}={off}, {remedy}"
-            )
-    return memory
-
-
-def _probe_targets(memory: PairMemory, rule: ErrorRule) -> None:
-    """Computes targets of abstract shapes, which raises ValueError if they depend on the fast weights."""
-    keys, values = (jax.ShapeDtypeStruct((1, 1, n), memory.param_dtype) for n in (memory.key_size, memory.value_size))
-    params = jax.eval_shape(memory.init, jax.random.key(0))
-    jax.eval_shape(partial(_targets, memory, rule), params.targets, keys, values)
-
-
-def _targets(
-    memory: PairMemory, rule: ErrorRule, maps: TargetMaps | None, keys: Array, values: Array
-) -> tuple[Array, ...]:
-    """Returns the targets of every layer, `[B, C, O]`."""
-    return rule.layer_targets(memory.network, maps, cast(Storage, _NoWeights()), keys, values)
-
-
-def _storage(moving: Moving, before: Mixture | None) -> MemoryState | _Moved:
-    """Returns the weights before each token's write; before a single token they are the weights themselves."""
-    return MemoryState(moving.weights) if before is None else _Moved(moving, before)
-
-
-def _coupling(x: Array, scale: Array, rate: Array, before: Mixture | None) -> Array | None:
-    """Returns the effect of each token's error on the answers to later tokens, `[N, C, C]`; None for one token."""
-    if before is None:
-        return None
-    x = wide(x)
-    return before.of_writes * (x @ jnp.swapaxes(x, 1, 2)) * (rate * wide(scale)[..., 0])[:, None]
-
-
-def _end(moving: Moving, pairs: Pairs, mixture: Mixture, rate: Array) -> Moving:
-    """Returns weights `[N, I, O]` after the tokens of a chunk."""
-    shares, weights, surprise = mixture.surprise, [], []
-    for layer, w in enumerate(moving.weights):
-        end = _scaled(mixture.of_start[:, -1], w) - _sum(pairs[layer], mixture.of_writes[:, -1] * rate, w)
-        if shares is not None:
-            s = moving.surprise[layer]
-            end, kept = end + _scaled(shares.of_start[:, -1], s), _scaled(shares.end_of_start, s)
-            surprise.append(kept - _sum(pairs[layer], shares.end_of_writes * rate, s))
-        weights.append(end)
-    return Moving(tuple(weights), tuple(surprise))
-
-
-def _advance(moving: Moving, pairs: Pairs, gates: Gates) -> Moving:
-    """Returns weights `[B, H, I, O]` after one token with gates `[B, H]`."""
-    weights, surprise = [], []
-    for layer, w in enumerate(moving.weights):
-        added = -_sum(pairs[layer], gates.rate[..., None], w)
-        if moving.surprise:
-            added = _scaled(gates.momentum, moving.surprise[layer]) + added
-            surprise.append(added)
-        weights.append(_scaled(gates.decay, w) + _scaled(gates.mask, added))
-    return Moving(tuple(weights), tuple(surprise))
-
-
-def _sum(pair: Pair, factor: Array, like: Array) -> Array:
-    """Returns sum_t factor_t x_t (x) delta_t in the dtype of `like`, for factors `[..., C]`."""
-    rows = pair.inputs * factor[..., None].astype(pair.inputs.dtype)
-    return (jnp.swapaxes(rows, -2, -1) @ pair.delta).astype(like.dtype)
-
-
-def _scaled(factor: Array, w: Array) -> Array:
-    """Returns weights `[..., I, O]` times a factor `[...]`, in the dtype of the weights."""
-    return factor[..., None, None].astype(w.dtype) * w
-
-
-def _rows(factor: Array, x: Array) -> Array:
-    """Returns rows `[N, C, O]` times a factor `[N, C]`, in the dtype of the rows."""
-    return factor[..., None].astype(x.dtype) * x
 
 
 def _flatten(tree: Any) -> Any:

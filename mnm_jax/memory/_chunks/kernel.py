@@ -65,6 +65,7 @@ def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
     sizes |= {f"hidden_sizes[{place}]": size for place, size in enumerate(network.sizes[1:-1])}
     needs: list[tuple[bool, str, Any]] = [
         (isinstance(rule, LocalRule | DeltaRule), "the local rule or the delta rule", type(rule).__name__),
+        (not getattr(rule, "write_through", False), "a memory with write_through=False", "write_through=True"),
         (not options.momentum, "a memory without momentum", "momentum=True"),
         (not network.use_bias, "a memory without biases", "use_bias=True"),
         (

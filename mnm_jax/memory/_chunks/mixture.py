@@ -8,12 +8,15 @@ with the change D_t at rate one writes
 Over a chunk that begins with W_0 and S_0, W_t is linear in W_0, S_0 and the writes, with coefficients that depend only
 on the gates:
 
-    W_t = G_t W_0 + P_t S_0 + sum_{s <= t} A_ts r_s D_s
+    W_t = G_t W_0 + P_t S_0 + R_t phi_0 + sum_{s <= t} A_ts r_s D_s
+
+R_t, the share of the initial weights phi_0, is zero until a new sequence begins within the chunk. From there on the
+shares of everything before are zero.
 
 Shape letters: `B` examples, `C` tokens of a chunk.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +34,20 @@ class Gates(NamedTuple):
       decay: g = 1 - alpha; 1 for no forgetting.
       momentum: m; 0 without momentum.
       mask: 1, or 0 for padding, which changes nothing.
+      reset: bool, whether a new sequence begins before this token, padding or not; None without resets.
     """
 
     rate: Array
     decay: Array
     momentum: Array
     mask: Array
+    reset: Array | None = None
 
     def masked(self) -> "Gates":
         """Returns gates with which padding leaves weights and momentum as they are."""
         counts = self.mask > 0
         rate, decay, momentum = (jnp.where(counts, gate, off) for gate, off in zip(self[:3], (0, 1, 1), strict=True))
-        return Gates(rate=rate, decay=decay, momentum=momentum, mask=self.mask)
+        return self._replace(rate=rate, decay=decay, momentum=momentum)
 
 
 class SurpriseShares(NamedTuple):
@@ -66,22 +71,35 @@ class Mixture(NamedTuple):
       of_start: G, the share of W_0 in W_t, `[B, C]`.
       of_writes: A, the share of write s in W_t, `[B, C, C]`.
       surprise: the coefficients that momentum adds; None without momentum.
+      of_initial: R, the share of phi_0 in W_t, `[B, C]`; None without resets.
+      reset: whether a new sequence begins before each token, `[B, C]` bool; None without resets.
     """
 
     of_start: Array
     of_writes: Array
     surprise: SurpriseShares | None
+    of_initial: Array | None = None
+    reset: Array | None = None
 
     def before(self) -> "Mixture":
-        """Returns the coefficients of the weights before each token's write: W_0 alone for the first token."""
-        first = jnp.ones_like(self.of_start[:, :1])
+        """Returns the coefficients of the weights before each token's write: W_0 alone for the first token.
+
+        Where a new sequence begins it is phi_0 alone.
+        """
+
+        def shift(shares: Array, first: int, at_reset: int = 0) -> Array:
+            firsts = jnp.full_like(shares[:, :1], first)
+            shifted = jnp.concatenate([firsts, shares[:, :-1]], 1)
+            return shifted if self.reset is None else _where(self.reset, at_reset, shifted)
+
         surprise = self.surprise
         if surprise is not None:
-            surprise = surprise._replace(of_start=jnp.concatenate([0 * first, surprise.of_start[:, :-1]], 1))
-        return Mixture(
-            of_start=jnp.concatenate([first, self.of_start[:, :-1]], 1),
-            of_writes=jnp.concatenate([jnp.zeros_like(self.of_writes[:, :1]), self.of_writes[:, :-1]], 1),
+            surprise = surprise._replace(of_start=shift(surprise.of_start, 0))
+        return self._replace(
+            of_start=shift(self.of_start, 1),
+            of_writes=shift(self.of_writes, 0),
             surprise=surprise,
+            of_initial=None if self.of_initial is None else shift(self.of_initial, 0, at_reset=1),
         )
 
 
@@ -116,11 +134,35 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
         writes = g[:, None] * writes + counts[:, None] * kept_writes
         return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
 
-    if not momentum:
-        _, (weights, writes) = jax.lax.scan(plain, *vary_alike(((one, none), (gates.decay.T, gates.mask.T, here))))
-        return Mixture(of_start=jnp.moveaxis(weights, 0, 1), of_writes=jnp.moveaxis(writes, 0, 1), surprise=None)
-    xs = (gates.decay.T, gates.momentum.T, gates.mask.T, here)
-    start, xs = vary_alike(((one, zero, none, one, none), xs))
-    (*_, kept, kept_writes), (weights, surprise, writes) = jax.lax.scan(with_momentum, start, xs)
-    shares = SurpriseShares(of_start=jnp.moveaxis(surprise, 0, 1), end_of_start=kept, end_of_writes=kept_writes)
-    return Mixture(of_start=jnp.moveaxis(weights, 0, 1), of_writes=jnp.moveaxis(writes, 0, 1), surprise=shares)
+    step: Any = with_momentum if momentum else plain
+
+    def resetting(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
+        (initial, shares), (reset, gates) = carry, now
+        initial = gates[0] * _where(reset, 1, initial)
+        shares, outputs = step(jax.tree.map(lambda x: _where(reset, 0, x), shares), gates)
+        return (initial, shares), (initial, outputs)
+
+    start: Any = (one, zero, none, one, none) if momentum else (one, none)
+    xs: Any = (gates.decay.T, *(gates.momentum.T,) * momentum, gates.mask.T, here)
+    end: Any
+    shares: Any
+    of_initial: Any = None
+    if gates.reset is None:
+        start, xs = vary_alike((start, xs))
+        end, shares = jax.lax.scan(step, start, xs)
+    else:
+        start, xs = vary_alike(((zero, start), (gates.reset.T, xs)))
+        ends, outputs = jax.lax.scan(resetting, start, xs)
+        end, (of_initial, shares) = ends[1], outputs
+    shares, of_initial = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (shares, of_initial))
+    surprise = None
+    if momentum:
+        surprise = SurpriseShares(of_start=shares[1], end_of_start=end[3], end_of_writes=end[4])
+    return Mixture(
+        of_start=shares[0], of_writes=shares[-1], surprise=surprise, of_initial=of_initial, reset=gates.reset
+    )
+
+
+def _where(condition: Array, value: int, otherwise: Array) -> Array:
+    """Returns `jnp.where` for a condition with fewer trailing axes than the array `otherwise`."""
+    return jnp.where(condition.reshape(*condition.shape, *(1,) * (otherwise.ndim - condition.ndim)), value, otherwise)

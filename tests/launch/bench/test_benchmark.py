@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from matplotlib import image
 
+from launch.bench.figures import draw_layer
 from launch.bench.forms import compile_step, limit, scaling, step_flops, training_step
 from launch.bench.layer import layer
 from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
@@ -376,7 +377,7 @@ def test_seeds_side_by_side_and_one_after_the_other_take_the_same_step():
 
 @pytest.mark.parametrize("memory", ["delta rule", pytest.param("titans", marks=pytest.mark.slow)])
 def test_a_sequence_in_chunks_and_token_by_token_is_one_function(memory):
-    sizes = {"steps": (5,), "batch": 2, "features": 4, "heads": 1, "chunk": 2}
+    sizes = {"steps": (5,), "lengths": (), "batch": 2, "features": 4, "heads": 1, "chunk": 2}
     (group,) = layer(jax.devices()[:1], memories=(memory,), passes=("training",), **sizes)
     assert [candidate.fields["form"] for candidate in group.candidates] == ["steps", "chunks", "maps"]
     by_steps, by_chunks, by_maps = (candidate.prepare().run() for candidate in group.candidates)
@@ -384,6 +385,24 @@ def test_a_sequence_in_chunks_and_token_by_token_is_one_function(memory):
     for a, b in zip(jax.tree.leaves(by_steps), jax.tree.leaves(by_chunks), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(by_chunks)) > 0.01
+
+
+def test_models_beside_the_layer_are_measured_by_length(tmp_path):
+    """Each model's row has value and gradient of its own parameters; attention is the reference."""
+    sizes = {"memories": (), "lengths": (4,), "batch": 2, "features": 4, "heads": 1, "chunk": 2}
+    models = ("delta rule", "softmax attention", "LSTM")
+    (group,) = layer(jax.devices()[:1], models=models, **sizes)
+    values, gradients = zip(*(candidate.prepare().run() for candidate in group.candidates), strict=True)
+    assert np.all(np.asarray(values) > 0)
+    assert all(max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)) > 1e-3 for grads in gradients)
+    assert [sum(x.size for x in jax.tree.leaves(grads)) for grads in gradients] == [1029 + 64 * 64, 1024, 144]
+    rows = [
+        {"model": name, "steps": 4, "milliseconds": ms, "temp_bytes": 8}
+        for name, ms in zip(models, (2, 6, 3), strict=True)
+    ]
+    assert [row["ratio_to_softmax attention"] for row in group.finish(rows)] == [3, 1, 2]
+    draw_layer(rows, tmp_path / "layer.png", "models alone")
+    assert image.imread(tmp_path / "layer.png").std() > 0.05
 
 
 def test_a_small_training_step_from_end_to_end(tmp_path, capsys):

@@ -1,0 +1,147 @@
+"""The memories of all heads: they write and read the tokens of a layer, in chunks.
+
+Shape letters: `T` time steps, `B` examples, `H` heads (one memory each), `K` key features, `V` value features, `C`
+tokens of a chunk.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mnm_jax._masking import select
+from mnm_jax.memory import MemoryParams
+from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
+from mnm_jax.memory._chunks.mixture import Gates, mix, wide
+from mnm_jax.memory._options import normalise
+
+Array = jax.Array
+
+
+class Heads(NamedTuple):
+    """The memories of all heads.
+
+    Attributes:
+      chunked: the memory.
+      params: its slow parameters, leaves `[H, ...]`.
+      number: number of heads `H`.
+      max_rate: the write rate of the gate 1.
+      backend: "pallas" for the kernel.
+    """
+
+    chunked: ChunkedMemory
+    params: MemoryParams
+    number: int
+    max_rate: float
+    backend: str
+
+    def run(
+        self, memory: ChunkState, vectors: Array, gates: Gates, ends: Array | None = None, *, old: bool
+    ) -> tuple[ChunkState, tuple[Array, ...]]:
+        """Returns the memories after a sequence, all answers `[T, B, H V]`, and with `old` the losses `[T, B, H]`.
+
+        Args:
+          memory: the memories before the sequence.
+          vectors: keys, values and queries, `[T, B, H (2 K + V)]`.
+          gates: `[B, H, T]` each.
+          ends: for each C tokens, whether the example's chunk ends with them, `[T / C, B]`; None if all do.
+          old: whether to compute losses.
+        """
+        steps, chunk = len(vectors), self.chunked.size
+        whole = steps - steps % chunk
+        coefficients = jax.vmap(partial(mix, momentum="momentum" in self.chunked.memory.gates))
+
+        # The forward pass stores only `vectors` and the memories between chunks. Computing a chunk and its tokens again
+        # in the backward pass is faster than storing and loading the residuals.
+        @jax.checkpoint
+        def run(memory: ChunkState, part: tuple) -> tuple[ChunkState, tuple[Array, ...]]:
+            vectors, gates, mixture = part
+            tokens = self._tokens(vectors, gates)
+            memory, answers = self.chunked.chunk(self.params, memory, tokens, mixture, old=old)
+            return memory, _reads(answers, tokens.values)
+
+        def run_whole(memory: ChunkState, part: tuple) -> tuple[ChunkState, tuple[Array, ...]]:
+            memory, reads = run(memory, part[:3])
+            restarted = self.chunked.restart(memory)
+            return restarted if part[3] is None else select(part[3], restarted, memory), reads
+
+        parts: list[tuple[Array, ...]] = []
+        if whole:
+            chunks = vectors[:whole].reshape(whole // chunk, chunk, *vectors.shape[1:])
+            chunk_gates = jax.tree.map(lambda x: _split(x[:, :, :whole], chunk), gates)
+            mixture = jax.vmap(coefficients)(chunk_gates)
+            if self.backend == "pallas":
+                tokens = self._tokens(vectors[:whole], jax.tree.map(lambda x: x[:, :, :whole], gates))
+                memory, read = load_kernel().run_sequence(self.chunked, self.params, memory, tokens, mixture)
+                parts.append((_join_heads(read),))
+            else:
+                memory, reads = jax.lax.scan(run_whole, memory, (chunks, chunk_gates, mixture, ends))
+                parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), reads))
+        if steps > whole:
+            rest = jax.tree.map(lambda x: x[:, :, whole:], gates)
+            memory, reads = run(memory, (vectors[whole:], rest, coefficients(rest)))
+            parts.append(reads)
+        return memory, tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
+
+    def step(
+        self, memory: ChunkState, vectors: Array, gates: Gates, *, old: bool
+    ) -> tuple[ChunkState, tuple[Array, ...]]:
+        """Returns the memories after one token, and what `run` returns for it."""
+        tokens = self._tokens(vectors, gates)
+        memory, answers = self.chunked.step(self.params, memory, tokens, old=old)
+        return memory, _reads(answers, tokens.values)
+
+    def gates(self, logits: Array, mask: Array | None = None, reset: Array | None = None) -> Gates:
+        """Returns the gates of logits `[T, B, H (1 + gates)]`, leaves `[B, H, T]` in at least single precision."""
+        mask = jnp.ones(logits.shape[:2], bool) if mask is None else mask
+        gates = jax.nn.sigmoid(self._by_head(wide(logits)))
+        counts = jnp.broadcast_to(mask.T[:, None], gates.shape[:-1]).astype(gates.dtype)
+        named = {name: gates[..., 1 + place] for place, name in enumerate(self.chunked.memory.gates)}
+        return Gates(
+            rate=gates[..., 0] if self.max_rate == 1 else self.max_rate * gates[..., 0],
+            decay=1 - named["forget"] if "forget" in named else jnp.ones_like(counts),
+            momentum=named.get("momentum", jnp.zeros_like(counts)),
+            mask=counts,
+            reset=None if reset is None else jnp.broadcast_to(reset.T[:, None], counts.shape),
+        ).masked()
+
+    def _tokens(self, vectors: Array, gates: Gates) -> Tokens:
+        """Returns the tokens of `vectors [T, B, H (2 K + V)]`, leaves `[B, H, T, ...]`."""
+        memory = self.chunked.memory
+        key_size, value_size, how = memory.key_size, memory.value_size, memory.options.key_norm
+        keys, values, queries = jnp.split(self._by_head(vectors), [key_size, key_size + value_size], axis=-1)
+        return Tokens(keys=normalise(keys, how), values=values, queries=normalise(queries, how), gates=gates)
+
+    def _by_head(self, x: Array) -> Array:
+        """Returns `[T, B, H X]` as `[B, H, T, X]`."""
+        return jnp.moveaxis(x.reshape(*x.shape[:2], self.number, x.shape[2] // self.number), 0, 2)
+
+
+def load_kernel() -> Any:
+    """Returns the module of the kernel, whose import loads Pallas."""
+    from mnm_jax.memory._chunks import kernel
+
+    return kernel
+
+
+def _reads(answers: tuple[Array, ...], values: Array) -> tuple[Array, ...]:
+    """Returns the answers to queries `[T, B, H V]`, and the losses `[T, B, H]` of answers to write keys, if given.
+
+    Args:
+      answers: to queries and, for losses, to write keys; `[B, H, T, V]` each.
+      values: the values to write, `[B, H, T, V]`.
+    """
+    losses = (jnp.mean(jnp.square(wide(old - values)), -1) for old in answers[1:])
+    return _join_heads(answers[0]), *(jnp.moveaxis(loss, 2, 0) for loss in losses)
+
+
+def _join_heads(x: Array) -> Array:
+    """Returns `[B, H, T, V]` as `[T, B, H V]`."""
+    joined = jnp.moveaxis(x, 2, 0)
+    return joined.reshape(*joined.shape[:2], joined.shape[2] * joined.shape[3])
+
+
+def _split(x: Array, size: int) -> Array:
+    """Returns `[B, H, T]` as `[T / C, B, H, C]`, for chunks of `C = size` tokens."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], x.shape[2] // size, size), 2, 0)
