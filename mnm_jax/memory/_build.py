@@ -384,7 +384,8 @@ def _probe(network: Network, rule: Rule, dtype: jnp.dtype) -> None:
         raise TypeError(f"rule must return (pairs, answers), with one Pair per layer, got {result}.")
     pairs, answers = result
     if len(pairs) != network.depth or not all(isinstance(pair, Pair) for pair in pairs):
-        raise ValueError(f"rule must return one Pair per layer, {network.depth} in all, got {pairs}.")
+        layers = f"{network.depth} with hidden_sizes={network.sizes[1:-1]}"
+        raise ValueError(f"rule must return one Pair per layer, {layers}, got {pairs}.")
     for layer, (pair, (fan_in, fan_out)) in enumerate(zip(pairs, network.shapes, strict=True)):
         rows = pair.inputs.shape[1:2]
         if (pair.inputs.shape, pair.delta.shape) != ((batch, *rows, fan_in), (batch, *rows, fan_out)):

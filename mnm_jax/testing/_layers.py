@@ -206,9 +206,7 @@ def check_layer_compilation(make_layer: Callable[..., Layer]) -> None:
         traces.append(inputs.shape)
         return layer(carry, inputs)
 
-    layer, equal = (
-        nnx.eval_shape(partial(make_layer, dtype=jnp.float32, param_dtype=jnp.float32)) for _ in range(2)
-    )
+    layer, equal = (nnx.eval_shape(partial(make_layer, dtype=jnp.float32, param_dtype=jnp.float32)) for _ in range(2))
     inputs = jax.ShapeDtypeStruct((T, B, layer.features), jnp.float32)
     carry = jax.eval_shape(lambda layer: layer.initialize_carry(inputs.shape[1:]), layer)
     carry, _ = trace.eval_shape(layer, carry, inputs)

@@ -183,7 +183,7 @@ def make_parallel_update(
 
 def _with_carry(other: Any, carry: Any) -> TrainState:
     """Returns a prefix of a state: one value for the carry, another for all other fields."""
-    return TrainState(*[other] * (len(TrainState._fields) - 1), carry=carry)
+    return TrainState(**dict.fromkeys(TrainState._fields, other))._replace(carry=carry)
 
 
 def _join_devices(leaf: Any) -> Any:

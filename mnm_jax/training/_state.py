@@ -91,7 +91,7 @@ def init_state(
 
     def init(key: Array) -> TrainState:
         params_key, data_key = jax.random.split(key)
-        model = make_model(nnx.Rngs(params_key))
+        model: Any = make_model(nnx.Rngs(params_key))
         params = nnx.state(model, nnx.Param)
         return TrainState(
             params=params,

@@ -201,7 +201,7 @@ class StreamLoader:
         self._seek(state["position"])
 
 
-def finite_windows(samples: Samples, order: Sequence[int], window: int, streams: int) -> Iterator[Window]:
+def finite_windows(samples: Samples, order: np.ndarray | Sequence[int], window: int, streams: int) -> Iterator[Window]:
     """Yields the windows of streams that hold each sample once, dealt out in turn; shorter streams end earlier."""
     shares = [samples.indices(np.asarray(order)[stream::streams]) for stream in range(streams)]
     for start in range(0, max(map(len, shares)), window):
