@@ -83,7 +83,7 @@ def test_a_write_at_rate_one_is_read_back_at_once_by_several_heads(x64):
         ({"write_through": True, "options": WriteOptions(never_worse=True)}, "with never_worse=True, got True: this"),
         ({"write_through": True, "options": WriteOptions(optimizer=optax.sgd(0.1))}, "False with optimizer="),
     ],
-    ids=str,
+    ids=["pre_activation", "max_norm", "never_worse", "optimizer"],
 )
 def test_what_does_not_fit_together_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -250,5 +250,5 @@ def test_what_cannot_carry_is_refused(tmp_path):
         train(Played(), make_model, config, tmp_path)
     state = jax.tree.map(lambda leaf: leaf[0], init_state(make_model, optax.sgd(0.1), 0, 1, 4))
     update = make_update(split_model(make_model), Streams(), optax.sgd(0.1), meta_weight=0.0, batch_size=4)
-    with pytest.raises(ValueError, match="carry must have the batch size of the inputs, B = 8"):
+    with pytest.raises(ValueError, match=r"same number of examples, got batch\[0\].inputs: 8, .* batch\[2\]\[0\]: 4"):
         jax.eval_shape(update, state, window(0))
