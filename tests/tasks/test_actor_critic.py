@@ -1,6 +1,7 @@
 """Tests actor-critic: numbers worked by hand, playing, and probe environments with known solutions."""
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -84,15 +85,21 @@ def make_model(task, features=16):
     return make
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def play(task, model, episodes, seed=0):
+    """Returns (logits, batch) of episodes that the model plays."""
+    batch = task.play(model, task.sample(jax.random.key(seed), episodes))
+    return model(batch.inputs, batch.mask).logits, batch
+
+
 def learn(kind, tmp_path, **settings):
     """Returns (logits, played batch) of a trained model on episodes that it plays."""
     task = ProbeTask(kind=kind, evaluation_batches=1, **settings)
     make = make_model(task)
     config = TrainConfig(steps=400, batch_size=32, learning_rate=0.01, schedule="cosine", eval_every=400)
     result = train(task, make, config, tmp_path, devices=jax.local_devices()[:1])
-    model = nnx.merge(result.graphdef, jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), result.params))
-    batch = task.play(model, task.sample(jax.random.key(7), 64))
-    return model(batch.inputs, batch.mask).logits, batch
+    model = nnx.merge(result.graphdef, jax.tree.map(lambda leaf: np.asarray(leaf)[0], result.params))
+    return jax.device_get(play(task, model, 64, 7))
 
 
 @pytest.mark.slow
@@ -173,10 +180,10 @@ def random_batch():
 
 def test_the_loss_is_the_one_written_down(task, x64):
     logits, batch = random_batch()
-    loss = task.loss(jnp.asarray(logits), batch)
+    loss = jax.jit(task.loss)(logits, batch)
     total, count = by_hand(task, logits, batch)
     assert float(loss.total) == pytest.approx(total, rel=1e-12) and loss.count == count == 10
-    gradient = jax.grad(lambda logits: task.loss(logits, batch).total)(jnp.asarray(logits))
+    gradient = np.asarray(jax.jit(jax.grad(lambda logits: task.loss(logits, batch).total))(logits))
     for place in np.ndindex(logits.shape):
         shift = np.zeros_like(logits)
         shift[place] = 1e-6
@@ -197,10 +204,10 @@ def test_returns_and_reward_by_hand(task, x64):
 def test_the_model_plays_what_it_is_then_trained_on():
     """Observations, states and rewards follow from the actions, step by step; V is that of the model unrolled."""
     task = MazeTask(size=5, episode_steps=12, penalty=0.5)
-    model = make_model(task)(nnx.Rngs(0))
-    batch = jax.device_get(task.play(model, task.sample(jax.random.key(0), 6)))
+    logits, batch = jax.device_get(play(task, make_model(task)(nnx.Rngs(0)), 6))
     played, states, maze = batch.targets, batch.targets.states, task.environment
-    np.testing.assert_allclose(model(batch.inputs, batch.mask).logits[..., -1], played.baseline, rtol=1e-5)
+    observe = jax.jit(lambda state: maze._observe(state, task.params))
+    np.testing.assert_allclose(logits[..., -1], played.baseline, rtol=1e-5)
     assert np.all(states.cell[0] == maze.centre) and np.all(np.diff(states.reward_cell, axis=0) == 0)
     for t, b in np.ndindex(11, 6):
         now = jax.tree.map(lambda leaf, t=t, b=b: leaf[t, b], states)
@@ -209,9 +216,7 @@ def test_the_model_plays_what_it_is_then_trained_on():
         assert float(played.rewards[t, b]) == 10 * found - 0.5 * stayed
         after = jax.tree.map(lambda leaf, t=t, b=b: leaf[t + 1, b], states)
         assert (after.cell != now.reward_cell) if found else (after.cell == reached)
-        np.testing.assert_allclose(
-            batch.inputs[t + 1, b], maze._observe(jax.tree.map(jnp.asarray, after), task.params), rtol=1e-6
-        )
+        np.testing.assert_allclose(batch.inputs[t + 1, b], observe(after), rtol=1e-6)
     assert np.any(played.rewards > 0) and np.any(played.rewards < 0)
 
 
@@ -223,14 +228,14 @@ def test_actions_are_drawn_from_the_policy(task):
         def step(self, carry, observations):
             return carry, jnp.broadcast_to(jnp.log(jnp.array([0.2, 0.8, 1.0])), (len(observations), A + 1))
 
-    batch = task.play(Fixed(), task.sample(jax.random.key(0), 5000))
+    batch = jax.jit(lambda key: task.play(Fixed(), task.sample(key, 5000)))(jax.random.key(0))
     # 10,000 draws: a standard deviation of 0.004.
     assert np.mean(batch.targets.actions) == pytest.approx(0.8, abs=0.02)
 
 
 def test_nothing_counts_after_the_end_of_an_episode():
     task = ProbeTask(kind="ended")
-    batch = task.play(make_model(task)(nnx.Rngs(0)), task.sample(jax.random.key(0), B))
+    _, batch = play(task, make_model(task)(nnx.Rngs(0)), B)
     np.testing.assert_array_equal(batch.mask, [[True] * B, [False] * B])
     np.testing.assert_array_equal(batch.targets.rewards, [[1] * B, [0] * B])
     np.testing.assert_array_equal(batch.targets.returns, batch.targets.rewards)
@@ -239,7 +244,6 @@ def test_nothing_counts_after_the_end_of_an_episode():
 def test_the_baseline_may_be_that_of_the_first_episode():
     own, first = (ProbeTask(kind="observed", first_baseline=first) for first in (False, True))
     model = make_model(own)(nnx.Rngs(0))
-    start = own.sample(jax.random.key(0), B)
-    values, shared = (task.play(model, start).targets.baseline for task in (own, first))
+    values, shared = (np.asarray(play(task, model, B)[1].targets.baseline) for task in (own, first))
     np.testing.assert_array_equal(shared, np.broadcast_to(values[:, :1], values.shape))
-    assert np.ptp(np.asarray(values[0])) > 0
+    assert np.ptp(values[0]) > 0
