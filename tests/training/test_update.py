@@ -27,6 +27,7 @@ def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64, dr
     batch = getattr(tiny, draw)(0, 8)
     fork = np.zeros((5, 8), bool) if batch.fork is None else batch.fork
     new, metrics = step(state, batch)
+    before, after = jax.device_get((state.params, new.params))
 
     def by_hand(weights, recurrent, head, np=np):
         hidden, task, meta, counted, real = np.zeros((8, 8)), 0.0, 0.0, 0.0, 0.0
@@ -43,14 +44,14 @@ def test_loss_is_equation_5_by_hand_and_the_update_is_its_gradient(tiny, x64, dr
         return task / counted, meta / real
 
     for seed in range(2):
-        params = jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf[seed]), state.params)
+        params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], before)
         leaves = params["cell"]["weights"][0][...], params["cell"]["weights"][1][...], params["head"][...]
         task_loss, meta_loss = by_hand(*leaves)
         np.testing.assert_allclose(metrics.task_loss[seed], task_loss, rtol=1e-12)
         np.testing.assert_allclose(metrics.meta_loss[seed], meta_loss, rtol=1e-12)
         np.testing.assert_allclose(metrics.loss[seed], task_loss + 0.5 * meta_loss, rtol=1e-12)
         # A central difference along the update itself: its slope is the squared norm of the gradient.
-        changes = jax.tree.map(lambda a, b, seed=seed: (a - b)[seed] / 0.1, state.params, new.params)
+        changes = jax.tree.map(lambda a, b, seed=seed: (a - b)[seed] / 0.1, before, after)
         grads = changes["cell"]["weights"][0][...], changes["cell"]["weights"][1][...], changes["head"][...]
         ahead, behind = (
             np.dot(by_hand(*(a + sign * 1e-6 * g for a, g in zip(leaves, grads, strict=True))), [1, 0.5])
@@ -68,7 +69,7 @@ def test_float32_parameters_keep_their_dtype_where_float64_is_enabled(tiny, x64)
         return SequenceModel(lambda x: x, LSTMCell(4, 3, rngs=rngs), 3, rngs=rngs)
 
     step, state = compiled_step(tiny, tiny.Recall(), make_model)
-    assert tiny.draw(state.key[0], 8).inputs.dtype == jnp.float64
+    assert jax.eval_shape(lambda key: tiny.draw(key, 8), state.key[0]).inputs.dtype == jnp.float64
     kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     with jax.numpy_dtype_promotion("standard"):
         new, metrics = step(state, None)
