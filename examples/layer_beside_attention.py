@@ -1,7 +1,7 @@
-"""A language model of the memory layer beside sliding-window attention: trained on windows, then streamed.
+"""Trains a language model of the memory layer and sliding-window attention on windows, and then streams it.
 
-Attention sees the last 16 characters, and the memory stores older ones. Characters streamed one by one with a carry get
-the same logits as in training. Run it with `python -m examples.layer_beside_attention`.
+Attention sees the last 16 characters, and the memory stores all characters. Streamed one by one with a carry, they get
+the same logits as in a window. Run it with `python -m examples.layer_beside_attention`.
 """
 
 import jax

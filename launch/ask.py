@@ -23,7 +23,7 @@ An unseen word is read as a name that is not in the story, if it stands where su
 with a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model
 of task 3).
 
-A model of catbAbI reads the lines as one endless conversation: its memory is never emptied, also not at a new story,
+A model of catbAbI reads the lines as one endless conversation: its memory is never emptied, not even at a new story,
 and its most probable answer is the next word that it reads, as the right answer is in training. It accepts only words
 of training, and no sentences are printed with its answers.
 

@@ -3,14 +3,14 @@
     python -m launch.benchmark --suite=NAME --out=FILE.json
 
 training_step  the forms of `mnm_jax.recurrence` against plain autodiff, over rules, heads and lengths
-own_program    the training program against a user's own jit, with and without micro-batches, and a plain scan
+own_program    a user's own jitted program, with and without micro-batches, against the training program
 scaling        the form "auto" against the number of steps, the width and the number of heads
 limit          rates of the forms and of a large matrix product
 peers          the memory against titans-pytorch, if that is installed
 lstm           an LSTM in `unroll` against `torch.nn.LSTM`, if PyTorch is installed
 seeds          the dictionary recipe's update, its seeds mapped by `vmap` and by `lax.map`
 maze           steps of the maze per second: mazes and agent in one program, and the whole update
-layer          the memory as a layer: a sequence in chunks, and token by token
+layer          the memory as a layer: a sequence in chunks, and token by token; beside attention and an LSTM
 accelerator    cells and layers on one GPU or TPU, against PyTorch and softmax attention, within --budget seconds
 
 The candidates of a group of rows are timed in turns, and FILE.json is written after each group; FILE.png is the figure,

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 from absl import logging
 
-# The only trace that JAX leaves of a failed access; the program is then compiled, or not kept.
+# JAX reports a failed access only by this warning; the program is then compiled, or not kept.
 _FAILED = r"Error (?:reading|writing) persistent compilation cache entry for '(?P<program>[^']*)': (?P<cause>.*)"
 
 
 def cache_folder() -> pathlib.Path:
     """Returns the folder of the cache: `mnm_jax/compiled/CPU` in $XDG_CACHE_HOME, by default in `~/.cache`.
 
-    CPU is a number for the instructions of this machine's processor: machines that share a home may differ in them.
+    CPU is a checksum of the list of this processor's instructions: machines that share a home may differ in them.
     """
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
@@ -29,10 +29,10 @@ def cache_folder() -> pathlib.Path:
 
 
 def use_compilation_cache() -> None:
-    """Makes JAX keep every compiled program in `cache_folder()`, unless the user named a folder to JAX.
+    """Makes JAX keep every compiled program in `cache_folder()`, unless the user has set JAX's own folder.
 
-    No fault of the cache ends a run: a folder that cannot be used, or the first failed access, gives one warning, and
-    the programs are compiled. A damaged file is deleted.
+    No fault of the cache ends a run: for a folder that cannot be used, and for the first failed access, one warning is
+    logged, and the programs are compiled. A damaged file is deleted.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:  # JAX_COMPILATION_CACHE_DIR
         return
@@ -52,7 +52,7 @@ def use_compilation_cache() -> None:
 def _repair_after_faults(folder: pathlib.Path) -> None:
     """Deletes the files of a program whose access failed, and reduces JAX's warnings about such programs to one.
 
-    JAX writes a file in place. A full disk or a kill leaves a part of it, which JAX would neither use nor replace.
+    JAX writes a file in place. A full disk or a kill leaves an incomplete file, which JAX neither uses nor replaces.
     """
     show = warnings.showwarning
     failures: list[re.Match[str]] = []

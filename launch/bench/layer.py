@@ -48,15 +48,15 @@ def layer(
     heads: int = 4,
     chunk: int = 32,
 ) -> Iterator[Group]:
-    """Yields one group per memory, pass and length: the layer over a sequence, in three forms; and models beside it.
+    """Yields one group per memory, pass and length, with the layer in three forms, and one per length, with all models.
 
     The pass "forward" computes the outputs, "training" value and gradient of their mean square. The form "steps" is a
     scan over `NeuralMemoryLayer.step`, differentiated by JAX; "chunks" is `NeuralMemoryLayer.__call__`; "maps" is what
     both compute besides the memory: the linear maps to keys, values and queries and to the output. Heads have keys and
     values of 64 features. Every form divides the batch over the same devices: the largest number that divides it.
 
-    One more group per length has value and gradient of several models: the layer in chunks, causal softmax attention
-    with as many heads of 64 features, and an LSTM of the same width. On a CPU attention stores all T x T weights.
+    The group of all models has value and gradient of the layer in chunks, of causal softmax attention with the same
+    number of heads of 64 features, and of an LSTM of the same width. On a CPU attention stores all T x T weights.
 
     Args:
       devices: devices to run on.

@@ -1,4 +1,4 @@
-"""Benchmark of a user's own jitted program against the training program. Shape letters: `T` steps, `B` batch."""
+"""Benchmark of a user's own jitted program against the training program."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -4,7 +4,7 @@ Suite "peers": both read the same stream of inputs and compute keys and values b
 step on the mean of squares, with one head and three layers. The loss is the mean square of the values read plus the
 memory's loss before each write. `titans-pytorch` differs in its activation and in a learned decay of the weights.
 
-Suite "lstm": our LSTM, and `torch.nn.LSTM` with the same parameters.
+Suite "lstm": `LSTMCell` in `unroll`, and `torch.nn.LSTM` with the same parameters.
 """
 
 import importlib.metadata

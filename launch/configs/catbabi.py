@@ -1,4 +1,4 @@
-"""catbAbI: one endless stream of words, all 20 tasks, memory carried over all stories.
+"""catbAbI: endless streams of words from all 20 bAbI tasks, over which the memory is never reset.
 
     python -m launch.train --config=launch/configs/catbabi.py --workdir=runs/catbabi/question/chain-p
     python -m launch.train --config=launch/configs/catbabi.py:lm/mnm-p --workdir=runs/catbabi/language/mnm-p
@@ -8,15 +8,16 @@ Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[
 mode; `lm` alone is `lm/chain-p`. The metric is the share of right answers, in both modes.
 
 From the protocol (Schlag, Munkhdalai and Schmidhuber, ICLR 2021, see `tasks/babi/stream.py`): the stream, 32 parallel
-streams in training and one in the test, windows of 200 words, embeddings of 256 and an LSTM of 256 units, Adam with
-1e-3, 50,000 updates. Their memory has 32,768 fast weights, and so have mnm-p and mnm-g here. Chosen here: validation
-on a tenth of the training stories, clipping, warm-up, meta weight. Not of the protocol: the chained cells get the words
-of the sentence so far at every step (`reads="sentence"`), from which the encoder picks four words.
+streams in training and one in the test, windows of 200 words, embeddings of 256 features and an LSTM of 256 units, Adam
+with a learning rate of 1e-3, 50,000 updates. The protocol's memory has 32,768 fast weights, as have mnm-p and mnm-g
+here. Chosen here: validation on a tenth of the training stories, clipping, warm-up, meta weight. Not of the protocol:
+the chained cells get the words of the sentence so far at every step (`reads="sentence"`), from which the encoder picks
+four words.
 
-Published test accuracy, question / language mode: FWM 96.75 / 93.04%, Transformer-XL 87.66 / 90.23%, MNM-p 88.97 /
-69.3%, AWD-LSTM 80.88 / 80.15%.
+Published test accuracy, question / language mode: fast weight memory (FWM) 96.75 / 93.04%, Transformer-XL 87.66 /
+90.23%, MNM-p 88.97 / 69.3%, AWD-LSTM 80.88 / 80.15%.
 
-Expected: not trained to the end.
+Expected: unknown; no model has been trained to the end.
 """
 
 from ml_collections import ConfigDict

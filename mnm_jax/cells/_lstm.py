@@ -23,10 +23,10 @@ class LSTMCell(Cell):
     """A long short-term memory, with the parameters and results of flax's `OptimizedLSTMCell`.
 
         [i ; f ; o]_t = sigmoid(A x_t + W h_{t-1} + a),      g_t = tanh(B x_t + U h_{t-1} + b)
-        c_t = f_t o c_{t-1} + i_t o g_t,      h_t = o_t o tanh(c_t)
+        c_t = f_t * c_{t-1} + i_t * g_t,      h_t = o_t * tanh(c_t)
 
     The carry is (c, h), zeros `[B, hidden_features]` at the start of a sequence; the output is h. `unroll` computes
-    the products with the inputs, and the gradients of A, W, B and U, as one product per 32 steps.
+    the products with the inputs, and the gradients of A, W, B and U, as one product each per 32 steps.
 
     Args:
       in_features: `D`.
@@ -68,7 +68,7 @@ class LSTMCell(Cell):
         return new, new[1]
 
     def _scan_steps(self, carry: Carry, xs: Steps) -> tuple[Carry, Array]:
-        """Returns what `jax.lax.scan` of steps returns; per chunk of steps, all inputs are one product."""
+        """Returns the last carry and all features; the inputs of a chunk of steps are multiplied in one product."""
         check_step(self, carry, tuple, xs.inputs[0])
 
         def chunk(carry: Carry, xs: Steps) -> tuple[Carry, Array]:
@@ -82,9 +82,9 @@ class _Slopes(NamedTuple):
     """Derivatives of one step (c, a) -> (c', h'), where a are the gates before their nonlinearity.
 
     Attributes:
-      gates: `[B, 4 hidden]`, of c' with respect to a_i, a_f and a_g, and of h' with respect to a_o.
-      forget: `[B, hidden]`, of c' with respect to c.
-      output: `[B, hidden]`, of h' with respect to c'.
+      gates: derivatives of c' with respect to a_i, a_f and a_g, and of h' with respect to a_o, `[B, 4 hidden]`.
+      forget: derivative of c' with respect to c, `[B, hidden]`.
+      output: derivative of h' with respect to c', `[B, hidden]`.
     """
 
     gates: Array
@@ -99,7 +99,7 @@ class _Slopes(NamedTuple):
 
 
 def _linearize(c: Array, gates: Array) -> tuple[Carry, _Slopes]:
-    """Returns (c', h') from c and a, and the derivatives; autodiff would store twice as many numbers."""
+    """Returns (c', h') for c and a, and the derivatives; autodiff would store twice as many numbers."""
     # On a CPU, both functions of all gates are five times as fast as one function per slice, which is not vectorised.
     (i, f, _, o), (_, _, g, _) = (jnp.split(x, 4, axis=-1) for x in (jax.nn.sigmoid(gates), jnp.tanh(gates)))
     slopes = [g * i * (1 - i), c * f * (1 - f), i * (1 - g * g)]
@@ -138,7 +138,8 @@ def _loop(dense_h: nnx.Module, carry: Carry, xs: Steps) -> tuple[Carry, tuple[Ar
 def _scan(dense_h: nnx.Module, carry: Carry, xs: Steps) -> tuple[Carry, Array]:
     """Returns the last carry and the features; the inputs of `xs` are the input products `[T, B, 4 hidden]`.
 
-    The transpose of the rule below has one product per step, and one for the gradients of `dense_h`.
+    Its reverse-mode derivative, the transpose of `_scan_jvp`, has one product per step, and one over all steps for the
+    gradients of `dense_h`.
     """
     last, (features, *_) = _loop(dense_h, carry, xs)
     return last, features
@@ -163,5 +164,5 @@ def _scan_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def _zeros(carry: Carry) -> Carry:
-    """Returns the carry at the start of a sequence, for a batch of one, which is also its tangent."""
+    """Returns zeros for a batch of one: the carry at the start of a sequence, and its tangent."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(1, *leaf.shape[1:])), carry)

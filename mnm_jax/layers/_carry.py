@@ -34,9 +34,9 @@ class LayerOutput(NamedTuple):
     """The outputs of a layer with `return_loss=True`.
 
     Attributes:
-      features: the outputs, `[T, B, D]`; of `step` `[B, D]`.
-      loss_before: the surprise of each token, `[T, B, H]`; of `step` `[B, H]`: the mean over features of
-        (f(k_t; phi_{t-1}) - v_t)^2, with the weights before the token's write. Zero for padding.
+      features: the outputs, `[T, B, D]`; from `step`, `[B, D]`.
+      loss_before: the loss of each token and head before the token's write, `[T, B, H]`; from `step`, `[B, H]`. It is
+        the mean over features of (f(k_t; phi_{t-1}) - v_t)^2, and zero for padding.
     """
 
     features: Array
@@ -44,7 +44,7 @@ class LayerOutput(NamedTuple):
 
 
 def begin(start: Callable[..., LayerCarry], carry: LayerCarry | None, input_shape: tuple[int, ...]) -> LayerCarry:
-    """Returns `start(input_shape)` for None; raises ValueError for a carry that differs in its shapes and dtypes."""
+    """Returns the carry, or `start(input_shape)` for None; raises ValueError for other shapes or dtypes."""
     if carry is None:
         return start(input_shape)
     expected = jax.eval_shape(lambda: start((1, *input_shape[1:])))  # the batch size may be symbolic

@@ -45,7 +45,7 @@ class Heads(NamedTuple):
           memory: the memories before the sequence.
           vectors: keys, values and queries, `[T, B, H (2 K + V)]`.
           gates: `[B, H, T]` each.
-          ends: for each C tokens, whether the example's chunk ends with them, `[T / C, B]`; None if all do.
+          ends: whether the chunk of each example ends after each C tokens, `[T / C, B]`; None if it always does.
           old: whether to compute losses.
         """
         steps, chunk = len(vectors), self.chunked.size
@@ -87,7 +87,7 @@ class Heads(NamedTuple):
     def step(
         self, memory: ChunkState, vectors: Array, gates: Gates, *, old: bool
     ) -> tuple[ChunkState, tuple[Array, ...]]:
-        """Returns the memories after one token, and what `run` returns for it."""
+        """Returns the memories after one token, and its answers and losses, as `run` does."""
         tokens = self._tokens(vectors, gates)
         memory, answers = self.chunked.step(self.params, memory, tokens, old=old)
         return memory, _reads(answers, tokens.values)

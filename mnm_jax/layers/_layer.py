@@ -43,9 +43,11 @@ _EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
 class NeuralMemoryLayer(nnx.Module):
     """A layer `[T, B, D] -> [T, B, D]` that writes every token into H memories and reads them, without recurrence.
 
-        k = W_k x,  v = W_v x,  q = W_q x,  alpha, m = sigmoid(W x + b),  r = max_rate sigmoid(W_r x)   per head
-        phi_t = write(phi_{t-1}; k_t, v_t, r_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
+        k = W_k x,  v = W_v x,  q = W_q x,  beta / max_rate, alpha, m = sigmoid(W x + b)        per head
+        phi_t = write(phi_{t-1}; k_t, v_t, beta_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
         y_t = W_o [norm(f(q_t; phi_t)) of all heads * silu(W_g x_t)]           with output_norm and output_gate
+
+    with the write rate beta, the forget gate alpha, the momentum m and the memory f(key; weights phi).
 
     Writes do not depend on earlier reads, so that a chunk of tokens takes a few matrix products. `__call__` runs a
     sequence and `step` one token; both compute the same function, and a sequence may be divided between calls and steps
@@ -82,8 +84,9 @@ class NeuralMemoryLayer(nnx.Module):
     ==========  =======  ========  ========
 
     **Options.** Each is off by default and was measured alone. Bits per character of a small language model in
-    validation, mean of two seeds at most 0.05 apart, D = 64, two heads of 32-32-32, 400 updates
-    (`results/language/options.jsonl`); a lower number is better:
+    validation, mean of two seeds at most 0.05 apart, D = 64, two heads with layers of 32-32-32, 400 updates
+    (`results/language/options.jsonl`); a lower number is better. The first row has no option, each other row the change
+    that it names:
 
     ==========================================================================  ====
     the local rule with `WriteOptions(key_norm="l2", forget=True)`              2.79
@@ -126,10 +129,11 @@ class NeuralMemoryLayer(nnx.Module):
       output_norm: whether the reads of every head are divided by their root mean square, with a learned gain.
       output_gate: whether the reads are multiplied by silu(W_g x).
       backend: "xla"; or "pallas" (experimental, not measured): a kernel for GPUs and TPUs that keeps the weights of a
-        head on the chip over all chunks. It supports the local rule and the delta rule, without momentum and biases, in
-        float32, with sizes that are powers of 2, at least 16, and with weights up to 16,384 numbers per head for
-        `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of first order. On a CPU it runs in
-        Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
+        head on the chip over all chunks. It supports the local rule and the delta rule, without momentum, biases,
+        `write_through`, resets and losses, in float32, with sizes that are powers of 2, at least 16, and with weights
+        up to 16,384 numbers per head for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of
+        first order. On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with
+        `check_vma=False`. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.
@@ -253,7 +257,8 @@ class NeuralMemoryLayer(nnx.Module):
             be NaN, have no influence and get exactly zero gradient.
           reset: `[T, B]` bool, True = a new sequence begins before this token: documents packed into one row give the
             same results as separate calls.
-          return_loss: whether to return a `LayerOutput`, with the surprise of every token and head, too.
+          return_loss: whether to return a `LayerOutput`, which also has the loss of every token and head before the
+            token's write.
           time_major: whether time is the first axis of inputs, flags, outputs and losses; otherwise it is the second.
 
         Returns:
@@ -315,7 +320,7 @@ class NeuralMemoryLayer(nnx.Module):
         return layer._run_one(carry, inputs, old=return_loss)
 
     def _check_run(self, reset: Array | None, return_loss: bool) -> None:
-        """Raises ValueError for what the chunks of this layer cannot do."""
+        """Raises ValueError for arguments that the chunks of this layer do not support."""
         if reset is not None and not self._chunked.any_size:
             raise ValueError(
                 "reset needs a memory whose result does not depend on the division into chunks, got one with the rule "
@@ -333,7 +338,14 @@ class NeuralMemoryLayer(nnx.Module):
         )
 
     def _run(self, carry: LayerCarry, steps: Steps, *, fresh: bool, old: bool) -> tuple[LayerCarry, Any]:
-        """Returns the carry and the results of at least one token; `fresh` for new sequences, `old` for losses."""
+        """Returns the carry and the results of at least one token.
+
+        Args:
+          carry: the carry before the tokens.
+          steps: the inputs and flags.
+          fresh: whether new sequences begin, so that all examples are at the beginning of a chunk.
+          old: whether to compute losses.
+        """
         inputs, mask, position = jax.vmap(lambda step: step.enter((), ())[1])(steps), steps.mask, carry.position
         window, vectors = self._vectors(carry.window, inputs, mask, steps.reset)
         logits, heads = self.to_gates(inputs), self._heads

@@ -209,8 +209,9 @@ def local_memory(
 
     with c from `step_size`; `LocalRule` has the equations of all three step sizes. The write takes no gradient.
 
-    x_l and z_l are computed before the write. With `write_through`, one layer is written after another, and computes
-    the input of the next one with its new weights; with `pre_activation`, errors do not pass through the activation:
+    The inputs x_l and outputs z_l of all layers are computed before the write. With `write_through`, the layers are
+    written one after another, and each computes the input of the next one with its new weights. With `pre_activation`,
+    errors do not pass through the activation:
 
         x_{l+1} = act(x_l W_l'),   W_l' after this write                                write_through
         W_l <- W_l - beta c sum_h x_{l,h} (x) (x_{l,h} W_l - t_{l,h})                   pre_activation
@@ -226,8 +227,8 @@ def local_memory(
         derivative of a sum of squares) or "paper" (c = 2 / (H O_l), as in the derivative of a mean).
       condition_on_key: whether the targets depend on the write key too, t_l = g_l(v^w, k^w), as in synthetic gradients.
       write_through: whether the inputs of a layer are computed after the write of the layers below it, as reads are.
-      pre_activation: whether the errors of hidden layers are taken before their activation. Through hidden layers it
-        needs `write_through`.
+      pre_activation: whether the errors of hidden layers are computed before their activation; needs `write_through`.
+        It has no effect without hidden layers.
       activation: of the hidden layers, elementwise. The paper: tanh.
       use_bias: whether the layers have biases. The paper: none.
       learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
@@ -239,8 +240,8 @@ def local_memory(
 
     Raises:
       ValueError: for sizes below 1, an unknown step size, a negative epsilon, options out of range, `pre_activation`
-        through hidden layers without `write_through`, or `write_through` with an `optimizer`, a `max_norm` or
-        `never_worse`, which change a write once the pairs of all layers are there.
+        with hidden layers but without `write_through`, or `write_through` with an `optimizer`, a `max_norm` or
+        `never_worse`, which change a write after the pairs of all layers are computed.
 
     Examples:
       >>> memory = local_memory(2, 1, hidden_sizes=())
@@ -354,18 +355,18 @@ def _check_step(step_size: str, epsilon: float | None, hidden_sizes: Sequence[in
 
 
 def _check_order(rule: ErrorRule, hidden_sizes: Sequence[int], options: WriteOptions) -> None:
-    """Raises ValueError for errors and inputs of hidden layers that do not fit each other or the options."""
+    """Raises ValueError for `pre_activation` without `write_through`, and for options that exclude the latter."""
     if rule.pre_activation and hidden_sizes and not rule.write_through:
         raise ValueError(
             "pre_activation=True needs write_through=True with hidden layers: a layer above them would be written at "
-            "inputs from before this write, and read at other ones; set write_through=True."
+            "inputs from before this write, but read at inputs from after it; set write_through=True."
         )
     late = {"optimizer": options.optimizer is not None, "max_norm": options.max_norm is not None}
     late["never_worse"] = options.never_worse
     for name in (name for name, is_set in late.items() if is_set and rule.write_through):
         raise ValueError(
             f"write_through must be False with {name}={getattr(options, name)!r}, got True: this option changes a "
-            "write once the pairs of all layers are there; leave one of the two out."
+            "write after the pairs of all layers are computed; leave one of the two out."
         )
 
 

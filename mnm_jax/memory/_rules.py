@@ -60,8 +60,8 @@ class ErrorRule(Rule):
     `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token.
 
     Attributes:
-      write_through: whether a layer's inputs x_l are computed after this write to the layers below it, not before it.
-      pre_activation: whether the answer of a hidden layer is x_l W_l, without the activation.
+      write_through: whether a layer's inputs x_l are computed after the write to the layers below it, not before.
+      pre_activation: whether the answer z_l of a hidden layer is x_l W_l, without the activation.
     """
 
     write_through: bool = False

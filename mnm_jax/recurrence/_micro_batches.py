@@ -28,9 +28,9 @@ _AXIS = "examples"
 
 
 def choose_micro_batch(cell: nnx.Module | None, platform: str | None = None) -> int | None:
-    """Returns the number of examples whose fast weights and cotangents fit into a CPU's cache, at least 8.
+    """Returns the number of examples whose fast weights and cotangents fit into 4 MiB of a CPU's cache, at least 8.
 
-    None, for a whole batch at once, is returned for another platform and for a cell without fast weights.
+    Returns None, which stands for a whole batch at once, for another platform and for a cell without fast weights.
 
     Args:
       cell: the model's cell; only a `MemoryCell` has fast weights.
@@ -57,18 +57,18 @@ def value_and_grad(
     micro_batch: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable:
-    """Returns `jax.value_and_grad(loss)`, computed in micro-batches, one after another on each of several devices.
+    """Returns `jax.value_and_grad(loss)`, computed in micro-batches: in sequence per device, on all devices at once.
 
-    With `B_g` examples in micro-batch g, of `B`:
+    If micro-batch g has `B_g` of the `B` examples:
 
-        "sum":   value = sum_g loss(params, batch_g)               gradient alike
-        "mean":  value = sum_g B_g / B * loss(params, batch_g)     gradient alike
+        "sum":   value = sum_g loss(params, batch_g)               and the gradient likewise
+        "mean":  value = sum_g B_g / B * loss(params, batch_g)     and the gradient likewise
 
-    This is the value and the gradient of the whole batch if the loss is a sum over examples, or a mean in which every
-    example has the same weight, and no example has an influence on another's term. A mean over unmasked steps is
-    neither, since examples differ in length: use "sum", and divide by the number of unmasked steps of the whole batch,
-    computed outside of the loss. Statistics over the batch, as in batch normalisation, and a random key that the loss
-    closes over have no such form; they cannot be detected.
+    These are the value and the gradient of the whole batch if the loss is a sum over examples, or a mean in which every
+    example has the same weight, and no example influences another's term. A mean over unmasked steps is neither, since
+    examples differ in length: use "sum", and divide by the number of unmasked steps of the whole batch, computed
+    outside of the loss. A loss with statistics over the batch, as in batch normalisation, or with a random key that it
+    closes over, gives another result, which is not detected.
 
     The function may be called inside `jax.jit`, and differentiated again.
 
@@ -84,9 +84,10 @@ def value_and_grad(
         concatenated along that axis, in the order of the batch; other leaves are reduced as the value is.
       micro_batch: largest number of examples per device that are processed at once, as `choose_micro_batch` returns it.
         None: all. Equal micro-batches are preferred, of at least half this size; otherwise the last one is smaller.
-      devices: devices that share the batch, as many of them as divide it; arguments must not be committed to others.
-        None: the devices of the surrounding program. A CPU is one device that hardly uses a second core for a cell;
-        after `jax.config.update("jax_num_cpu_devices", 2)`, before the first use of JAX, it is two.
+      devices: devices that share the batch: the first n, for the largest n that divides `B`. Arguments must not be
+        committed to other devices. None: the devices of the surrounding program. A CPU is one device, which hardly uses
+        a second core for a cell; `jax.config.update("jax_num_cpu_devices", 2)`, before the first use of JAX, makes two
+        devices of it.
 
     Returns:
       `(params, *batch) -> (value, gradient)`, or `((value, aux), gradient)` with `has_aux`.
@@ -94,7 +95,8 @@ def value_and_grad(
     Raises:
       TypeError: for an argument of the wrong kind, a value that is not a floating-point number, a shared random key, or
         with "mean" an auxiliary output of integers or bools that would be averaged.
-      ValueError: for leaves that differ in their number of examples, or another reduction.
+      ValueError: for leaves that differ in their number of examples, a `batch_axis` that an array does not have, an
+        auxiliary output with several axes of examples, or another reduction.
 
     Examples:
       >>> from mnm_jax import MNMCell, choose_micro_batch, local_memory, unroll, value_and_grad
@@ -239,8 +241,8 @@ def _dividing(devices: Sequence[jax.Device], count: int) -> Sequence[Any]:
 def _divide(count: int, largest: int | None) -> list[tuple[int, int]]:
     """Returns the micro-batches of `count` examples as pairs (number, examples of each).
 
-    The number is the smallest divisor for which they have at most `largest` examples, unless they would have less than
-    half of it; then all have `largest` examples and one has the rest.
+    The number is the smallest divisor of `count` that gives micro-batches of at most `largest` examples. If these would
+    have less than half of `largest`, all micro-batches have `largest` examples, and one more has the rest.
     """
     if largest is None or count <= largest:
         return [(1, count)]
@@ -267,9 +269,10 @@ def _scan(
     number: int,
     size: int,
 ) -> tuple[Any, list[Any]]:
-    """Sums over `number` micro-batches. Micro-batch g holds the examples g, g + number, ...
+    """Returns the sums over `number` micro-batches, and the outputs to concatenate.
 
-    If a compiler divides the batch over devices, every device thus holds a part of every micro-batch.
+    Micro-batch g holds the examples g, g + number, ... If the compiler divides the batch over devices, every device
+    thus holds a part of every micro-batch.
     """
     if number == 1:
         return reduce(params, leaves, size)

@@ -130,7 +130,7 @@ def targets_score_full_marks(task: Any, batch_size: int) -> None:
         _require(float(accuracy.value) == 1, task, f"logits of the targets must have accuracy 1, got {accuracy.value}")
         counted = batch.loss_mask.sum()
         _require(loss.count == counted, task, "loss must count the steps of loss_mask")
-        some = accuracy.count <= counted  # accuracy may be of some of them, such as the answers in a text
+        some = accuracy.count <= counted  # accuracy may count fewer steps, such as only the answers in a text
         _require(some, task, f"accuracy must count steps of loss_mask, {counted} at most, got {accuracy.count}")
         wrong = _score(task, -logits, batch)[1]["accuracy"].value
         _require(float(wrong) == 0, task, f"logits of every other class must have accuracy 0, got {wrong}")

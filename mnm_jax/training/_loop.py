@@ -98,7 +98,10 @@ def train(
     if (task.sample is None) == (task.loader is None):
         raise ValueError(f"task {task.name} must have either sample or loader; set the other to None.")
     if optional_member(task, "carries") and optional_member(task, "play"):
-        raise ValueError(f"task {task.name} cannot have both carries and play: every play begins a new sequence.")
+        raise ValueError(
+            f"task {task.name} cannot have both carries and play, since every play begins a new sequence: set carries "
+            "to False, or play to None."
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.lock_workdir(workdir))
         stop = stack.enter_context(stop_request())

@@ -102,7 +102,7 @@ class SequenceModel(nnx.Module):
           mask: see `unroll`.
           fork: see `unroll`.
           noise: `[B]` uint32, seeds of the dropout of each example; None, as in evaluation: no dropout.
-          carry: the carry that earlier inputs have left, `[B, ...]`; None begins new sequences.
+          carry: the cell's carry after earlier inputs, `[B, ...]`; None begins new sequences.
           **options: other arguments of `unroll`, such as `form` or `reset_controller`.
         """
         features = self._drop(self.encoder(inputs), noise, 0)

@@ -104,7 +104,7 @@ def make_update(
     gradients are summed over the devices, so that the result is that of the whole batch even if the parts differ in
     their number of counted steps.
 
-    For a task with `carries` the model begins with `state.carry`, the constant that the previous update has left
+    For a task with `carries` the model begins with `state.carry`, the carry after the previous batch, as a constant
     (truncated backpropagation through time).
 
     Args:

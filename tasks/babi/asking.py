@@ -126,7 +126,7 @@ class Conversation:
 
 
 class Teller(Protocol):
-    """Stories, line by line, and answers: a `Conversation` or a `StreamConversation`."""
+    """The interface of `Conversation` and `StreamConversation`: reads stories line by line and answers questions."""
 
     story: int
 

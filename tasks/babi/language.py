@@ -28,7 +28,7 @@ class Language(NamedTuple):
 
 
 def find_language(task: Babi | BabiStream) -> Language:
-    """Returns the language of a task's data; that of a stream has no contexts, so that unseen names are refused."""
+    """Returns the language of a task's data; a stream's language has no contexts, so that unseen names are refused."""
     if isinstance(task, BabiStream):
         return Language(task.vocabulary, {})
     return Language(task.vocabulary, find_contexts(task.training_rows(_STORIES)))

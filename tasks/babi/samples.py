@@ -73,10 +73,10 @@ def make_samples(split: Split, rows: Vocabulary, stream: Vocabulary) -> Samples:
     records = split.records.__getitems__(list(range(len(split.steps))))
     ids = stream.word_ids()
     of_word = np.array([PADDING, *(ids[word] for word in rows.words)])
-    of_answer = np.array([*(ids[answer] for answer in rows.answers), PADDING])  # the last one: no answer, -1
+    of_answer = np.array([*(ids[answer] for answer in rows.answers), PADDING])  # index -1, no answer, is the last one
     answers = np.concatenate([record["answers"] for record in records])
     first = np.cumsum(split.steps) - split.steps
-    # A row: the end before a sample, the words of a sentence, its stop, and an answer; where one is missing, padding.
+    # A row: the `END` before a sample, the words of a sentence, its stop or question mark, an answer; else padding.
     table = np.full((len(answers), WORDS + 3), PADDING, np.int32)
     table[first, 0] = ids[END]
     table[:, 1:-2] = of_word[np.concatenate([record["words"] for record in records])]
@@ -113,8 +113,8 @@ class Window(NamedTuple):
 class StreamLoader:
     """Endless windows of streams of samples, whose position is saved and restored exactly.
 
-    Every epoch has a new random order of all samples; the orders of all epochs, one after another, are dealt out to the
-    streams in turn, so that a stream depends only on the seed, the number of streams and its own number.
+    Every epoch has a new random order of all samples. The samples of all epochs, one epoch after another, are dealt out
+    to the streams in turn, so that a stream depends only on the seed, the number of streams and its own number.
 
     Args:
       samples: the training samples.
@@ -145,14 +145,14 @@ class StreamLoader:
         self._seek(0)
 
     def _share(self, epoch: int, stream: int) -> np.ndarray:
-        """Returns the samples of a stream in an epoch: every B-th of all samples ever dealt out."""
+        """Returns the samples of a stream in an epoch: every B-th sample, counted from the first epoch."""
         order = self._order(epoch)
         return order[(stream - epoch * len(order)) % self._streams :: self._streams]
 
     def _seek(self, position: int) -> None:
-        """Goes to a window, given its number since the start."""
+        """Moves to a window, given its number since the start."""
         self._position = position
-        # By stream: the next epoch, and the indices of the words that are left of the epochs before it.
+        # Per stream: the next epoch, and the indices of the words that are left of the epochs before it.
         self._epochs: dict[int, int] = {}
         self._rest: dict[int, np.ndarray] = {}
         skip = dict.fromkeys(self._own, position * self._window)
@@ -197,12 +197,15 @@ class StreamLoader:
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
-                raise ValueError(f"the saved loader has {name}={state.get(name)}, this one {name}={value}.")
+                raise ValueError(
+                    f"the saved loader has {name}={state.get(name)}, this one {name}={value}: resume with the data and "
+                    "the settings of the saved run."
+                )
         self._seek(state["position"])
 
 
 def finite_windows(samples: Samples, order: np.ndarray | Sequence[int], window: int, streams: int) -> Iterator[Window]:
-    """Yields the windows of streams that hold each sample once, dealt out in turn; shorter streams end earlier."""
+    """Yields the windows of streams, to which each sample is dealt out once, in turn; shorter streams end earlier."""
     shares = [samples.indices(np.asarray(order)[stream::streams]) for stream in range(streams)]
     for start in range(0, max(map(len, shares)), window):
         indices = np.zeros((window, streams), np.int64)

@@ -1,6 +1,6 @@
 """catbAbI: the stories of bAbI as endless streams of words, in which a model answers from all that it has read.
 
-Shape letters: `T` steps of a window, `B` streams, `D` features, `C` words of the vocabulary.
+Shape letters: `T` steps of a window, `B` streams, `D` features, `C` word ids.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ Array = jax.Array
 MODES = ("question", "language")
 READS = ("word", "sentence")
 _WHOLE = 10**6  # sentences that a question sees: all
-_EVALUATION_SEED = 2**31  # no seed of a run is as large
+_EVALUATION_SEED = 2**31  # larger than the seed of any run
 _ASKED, _WORD = 0, 1  # columns of the inputs
 
 
 class StreamEncoder(nnx.Module):
-    """Encodes the words of a stream; the column with the number of the task does not reach the model.
+    """Encodes the words of a stream; the model does not see the number of the task.
 
     Args:
-      sentences: the encoder of the last columns.
-      columns: how many columns it reads.
+      sentences: the encoder of the last columns of the inputs.
+      columns: number of columns that it reads.
     """
 
     def __init__(self, sentences: SentenceEncoder, columns: int):
@@ -66,8 +66,8 @@ class BabiStream:
     Sequence: one word per step. A sample is a story with all its questions in place; "." and "?" are words, and the
     answer follows the "?" (a list such as "n,w" is one word). Words are lower-cased. Every sample is preceded by the
     word "<end>", which is also the last target of the sample before it. A model reads `B` streams in parallel, in
-    windows of `window` words. Its carry, with the memory, is passed from window to window over the borders of stories
-    and is never reset; the gradient ends at the border of a window (`carries`, see `mnm_jax.training.Task`).
+    windows of `window` words. Its carry, with the memory, is passed from window to window, also within and between
+    stories, and is never reset; the gradient ends at the border of a window (`carries`, see `mnm_jax.training.Task`).
 
     The target of every step is the next word, among all words. In the mode "question" only the steps at a "?" count, so
     the target is the answer; in the mode "language" all steps count. In both modes accuracy is the share of right
@@ -78,9 +78,10 @@ class BabiStream:
     the protocol is not used). Validation reads all held-out samples in `batch_size` streams, the test all test samples
     as one stream; each in one fixed random order.
 
-    Inputs `[T, B, 2]`: the number of the task at a "?" and else 0, which only the metrics use, and the word. With
-    `reads="sentence"` follow the words of the sentence up to this one (`[T, B, 14]`), and the model gets the vector and
-    the entities of this part of a sentence at every step; `ChainCell` needs it. The protocol is "word".
+    Inputs `[T, B, 2]`: the number of the task at a "?" and else 0, which only the metrics use, and the id of the word.
+    With `reads="sentence"` the inputs also have the words of the sentence up to this one (`[T, B, 14]`), and the model
+    gets the vector and the entities of this part of a sentence at every step; `ChainCell` needs them. The protocol has
+    "word".
 
     Chance: as in `Babi`. Oracle: the stories determine every answer; tests/tasks/test_babi_stream.py.
 
@@ -168,7 +169,7 @@ class BabiStream:
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        """All words of a stream, and which of them are answers; reads the data."""
+        """The words of a stream, and those that are answers; reads the data."""
         return stream_vocabulary(self._dataset.vocabulary)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
@@ -197,7 +198,7 @@ class BabiStream:
 
     @functools.cached_property
     def _counts(self) -> np.ndarray:
-        """Uses of each word id in the training samples."""
+        """Number of times that each word id occurs in the training samples."""
         return np.bincount(self._samples("train").words, minlength=self.vocabulary.size)
 
     @functools.cached_property
@@ -329,5 +330,5 @@ class BabiStream:
 
 
 def _only(batch: Batch, chosen: Array) -> Batch:
-    """Returns a batch of which only the chosen steps, `[T, B]` bool, count."""
+    """Returns the batch with a loss mask of only the chosen steps, `[T, B]` bool."""
     return batch._replace(loss_mask=batch.loss_mask * chosen.astype(batch.loss_mask.dtype))

@@ -1,4 +1,4 @@
-"""Talks with a trained model of catbAbI, in one endless conversation."""
+"""Runs an endless conversation with a trained model of catbAbI."""
 
 from collections.abc import Sequence
 
@@ -36,8 +36,8 @@ class StreamConversation:
         """Reads a sentence, or reads a question and returns the answer to it.
 
         Raises:
-          ValueError: a line has several sentences, more words than a sentence of training, or an unseen word; the
-            model has not read the line.
+          ValueError: a line has several sentences, more words than a sentence of training, or an unseen word. The model
+            then has not read the line.
         """
         number, text = split_line(line)
         begins = (number == 1 or text == NEW_STORY) and self._begun

@@ -43,7 +43,7 @@ def warned(monkeypatch):
 
 
 def start(number=1):
-    """Compiles and runs a program, as a new process would."""
+    """Compiles and runs a program without the programs in memory, as a new process does."""
 
     def program(x):
         return x + number

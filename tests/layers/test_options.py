@@ -18,7 +18,7 @@ def make(forget=False, **settings):
 
 
 def test_output_norm_and_gate_are_numpys():
-    """Without an output map, whose inverse is applied; the first parameters are drawn alike with and without them."""
+    """Outputs are compared before the output map, by its inverse; the options change no other initial parameters."""
     inputs = jax.random.normal(jax.random.key(0), (3, B, D))
     plain, both = make(), make(output_norm=True, output_gate=True)
     undo = np.linalg.inv(np.asarray(plain.to_output.kernel))
@@ -51,7 +51,7 @@ def test_a_rate_of_two_reflects_the_value_of_a_key():
 
 @pytest.mark.slow
 def test_losses_of_the_linearised_rule_are_those_of_single_tokens(x64):
-    """With padding, whose losses are zero; the chunks of four tokens continue one that has begun."""
+    """Tokens include padding, whose losses are zero, and begin in the middle of a chunk of four tokens."""
     layer, inputs = make_form("gradient"), 0.5 * make_inputs(6)
     mask = jnp.ones((5, inputs.shape[1]), bool).at[1, 0].set(False)
     carry, _ = run_by_chunks(layer, inputs[:1])

@@ -52,7 +52,7 @@ def packed(layer, inputs, carry):
 
 
 def separate(layer, inputs, carry):
-    """Runs every document by a call of its own, in which the tokens of the others are padding."""
+    """Runs one call per document, in which the tokens of the other documents are padding."""
     outputs = 0
     for number in range(DOCUMENT.max() + 1):
         of_this = number == DOCUMENT
@@ -78,7 +78,7 @@ def make(name):
 
 
 def test_packed_documents_give_what_separate_calls_give(x64):
-    """A call per document, in which the tokens of the others are padding."""
+    """The reference is one call per document, in which the tokens of the other documents are padding."""
     layer, inputs, begun = make("local")
     found, outputs = run_by_chunks(layer, inputs, begun, jnp.asarray(MASK), jnp.asarray(RESET))
     fresh, expected = layer.initialize_carry((B, D)), 0

@@ -58,7 +58,7 @@ def test_a_layers_inputs_are_computed_after_the_write_of_the_layer_below(pre_act
 
 
 def test_a_write_at_rate_one_is_read_back_at_once_by_several_heads(x64):
-    """The last layer is written at the inputs that reads will have; without write-through it is not."""
+    """With write-through, the last layer is written at the inputs of later reads; otherwise at older inputs."""
     losses = {}
     for through in (True, False):
         memory = local_memory(K, V, hidden_sizes=(HIDDEN,), write_through=through, param_dtype=jnp.float64)

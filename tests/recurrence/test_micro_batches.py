@@ -65,7 +65,7 @@ def test_value_gradient_and_outputs_are_those_of_the_whole_batch(count, micro_ba
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_memory_is_trained_with_the_same_gradient_and_second_derivative(devices, x64):
-    """The state of `nnx.split`, a mask, float64; the second derivative is that of the gradient's square norm."""
+    """Parameters are the state of `nnx.split`; the second derivative is the gradient of the gradient's square norm."""
     memory = local_memory(2, 2, hidden_sizes=(2,), param_dtype=jnp.float64)
     cell = MNMCell(2, 3, memory, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(cell)

@@ -71,7 +71,7 @@ def make_task(dataset):
 
 
 def samples(task, batches, stream):
-    """Returns the samples of a stream, which the batches begin with one, as texts without their ends."""
+    """Returns the samples of a stream as texts without "<end>"; the batches begin with a whole sample."""
     words = itertools.chain(*(task.tokens(batch, stream) for batch in batches))
     return [sample.strip() for sample in " ".join(words).split("<end>")[1:]]
 
@@ -145,7 +145,7 @@ def test_an_evaluation_reads_every_sample_once(make_task, split, streams):
 
 
 def test_metrics_by_hand(make_task):
-    """Two questions of task 1, one right, and one of task 6, wrong; other steps count for the loss alone."""
+    """Task 1 has a right and a wrong answer, task 6 a wrong one; other steps count only for the loss."""
     task = make_task(mode="language")
     batch = task.evaluations("test", 1)[""]().__next__()
     asked = np.array([[0], [1], [0], [1], [6], [0], [0]])

@@ -3,26 +3,27 @@
 Each token is a write with one head. The rule computes the pairs, and the coefficients of `mixture` are the share of
 each write in the weights after each token, so that all reads of a chunk are products of matrices:
 
-    y W_t = G_t y W_0 + P_t y S_0 + R_t y phi_0 - sum_{s <= t} A_ts r_s (y . x_s) delta_s
+    y W_t = G_t y W_0 + P_t y S_0 + R_t y phi_0 - sum_{s <= t} A_ts beta_s (y . x_s) delta_s
 
-Here y is a layer's input in a read, W_0 and S_0 are the weights and the momentum at the chunk's beginning, phi_0 the
-initial weights, to which resets return, r_s is the write rate and (x_s, delta_s) the pair of token s, and G, P, R and A
-are the coefficients.
+Here y is a layer's input in a read, W_0 and S_0 are the weights and the running write at the chunk's beginning, phi_0
+are the initial weights, to which resets return, beta_s is the write rate and (x_s, delta_s) the pair of token s, and G,
+P, R and A are the coefficients.
 
 `ErrorRule`: each token corrects the answer of the newest weights. A layer's products a_t = x_t W_{t-1} then solve
 
-    a_t = G_{t-1} x_t W_0 + P_{t-1} x_t S_0 - sum_{s < t} N_ts e_s,    N_ts = A_{t-1,s} r_s c_s (x_t . x_s)
+    a_t = G_{t-1} x_t W_0 + P_{t-1} x_t S_0 + R_{t-1} x_t phi_0 - sum_{s < t} N_ts e_s,
+    N_ts = A_{t-1,s} beta_s c_s (x_t . x_s)
 
-with the activation act, the errors e = act(a) - T for the targets T, and the factors c in delta = c e: a triangular
-system in the last layer (`triangular`), forward substitution in the hidden layers (`substitution`). The layers follow
-one another, x^{l+1} = act(a^l). The result is that of single writes, for any chunk size. With write-through the next
-layer's inputs are act(x_t W_t), which are known once the layer's errors are. Errors of pre-activations make the system
-of a hidden layer triangular too.
+with the errors e and the factors c in delta = c e. For targets T, e = a - T in the last layer, whose equations are a
+triangular system (`triangular`), and e = act(a) - T in a hidden layer with the activation act, whose equations are
+solved by forward substitution (`substitution`). The layers follow one another, x^{l+1} = act(a^l). The result is that
+of single writes, for any chunk size. With `write_through`, the next layer's inputs are act(x_t W_t), which follow from
+the layer's errors. With `pre_activation`, e = a - T in hidden layers too, whose equations are then triangular systems.
 
 `GradientRule` with several layers: the errors of a lower layer depend on the upper layers, and no such order exists.
 The network is linearised at the weights of the chunk's beginning:
 
-    e_t = f(x_t; W_0) - v_t - sum_{s < t} A_{t-1,s} r_s c_s (psi_t . psi_s) e_s
+    e_t = f(x_t; W_0) - v_t - sum_{s < t} A_{t-1,s} beta_s c_s (psi_t . psi_s) e_s
 
 with the features psi from the rule. The sum is a memory itself, the *correction* U, which is written and read with psi,
 begins each chunk at zero, and stands for the earlier tokens of the chunk when a sequence continues in the middle of a
@@ -92,7 +93,7 @@ class ChunkedMemory:
     """A memory that is written and read in chunks.
 
     Attributes:
-      memory: the memory, from `check_memory`; each head has its own one, with its own slow parameters.
+      memory: the memory, from `check_memory`; each head has its own weights and slow parameters.
       size: tokens per chunk.
       stale: whether the gradient rule takes all gradients of a chunk at the weights of its beginning.
 

@@ -3,15 +3,15 @@
 With a forget gate and momentum as in Titans (Behrouz et al., 2025, equations 13 and 14; g_t = 1 - alpha_t), token t
 with the change D_t at rate one writes
 
-    S_t = m_t S_{t-1} + r_t D_t,    W_t = g_t W_{t-1} + S_t    (without S_t for padding)
+    S_t = m_t S_{t-1} + beta_t D_t,    W_t = g_t W_{t-1} + S_t    (without S_t for padding)
 
 Over a chunk that begins with W_0 and S_0, W_t is linear in W_0, S_0 and the writes, with coefficients that depend only
 on the gates:
 
-    W_t = G_t W_0 + P_t S_0 + R_t phi_0 + sum_{s <= t} A_ts r_s D_s
+    W_t = G_t W_0 + P_t S_0 + R_t phi_0 + sum_{s <= t} A_ts beta_s D_s
 
-R_t, the share of the initial weights phi_0, is zero until a new sequence begins within the chunk. From there on the
-shares of everything before are zero.
+R_t, the share of the initial weights phi_0, is zero until a new sequence begins within the chunk. After this token, the
+shares of W_0, S_0 and of all earlier writes are zero.
 
 Shape letters: `B` examples, `C` tokens of a chunk.
 """
@@ -30,7 +30,7 @@ class Gates(NamedTuple):
     """The gates of tokens, `[...]` each.
 
     Attributes:
-      rate: write rate r.
+      rate: write rate beta.
       decay: g = 1 - alpha; 1 for no forgetting.
       momentum: m; 0 without momentum.
       mask: 1, or 0 for padding, which changes nothing.

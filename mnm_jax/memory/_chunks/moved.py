@@ -1,4 +1,4 @@
-"""The weights before or after each token of a chunk, as coefficients of the weights at its beginning.
+"""The weights before or after each token of a chunk, as sums of the weights at its beginning and its writes.
 
 Shape letters: `B` examples, `H` memories per example, `N` = B H, `C` tokens of a chunk, `I`/`O` inputs and outputs of a
 layer.
@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 class Moving(NamedTuple):
-    """Weights between two tokens, which the gates of the next tokens change, and which may be written.
+    """Weights and running writes between two tokens.
 
     Attributes:
       weights: W, one `[B, H, I, O]` per layer.
@@ -30,7 +30,7 @@ class Moving(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Weights before or after each token of a chunk; or those before a single token.
+    """Weights before or after each token of a chunk, or weights before a single token.
 
     Attributes:
       moving: W and S at the chunk's beginning, leaves `[N, I, O]`.
