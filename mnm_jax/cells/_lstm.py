@@ -23,7 +23,7 @@ class LSTMCell(Cell):
     """A long short-term memory, with the parameters and results of flax's `OptimizedLSTMCell`.
 
         [i ; f ; o]_t = sigmoid(A x_t + W h_{t-1} + a),      g_t = tanh(B x_t + U h_{t-1} + b)
-        c_t = f_t * c_{t-1} + i_t * g_t,      h_t = o_t * tanh(c_t)
+        c_t = f_t o c_{t-1} + i_t o g_t,      h_t = o_t o tanh(c_t)
 
     The carry is (c, h), zeros `[B, hidden_features]` at the start of a sequence; the output is h. `unroll` computes
     the products with the inputs, and the gradients of A, W, B and U, as one product each per 32 steps.

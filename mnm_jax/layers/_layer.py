@@ -45,7 +45,7 @@ class NeuralMemoryLayer(nnx.Module):
 
         k = W_k x,  v = W_v x,  q = W_q x,  beta / max_rate, alpha, m = sigmoid(W x + b)        per head
         phi_t = write(phi_{t-1}; k_t, v_t, beta_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
-        y_t = W_o [norm(f(q_t; phi_t)) of all heads * silu(W_g x_t)]           with output_norm and output_gate
+        y_t = W_o [norm(f(q_t; phi_t)) of all heads o silu(W_g x_t)]           with output_norm and output_gate
 
     with the write rate beta, the forget gate alpha, the momentum m and the memory f(key; weights phi).
 
