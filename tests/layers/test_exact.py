@@ -87,7 +87,8 @@ def differentiated(chunk, steps=35, **settings):
 
 
 @pytest.mark.parametrize(
-    "chunk", [1, pytest.param(3, marks=pytest.mark.slow), 16, pytest.param(64, marks=pytest.mark.slow)]
+    "chunk",
+    [*(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 3)), 16, pytest.param(64, marks=pytest.mark.slow)],
 )
 def test_any_chunk_size_gives_the_gradients_of_the_memorys_own_writes(chunk, x64):
     """35 tokens: whole chunks and a rest; chunks of 64 are substituted in several blocks."""

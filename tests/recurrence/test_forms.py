@@ -131,8 +131,8 @@ def test_the_chained_cell(rule, hops, options, x64):
     ("rule", "options"),
     [
         pytest.param("gradient", {"reset": RESET}, marks=SLOW),
-        ("local", {"reset": RESET, "mask": MASK, "fresh": False}),
-        ("gradient", {"reset": RESET, "mask": MASK, "checkpoint_every": 3}),
+        pytest.param("local", {"reset": RESET, "mask": MASK, "fresh": False}, marks=SLOW),
+        pytest.param("gradient", {"reset": RESET, "mask": MASK, "checkpoint_every": 3}, marks=SLOW),
         pytest.param("deep", {"reset": RESET, "mask": MASK, "fresh": False}, marks=SLOW),
         pytest.param("deep", {"fresh": False}, marks=SLOW),
         pytest.param("deep", {"mask": MASK, "checkpoint_every": 3}, marks=SLOW),

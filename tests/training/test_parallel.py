@@ -38,21 +38,18 @@ def run(tiny, draw, form, count, steps=3, batch_size=16, accumulate=1, make_mode
 
 
 @pytest.mark.parametrize(
-    "draw", [pytest.param(draw, marks=pytest.mark.slow) for draw in (None, "draw_numpy")] + ["draw_forks"]
+    ("draw", "every"),
+    [("draw_forks", False)]
+    + [pytest.param(draw, True, marks=pytest.mark.slow) for draw in (None, "draw_numpy", "draw_forks")],
 )
-def test_every_form_equals_one_device(tiny, x64, draw):
+def test_every_form_equals_one_device(tiny, x64, draw, every):
     draw = draw and getattr(tiny, draw)
     expected = run(tiny, draw, "jit", 1)
     counts = np.sum(tiny.draw_numpy(0, 16).loss_mask.reshape(5, 8, 2), axis=(0, 2))
     assert len(set(counts)) > 1  # devices count unequal numbers of steps
-    for form, count, parts in (
-        ("jit", 8, 1),
-        ("pmap", 8, 1),
-        ("fsdp", 8, 1),
-        ("fsdp", 2, 4),
-        ("jit", 1, 2),
-        ("pmap", 4, 2),
-    ):
+    few = [("jit", 8, 1), ("fsdp", 2, 4), ("pmap", 4, 2)]
+    more = [("pmap", 8, 1), ("fsdp", 8, 1), ("jit", 1, 2)]
+    for form, count, parts in few + more * every:
         found = run(tiny, draw, form, count, accumulate=parts)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
