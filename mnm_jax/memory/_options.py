@@ -13,6 +13,7 @@ from mnm_jax._checks import check_choice, check_flags, check_positive, check_siz
 Array = jax.Array
 
 KEY_NORMS = (None, "l2", "layer")
+SMALLEST = 1e-23  # a squared norm; the derivative of its inverse root is 3e34, near the end of single precision
 FORGET_LITTLE = -4.0  # initial bias of a forget gate: 2% per write
 
 
@@ -120,14 +121,17 @@ def check_options(options: WriteOptions) -> None:
 
 
 def normalise(keys: Array, how: str | None) -> Array:
-    """Returns keys `[..., K]` normalised according to `WriteOptions.key_norm`; a zero key stays zero."""
+    """Returns keys `[..., K]` normalised according to `WriteOptions.key_norm`; a key of zeros stays zero.
+
+    A key whose square is below `SMALLEST` counts as zero.
+    """
     if how is None:
         return keys
     if how == "layer":
         keys = keys - jnp.mean(keys, -1, keepdims=True)
     square = (jnp.sum if how == "l2" else jnp.mean)(keys * keys, axis=-1, keepdims=True)
-    # At zero the root of one is taken instead: the root's derivative there is infinite, and times zero it is NaN.
-    positive = square > 0
+    # Below, the root of one is taken instead: the root's derivative there is infinite, and times zero it is NaN.
+    positive = square > SMALLEST
     return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 

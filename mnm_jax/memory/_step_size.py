@@ -55,6 +55,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from mnm_jax.memory._options import SMALLEST
 from mnm_jax.memory._types import Pair
 
 Array = jax.Array
@@ -138,7 +139,7 @@ def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 def inverse_norm(square: Array, epsilon: float) -> Array:
     """Returns 1 / |x| for squares |x|^2, and |x|^2 / epsilon^1.5 below |x|^2 = epsilon, with finite derivatives."""
-    large = square > epsilon
+    large = square > max(epsilon, SMALLEST)
     fading = square * epsilon**-1.5 if epsilon > 0 else jnp.zeros_like(square)
     return jnp.where(large, jax.lax.rsqrt(jnp.where(large, square, 1)), fading)
 

