@@ -361,9 +361,8 @@ def _check_order(rule: ErrorRule, hidden_sizes: Sequence[int], options: WriteOpt
             "pre_activation=True needs write_through=True with hidden layers: a layer above them would be written at "
             "inputs from before this write, but read at inputs from after it; set write_through=True."
         )
-    late = {"optimizer": options.optimizer is not None, "max_norm": options.max_norm is not None}
-    late["never_worse"] = options.never_worse
-    for name in (name for name, is_set in late.items() if is_set and rule.write_through):
+    late = {"optimizer": options.optimizer, "max_norm": options.max_norm, "never_worse": options.never_worse or None}
+    for name in (name for name, value in late.items() if value is not None and rule.write_through):
         raise ValueError(
             f"write_through must be False with {name}={getattr(options, name)!r}, got True: this option changes a "
             "write after the pairs of all layers are computed; leave one of the two out."

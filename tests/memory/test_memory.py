@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mnm_jax.memory import gradient_memory, local_memory
+from mnm_jax.memory._options import normalise
 from mnm_jax.memory._step_size import solve
 from mnm_jax.testing._contract import assert_derivatives
 from tests.compiled import compiled
@@ -186,3 +187,19 @@ def test_errors_name_the_value(factory):
     params = memory.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"keys must have shape \[B, H, K\] = \[2, H, 4\], got \(2, 1, 3\)"):
         memory.read(params, memory.start(params, 2), jnp.ones((2, 1, 3)))
+
+
+@pytest.mark.parametrize("how", ["l2", "layer"])
+def test_short_keys_have_finite_derivatives(how):
+    """The inverse root of the square of a key of 1e-13 is finite, and its derivative is not."""
+
+    @jax.jit
+    @jax.vmap
+    def derivative(size):
+        keys = size * jnp.asarray(normal(0, K), jnp.float32)
+        return normalise(keys, how), jax.jacobian(lambda keys: normalise(keys, how))(keys)
+
+    keys, slopes = derivative(jnp.asarray(10.0 ** -np.arange(0, 46, 3), jnp.float32))
+    assert np.all(np.isfinite(keys)) and np.all(np.isfinite(slopes))
+    np.testing.assert_allclose(keys[:4], np.broadcast_to(keys[:1], (4, K)), rtol=1e-5)
+    np.testing.assert_array_equal(keys[5:], 0)

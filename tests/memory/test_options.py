@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 from mnm_jax import MNMCell, WriteOptions, choose_form, gradient_memory, local_memory, matrix_memory, unroll
-from mnm_jax.memory._options import normalise
 from mnm_jax.memory._pair_memory import _square
 from mnm_jax.testing._contract import assert_derivatives
 from tests.compiled import compiled
@@ -399,19 +398,3 @@ def test_the_norm_of_pairs_by_hand_and_its_derivatives(x64):
     x, delta = normal(0, B, 3, K), normal(1, B, 3, V)
     np.testing.assert_allclose(square(x, delta), np.sum(np.einsum("bhi,bho->bio", x, delta) ** 2, (1, 2)), rtol=1e-12)
     assert_derivatives(lambda given: jnp.sum(jnp.sin(_square(*given) / 50)), (x, delta))
-
-
-@pytest.mark.parametrize("how", ["l2", "layer"])
-def test_short_keys_have_finite_derivatives(how):
-    """The inverse root of the square of a key of 1e-13 is finite, and its derivative is not."""
-
-    @jax.jit
-    @jax.vmap
-    def derivative(size):
-        keys = size * jnp.asarray(normal(0, K), jnp.float32)
-        return normalise(keys, how), jax.jacobian(lambda keys: normalise(keys, how))(keys)
-
-    keys, slopes = derivative(jnp.asarray(10.0 ** -np.arange(0, 46, 3), jnp.float32))
-    assert np.all(np.isfinite(keys)) and np.all(np.isfinite(slopes))
-    np.testing.assert_allclose(keys[:4], np.broadcast_to(keys[:1], (4, K)), rtol=1e-5)
-    np.testing.assert_array_equal(keys[5:], 0)
