@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from launch.configs import Settings, choose_model, training_section
 
-_CHAIN: Settings = {
+CHAIN: Settings = {
     "hidden_features": 128,
     "heads": 2,
     "hops": 3,
@@ -28,8 +28,8 @@ _CHAIN: Settings = {
     "readout_features": 128,
 }
 _MODELS: dict[str, Settings] = {
-    "chain-p": _CHAIN,
-    "chain-g": _CHAIN,
+    "chain-p": CHAIN,
+    "chain-g": CHAIN,
     "lstm": {"hidden_features": 256},
     "lstm-salu": {"hidden_features": 128, "memory_features": 96, "slots": 135},
 }

@@ -22,16 +22,8 @@ Expected: unknown; no model has been trained to the end.
 
 from ml_collections import ConfigDict
 
-from launch.configs import Settings, choose_model, training_section
+from launch.configs import Settings, babi_joint, choose_model, training_section
 
-_CHAIN: Settings = {
-    "hidden_features": 128,
-    "heads": 2,
-    "hops": 3,
-    "relation_features": 8,
-    "step_size": "normalised",
-    "readout_features": 128,
-}
 _MEMORY: Settings = {
     "hidden_features": 256,
     "heads": 2,
@@ -42,8 +34,8 @@ _MEMORY: Settings = {
 MODELS: dict[str, Settings] = {  # about a million parameters each
     "mnm-p": _MEMORY,
     "mnm-g": _MEMORY,
-    "chain-p": _CHAIN,
-    "chain-g": _CHAIN,
+    "chain-p": babi_joint.CHAIN,
+    "chain-g": babi_joint.CHAIN,
     "lstm": {"hidden_features": 384},
     "lstm-salu": {"hidden_features": 256, "memory_features": 64, "slots": 256},
     "dnc": {"hidden_features": 256, "memory_features": 64, "slots": 64},

@@ -90,7 +90,7 @@ def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: 
     mix = _mix(inputs, jax.lax.stop_gradient(scale))
     divided = zip(_divide(mix, layers), _divide(scale, layers), wide, strict=True)
     rows = [_mixed(a, s * x).astype(inputs[0].dtype) for a, s, x in divided]
-    missing = jnp.where(squares > epsilon, 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
+    missing = jnp.where(_is_long(squares, epsilon), 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
     weights = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], 1))
     system = _stack([gram(x) for x in rows]) + weights[:, heads:]
     ridge = _ridge(errors[0].dtype)
@@ -139,9 +139,14 @@ def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 def inverse_norm(square: Array, epsilon: float) -> Array:
     """Returns 1 / |x| for squares |x|^2, and |x|^2 / epsilon^1.5 below |x|^2 = epsilon, with finite derivatives."""
-    large = square > max(epsilon, SMALLEST)
+    large = _is_long(square, epsilon)
     fading = square * epsilon**-1.5 if epsilon > 0 else jnp.zeros_like(square)
     return jnp.where(large, jax.lax.rsqrt(jnp.where(large, square, 1)), fading)
+
+
+def _is_long(square: Array, epsilon: float) -> Array:
+    """Returns whether a write with inputs of this |x|^2 is complete, instead of fading out."""
+    return square > max(epsilon, SMALLEST)
 
 
 def _stack(parts: Sequence[Array]) -> Array:
@@ -162,7 +167,7 @@ def _apply(delta_map: Array, error: Array) -> Array:
 
 @jax.custom_jvp
 def _mixed(matrix: Array, rows: Array) -> Array:
-    """Returns A X, `[B, H, H], [B, H, O] -> [B, H, O]`, for few heads as elementwise operations."""
+    """Returns A X, `[B, H, H], [B, H, O] -> [B, H, O]`; for few heads as sums, as in `_product`."""
     heads = matrix.shape[-1]
     if heads > _FEW:
         return jnp.einsum("bhg,bgo->bho", matrix, rows, precision=_EXACT)
@@ -225,7 +230,7 @@ def _transpose(matrix: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """Returns A B for A `[H, H, N]`, as elementwise operations, which the compiler fuses with others."""
+    """Returns A B for A `[H, H, N]`; for few heads as sums, which the compiler fuses with other operations."""
     if a.shape[0] > _FEW:
         return jnp.einsum("hgn,gon->hon", a, b, precision=_EXACT)
     return jnp.sum(a[:, :, None] * b[None], 1)

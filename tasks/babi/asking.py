@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 class Conversation:
     """Stories, line by line, and the answers to questions about them.
 
-    A question sees the sentences before it, at most as many as in training; questions do not change the story.
+    A question sees the sentences before it, up to the limit of training; questions do not change the story.
 
     Args:
       task: the task of the model.

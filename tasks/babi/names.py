@@ -40,7 +40,7 @@ def read_unseen(rows: Sequence[Words], words: Collection[str], contexts: Context
       contexts: from `find_contexts`.
 
     Raises:
-      ValueError: a word stands where no kind of names stands, or the kind has no name that the story lacks.
+      ValueError: a word stands where no kind of names stands, or all names of the kind are in the story.
     """
     used = {word for row in rows for word in row}
     unseen = dict.fromkeys(word for row in rows for word in row if word not in words)
@@ -63,7 +63,7 @@ def read_unseen(rows: Sequence[Words], words: Collection[str], contexts: Context
 
 
 def find_names(row: Words, unseen: Collection[str]) -> list[str]:
-    """Returns the names in a sentence or question, in order; `unseen`: names besides those of the tasks."""
+    """Returns the names in a sentence or question, in order; `unseen`: names that the tasks do not have."""
     return [word for word in row if word in _NAMES or word in unseen]
 
 

@@ -33,7 +33,7 @@ def test_a_file_that_does_not_fit_leaves_the_former_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # futures of Orbax that nobody awaits
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unread futures of Orbax
 def test_a_file_system_without_space(reference, tmp_path):
     """A small file system in memory, for which the tests need the rights of the administrator."""
     disk = tmp_path / "disk"

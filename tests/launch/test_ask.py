@@ -1,4 +1,4 @@
-"""Tests `launch.ask` with the weights of the repository: the answers follow from the told story, without the data."""
+"""Tests `launch.ask` with the weights of the repository: answers follow from a given story, without the data."""
 
 import pathlib
 

@@ -63,7 +63,7 @@ def test_contracts(name, check):
 
 
 @pytest.mark.parametrize("check", DOUBLE, ids=lambda check: check.__name__)
-@layers("gradient")  # test_exact.py has those of the local rule
+@layers("gradient")  # test_exact.py checks the local rule
 def test_contracts_in_double_precision(name, check, x64):
     check(LAYERS[name](dtype=jnp.float64, param_dtype=jnp.float64))
 

@@ -176,7 +176,7 @@ def loop(cell, carry, x, **flags):
 
 @pytest.mark.parametrize("options", [{}, pytest.param({"meta_window": 2, "read_first": True}, marks=SLOW)], ids=str)
 def test_the_controller_begins_anew_and_writes_are_discarded(options, x64):
-    """Value and gradient are those of a loop of single steps, from a given carry, with a mask and forks."""
+    """Value and gradient equal the results of a loop of single steps, from a given carry, with a mask and forks."""
     cell = make("local", **options)
     flags = {"reset_controller": RESET_CONTROLLER, "fork_memory": FORK_MEMORY, "fork": FORK, "mask": MASK}
     carry = jax.tree.map(lambda leaf: leaf + 0.1, cell.initialize_carry((B, D)))

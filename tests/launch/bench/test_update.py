@@ -51,7 +51,7 @@ def test_each_form_runs_and_has_its_own_memory():
     rows = {row["form"]: row for row in update_costs(build_parts(config), jax.devices()[:1])}
     assert [rows[form]["chosen"] for form in ("plain", "factored", "reversible")] == ["plain", "factored", "reversible"]
     weights = 2 * 64 * 64 * 4 * 6  # bytes of the fast weights of the batch
-    # Plain autodiff keeps the weights of every step, the reversible form those of a few.
+    # Plain autodiff keeps the weights of every step, the reversible form the weights of a few.
     assert rows["plain"]["temp_bytes"] > rows["plain"]["steps"] * weights
     assert rows["reversible"]["temp_bytes"] < rows["plain"]["temp_bytes"] / 3
     assert rows["auto"]["temp_bytes"] == rows[rows["auto"]["chosen"]]["temp_bytes"]
