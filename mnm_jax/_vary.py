@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Tree = TypeVar("Tree")
 
@@ -24,8 +25,19 @@ def vary_alike(tree: Tree) -> Tree:
     return jax.tree.map(cast, tree)
 
 
+def zeros_alike(tree: Any) -> Any:
+    """Returns zeros with the shape, the dtype and the varying axes of every array or `jax.ShapeDtypeStruct`."""
+
+    def zeros(leaf: Any) -> jax.Array:
+        axes = tuple(_varying_axes(leaf))
+        new = jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
+        return jax.lax.pcast(new, axes, to="varying") if axes else new
+
+    return jax.tree.map(zeros, tree)
+
+
 def _varying_axes(leaf: Any) -> frozenset[str]:
-    aval = jax.typeof(leaf)
+    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     if hasattr(aval, "vma"):  # the name of the attribute depends on the version of JAX
-        return aval.vma
+        return aval.vma or frozenset()
     return getattr(getattr(aval, "mat", None), "varying", frozenset())

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_sizes
 from mnm_jax._params import leaf_names
+from mnm_jax._vary import vary_alike, zeros_alike
 from mnm_jax.recurrence._protocol import MemoryCell
 
 REDUCTIONS = ("sum", "mean")
@@ -141,13 +142,16 @@ def value_and_grad(
             params,
             [leaf for leaf, axis in zip(jax.tree.leaves(aux), aux_axes, strict=True) if axis is None],
         )
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)), summed)
+        value, gradient, left_out = zeros_alike(summed)
+        value, left_out = vary_alike((value, left_out, params, leaves))[:2]
+        zeros = value, gradient, left_out
 
         def reduce(params: Any, leaves: Sequence[Any], size: int) -> tuple[Any, list[Any]]:
             """Returns value, gradient and reduced outputs of a micro-batch, and the outputs to concatenate."""
             (value, aux), gradient = call(one, params, leaves)
             outputs = list(zip(jax.tree.leaves(aux), aux_axes, strict=True))
-            total = value, gradient, [leaf for leaf, axis in outputs if axis is None]
+            value, left_out = vary_alike((value, [x for x, axis in outputs if axis is None], params, leaves))[:2]
+            total = value, gradient, left_out
             if reduction == "mean":
                 total = jax.tree.map(lambda leaf: leaf * jnp.asarray(size / count, leaf.dtype), total)
             return total, [leaf for leaf, axis in outputs if axis is not None]

@@ -153,3 +153,21 @@ def sums(params, *batch):
 def test_what_would_be_silently_different_is_refused(loss, batch, options, error, message):
     with pytest.raises(error, match=message):
         value_and_grad(loss, **{"batch_axis": 1, "reduction": "sum", "micro_batch": 2} | options)(1.0, *batch)
+
+
+def test_a_users_shard_map_may_surround_it(x64):
+    """With the default checks, value and gradient have the axes that `jax.value_and_grad` gives them."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+
+    def loss(w, x):
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    def run(function):
+        own = lambda w, x: (jax.lax.psum((out := function(w, x))[0], "d"), out[1])  # noqa: E731
+        return jax.shard_map(own, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec())
+
+    w, x = jnp.arange(6.0).reshape(3, 2) / 9, jnp.arange(24.0).reshape(8, 3) / 9
+    parted = value_and_grad(loss, batch_axis=0, reduction="sum", micro_batch=2)
+    found, expected = (jax.jit(run(f))(w, x) for f in (parted, jax.value_and_grad(loss)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
