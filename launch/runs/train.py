@@ -130,9 +130,9 @@ def _summarise(
 def _describe_continuing(before: int, training: TrainConfig) -> str:
     """Returns a line on a run of `before` updates that continues."""
     line = f"continues the run of {before:,} updates to {training.steps:,} updates"
-    if training.schedule == "cosine":
-        rate = training.learning_rate_at(before)
-        line += f"; the learning rate rises from 0 to {rate:.3g}, that of a cosine over {training.steps:,} updates"
+    if training.schedule != "constant":
+        rate, name = training.learning_rate_at(before), training.schedule
+        line += f"; the learning rate rises from 0 to {rate:.3g}, that of a {name} over {training.steps:,} updates"
     return f"{line}."
 
 

@@ -22,7 +22,7 @@ class TrainConfig:
         device's memory. Gradients are summed over them, so that the result is that of the whole batch.
       learning_rate: the rate after the warm-up.
       optimizer: "adam", "adamw", "nadam" or "sgd"; see `mnm_jax.training.make_optimizer`.
-      schedule: "constant" or "cosine".
+      schedule: "constant", "cosine" or "trapezoid"; see `mnm_jax.training.make_optimizer`.
       warmup_steps: number of updates over which the rate rises linearly from 0.
       clip_norm: largest global norm of the gradient; None: no limit.
       weight_decay: decoupled weight decay; "adamw" only.

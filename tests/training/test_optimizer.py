@@ -34,6 +34,12 @@ def test_schedules():
     np.testing.assert_allclose(
         sizes(6, 7, learning_rate=2.0, schedule="cosine", warmup_steps=2), [0, 1, *cosine], atol=1e-6
     )
+    trapezoid = [0, 1, 2, 2, 2, 2, 2, 2, 2, 1, 0, 0]
+    np.testing.assert_allclose(
+        sizes(10, 12, learning_rate=2.0, schedule="trapezoid", warmup_steps=2), trapezoid, atol=1e-6
+    )
+    np.testing.assert_allclose(sizes(1, 2, learning_rate=2.0, schedule="trapezoid"), [2, 0], atol=1e-6)
+    np.testing.assert_allclose(sizes(3, 4, learning_rate=2.0, schedule="trapezoid", warmup_steps=2), [0, 1, 2, 0])
 
 
 def test_weight_decay_is_none_unless_asked_for_and_apart_from_the_gradient():
@@ -67,7 +73,7 @@ def test_names_mean_what_they_mean_in_optax(name, make):
     "changes, message",
     [
         ({"name": "adm"}, "optimizer must be one of 'adam', 'adamw', 'nadam', 'sgd', got 'adm'"),
-        ({"schedule": "linear"}, "schedule must be one of 'constant', 'cosine', got 'linear'"),
+        ({"schedule": "linear"}, "schedule must be one of 'constant', 'cosine', 'trapezoid', got 'linear'"),
         ({"learning_rate": -0.1}, "learning_rate must be > 0, got -0.1"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
         ({"learning_rate": float("inf")}, "learning_rate must be finite, got inf"),
