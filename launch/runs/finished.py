@@ -181,8 +181,10 @@ def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
         name: np.array([value for run in runs for value in run.summary["metrics"][name]["per_seed"]], np.float64)
         for name in names
     }
+    commits = {run.summary["commit"] for run in runs if run.summary.get("commit")}
     summary = {
         **runs[0].summary,
+        "commit": ", ".join(sorted(commits)) or None,
         "seeds": sum(run.summary["seeds"] for run in runs),
         "seconds": sum(run.summary["seconds"] for run in runs),
         "metrics": summarise(per_seed),

@@ -3,22 +3,18 @@
 import json
 import os
 import pathlib
-import platform
 import shlex
 import sys
 from typing import Any
 
-import flax
 import jax
-import jaxlib
-import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-import mnm_jax
 from launch.runs.build import build_parts, count_parameters
 from launch.runs.metrics import summarise
 from launch.runs.size import describe, measure
+from launch.runs.versions import commit, versions
 from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, read_earlier, read_summary, write_json
 from mnm_jax.training import (
     TrainConfig,
@@ -46,9 +42,10 @@ def train_run(
     A finished run whose config has a larger `training.steps` continues, see `mnm_jax.training.train`.
 
     The summary holds task, model, number of seeds, steps, seconds (over all restarts), command, numbers of devices and
-    processes, versions, parameters (of one seed), config, and metrics `{name: {mean, std, per_seed}}` at the last
-    update. For a run that was continued after it was finished, `continued_at` lists its numbers of updates at that
-    time; for one that continued after a fault with other settings, `earlier_configs` holds the earlier configs.
+    processes, the commit of the program that ended the run, versions, parameters (of one seed), config, and metrics
+    `{name: {mean, std, per_seed}}` at the last update. For a run that was continued after it was finished,
+    `continued_at` lists its numbers of updates at that time; for one that continued after a fault with other settings,
+    `earlier_configs` holds the earlier configs.
 
     Args:
       config: sections task, model and training, see `launch.runs.build`.
@@ -120,6 +117,7 @@ def _summarise(
         "command": command or shlex.join(sys.orig_argv),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "commit": commit(),
         "versions": versions(),
         "parameters": parameters,
         "config": config,
@@ -134,9 +132,3 @@ def _describe_continuing(before: int, training: TrainConfig) -> str:
         rate, name = training.learning_rate_at(before), training.schedule
         line += f"; the learning rate rises from 0 to {rate:.3g}, that of a {name} over {training.steps:,} updates"
     return f"{line}."
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that the numbers of a run depend on."""
-    packages = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax, mnm_jax)}
-    return {"python": platform.python_version()} | packages

@@ -20,6 +20,7 @@ from launch.runs.evaluate import evaluate_run
 from launch.runs.metrics import summarise
 from launch.runs.registry import MODELS
 from launch.runs.train import _describe_continuing, train_run
+from launch.runs.versions import commit
 from launch.runs.workdir import claim
 from launch.train import run
 from mnm_jax.training import TrainConfig, TrainingFault, read_metrics
@@ -69,6 +70,7 @@ def test_the_summary_agrees_with_the_metrics_and_the_config(finished):
     # LSTM: 27 inputs and 4 hidden to 4 gates of 4, one bias each; head: 4 to 13, with biases.
     assert written["parameters"] == (27 + 4) * 16 + 16 + 4 * 13 + 13
     assert written["versions"]["jax"] == jax.__version__
+    assert written["commit"] == commit()
     assert (workdir / "figures").is_dir()
     assert not list(workdir.glob("*.unfinished"))
 
