@@ -159,6 +159,7 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         inner_steps: int = 1,
         momentum: bool = False,
         forget: bool = False,
+        follow_keys: bool = False,
     ) -> MNMCell:
         options = WriteOptions(
             key_norm=key_norm, max_norm=max_norm, inner_steps=inner_steps, momentum=momentum, forget=forget
@@ -170,7 +171,7 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
             step_size=step_size,
             options=options,
         )
-        return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs)
+        return MNMCell(features, hidden_features, memory, heads=heads, follow_keys=follow_keys, rngs=rngs)
 
     return make
 

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_choice, check_flags, check_sizes
+from mnm_jax._checks import check_array, check_choice, check_flags, check_sizes
 from mnm_jax._params import ParamTree
 from mnm_jax.cells._common import (
     Cell,
@@ -49,22 +50,25 @@ class MNMCarry(NamedTuple):
       read: v^r, `[B, V]`.
       memory: phi, the fast weights.
       recent: the last writes, for a meta objective over several writes; None if it uses only the current write.
+      keys: the last write keys and then the last read keys, `[B, 2 H, K]`; None without `follow_keys`.
     """
 
     controller: tuple[Array, Array]
     read: Array
     memory: MemoryState
     recent: RecentWrites | None
+    keys: Array | None = None
 
 
 class _Interaction(NamedTuple):
-    """Keys and values of one step, the write rate and the memory's other gates."""
+    """Keys and values of one step, the write rate and the memory's other gates; `keys` as in `MNMCarry`."""
 
     write_keys: Array
     write_values: Array
     read_keys: Array
     rate: Array
     gates: dict[str, Array]
+    keys: Array | None
 
 
 class MNMCell(Cell):
@@ -76,6 +80,16 @@ class MNMCell(Cell):
         v^r_t = mean over heads of f(k^r_t; phi_t)
         y_t = [h_t ; v^r_t],  or C [h_t ; v^r_t] + d with `out_features`
         L^meta_t = mean over heads, features and the last tau writes s of (f(k^w_s; phi_t) - v^w_s)^2
+
+    With `follow_keys` every write key and read key k can follow from the last one, so that a cell can step through keys
+    for longer than it was trained, as the heads of an NTM step through slots:
+
+        k_t = g_t R k_{t-1} + (1 - g_t) k~_t,      g_t = sigmoid(e . u_t + e_0),      k_0 = 0
+
+    k~_t is the key above. Every key has a gate g_t of its own. R is a learned rotation, one for all keys: it rotates
+    the plane of the features j and j + K / 2 by (2 j - 1 + a_j) pi / K, for j = 1 .. K / 2, with learned a_j that are 0
+    at first. R keeps the length of a key, so k_t needs no further tanh. With a = 0, the keys k, R k, .., R^{K-1} k are
+    orthogonal if k is equally long in all planes.
 
     The memory starts every sequence from phi_0. Meta-training minimises the outer loss over a distribution of
     sequences, while phi is rewritten within each of them. The gradient of L^meta passes through v^w. The gradient rule
@@ -92,14 +106,15 @@ class MNMCell(Cell):
       meta_window: tau, number of writes in the meta objective; 1 uses only the current write.
       interaction: "tanh" (the paper) or "layer_norm", for keys and values.
       read_first: whether a step reads before its write; the default is to read after it, as in the paper.
+      follow_keys: whether keys can follow from the last keys, which the paper's cell does not do; needs an even `K`.
       dtype: dtype of the computation and of the carry except the memory's weights; None takes `param_dtype`.
       param_dtype: dtype of the parameters except the memory's.
       rngs: random keys of the initial parameters.
 
     Raises:
       TypeError: for an argument of the wrong type, or a carry of another type or dtype.
-      ValueError: for a size below 1, an unknown interaction, inputs whose shape is not `[B, D]`, or a carry of another
-        batch size.
+      ValueError: for a size below 1, an unknown interaction, an odd `K` with `follow_keys`, inputs whose shape is not
+        `[B, D]`, or a carry of another batch size.
 
     Examples:
       >>> from mnm_jax import local_memory, unroll
@@ -130,13 +145,16 @@ class MNMCell(Cell):
         meta_window: int = 1,
         interaction: str = "tanh",
         read_first: bool = False,
+        follow_keys: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_is_memory(memory)
         check_choice("interaction", interaction, INTERACTIONS)
-        check_flags(read_first=read_first)
+        check_flags(read_first=read_first, follow_keys=follow_keys)
+        if follow_keys and memory.key_size % 2:
+            raise ValueError(f"the memory's key_size must be even with follow_keys=True, got {memory.key_size}.")
         linear = self._set_up(
             dtype,
             param_dtype,
@@ -164,18 +182,24 @@ class MNMCell(Cell):
             norm = nnx.LayerNorm(interactions, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm = nnx.data(norm)
         self.readout = nnx.data(None if out_features is None else linear(joint, out_features))
+        angles = follow = None
+        if follow_keys:
+            angles = nnx.Param(jnp.zeros(key_size // 2, param_dtype))
+            follow = linear(key_size, 2 * heads)
+        self.angles, self.follow = nnx.data(angles), nnx.data(follow)
 
     def linear_maps(self) -> list[nnx.Linear]:
         """Returns the slow linear maps of every step, which lie outside of derivatives taken within a step."""
         maps = [self.controller.dense_i, self.controller.dense_h, self.interaction, self.rate]
-        return maps if self.readout is None else [*maps, self.readout]
+        return maps + [linear for linear in (self.readout, self.follow) if linear is not None]
 
     def _start(self, batch_size: int) -> MNMCarry:
+        key_size = self.memory.key_size
         recent = None
         if self.meta_window > 1:
             past = (batch_size, self.meta_window - 1)
             recent = RecentWrites(
-                keys=jnp.zeros((*past, self.heads, self.memory.key_size), self.dtype),
+                keys=jnp.zeros((*past, self.heads, key_size), self.dtype),
                 values=jnp.zeros((*past, self.heads, self.memory.value_size), self.dtype),
                 valid=jnp.zeros(past, self.dtype),
             )
@@ -184,6 +208,7 @@ class MNMCell(Cell):
             read=jnp.zeros((batch_size, self.memory.value_size), self.dtype),
             memory=self.memory.start(self.memory_params.get_value(), batch_size),
             recent=recent,
+            keys=None if self.follow is None else jnp.zeros((batch_size, 2 * self.heads, key_size), self.dtype),
         )
 
     def __call__(self, carry: MNMCarry, inputs: Array) -> tuple[MNMCarry, CellOutput]:
@@ -191,7 +216,7 @@ class MNMCell(Cell):
         inputs = check_step(self, carry, MNMCarry, inputs, apart=("memory",))
         params = self.memory_params.get_value()
         controller, hidden = self.controller(carry.controller, jnp.concatenate([inputs, carry.read], -1))
-        write_keys, write_values, read_keys, rate, gates = self._interact(hidden)
+        write_keys, write_values, read_keys, rate, gates, keys = self._interact(hidden, carry.keys)
 
         if self.read_first:
             read_values = self.memory.read(params, carry.memory, read_keys)
@@ -209,11 +234,14 @@ class MNMCell(Cell):
         trace = MemoryTrace(
             write_keys=write_keys, write_values=write_values, read_keys=read_keys, read_values=read_values, rate=rate
         )
-        new = MNMCarry(controller=controller, read=read, memory=memory, recent=recent)
+        new = MNMCarry(controller=controller, read=read, memory=memory, recent=recent, keys=keys)
         return new, CellOutput(features=features, meta_loss=meta_loss, write=info, trace=trace)
 
-    def _interact(self, hidden: Array) -> _Interaction:
-        """Returns k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]` and the memory's other gates."""
+    def _interact(self, hidden: Array, last: Array | None) -> _Interaction:
+        """Returns k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]` and the memory's other gates.
+
+        `last` are the last keys, as in `MNMCarry`.
+        """
         key_size, value_size = self.memory.key_size, self.memory.value_size
         u = self.interaction(hidden)
         u = jnp.tanh(u) if self.norm is None else self.norm(u)
@@ -221,8 +249,15 @@ class MNMCell(Cell):
         rate, gates = split_gates(self.memory, jax.nn.sigmoid(self.rate(for_rate)))
         vectors = vectors.reshape(-1, self.heads, 2 * key_size + value_size)
         write_keys, write_values, read_keys = jnp.split(vectors, [key_size, key_size + value_size], axis=-1)
+        keys = None
+        if self.follow is not None:
+            check_array("carry.keys", last, "B N K", B=len(hidden), N=2 * self.heads, K=key_size)
+            followed = jax.nn.sigmoid(self.follow(for_rate))[..., None]
+            keys = jnp.concatenate([write_keys, read_keys], 1)
+            keys = followed * _rotate(last, self.angles.get_value()) + (1 - followed) * keys
+            write_keys, read_keys = jnp.split(keys, 2, axis=1)
         return _Interaction(
-            write_keys=write_keys, write_values=write_values, read_keys=read_keys, rate=rate, gates=gates
+            write_keys=write_keys, write_values=write_values, read_keys=read_keys, rate=rate, gates=gates, keys=keys
         )
 
     def _meta_loss(
@@ -242,3 +277,14 @@ class MNMCell(Cell):
             valid=push(jnp.ones_like(recent.valid[:, 0]), recent.valid),
         )
         return window, loss
+
+
+def _rotate(keys: Array, angles: Array) -> Array:
+    """Returns R k for keys `[B, N, K]` and the learned part of the angles, a, `[K / 2]`."""
+    # Rounding cosine and sine to fewer bits would make every key longer, or shorter, step by step.
+    dtype = keys.dtype if jnp.finfo(keys.dtype).bits >= 32 else jnp.float32
+    # In the unit pi / K, an update of the optimiser moves the angles little, and keys stay nearly orthogonal.
+    theta = np.pi / keys.shape[-1] * (2 * jnp.arange(len(angles), dtype=dtype) + 1 + angles.astype(dtype))
+    cos, sin = (f(theta)[None, None] for f in (jnp.cos, jnp.sin))
+    a, b = jnp.split(keys.astype(dtype), 2, axis=-1)
+    return jnp.concatenate([cos * a - sin * b, sin * a + cos * b], -1).astype(keys.dtype)

@@ -52,6 +52,7 @@ CELLS = {
     "mnm-p": mnm(local_memory, 4, 4, heads=2),
     "mnm-g": mnm(gradient_memory, 4, 4, heads=2),
     "mnm-p-window": mnm(local_memory, 4, 4, meta_window=3),
+    "mnm-p-follow": mnm(local_memory, 4, 4, follow_keys=True),
     "mnm-p-gated": mnm(local_memory, 4, 4, options=WriteOptions(forget=True, momentum=True)),
     "chain-p": chain(local_memory, 12, 3),
     "chain-g": chain(gradient_memory, 12, 3),
@@ -83,7 +84,7 @@ def compare_trees(compare, a, b):
 
 
 # Variants of cells in the list by an option or a rule; the cell's own tests and tests/recurrence cover the difference.
-VARIANTS = ("mnm-p-window", "mnm-p-gated", "chain-g")
+VARIANTS = ("mnm-p-window", "mnm-p-follow", "mnm-p-gated", "chain-g")
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CELLS]
 
 

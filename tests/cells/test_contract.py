@@ -15,8 +15,8 @@ from mnm_jax.testing._cell_runs import cell_inputs, flagged
 from mnm_jax.training import TrainState, restore_checkpoint, save_checkpoint
 
 B, D = 3, 6
-NAMES = ["mnm-p", "mnm-g", "mnm-p-window", "mnm-p-gated", "chain-p", "chain-g", "plastic", "neuromodulated"]
-NAMES += ["rnn", "lstm", "salu", "ntm", "dnc"]
+NAMES = ["mnm-p", "mnm-g", "mnm-p-window", "mnm-p-follow", "mnm-p-gated", "chain-p", "chain-g"]
+NAMES += ["plastic", "neuromodulated", "rnn", "lstm", "salu", "ntm", "dnc"]
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float64]
 
 

@@ -19,7 +19,7 @@ def draw(key):
     return VECTORS[symbols.at[-1].set(SYMBOLS)], symbols[0]
 
 
-SLOW = ("chain-p", "mnm-p-window", "mnm-p-gated", "chain-g", "salu", "neuromodulated", "ntm", "dnc")
+SLOW = ("chain-p", "mnm-p-window", "mnm-p-follow", "mnm-p-gated", "chain-g", "salu", "neuromodulated", "ntm", "dnc")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,11 @@ def test_step_sizes(rule, step_size, x64):
     ("rule", "options"),
     [
         ("local", {"heads": 1}),
-        ("local", {"meta_window": 3}),
+        ("local", {"meta_window": 3, "follow_keys": True}),
+        pytest.param("local", {"meta_window": 3}, marks=SLOW),
+        pytest.param("local", {"follow_keys": True}, marks=SLOW),
+        pytest.param("deep", {"follow_keys": True, "read_first": True}, marks=SLOW),
+        pytest.param("gradient", {"follow_keys": True}, marks=SLOW),
         pytest.param("deep", {"meta_window": 3}, marks=SLOW),
         pytest.param("deep", {"read_first": True}, marks=SLOW),
         pytest.param("gradient", {"out_features": 2}, marks=SLOW),
@@ -152,7 +156,7 @@ def test_the_chained_cell(rule, hops, options, x64):
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_masks_resets_chunks_and_a_carry(rule, options, x64):
-    assert_forms_agree(make(rule), **options)
+    assert_forms_agree(make(rule, follow_keys=rule == "local"), **options)
 
 
 def loop(cell, carry, x, **flags):
