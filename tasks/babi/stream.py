@@ -12,10 +12,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.training import Batch, Loader, Mean
-from tasks.babi.arguments import check_source
-from tasks.babi.cache import Dataset, Options, open_dataset
+from tasks.babi.cache import Dataset
 from tasks.babi.encode import encode_rows
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.samples import (
@@ -30,8 +29,9 @@ from tasks.babi.samples import (
     make_samples,
     stream_vocabulary,
 )
+from tasks.babi.story_task import StoryTask
 from tasks.babi.vocabulary import PADDING, Vocabulary
-from tasks.scoring import accuracy_and_error, cross_entropy
+from tasks.scoring import accuracy_and_error
 
 Array = jax.Array
 
@@ -59,8 +59,8 @@ class StreamEncoder(nnx.Module):
         return self.sentences(inputs[..., -self.columns :])
 
 
-@dataclasses.dataclass(frozen=True)
-class BabiStream:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BabiStream(StoryTask):
     r"""catbAbI: bAbI stories, joined at random into endless streams of words, by the protocol of Schlag et al. (2021).
 
     Sequence: one word per step. A sample is a story with all its questions in place; "." and "?" are words, and the
@@ -88,18 +88,10 @@ class BabiStream:
     The files are read when first needed, with the packages of `pip install mnm_jax[data]`.
 
     Args:
-      tasks: numbers of the chosen tasks, 1 to 20.
-      data_dir: see `Babi`.
-      size: training questions per task, "1k" or "10k".
       window: `T`, words between two truncations of the gradient.
       mode: "question" or "language": which steps count.
       reads: "word" or "sentence": the words that a step's features are computed from.
-      embedding_features: features of a word or sentence.
-      hidden_features: hidden units of the encoder; 0: none.
-      entities: words that the encoder picks from each sentence; needs `reads="sentence"`.
-      entity_features: features of an entity's code.
-      position_deviation: deviation of the encoder's initial position vectors around 1; see `SentenceEncoder`.
-      cache_dir: folder of the encoded stories; made when first needed.
+      Others: see `tasks.babi.story_task.StoryTask`; entities need `reads="sentence"`.
 
     Raises:
       TypeError, ValueError: an argument of another type or out of range, or damaged files.
@@ -134,27 +126,16 @@ class BabiStream:
     """
 
     tasks: tuple[int, ...] = tuple(range(1, 21))
-    data_dir: str = ""
-    size: Literal["1k", "10k"] = "10k"
     window: int = 200
     mode: Literal["question", "language"] = "question"
     reads: Literal["word", "sentence"] = "word"
-    embedding_features: int = 64
-    hidden_features: int = 0
-    entities: int = 0
-    entity_features: int = 48
-    position_deviation: float = 0.1
-    cache_dir: str = "~/.cache/mnm_jax"
 
     name: ClassVar[str] = "catbabi"
-    sample: ClassVar[None] = None
     carries: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_source(self)
-        check_sizes(**{name: getattr(self, name) for name in ("window", "embedding_features", "entity_features")})
-        check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities)
-        check_not_negative(position_deviation=self.position_deviation)
+        super().__post_init__()
+        check_sizes(window=self.window)
         check_choice("mode", self.mode, MODES)
         check_choice("reads", self.reads, READS)
         if self.entities and self.reads == "word":
@@ -164,8 +145,7 @@ class BabiStream:
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        options = Options(tasks=self.tasks, size=self.size, max_sentences=_WHOLE, max_sentences_task3=_WHOLE)
-        return open_dataset(self.data_dir, self.cache_dir, options)
+        return self._open(max_sentences=_WHOLE, max_sentences_task3=_WHOLE)
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
@@ -229,16 +209,6 @@ class BabiStream:
         )
 
     @property
-    def input_features(self) -> int:
-        """`D`: the features of a word or sentence, and the codes of its entities."""
-        return self.embedding_features + self.entities * self.entity_features
-
-    @property
-    def entity_shape(self) -> tuple[int, int]:
-        """`(P, V)`: number of entities at the end of the features of a step, and features of each."""
-        return self.entities, self.entity_features
-
-    @property
     def output_features(self) -> int:
         """`C`, the number of word ids; reads the data."""
         return self.vocabulary.size
@@ -260,17 +230,7 @@ class BabiStream:
     def encoder(self, rngs: nnx.Rngs) -> StreamEncoder:
         """Returns a module from inputs `[T, B, ...]` to features `[T, B, D]`."""
         columns = SENTENCE_WORDS if self.reads == "sentence" else 1
-        sentences = SentenceEncoder(
-            self._counts,
-            sentence_words=columns,
-            features=self.embedding_features,
-            hidden=self.hidden_features,
-            entities=self.entities,
-            entity_features=self.entity_features,
-            position_deviation=self.position_deviation,
-            rngs=rngs,
-        )
-        return StreamEncoder(sentences, columns)
+        return StreamEncoder(self._encoder(self._counts, columns, rngs), columns)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """Returns one set, "", with each question of "valid" (`batch_size` streams) or "test" (one stream) once.
@@ -289,10 +249,6 @@ class BabiStream:
             return (self._batch(samples, part) for part in finite_windows(samples, order, self.window, streams))
 
         return {"": batches}
-
-    def loss(self, logits: Array, batch: Batch) -> Mean:
-        """Returns the cross entropy in nats per counted word; logits `[T, B, C]`."""
-        return cross_entropy(logits, batch)
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
         """Returns "accuracy" and "error" of the answers, and of each task if there are several; logits `[T, B, C]`."""

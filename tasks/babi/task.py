@@ -12,22 +12,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax._checks import check_choice, check_flags, check_not_negative, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax.training import Batch, Loader, Mean
-from tasks.babi.arguments import check_source
-from tasks.babi.cache import Dataset, Options, Split, open_dataset
+from tasks.babi.cache import Dataset, Split
 from tasks.babi.encode import WORDS, encode_rows
 from tasks.babi.encoder import SentenceEncoder
 from tasks.babi.layout import CONTROLLERS, Layout
+from tasks.babi.story_task import StoryTask
 from tasks.babi.symmetry import Renaming
 from tasks.babi.vocabulary import PADDING, Vocabulary
-from tasks.scoring import accuracy_and_error, cross_entropy
+from tasks.scoring import accuracy_and_error
 
 Array = jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Babi:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Babi(StoryTask):
     r"""The 20 bAbI tasks, any set of them trained jointly, by the protocol of TPR-RNN and STM.
 
     Sequence: a story, one sentence per step, with each question at the place where it is asked. Words are lower-cased;
@@ -63,23 +63,14 @@ class Babi:
     reported with the words "qa3 train = 1,925 genuine + 8,075 simulated questions".
 
     Args:
-      tasks: numbers of the chosen tasks, 1 to 20.
-      data_dir: folder that holds the official `tasks_1-20_v1-2.tar.gz` or the folder that it unpacks to; "": the
-        environment variable MNM_BABI_DIR.
-      size: training questions per task, "1k" or "10k".
       max_sentences: sentences that a question sees, in all tasks except 3.
       max_sentences_task3: sentences that a question sees in task 3.
       renaming: renames people, places and things of each training story, each time it is drawn; see
         `tasks.babi.symmetry`.
-      embedding_features: features of a sentence vector.
-      hidden_features: hidden units of the sentence encoder; 0: none.
-      entities: words that the encoder picks from each sentence; `ChainCell` needs them.
-      entity_features: features of an entity's code.
-      position_deviation: deviation of the encoder's initial position vectors around 1; see `SentenceEncoder`.
       think_steps: steps between a question and its answer.
       controller: "story" or "sentence": where the cell's controller is reset.
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
-      cache_dir: folder of the encoded stories; made when first needed.
+      Others: see `tasks.babi.story_task.StoryTask`.
 
     Raises:
       TypeError, ValueError: an argument of another type or out of range, or damaged files.
@@ -113,44 +104,28 @@ class Babi:
     """
 
     tasks: tuple[int, ...] = (1,)
-    data_dir: str = ""
-    size: Literal["1k", "10k"] = "10k"
     max_sentences: int = 70
     max_sentences_task3: int = 130
     renaming: bool = False
-    embedding_features: int = 64
-    hidden_features: int = 0
-    entities: int = 0
-    entity_features: int = 48
-    position_deviation: float = 0.1
     think_steps: int = 0
     controller: Literal["story", "sentence"] = "story"
     apart: bool = False
-    cache_dir: str = "~/.cache/mnm_jax"
 
     name: ClassVar[str] = "babi"
-    sample: ClassVar[None] = None
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
 
     def __post_init__(self) -> None:
-        check_source(self)
-        names = ("max_sentences", "max_sentences_task3", "embedding_features", "entity_features")
-        check_sizes(**{name: getattr(self, name) for name in names})
-        check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities, think_steps=self.think_steps)
-        check_not_negative(position_deviation=self.position_deviation)
+        super().__post_init__()
+        check_sizes(max_sentences=self.max_sentences, max_sentences_task3=self.max_sentences_task3)
+        check_sizes(least=0, think_steps=self.think_steps)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        options = Options(
-            tasks=self.tasks,
-            size=self.size,
-            max_sentences=self.max_sentences,
-            max_sentences_task3=self.max_sentences_task3,
-            apart=self.apart,
+        return self._open(
+            max_sentences=self.max_sentences, max_sentences_task3=self.max_sentences_task3, apart=self.apart
         )
-        return open_dataset(self.data_dir, self.cache_dir, options)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Sets the vocabulary to that of a trained model, so that the model can be used without the data set."""
@@ -185,16 +160,6 @@ class Babi:
         from tasks.babi.loader import bucket_lengths
 
         return bucket_lengths(max(split.steps.max() for split in self._splits.values()))
-
-    @property
-    def input_features(self) -> int:
-        """`D`: the features of a sentence vector, and the codes of its entities."""
-        return self.embedding_features + self.entities * self.entity_features
-
-    @property
-    def entity_shape(self) -> tuple[int, int]:
-        """`(P, V)`: number of entities at the end of the features of a step, and features of each."""
-        return self.entities, self.entity_features
 
     @property
     def output_features(self) -> int:
@@ -244,16 +209,10 @@ class Babi:
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""
         counts = self._dataset.counts
-        return SentenceEncoder(
-            np.append(counts, [max(counts)] * self.layout.marks).astype(counts.dtype),  # as frequent words: no entities
-            sentence_words=self.layout.columns,
-            features=self.embedding_features,
-            hidden=self.hidden_features,
-            entities=self.entities,
-            entity_features=self.entity_features,
-            position_deviation=self.position_deviation,
-            rngs=rngs,
-        )
+        counts = np.append(counts, [max(counts)] * self.layout.marks).astype(
+            counts.dtype
+        )  # as frequent words: no entities
+        return self._encoder(counts, self.layout.columns, rngs)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """Returns sets with each question of "valid" or "test" once: "" has all chosen tasks, "task=N" one of several.
@@ -275,10 +234,6 @@ class Babi:
             name: functools.partial(evaluation_batches, data, records, self._lengths, int(batch_size), self.layout)
             for name, records in chosen.items()
         }
-
-    def loss(self, logits: Array, batch: Batch) -> Mean:
-        """Returns the cross entropy in nats per question; logits `[T, B, C]`."""
-        return cross_entropy(logits, batch)
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
         """Returns the fractions of right ("accuracy") and wrong ("error") answers; logits `[T, B, C]`."""

@@ -1,0 +1,101 @@
+"""The common parts of the tasks on bAbI: the data set, the features of its sentences, and the loss."""
+
+import dataclasses
+import os
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax.training import Batch, Mean
+from tasks.arguments import unwrap_numbers
+from tasks.babi.archive import SIZES
+from tasks.babi.cache import Dataset, Options, open_dataset
+from tasks.babi.encoder import SentenceEncoder
+from tasks.scoring import cross_entropy
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoryTask:
+    """A task on the stories of bAbI, the base of `Babi` and `BabiStream`.
+
+    Args:
+      tasks: numbers of the chosen tasks, 1 to 20.
+      data_dir: folder that holds the official `tasks_1-20_v1-2.tar.gz` or the folder that it unpacks to; "": the
+        environment variable MNM_BABI_DIR.
+      size: training questions per task, "1k" or "10k".
+      embedding_features: features of a sentence vector.
+      hidden_features: hidden units of the encoder; 0: none.
+      entities: words that the encoder picks from each sentence; `ChainCell` needs them.
+      entity_features: features of an entity's code.
+      position_deviation: deviation of the encoder's initial position vectors around 1; see `SentenceEncoder`.
+      cache_dir: folder of the encoded stories; made when first needed.
+
+    Raises:
+      TypeError, ValueError: a field of another type or out of range.
+    """
+
+    tasks: tuple[int, ...]
+    data_dir: str = ""
+    size: Literal["1k", "10k"] = "10k"
+    embedding_features: int = 64
+    hidden_features: int = 0
+    entities: int = 0
+    entity_features: int = 48
+    position_deviation: float = 0.1
+    cache_dir: str = "~/.cache/mnm_jax"
+
+    sample: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        unwrap_numbers(self)
+        if not isinstance(self.tasks, tuple | list) or not self.tasks:
+            raise ValueError(f"tasks must be a tuple of task numbers such as (1, 2), got {self.tasks!r}.")
+        for number in self.tasks:
+            if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 20:
+                raise ValueError(f"tasks must be numbers from 1 to 20, got {number!r} in {self.tasks!r}.")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks must name each task once, got {self.tasks!r}.")
+        object.__setattr__(self, "tasks", tuple(sorted(self.tasks)))
+        check_choice("size", self.size, SIZES)
+        for name in ("data_dir", "cache_dir"):
+            if not isinstance(getattr(self, name), str | os.PathLike):
+                raise TypeError(f"{name} must be the path of a folder, got {getattr(self, name)!r}.")
+        check_sizes(embedding_features=self.embedding_features, entity_features=self.entity_features)
+        check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities)
+        check_not_negative(position_deviation=self.position_deviation)
+
+    @property
+    def input_features(self) -> int:
+        """`D`: the features of a sentence vector, and the codes of its entities."""
+        return self.embedding_features + self.entities * self.entity_features
+
+    @property
+    def entity_shape(self) -> tuple[int, int]:
+        """`(P, V)`: number of entities at the end of the features of a step, and features of each."""
+        return self.entities, self.entity_features
+
+    def loss(self, logits: Array, batch: Batch) -> Mean:
+        """Returns the cross entropy in nats per counted step; logits `[T, B, C]`."""
+        return cross_entropy(logits, batch)
+
+    def _open(self, **options: Any) -> Dataset:
+        """Returns the data set, encoded with these further `Options`."""
+        return open_dataset(self.data_dir, self.cache_dir, Options(tasks=self.tasks, size=self.size, **options))
+
+    def _encoder(self, counts: np.ndarray, words: int, rngs: nnx.Rngs) -> SentenceEncoder:
+        """Returns the encoder of sentences of up to `words` words, which occur `counts` times in training."""
+        return SentenceEncoder(
+            counts,
+            sentence_words=words,
+            features=self.embedding_features,
+            hidden=self.hidden_features,
+            entities=self.entities,
+            entity_features=self.entity_features,
+            position_deviation=self.position_deviation,
+            rngs=rngs,
+        )
