@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         matrix_memory,
         rule_memory,
     )
-    from mnm_jax.recurrence import MemoryCell, choose_form, choose_micro_batch, unroll, value_and_grad
+    from mnm_jax.recurrence import MemoryCell, choose_form, choose_micro_batch, unroll, unroll_memory, value_and_grad
 
 __version__ = "0.1.0"
 
@@ -53,6 +53,7 @@ __all__ = [
     "matrix_memory",
     "rule_memory",
     "unroll",
+    "unroll_memory",
     "value_and_grad",
 ]
 

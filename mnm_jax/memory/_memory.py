@@ -117,10 +117,24 @@ def check_batch(params: MemoryParams, batch_size: int) -> None:
     check_sizes(least=0, batch_size=batch_size)
 
 
-def check_read(memory: Memory, state: Any, keys: Array) -> None:
-    """Raises TypeError or ValueError unless the arguments of a read fit the memory and each other."""
+def check_state(state: Any) -> None:
+    """Raises TypeError for anything that is no state of a memory."""
     if not hasattr(state, "batch_size"):
         raise TypeError(f"state must be from start or a write, got {type(state).__name__}: use the memory's start.")
+
+
+def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
+    """Raises ValueError unless the names of the gates are those that the memory's write takes."""
+    if set(gates) != set(memory.gates):
+        raise ValueError(
+            f"this memory's write takes the gates ({', '.join(memory.gates)}), got ({', '.join(gates)}): pass by "
+            "keyword the gates that its WriteOptions switch on, and no others."
+        )
+
+
+def check_read(memory: Memory, state: Any, keys: Array) -> None:
+    """Raises TypeError or ValueError unless the arguments of a read fit the memory and each other."""
+    check_state(state)
     check_array("keys", keys, "B H K", B=state.batch_size, K=memory.key_size)
 
 
@@ -140,11 +154,7 @@ def check_write(
         raise ValueError(f"keys must have at least one head, got shape {keys.shape}: read without writing by read.")
     check_array("values", values, "B H V", B=batch_size, H=heads, V=memory.value_size)
     check_array("read_keys", read_keys, "B R K", B=batch_size, K=memory.key_size)
-    if set(gates) != set(memory.gates):
-        raise ValueError(
-            f"this memory's write takes the gates ({', '.join(memory.gates)}), got ({', '.join(gates)}): pass by "
-            "keyword the gates that its WriteOptions switch on, and no others."
-        )
+    check_gates(memory, gates)
     for name, gate in {"rate": rate, **gates}.items():
         check_array(name, gate, "B", B=batch_size)
         if not isinstance(gate, jax.core.Tracer) and not np.all(np.isfinite(gate)):

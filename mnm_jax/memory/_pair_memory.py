@@ -112,18 +112,18 @@ class PairMemory(Memory):
                 full, answer = self.rule.pairs(*write)
             predicted.append(answer)
             if how.max_norm is not None:
-                full = _scale(full, bound(_norm(full), how.max_norm))
+                full = scale_pairs(full, bound(norm_of_pairs(full), how.max_norm))
             if how.never_worse:
-                full = _scale(full, self._shorten(state, _scale(full, rate), answer, keys, values))
+                full = scale_pairs(full, self._shorten(state, scale_pairs(full, rate), answer, keys, values))
             if self.pairs_only:
-                written.append(_scale(full, rate))
+                written.append(scale_pairs(full, rate))
                 state = state.subtract(written[-1])
             else:
                 changes = tuple(_dense(pair, w) for pair, w in zip(full, state.weights, strict=True))
                 state = descend(state, changes, rate, how, gates, first=inner == 0)
         answers = self._answers(state, jnp.concatenate([keys, read_keys], 1))
         kept, read = jnp.split(answers, [keys.shape[1]], axis=1)
-        size = _norm(_join(written)) if self.pairs_only else distance(state, old)
+        size = norm_of_pairs(_join(written)) if self.pairs_only else distance(state, old)
         before, after = mean_square(predicted[0] - values), mean_square(kept - values)
         info = WriteInfo(loss_before=before, loss_after=after, update_norm=size.astype(after.dtype))
         return state, info, read
@@ -174,7 +174,7 @@ def _storage(state: Any) -> Storage:
     return state.storage if isinstance(state, GatedState) else state
 
 
-def _scale(pairs: Pairs, factor: Array) -> Pairs:
+def scale_pairs(pairs: Pairs, factor: Array) -> Pairs:
     return tuple(Pair(p.inputs, factor[:, None, None].astype(p.delta.dtype) * p.delta) for p in pairs)
 
 
@@ -192,7 +192,7 @@ def _join(written: list[Pairs]) -> Pairs:
     return tuple(Pair(*(jnp.concatenate(rows, 1) for rows in zip(*layer, strict=True))) for layer in layers)
 
 
-def _norm(pairs: Pairs) -> Array:
+def norm_of_pairs(pairs: Pairs) -> Array:
     """Returns |sum_h x_h (x) delta_h| over all layers, `[B]`, in at least float32."""
     dtype = np.promote_types(pairs[0].delta.dtype, np.float32)
     squares = [_square(p.inputs.astype(dtype), p.delta.astype(dtype)) for p in pairs]

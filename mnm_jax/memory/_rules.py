@@ -26,7 +26,7 @@ Array = jax.Array
 Pairs = tuple[Pair, ...]
 # (layer, x, x W, pair) -> x W', the answers of a layer after the write of a pair at rate one; all `[B, H, .]`.
 Written = Callable[[int, Array, Array, Pair], Array]
-_RIDGE = 0.05  # the relative accuracy of N in `GradientRule`: smaller eigenvalues of it are not inverted
+RIDGE = 0.05  # the relative accuracy of N in `GradientRule`: smaller eigenvalues of it are not inverted
 
 
 class Rule(abc.ABC):
@@ -276,7 +276,7 @@ class GradientRule(SnapshotRule):
         else:
             of_error = backward(network, weights, passed, error)
             kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
-            deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon, _RIDGE))
+            deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon, RIDGE))
         return tuple(map(Pair, passed.inputs, deltas)), passed.outputs[-1]
 
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:

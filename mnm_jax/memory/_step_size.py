@@ -66,7 +66,7 @@ STEP_SIZES = ("normalised", "sum", "paper")
 # Matrices of size H x H are cheap, and their rounding errors would be multiplied by 1 / r.
 _EXACT = jax.lax.Precision.HIGHEST
 _FEW = 4  # products with matrices of up to so many heads are sums
-_REGRESSION = 1e-3  # the ridge of A; elements of A are at most 1 / (2 sqrt(1e-3)) = 16
+REGRESSION = 1e-3  # the ridge of A; elements of A are at most 1 / (2 sqrt(1e-3)) = 16
 
 
 def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: float) -> tuple[Pair, ...]:
@@ -90,16 +90,16 @@ def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: 
     mix = _mix(inputs, jax.lax.stop_gradient(scale))
     divided = zip(_divide(mix, layers), _divide(scale, layers), wide, strict=True)
     rows = [_mixed(a, s * x).astype(inputs[0].dtype) for a, s, x in divided]
-    missing = jnp.where(_is_long(squares, epsilon), 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
+    missing = jnp.where(is_long(squares, epsilon), 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
     weights = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], 1))
     system = _stack([gram(x) for x in rows]) + weights[:, heads:]
-    ridge = _ridge(errors[0].dtype)
+    ridge = ridge_of(errors[0].dtype)
     weight = None if heads == 2 else weights[:, :heads]
     maps = _filter(system, ridge, mix * _transpose(scale), weight)
     return tuple(map(Pair, rows, map(_apply, _divide(maps, layers), errors)))
 
 
-def _ridge(dtype: DTypeLike) -> float:
+def ridge_of(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.95
 
 
@@ -139,12 +139,12 @@ def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 def inverse_norm(square: Array, epsilon: float) -> Array:
     """Returns 1 / |x| for squares |x|^2, and |x|^2 / epsilon^1.5 below |x|^2 = epsilon, with finite derivatives."""
-    large = _is_long(square, epsilon)
+    large = is_long(square, epsilon)
     fading = square * epsilon**-1.5 if epsilon > 0 else jnp.zeros_like(square)
     return jnp.where(large, jax.lax.rsqrt(jnp.where(large, square, 1)), fading)
 
 
-def _is_long(square: Array, epsilon: float) -> Array:
+def is_long(square: Array, epsilon: float) -> Array:
     """Returns whether a write with inputs of this |x|^2 is complete, instead of fading out."""
     return square > max(epsilon, SMALLEST)
 
@@ -192,7 +192,7 @@ def _mix(inputs: Sequence[Array], scale: Array) -> Array:
         signs = jnp.asarray([[[1], [1]], [[1], [-1]]], scale.dtype) * 0.5**0.5
         return jnp.broadcast_to(signs, (2, 2, scale.shape[2]))
     correlations = scale * jax.lax.stop_gradient(_stack([gram(x) for x in inputs])) * _transpose(scale)
-    return _eliminate(jnp.where(_identity(correlations) > 0, 1 + _REGRESSION, correlations), divide=False)
+    return _eliminate(jnp.where(_identity(correlations) > 0, 1 + REGRESSION, correlations), divide=False)
 
 
 def _filter(system: Array, ridge: float, right: Array, weight: Array | None = None) -> Array:

@@ -103,7 +103,7 @@ def test_value_and_gradient_are_lowered_for_accelerators(platform):
 REFUSED = {
     "rule": (
         {"memory": gradient_memory(16, 16, hidden_sizes=(16,))},
-        "the local rule or the delta rule, got GradientR",
+        "a memory with LocalRule or DeltaRule, got GradientR",
     ),
     "write-through": (
         {"memory": local_memory(16, 16, hidden_sizes=(16,), write_through=True)},

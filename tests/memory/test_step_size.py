@@ -95,7 +95,7 @@ def test_in_bfloat16_no_write_makes_the_loss_worse(rule, heads):
 def test_the_write_is_the_spectral_filter_of_the_keys_and_its_derivatives_are_right(heads, monkeypatch, x64):
     """With a ridge so large that float64 resolves every key: near keys, and one short key, whose write fades out."""
     ridge, epsilon = 1e-3, 0.5
-    monkeypatch.setattr(_step_size, "_ridge", lambda dtype: ridge)
+    monkeypatch.setattr(_step_size, "ridge_of", lambda dtype: ridge)
     keys = np.stack([k[0, 0, 0, 0] for k in (draw(heads, (0.04,), (1.0,))[0], draw(heads, (1.0,), (1.0,))[0])])
     keys[1, 0] *= 0.5
     error = np.cos(np.arange(2.0 * heads * V)).reshape(2, heads, V)

@@ -70,6 +70,8 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
     cell with a memory, dense weights   12 N per step and example: 4 forward (read for the write, update, read), 8
                                         backward (undo the write, products, products with and update of the cotangent)
     the same, form "factored"           10 R (I + O) per layer, step and example, with R rows in the buffers on average
+    memory with given keys              as a cell with dense weights
+    the same, form "pallas"             5 A per step and example, with the results of three products per head and layer
     layer, in chunks                    6 N per chunk and example, and 5 A per step and example
     the same, form "pallas"             2 N per chunk and example (written forward, read backward), and 5 A as above
     layer, step by step                 12 N and 5 A per step and example
@@ -78,7 +80,7 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
     ==================================  ===============================================================================
 
     Args:
-      model: a cell, `NeuralMemoryLayer` or the suite's attention; may be abstract.
+      model: a cell, `NeuralMemoryLayer`, or the suite's memory with given keys or attention; may be abstract.
       form: the form of the row; PyTorch's has dense weights.
       shape: `[T, B, D]` of the inputs.
     """
@@ -94,6 +96,12 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
     maps = [part for _, part in nnx.iter_graph(model) if isinstance(part, nnx.Linear)]
     numbers = features + sum(part.out_features for part in maps)
     activations = tokens * 5 * numbers * jnp.dtype(model.dtype).itemsize  # type: ignore[attr-defined]
+    if hasattr(model, "memory_params") and not isinstance(model, NeuralMemoryLayer):
+        weights = model.memory_params.get_value().weights
+        if form != "pallas":
+            return tokens * 12 * _bytes(weights)
+        results = 3 * model.heads * sum(w.shape[1] for w in weights)  # type: ignore[attr-defined]
+        return activations * (numbers + results) / numbers
     if isinstance(model, NeuralMemoryLayer):
         weights = model.memory_params.get_value().weights  # of all heads
         per_chunk = 2 if form == "pallas" else 6

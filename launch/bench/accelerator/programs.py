@@ -19,14 +19,35 @@ from launch.bench.accelerator.peaks import count_bytes
 from launch.bench.attention import Attention
 from launch.bench.layer import MEMORIES
 from launch.bench.measure import Program
-from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll
+from mnm_jax import LSTMCell, Memory, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll, unroll_memory
+from mnm_jax._params import ParamTree
 
 Array = jax.Array
 
 # Tokens of a chunk per form of the layer; fewer in the kernel, whose registers also hold the weights of a head.
 CHUNKS = {"chunks": 64, "pallas": 16}
 MNM = {"MNM-p": local_memory, "MNM-g": gradient_memory}
+GIVEN_KEYS = "memory: local, given keys"
 _LAYERS = 3
+
+
+class GivenKeys(nnx.Module):
+    """The memory of MNM-p with keys, values and rates that are linear in the inputs, for all steps at once."""
+
+    def __init__(self, width: int, heads: int, backend: str, dtype: Any, rngs: nnx.Rngs):
+        self.memory = nnx.static(_memory(local_memory, width))
+        self.memory_params = ParamTree(self.memory.init(rngs.params()))
+        self.heads, self.backend, self.dtype = heads, backend, dtype
+        self.to_vectors = nnx.Linear(width, 3 * heads * width + 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, inputs: Array) -> tuple[Array, Array]:
+        """Returns the reads `[T, B, H, V]` of inputs `[T, B, D]`, and the mean of the meta loss."""
+        vectors = self.to_vectors(inputs)
+        by_head = vectors[..., 1:].reshape(*inputs.shape[:2], self.heads, -1)
+        keys, values, read_keys = jnp.split(by_head, 3, -1)
+        given = keys, values, jax.nn.sigmoid(vectors[..., 0]), read_keys
+        _, info, reads = unroll_memory(self.memory, self.memory_params.get_value(), None, *given, backend=self.backend)
+        return reads, jnp.mean(info.loss_after.astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +68,7 @@ class Case:
         return self.model_in("chunks")
 
     def model_in(self, form: str) -> Any:
-        """Returns the model for a form, since the kernel of the layer is chosen in its constructor.
+        """Returns the model for a form, since a kernel is chosen in the constructor of its model.
 
         Raises:
           ValueError: for a layer that has no kernel.
@@ -155,7 +176,7 @@ class Case:
 
 @functools.lru_cache(32)
 def _abstract_model(name: str, heads: int, width: int, dtype: str, form: str) -> nnx.Module:
-    """Returns a model with shapes instead of arrays; `form`, of `CHUNKS`, applies to the layer."""
+    """Returns a model with shapes instead of arrays; `form`, of `CHUNKS`, applies to models with a kernel."""
 
     def make() -> nnx.Module:
         settings: Any = {"dtype": jnp.bfloat16 if dtype == "bfloat16" else jnp.float32, "rngs": nnx.Rngs(0)}
@@ -164,18 +185,25 @@ def _abstract_model(name: str, heads: int, width: int, dtype: str, form: str) ->
         if name == "attention":
             return Attention(width, heads, **settings)
         if name in MNM:
-            memory = MNM[name](width, width, hidden_sizes=(width,) * (_LAYERS - 1))
-            return MNMCell(width, width, memory, heads=heads, **settings)
-        settings |= MEMORIES[name.removeprefix("layer: ")]
+            return MNMCell(width, width, _memory(MNM[name], width), heads=heads, **settings)
         backend = "pallas" if form == "pallas" else "xla"
+        if name == GIVEN_KEYS:
+            return GivenKeys(width, heads, backend, **settings)
+        settings |= MEMORIES[name.removeprefix("layer: ")]
         return NeuralMemoryLayer(width, heads=heads, chunk=CHUNKS[form], backend=backend, **settings)
 
     return nnx.eval_shape(make)
 
 
+def _memory(factory: Any, width: int) -> Memory:
+    return factory(width, width, hidden_sizes=(width,) * (_LAYERS - 1))
+
+
 def _run(model: Any, inputs: Array, form: str) -> tuple[Array, Array]:
     """Returns the outputs `[T, B, ...]`, and the mean of the meta loss or zero."""
     zero = jnp.zeros((), jnp.float32)
+    if isinstance(model, GivenKeys):
+        return model(inputs)
     if isinstance(model, Attention):
         return model(inputs, form), zero
     if isinstance(model, NeuralMemoryLayer):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from launch.bench.accelerator.peaks import find_peaks
-from launch.bench.accelerator.programs import MNM, Case
+from launch.bench.accelerator.programs import GIVEN_KEYS, MNM, Case
 from launch.bench.measure import Candidate, Group, Program, Row, with_ratios
 from mnm_jax import choose_form
 
@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float32 highest")
 def accelerator(
     devices: Sequence[jax.Device],
     *,
-    models: Sequence[str] = ("MNM-p", *LAYERS, "attention", "LSTM", "MNM-g"),
+    models: Sequence[str] = ("MNM-p", *LAYERS, GIVEN_KEYS, "attention", "LSTM", "MNM-g"),
     heads: Sequence[int] = (1, 4),
     steps: Sequence[int] = (128, 512, 32),
     batches: Sequence[int] = (64, 512),
@@ -69,14 +69,16 @@ def accelerator(
     """
     order: list[tuple[int, dict[str, Any]]] = []
     for model in models:
-        is_cell = model in ("LSTM", *MNM)
-        many: Sequence[int | None] = heads if model in MNM else (None,) if is_cell else (layer_heads,)
+        is_cell = model in ("LSTM", GIVEN_KEYS, *MNM)
+        many: Sequence[int | None] = heads if model in (GIVEN_KEYS, *MNM) else (None,) if is_cell else (layer_heads,)
         lengths, sizes = (steps, batches) if is_cell else (tokens, (tokens_per_batch,))
         # Programs that differ in T alone are compiled quickly one after another, since XLA tunes their products once.
         combinations = itertools.product(enumerate(sizes), enumerate(dtypes), enumerate(lengths))
         for (b_rank, batch), (d_rank, dtype), (t_rank, t) in combinations:
             rank = min(t_rank, 1) + b_rank + d_rank
             if dtype == "float32 highest" and (t_rank or b_rank):
+                continue
+            if dtype == "bfloat16" and model == GIVEN_KEYS:  # its kernel has float32 only
                 continue
             fields: dict[str, Any] = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
             fields |= {"width": width if is_cell else layer_width, "dtype": dtype}
@@ -141,8 +143,11 @@ def _forms(fields: Mapping[str, Any], device: jax.Device) -> tuple[tuple[str, ..
     if fields["model"] == "attention":
         fused = device.platform == "gpu" and fields["dtype"] == "bfloat16"
         return (("cudnn", "xla") if fused else ("xla",)), "xla"
-    # On a CPU the kernel would be interpreted, operation by operation.
-    return (("chunks", "steps") if device.platform == "cpu" else ("chunks", "pallas", "steps")), "steps"
+    # On a CPU a kernel would be interpreted, operation by operation.
+    kernel = () if device.platform == "cpu" else ("pallas",)
+    if fields["model"] == GIVEN_KEYS:
+        return ("xla", *kernel), "xla"
+    return ("chunks", *kernel, "steps"), "steps"
 
 
 def _finite(row: Row) -> Row:

@@ -8,7 +8,7 @@ Shape letters: `N` memories, `S` chunks, `C` tokens of a chunk, `K` key features
 and outputs of a layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,11 +21,12 @@ from mnm_jax.memory._chunks.mixture import Mixture
 from mnm_jax.memory._chunks.on_chip import scan_on_chip
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._pair_memory import PairMemory
-from mnm_jax.memory._rules import DeltaRule, ErrorRule, LocalRule
+from mnm_jax.memory._rules import DeltaRule, ErrorRule, LocalRule, Rule
 from mnm_jax.memory._types import MemoryParams
 
 Array = jax.Array
 Weights = tuple[Array, ...]
+Need = tuple[bool, str, Any]  # whether it is met, the setting that it requires, the setting given
 _ACTIVATIONS = (jnp.tanh, jax.nn.relu, jax.nn.sigmoid, jax.nn.silu)
 _KIBIBYTES = 128  # largest weights and cotangents of a head that compile for an H100 (Triton 3.9, chunks of 16)
 
@@ -58,15 +59,28 @@ class Rows(NamedTuple):
 
 def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
     """Raises ValueError unless the kernel can compute the chunks of a layer."""
-    network, rule, options = memory.network, memory.rule, memory.options
-    weights = sum(fan_in * fan_out for fan_in, fan_out in network.shapes) * 8 / 1024
-    bound = _KIBIBYTES * 16 / chunk
+    needs = memory_needs(memory, dtype)
+    needs.append((chunk in (16, 32, 64), "chunk to be 16, 32 or 64", chunk))
+    check_needs([*needs, size_need(memory, "a head", _KIBIBYTES * 16 // chunk, f" with {chunk=}")])
+
+
+def size_need(memory: PairMemory, of: str, bound: int, when: str = "") -> Need:
+    """Returns the need that weights and cotangents in single precision fit in `bound` KiB."""
+    size = sum(fan_in * fan_out for fan_in, fan_out in memory.network.shapes) * 8 / 1024
+    return size <= bound, f"the weights of {of} and their cotangents to fit in {bound} KiB{when}", f"{size:.0f} KiB"
+
+
+def memory_needs(memory: PairMemory, dtype: Any, *more_rules: type[Rule]) -> list[Need]:
+    """Returns the needs of a kernel for the local rule, the delta rule and more rules, for a dtype of computation."""
+    network, rule = memory.network, memory.rule
     sizes = {"key_size": memory.key_size, "value_size": memory.value_size}
     sizes |= {f"hidden_sizes[{place}]": size for place, size in enumerate(network.sizes[1:-1])}
-    needs: list[tuple[bool, str, Any]] = [
-        (isinstance(rule, LocalRule | DeltaRule), "the local rule or the delta rule", type(rule).__name__),
+    rules: tuple[type[Rule], ...] = (LocalRule, DeltaRule, *more_rules)
+    names = " or ".join(kind.__name__ for kind in rules)
+    needs: list[Need] = [
+        (isinstance(rule, rules), f"a memory with {names}", type(rule).__name__),
         (not getattr(rule, "write_through", False), "a memory with write_through=False", "write_through=True"),
-        (not options.momentum, "a memory without momentum", "momentum=True"),
+        (not memory.options.momentum, "a memory without momentum", "momentum=True"),
         (not network.use_bias, "a memory without biases", "use_bias=True"),
         (
             network.depth == 1 or network.activation in _ACTIVATIONS,
@@ -74,13 +88,15 @@ def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
             network.activation,
         ),
         (dtype == jnp.float32, "dtype=float32", dtype),
-        (chunk in (16, 32, 64), "chunk to be 16, 32 or 64", chunk),
         (memory.param_dtype == jnp.float32, "a memory with param_dtype=float32", memory.param_dtype),
     ]
     for name, size in sizes.items():
         needs.append((size >= 16 and size & (size - 1) == 0, f"{name} to be 16, 32, 64 or a higher power of 2", size))
-    fits = f"the weights of a head and their cotangents to fit in {bound:.0f} KiB with {chunk=}"
-    needs.append((weights <= bound, fits, f"{weights:.0f} KiB"))
+    return needs
+
+
+def check_needs(needs: Iterable[Need]) -> None:
+    """Raises ValueError for the first need that is not met."""
     for met, what, got in needs:
         if not met:
             raise ValueError(f"backend='pallas' needs {what}, got {got}: change this setting, or pass backend='auto'.")

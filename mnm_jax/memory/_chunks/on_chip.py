@@ -21,7 +21,9 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 _TRITON = triton.CompilerParams(num_warps=8, num_stages=1)
 
 
-def scan_on_chip(step: Step, carry: Any, xs: Any, *, reverse: bool = False) -> tuple[Any, Any]:
+def scan_on_chip(
+    step: Step, carry: Any, xs: Any, *, reverse: bool = False, on_gpu: Step | None = None
+) -> tuple[Any, Any]:
     """Returns `jax.vmap(lambda carry, xs: jax.lax.scan(step, carry, xs, reverse=reverse))(carry, xs)` from one kernel.
 
     On a CPU the kernel runs in Pallas' interpret mode, which is slow.
@@ -31,13 +33,14 @@ def scan_on_chip(step: Step, carry: Any, xs: Any, *, reverse: bool = False) -> t
       carry: leaves `[N, ., .]`.
       xs: leaves `[N, S, ., .]`.
       reverse: whether the last chunk comes first.
+      on_gpu: the same function in operations for a GPU, if they differ.
     """
-    run = partial(_call, step, reverse=reverse)
+    run, run_on_gpu = (partial(_call, f, reverse=reverse) for f in (step, on_gpu or step))
     return jax.lax.platform_dependent(
         carry,
         xs,
-        cuda=partial(run, in_loop=True),
-        rocm=partial(run, in_loop=True),
+        cuda=partial(run_on_gpu, in_loop=True),
+        rocm=partial(run_on_gpu, in_loop=True),
         tpu=partial(run, in_loop=False),
         cpu=partial(run, in_loop=False, interpret=True),
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from launch.bench.accelerator import peaks
-from launch.bench.accelerator.programs import Case
+from launch.bench.accelerator.programs import GIVEN_KEYS, Case
 from launch.bench.accelerator.suite import accelerator
 from launch.bench.measure import Candidate, Group, Program
 from launch.bench.run import LATE, run
@@ -21,7 +21,7 @@ from launch.bench.suites import SUITES, Suite
 ROOT = pathlib.Path(__file__).parents[3]
 NEEDED_BY_OTHERS = ("matplotlib", "ml_collections", "orbax", "tensorboardX", "grain", "etils", "torch", "ray")
 SMALL = {
-    "models": ("MNM-p", "layer: delta rule", "attention", "LSTM"),
+    "models": ("MNM-p", "layer: delta rule", GIVEN_KEYS, "attention", "LSTM"),
     "heads": (1,),
     "steps": (2,),
     "batches": (2,),
@@ -137,6 +137,9 @@ def test_the_most_important_groups_come_first():
         ("MNM-p", "plain", 6 * 2 * 12 * 3 * 64 * 4),
         # H = 2 rows per step, folded after d / (16 H) -> 1 step on a CPU: R = 1 row on average, 16 features per pair.
         ("MNM-p", "factored", 6 * 2 * 10 * 1 * 3 * 16 * 4),
+        # As a cell; and on the chip 8 inputs, 3 x 2 x 8 + 1 features and 3 x 2 x 24 results, five times.
+        (GIVEN_KEYS, "xla", 6 * 2 * 12 * 3 * 64 * 4),
+        (GIVEN_KEYS, "pallas", 6 * 2 * 5 * (8 + 49 + 144) * 4),
         # 8 inputs and 2 x 32 gates per step and example, five times; 2 * (2 * 8 * 32 + 32) parameters per step.
         ("LSTM", "plain", 6 * 2 * 5 * (8 + 64) * 4 + 6 * 2 * (2 * 8 * 32 + 32) * 4),
     ],
@@ -182,6 +185,7 @@ def test_every_kind_of_row_runs_and_the_forms_agree(tmp_path, monkeypatch):
         ("MNM-p", "factored"),
         ("layer: delta rule", "chunks"),
         ("layer: delta rule", "steps"),
+        (GIVEN_KEYS, "xla"),
         ("attention", "xla"),
         ("LSTM", "plain"),
     ]
