@@ -4,7 +4,8 @@
 
 Each run trains in `WORKDIR/LABEL/` as with `launch.train`. Started again, the command leaves finished runs unchanged
 and resumes an interrupted one. Several processes may run the command at once, on one machine or on several that share
-the folder: each takes the next run that no other process trains.
+the folder: each takes the next run that no other process trains. The suite "league" first trains three runs for each of
+its runs, in `WORKDIR/LABEL/tuning/`, to choose the learning rate by the accuracy in validation.
 """
 
 import pathlib

@@ -1,6 +1,7 @@
 """Figures of runs: the learning curve and the memory maps of one run, and the comparison of several."""
 
 import contextlib
+import json
 import os
 import pathlib
 import sys
@@ -113,11 +114,17 @@ def sized_sets(runs: Sequence[Run]) -> list[str]:
 def draw_test_sets(runs: Sequence[Run], key: str, root: pathlib.Path) -> None:
     """Draws `accuracy_by_KEY.png` in `root`: accuracy against the size of the test sets named `KEY=SIZE`.
 
+    If KEY is a setting of the models, such as "state", accuracy is drawn against the setting, with one panel per task
+    and one curve per model.
+
     Raises:
-      ValueError: no run has three such test sets.
+      ValueError: no run has three such test sets, and no model has three runs with different settings.
     """
     panels: dict[str, list[figures.SetCurve]] = {}
     trained: dict[str, int] = {}
+    if settings := _curves_by_setting(runs, key):
+        figures.accuracy_by_size(settings, key, trained, root / BY_SIZE.format(key))
+        return
     for run in runs:
         title, values = run.group or run.summary["task"], _curves_by_size(run).get(key)
         if values:
@@ -208,3 +215,24 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
         where = f"{name}, a test sequence" if name else "the memory over a test sequence"
         path = folder / "figures" / (f"memory_map_{name}.png" if name else "memory_map.png")
         figures.memory_maps(trace, task.tokens(batch, index), path, f"{title}: {where} (seed {training.seed})")
+
+
+def _curves_by_setting(runs: Sequence[Run], key: str) -> dict[str, list[figures.SetCurve]]:
+    """Returns curves over a setting of the models by task; empty unless some model has a curve.
+
+    Runs belong to one curve if they have the same model, task and settings of the task. A model with a single run is a
+    point.
+    """
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for run in runs:
+        config, row = run.summary.get("config", {}), run.summary["metrics"].get("test/accuracy")
+        size = config.get("model", {}).get(key)
+        if isinstance(size, int) and row and None not in row["per_seed"]:
+            models = found.setdefault(json.dumps([run.summary["task"], config.get("task")]), {})
+            models.setdefault(run.summary["model"], {})[size] = row["per_seed"]
+    panels: dict[str, list[figures.SetCurve]] = {}
+    for task, models in found.items():
+        if any(len(values) >= _SIZES for values in models.values()):
+            curves = [figures.SetCurve(model, model, values) for model, values in models.items()]
+            panels.setdefault(json.loads(task)[0], []).extend(curves)
+    return panels

@@ -18,6 +18,7 @@ from mnm_jax.cells import MemoryTrace
 _LINE_STYLES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # runs of one model; dashed is chance
 _SPLITS = {"train": "training batch", "valid": "validation", "test": "test"}
 
+_LOGARITHMIC = ("state",)  # sizes that grow by factors
 _WIDTH = 8.0  # inches; 960 pixels, readable when shown at 700
 _LABELS = 32  # largest number of labelled steps on an axis of a memory map
 _LABEL_LENGTH = 24
@@ -122,6 +123,8 @@ def accuracy_by_size(
             (line,) = axis.plot(sizes, mean, marker="o", markersize=3.5, linewidth=1.8, **styles[curve.name])
             axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
             handles.setdefault(curve.name, line)
+        if key in _LOGARITHMIC:
+            axis.set_xscale("log", base=2)
         if title in trained:
             handles["longest trained on"] = axis.axvline(trained[title], color="0.45", linestyle=":", linewidth=1.2)
     for axis in axes[::columns]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from launch.runs.own import load
+from launch.runs.stack import layer_stack
 from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
 from mnm_jax.memory import Memory, WriteOptions, gradient_memory, local_memory
 from mnm_jax.training import Task
@@ -39,15 +40,15 @@ class ModelEntry(NamedTuple):
     """A model that a config may name; its key in `MODELS` is the value of `model.name`.
 
     Attributes:
-      make: `(*, features, ..., rngs) -> cell`; its other arguments are the settings of the config, except `entities`
-        and `entity_features`, which the task provides. A setting annotated as `int` must be >= 1 (`int | None`: or
-        None), one annotated as `bool` True or False.
+      make: `(*, features, ..., rngs) -> cell`, or a layer as `SequenceModel` takes it; its other arguments are the
+        settings of the config, except `entities` and `entity_features`, which the task provides. A setting annotated as
+        `int` must be >= 1 (`int | None`: or None), one annotated as `bool` True or False.
       settings: sizes for a recipe that has none of its own for this model.
       colour: colour in all figures, distinguishable for the colour-blind.
       formula: the update of the memory, or of the hidden state, in one step, as one line of text.
     """
 
-    make: Callable[..., nnx.RNNCellBase]
+    make: Callable[..., nnx.Module]
     settings: Mapping[str, Any]
     colour: str
     formula: str
@@ -98,6 +99,31 @@ TASKS: dict[str, TaskEntry] = {
         place="tasks.algorithmic.pairs:Pairs",
         small={"length": 5, "lengths": (8,), "evaluation_batches": 2},
         formula="(k_1, v_1) … (k_L, v_L), then k → the v written last with k",
+    ),
+    "recall": TaskEntry(
+        place="tasks.league:Recall",
+        small={"vocabulary": 12, "pairs": 3, "length": 12, "more_pairs": (5,), "evaluation_batches": 2},
+        formula="k_1 v_1 … k_P v_P, then k_i → v_i at random steps",
+    ),
+    "selective_copy": TaskEntry(
+        place="tasks.league:SelectiveCopy",
+        small={"vocabulary": 4, "items": 3, "length": 6, "lengths": (8,), "evaluation_batches": 2},
+        formula="x_1 … x_N at random steps between fillers → x_1 … x_N",
+    ),
+    "noisy_recall": TaskEntry(
+        place="tasks.league:NoisyRecall",
+        small={"vocabulary": 3, "length": 12, "lengths": (16,), "evaluation_batches": 2},
+        formula="k v pairs of one map and noise, k → v",
+    ),
+    "parity": TaskEntry(
+        place="tasks.league:Parity",
+        small={"length": 6, "lengths": (9,), "evaluation_batches": 2},
+        formula="b_1 … b_t → b_1 + … + b_t mod 2",
+    ),
+    "s3": TaskEntry(
+        place="tasks.league:S3",
+        small={"length": 6, "lengths": (9,), "evaluation_batches": 2},
+        formula="g_1 … g_t → g_1 ⋯ g_t, permutations of three",
     ),
     "maze": TaskEntry(
         place="tasks.maze:MazeTask",
@@ -269,6 +295,27 @@ MODELS: dict[str, ModelEntry] = {
         formula="h' = tanh(A x + (W + α ∘ E) h),  E ← clip(E + m ∘ (h ⊗ h'))",
     ),
 }
+_STACK = {"stack_features": 64, "block_parameters": 50_000}
+_STATES = {"lstm": 128, "attention": 2 * 64 * 512}  # values per layer; all others 1024
+_STACKS = {  # the mixer of the stack: colour and formula
+    "hebbian": ("#BBCC33", "W ← W + β k ⊗ v"),
+    "delta": ("#225555", "W ← W − β k ⊗ (k W − v),  |k| = 1"),
+    "delta-normalised": ("#44BB99", "W ← W − β k ⊗ (k W − v) / |k|²"),
+    "delta-gated": ("#99DDFF", "W ← (1 − α) W − β k ⊗ (k (1 − α) W − v),  |k| = 1"),
+    "deep-before": ("#77AADD", "as mnm-p, |k| = 1"),
+    "deep-after": ("#004488", "as mnm-p, layer by layer, |k| = 1"),
+    "deep-gradient": ("#EE8866", "as mnm-g, linearised per chunk, |k| = 1"),
+    "deep-stale": ("#BB5566", "S ← m S − β ∇ |f(k; W) − v|² at the chunk's beginning,  W ← (1 − α) W + S"),
+    "lstm": ("#555555", "as lstm"),
+    "attention": ("#EECC66", "Σ_s softmax(q_t · k_s / √K) v_s"),
+}
+for _mixer, (_colour, _formula) in _STACKS.items():
+    MODELS[f"layer-{_mixer}"] = ModelEntry(
+        make=layer_stack(_mixer),
+        settings=_STACK | {"state": _STATES.get(_mixer, 1024)},
+        colour=_colour,
+        formula=_formula,
+    )
 _FOREIGN_COLOURS = ("#332288", "#F0E442", "#44AA99", "#882255", "#999933", "#BBBBBB")
 
 

@@ -49,7 +49,7 @@ def measure(make_model: Callable[[nnx.Rngs], SequenceModel], task: Task) -> Size
         parameters=sum(leaf.size for leaf in params),
         parameter_bytes=_bytes(params),
         carry=_bytes(carry),
-        memory=_bytes(getattr(carry, "memory", ())),
+        memory=_bytes(_memories(carry)),
         flops=counted.get("flops", math.nan),
         steps=inputs.shape[0],
     )
@@ -67,6 +67,12 @@ def describe(size: Size, training: TrainConfig) -> str:
         f"{size.flops / 1e6:,.3f} MFLOP per step, {update / 1e9:,.2f} GFLOP per update "
         f"(T {size.steps}, B {training.batch_size}, seeds {training.seeds})"
     )
+
+
+def _memories(carry: Any) -> list[Any]:
+    """Returns the memories of a carry, or of the carries of a stack of layers."""
+    parts = jax.tree.leaves(carry, is_leaf=lambda part: hasattr(part, "memory"))
+    return [part.memory for part in parts if hasattr(part, "memory")]
 
 
 def _bytes(tree: Any) -> int:

@@ -7,11 +7,25 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch.configs import algorithmic, maze, pairs
+from launch.configs import algorithmic, league, maze, pairs
 from launch.runs.build import build_make_model, build_task, count_parameters
 
 _EQUAL_PARAMETERS = 100_000
 _WIDEST = 4096
+
+
+class Tuning(NamedTuple):
+    """A setting that is chosen by the accuracy in validation, before a run trains.
+
+    Attributes:
+      name: the setting, such as "training.learning_rate".
+      values: the values that are tried, each in a run of its own; of equally good ones the last is chosen.
+      changes: settings of these runs that differ from the run's, such as `{"training.seeds": 1}`.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    changes: Mapping[str, Any]
 
 
 class SuiteRun(NamedTuple):
@@ -21,11 +35,22 @@ class SuiteRun(NamedTuple):
       recipe: FILE:MODEL of `launch/configs`.
       config: its config.
       changes: settings that differ from the recipe.
+      tuning: the setting that is chosen first; None: none.
     """
 
     recipe: str
     config: ConfigDict
     changes: dict[str, Any]
+    tuning: Tuning | None = None
+
+    def change(self, changes: Mapping[str, Any]) -> "SuiteRun":
+        """Returns the run with more settings changed; a setting that is given is not tuned.
+
+        Raises:
+          ValueError: if the recipe has no such setting.
+        """
+        run = make_run(self.recipe, {**self.changes, **changes})
+        return run if self.tuning is None or self.tuning.name in changes else run._replace(tuning=self.tuning)
 
 
 Suite = dict[str, SuiteRun]
@@ -67,6 +92,16 @@ def capacity_suite() -> Suite:
     return runs
 
 
+def league_suite() -> Suite:
+    """Returns groups of a task and a size of the state with ten layers each, with tuned learning rates: GROUP/MODEL."""
+    suite = {}
+    for group, setting in league.GROUPS.items():
+        tuning = Tuning("training.learning_rate", setting.rates, league.TUNING)
+        for model in league.models_of(group):
+            suite[f"{group}/{model}"] = make_run(f"league.py:{group}/{model}")._replace(tuning=tuning)
+    return suite
+
+
 def maze_suite() -> Suite:
     """Returns three sizes with seven agents each: labels SIZE/MODEL, the smallest maze first."""
     labels = [f"{size}/{model}" for size in maze.SIZES for model in maze.MODELS]
@@ -76,6 +111,7 @@ def maze_suite() -> Suite:
 SUITES: dict[str, Callable[[], Suite]] = {
     "algorithmic": algorithmic_suite,
     "capacity": capacity_suite,
+    "league": league_suite,
     "maze": maze_suite,
 }
 

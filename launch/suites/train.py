@@ -3,14 +3,20 @@
 import contextlib
 import fnmatch
 import json
+import math
 import pathlib
 import shlex
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from launch.runs.workdir import SUMMARY, claim
-from launch.suites.runs import Suite, SuiteRun, make_run
+from launch.runs.workdir import SUMMARY, claim, read_summary, write_json
+from launch.suites.runs import Suite, SuiteRun
 from mnm_jax._files import lock_folder
+from mnm_jax.training import TrainingFault
+
+_TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
+_CHOSEN_BY = "valid/accuracy"
 
 
 def choose(suite: Suite, only: str, settings: Sequence[str]) -> Suite:
@@ -33,7 +39,7 @@ def choose(suite: Suite, only: str, settings: Sequence[str]) -> Suite:
         if not equals or "." not in name:
             raise ValueError(f"a setting is SECTION.KEY=VALUE, such as training.seeds=2, got {setting!r}.")
         changes[name] = _parse(value)
-    return {label: make_run(run.recipe, {**run.changes, **changes}) for label, run in chosen.items()}
+    return {label: run.change(changes) for label, run in chosen.items()}
 
 
 def command(run: SuiteRun, workdir: pathlib.Path) -> str:
@@ -44,16 +50,26 @@ def command(run: SuiteRun, workdir: pathlib.Path) -> str:
 
 
 def plan(suite: Suite, workdir: pathlib.Path) -> str:
-    """Returns two lines per run: its state and its command."""
+    """Returns two lines per run: its state and its command, after those of the runs that choose its setting."""
     lines = []
     for label, run in suite.items():
-        state = "finished" if (workdir / label / SUMMARY).is_file() else "to do"
+        summary, state = read_summary(workdir / label), "to do"
+        if summary:
+            run, state = choose_setting(run, summary.get(_TUNING, {})), "finished"
+        elif run.tuning:
+            for trial, folder in trials(run, workdir / label).values():
+                lines += [f"# {'finished' if read_summary(folder) else 'to do'}", command(trial, folder)]
+            state += f", with the best {run.tuning.name}"
         lines += [f"# {state}", command(run, workdir / label)]
     return "\n".join(lines)
 
 
 def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) -> list[str]:
     """Trains the runs that are neither finished nor being trained by another process.
+
+    A run with a `Tuning` first trains the runs that choose its setting, in `workdir / label / "tuning"`; its summary
+    has their accuracies in validation as `tuning`. A run that stops at a number that is not finite is reported, and the
+    others continue.
 
     Args:
       suite: runs by label; each trains in `workdir / label`.
@@ -64,8 +80,8 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
       Labels of the runs that another process trains.
 
     Raises:
-      ValueError: if a folder holds a run of another config, finished or not. Errors of `train` pass through, at the
-        first run that fails.
+      ValueError: if a folder holds a run of another config, finished or not. Other errors of `train` pass through, at
+        the first run that fails.
     """
     busy = []
     for label, run in suite.items():
@@ -76,12 +92,53 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
             except BlockingIOError:
                 busy.append(label)
                 continue
+            scores: dict[str, float | None] = (read_summary(folder) or {}).get(_TUNING, {})
+            for value, (trial, place) in ({} if scores else trials(run, folder)).items():
+                _train(trial, place, train)
+                found = read_summary(place)
+                scores[value] = found["metrics"][_CHOSEN_BY]["mean"] if found else None
+            run = choose_setting(run, scores)
             if (folder / SUMMARY).is_file():
                 claim(folder, json.loads(json.dumps(run.config.to_dict())))
-            if not (folder / SUMMARY).is_file():  # unfinished, or continued because its number of updates was increased
-                print(f"{label}: {command(run, folder)}", flush=True)
-                train(run.config, folder, command=command(run, folder))
+            _train(run, folder, train)  # also if `claim` reopened it, since its number of updates was increased
+            if (summary := read_summary(folder)) and summary.get(_TUNING, {}) != scores:
+                write_json(folder / SUMMARY, {**summary, _TUNING: scores})
     return busy
+
+
+def trials(run: SuiteRun, folder: pathlib.Path) -> dict[str, tuple[SuiteRun, pathlib.Path]]:
+    """Returns the runs among which a setting of `run` is chosen, and their folders, by value of the setting."""
+    if run.tuning is None:
+        return {}
+    name, values, changes = run.tuning
+    key = name.rpartition(".")[2]
+    return {str(v): (run.change({**changes, name: v}), folder / _TUNING / f"{key}={v}") for v in values}
+
+
+def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRun:
+    """Returns a run with the value of its tuned setting that has the highest score, of equal ones the last.
+
+    A score of None, of a trial that stopped at a number that is not finite, is the lowest.
+    """
+    if run.tuning is None:
+        return run
+
+    def score(value: Any) -> float:
+        found = scores[str(value)]
+        return -math.inf if found is None else found
+
+    return run.change({run.tuning.name: max(reversed(run.tuning.values), key=score)})
+
+
+def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> None:
+    """Trains a run unless it is finished, and reports a number that is not finite on stderr."""
+    if (folder / SUMMARY).is_file():
+        return
+    print(f"{folder}: {command(run, folder)}", flush=True)
+    try:
+        train(run.config, folder, command=command(run, folder))
+    except TrainingFault as error:
+        print(f"{folder}: {error}", file=sys.stderr)
 
 
 def _parse(value: str) -> Any:

@@ -204,7 +204,8 @@ class NeuralMemoryLayer(nnx.Module):
                     f"forget_bias must be None for a memory without a forget gate, got {forget_bias}: give the memory "
                     "WriteOptions(forget=True), or leave forget_bias out."
                 )
-        self.features, self.heads, self.chunk = features, heads, chunk
+        self.features = self.in_features = self.out_features = features
+        self.heads, self.chunk = heads, chunk
         self.dtype, self.backend, self.max_rate = jnp.dtype(dtype), backend, float(max_rate)
         if backend == "pallas":
             load_kernel().check_kernel(self.memory, chunk, self.dtype)

@@ -37,9 +37,13 @@ class SequenceModel(nnx.Module):
 
         head(y) = A y + a       with hidden units:  A y + a + C relu(D y + d)
 
+    In place of a cell it takes a layer or a stack of layers: an `nnx.Module` with the methods of `NeuralMemoryLayer`,
+    `initialize_carry((B, D))`, `(carry, inputs [T, B, D], mask=...) -> (carry, outputs)` with None for new sequences,
+    and `step`, and with the attributes `in_features` and `out_features`.
+
     Args:
       encoder: a map `[T, B, ...] -> [T, B, D]`.
-      cell: any `nnx.RNNCellBase` that `unroll` can run.
+      cell: any `nnx.RNNCellBase` that `unroll` can run, or a layer.
       classes: `C`, number of logits.
       readout_features: number of hidden units of the head; 0: none.
       dropout: fraction of the features that training sets to zero, both of the encoder and of the cell. Each example
@@ -59,7 +63,7 @@ class SequenceModel(nnx.Module):
     def __init__(
         self,
         encoder: Callable,
-        cell: nnx.RNNCellBase,
+        cell: nnx.Module,
         classes: int,
         readout_features: int = 0,
         *,
@@ -100,13 +104,16 @@ class SequenceModel(nnx.Module):
         Args:
           inputs: `[T, B, ...]`.
           mask: see `unroll`.
-          fork: see `unroll`.
+          fork: see `unroll`; None for a layer.
           noise: `[B]` uint32, seeds of the dropout of each example; None, as in evaluation: no dropout.
           carry: the cell's carry after earlier inputs, `[B, ...]`; None begins new sequences.
-          **options: other arguments of `unroll`, such as `form` or `reset_controller`.
+          **options: other arguments of `unroll`, such as `form` or `reset_controller`; none for a layer.
+
+        Raises:
+          ValueError: for a fork or an option with a layer.
         """
         features = self._drop(self.encoder(inputs), noise, 0)
-        carry, outputs = unroll(self.cell, carry, features, mask=mask, fork=fork, **options)
+        carry, outputs = self._run(carry, features, mask, fork, options)
         hidden, meta_loss = split_output(outputs)
         logits = self._read_out(self._drop(hidden, noise, 1))
         return SequenceOutput(logits=logits, meta_loss=meta_loss, cell=outputs, carry=carry)
@@ -117,8 +124,23 @@ class SequenceModel(nnx.Module):
 
     def step(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
         """Returns the carry and the logits `[B, C]` after one step with inputs `[B, ...]`."""
-        carry, outputs = self.cell(carry, self.encoder(inputs[None])[0])
+        run = self.cell.step if _is_layer(self.cell) else self.cell
+        carry, outputs = run(carry, self.encoder(inputs[None])[0])
         return carry, self._read_out(split_output(outputs)[0])
+
+    def _run(
+        self, carry: Any, features: Array, mask: Array | None, fork: Array | None, options: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Returns the last carry and the outputs `[T, B, ...]` of the cell or the layer."""
+        if not _is_layer(self.cell):
+            return unroll(self.cell, carry, features, mask=mask, fork=fork, **options)
+        given = [name for name, value in {"fork": fork, **options}.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"{given[0]} needs a cell, which runs step by step, got a layer, {type(self.cell).__name__}: leave it "
+                "out, or take a cell such as MNMCell."
+            )
+        return self.cell(carry, features, mask=mask)
 
     def _drop(self, features: Array, noise: Array | None, place: int) -> Array:
         """Returns features `[T, B, F]` with dropout; `place` distinguishes the draws of one seed."""
@@ -137,3 +159,8 @@ class SequenceModel(nnx.Module):
         if self.into is None or self.out is None:
             return logits
         return logits + self.out(jax.nn.relu(self.into(hidden)))
+
+
+def _is_layer(cell: Any) -> bool:
+    """Returns whether a module runs over sequences by itself."""
+    return not isinstance(cell, nnx.RNNCellBase) and hasattr(cell, "step")

@@ -10,11 +10,18 @@ import pytest
 from tasks.algorithmic import AssociativeRecall, Copy, DoubleCopy, Pairs, PrioritySort, RepeatCopy
 from tasks.babi import Babi
 from tasks.dictionary import Dictionary
+from tasks.league import S3, NoisyRecall, Parity, Recall, SelectiveCopy
 from tasks.maze import Maze, MazeTask
 
 BITS = ("length", "shortest", "bits", "curriculum", "lengths", "evaluation_batches")
 ACTOR = ("discount", "value_weight", "concentration_weight", "first_baseline", "evaluation_batches")
+TOKENS = ("curriculum", "wider", "embedding_features", "evaluation_batches", "length")
 ARGUMENTS = {
+    Parity: (*TOKENS, "lengths", "last"),
+    S3: (*TOKENS, "lengths", "last"),
+    Recall: (*TOKENS, "vocabulary", "pairs", "filler", "more_pairs", "all_pairs"),
+    SelectiveCopy: (*TOKENS, "vocabulary", "items", "lengths"),
+    NoisyRecall: (*TOKENS, "vocabulary", "noise", "lengths"),
     Dictionary: ("length", "support", "queries", "evaluation_batches", "wider", "mixed"),
     Copy: BITS,
     DoubleCopy: BITS,

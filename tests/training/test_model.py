@@ -1,4 +1,4 @@
-"""The dtypes of the model: a head computes in its own dtype, whatever the dtype of the cell."""
+"""Tests the model: the dtype of its head, dropout, and a layer in place of a cell."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, RNNCell, unroll
+from mnm_jax import LSTMCell, NeuralMemoryLayer, RNNCell, WriteOptions, matrix_memory, unroll
 from mnm_jax.training import SequenceModel
 
 
@@ -54,3 +54,27 @@ def test_bad_settings_are_named(changes, message):
     settings = {"encoder": lambda x: x, "classes": 2} | changes
     with pytest.raises((ValueError, TypeError), match=message):
         SequenceModel(cell=LSTMCell(3, 4, rngs=nnx.Rngs(0)), **settings, rngs=nnx.Rngs(1))
+
+
+def test_a_sequence_model_takes_a_layer():
+    memory = matrix_memory(4, 4, options=WriteOptions(key_norm="l2"))
+    layer = NeuralMemoryLayer(8, memory, convolution=2, rngs=nnx.Rngs(0))
+    model = SequenceModel(nnx.Linear(3, 8, rngs=nnx.Rngs(1)), layer, 5, rngs=nnx.Rngs(2))
+    inputs, mask = jax.random.normal(jax.random.key(0), (3, 2, 3)), jnp.ones((3, 2), bool).at[2, 0].set(False)
+
+    @nnx.jit
+    def compute(model):
+        output, carry, steps = model(inputs, mask), model.start(2), []
+        for x in inputs:
+            carry, logits = model.step(carry, x)
+            steps.append(logits)
+        return output.logits, output.carry, model.head(layer(None, model.encoder(inputs), mask=mask)[1]), steps
+
+    logits, carry, expected, steps = compute(model)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    np.testing.assert_allclose(logits[:, 1], jnp.stack(steps)[:, 1], atol=1e-5)
+    assert carry.memory.now.weights[0].shape == (2, 1, 4, 4)
+    with pytest.raises(ValueError, match="fork needs a cell, which runs step by step, got a layer, NeuralMemoryLayer"):
+        model(inputs, mask, ~mask)
+    with pytest.raises(ValueError, match="form needs a cell"):
+        model(inputs, mask, form="factored")

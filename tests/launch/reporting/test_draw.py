@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from launch.reporting import figures, table
-from launch.reporting.draw import longest, report_run, report_runs
+from launch.reporting.draw import draw_test_sets, longest, report_run, report_runs
 from launch.reporting.pages import write_results
 from launch.runs import build
 from launch.runs.finished import find_runs
@@ -105,6 +105,27 @@ def test_accuracy_by_size_has_a_curve_a_run_and_needs_three_sizes(tmp_path, metr
     picture = pixels(tmp_path / "accuracy_by_length.png")
     assert min(count(picture, MODELS[model].colour) for model in ("mnm-p", "ntm")) > 100
     assert not (tmp_path / "accuracy_by_support.png").exists()  # two sizes do not make a curve
+
+
+def test_accuracy_by_a_setting_has_a_curve_per_model_and_a_point_for_a_single_run(tmp_path, monkeypatch, write_run):
+    drawn = []
+    monkeypatch.setattr(figures, "accuracy_by_size", lambda *args: drawn.append(args))
+    runs = {("256", "mnm-p"): 256, ("1024", "mnm-p"): 1024, ("4096", "mnm-p"): 4096, ("1024", "lstm"): 128}
+    for (group, model), state in (runs | {("long", "mnm-p"): 256}).items():  # "long" is another setting of the task
+        summary, _ = write_run(tmp_path / group / model, model)
+        summary["config"] = {
+            "task": {"length": 9 if group == "long" else 1},
+            "model": {"name": model, "state": state},
+            "training": {},
+        }
+        summary["metrics"]["test/accuracy"]["per_seed"] = [0.0, 0.0] if group == "long" else [state / 4096, 1.0]
+        (tmp_path / group / model / "summary.json").write_text(json.dumps(summary))
+    found, _ = find_runs(tmp_path)
+    draw_test_sets(found, "state", tmp_path)
+    (panels, key, trained, path) = drawn[0]
+    curves = {curve.name: dict(curve.values) for curve in panels["dictionary"]}
+    assert curves == {"mnm-p": {n: [n / 4096, 1.0] for n in (256, 1024, 4096)}, "lstm": {128: [128 / 4096, 1.0]}}
+    assert (key, trained, path.name, len(panels)) == ("state", {}, "accuracy_by_state.png", 1)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from launch.configs import babi_joint, babi_paper, babi_task1, catbabi, dictionary, maze, pairs
+from launch.configs import babi_joint, babi_paper, babi_task1, catbabi, dictionary, league, maze, pairs
 from launch.evaluate import evaluation_table
 from launch.reporting.text_table import format_table
 from launch.runs import build
@@ -282,6 +282,7 @@ RECIPES = {
     catbabi: tuple(catbabi.MODELS),
     pairs: ("mnm-p", "mnm-g", "lstm-salu", "ntm", "dnc", "lstm"),
     maze: ("mnm-p", "mnm-g", "lstm", "lstm-salu", "rnn", "plastic", "neuromodulated"),
+    league: league.MODELS,
 }
 
 
@@ -297,8 +298,8 @@ def test_every_model_is_in_a_recipe_and_others_are_refused():
 
 
 def which(recipe, model):
-    """Returns the part of --config after the colon: for the maze's recipe it includes a size."""
-    return f"11x11/{model}" if recipe is maze else model
+    """Returns the part of --config after the colon: for some recipes it includes a size or a group."""
+    return {maze: f"11x11/{model}", league: f"dictionary/{model}"}.get(recipe, model)
 
 
 @pytest.mark.parametrize(
@@ -309,6 +310,7 @@ def test_every_recipe_can_be_built(recipe, model):
     build.build_training(config.training)
     task = build.build_task(config.task)
     expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24, maze: 17}
+    expected[league] = 27
     expected[catbabi] = 128 + 4 * 48 if model.startswith("chain") else 256
     assert task.input_features == expected[recipe]
     if config.task.name == "babi":  # without the data: the task with made-up words and answers
@@ -317,7 +319,9 @@ def test_every_recipe_can_be_built(recipe, model):
     if config.task.name == "catbabi":
         task.use_vocabulary(types.SimpleNamespace(size=13))
     made = nnx.eval_shape(lambda: build.build_make_model(config.model, task)(nnx.Rngs(0)))
-    features = config.model.hidden_features + config.model.get("memory_features", 0)
+    features = config.model.get("hidden_features", 0) + config.model.get("memory_features", 0)
+    if recipe is league:
+        features = config.model.stack_features
     if model.startswith("chain"):  # the inputs, and the results of 3 hops by 2 heads
         features = task.input_features + config.model.hidden_features + 3 * 2 * 48
     assert made.head.kernel.shape == (features, {pairs: 8, maze: 5}.get(recipe, 13))

@@ -1,0 +1,115 @@
+"""The league: ten layers in one model, at equal state and equal parameters, on six tasks.
+
+    python -m launch.train --config=launch/configs/league.py:parity/layer-deep-after --workdir=runs/league/parity/after
+    python -m launch.compare --suite=league
+
+The colon is followed by GROUP/MODEL: a group of `GROUPS`, and a stack of `launch/runs/stack.py`. A model has two blocks
+(parity: one) of 64 features and 50,000 parameters each. Every memory has the state of its group, 1,024 values per layer
+except in recall_64 and recall_256; the LSTM has 128, all that its parameters allow, and attention keeps every token.
+
+`launch.compare` first trains each model with three learning rates and one seed, and then with the rate that is best in
+validation and three seeds. Plan on one core, in seconds per update of 16 sequences and one seed: recall 0.040,
+selective copy 0.045, noisy recall 0.040, parity 0.015, S3 0.028, dictionary 0.020. With `steps` updates, six times per
+model, this is 6.8 hours; 86 models with four programs and their test sets compile in 2.6 hours. In total 9.4 hours.
+
+Sizes were chosen for this time. With 512 tokens recall leaves its plateau after more than 1,000 updates (loss 5.48 at
+950, with 5.55 at the beginning); with 64 tokens the delta rule recalls 8 pairs with 97% after 600. Larger vocabularies,
+up to 8,192, and longer sequences are settings of the task. Parity takes write rates close to 2, which it learns with
+learning rates of 1e-2 and above: at 3e-3 the rate stops at 1.94, enough for 40 steps and too low for 256. It has one
+block and no convolution, with which the deep memory has 98% instead of 100% of the answers up to 256 right.
+"""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from launch.configs import Settings, choose_model, training_section
+from mnm_jax._checks import check_choice
+
+
+class Setting(NamedTuple):
+    """The settings of a group of runs.
+
+    Attributes:
+      task: arguments of the task, with its name.
+      steps: updates of a run.
+      state: values of the state per layer of every memory.
+      layers: blocks of the model.
+      convolution: tokens of the convolution before every layer.
+      max_rate: largest write rate of every memory.
+      rates: the learning rates of which validation chooses one.
+    """
+
+    task: dict[str, Any]
+    steps: int
+    state: int = 1024
+    layers: int = 2
+    convolution: int = 4
+    max_rate: float = 1.0
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+
+
+_RECALL = {"name": "recall", "vocabulary": 64, "pairs": 16, "length": 64, "more_pairs": (8, 16, 32)}
+_HIGH = (3e-3, 1e-2, 3e-2)
+GROUPS = {
+    "recall_64": Setting(_RECALL, steps=1200, state=64),
+    "recall_256": Setting(_RECALL, steps=1200, state=256),
+    "recall_1024": Setting(_RECALL, steps=1200),
+    "recall_512_tokens": Setting({"name": "recall", "vocabulary": 512, "pairs": 16, "length": 64}, steps=2400),
+    "selective_copy": Setting({"name": "selective_copy"}, steps=1200),
+    "noisy_recall": Setting({"name": "noisy_recall", "length": 64, "lengths": (128, 256)}, steps=1000),
+    "parity": Setting(
+        {"name": "parity", "curriculum": 200}, steps=800, layers=1, convolution=1, max_rate=2.0, rates=_HIGH
+    ),
+    "s3": Setting({"name": "s3", "curriculum": 1000}, steps=2000, max_rate=2.0, rates=_HIGH),
+    "dictionary": Setting({"name": "dictionary", "length": 1, "support": 8, "queries": 8}, steps=1200),
+}
+MEMORIES = (
+    "layer-hebbian",
+    "layer-delta",
+    "layer-delta-normalised",
+    "layer-delta-gated",
+    "layer-deep-before",
+    "layer-deep-after",
+    "layer-deep-gradient",
+    "layer-deep-stale",
+)
+MODELS = (*MEMORIES, "layer-lstm", "layer-attention")
+TUNING = {"training.seeds": 1, "task.wider": False}  # settings of the runs that choose the learning rate
+_FEATURES = 64
+_PARAMETERS = 50_000  # of a block
+_WINDOW = 512  # tokens of attention
+
+
+def models_of(group: str) -> tuple[str, ...]:
+    """Returns the models of a group; a group that varies the state has those whose state can be varied."""
+    return MODELS if group not in ("recall_64", "recall_256") else MEMORIES
+
+
+def get_config(which: str = "recall_1024/layer-deep-after") -> ConfigDict:
+    """Returns the config of GROUP/MODEL."""
+    group, _, model = which.partition("/")
+    check_choice("the recipe's group", group, GROUPS)
+    setting = GROUPS[group]
+    stack: Settings = {"stack_features": _FEATURES, "block_parameters": _PARAMETERS, "max_rate": setting.max_rate}
+    stack |= {"layers": setting.layers, "convolution": setting.convolution}
+    states = {"layer-lstm": 2 * _FEATURES, "layer-attention": 2 * _FEATURES * _WINDOW}
+    states |= dict.fromkeys(MEMORIES, setting.state)
+    models = {name: stack | {"state": states[name]} for name in MODELS}
+    return ConfigDict(
+        {
+            "task": {"evaluation_batches": 16, "wider": True, **setting.task},
+            "model": choose_model(models, model),
+            "training": training_section(
+                steps=setting.steps,
+                batch_size=16,
+                learning_rate=setting.rates[1],
+                schedule="cosine",
+                warmup_steps=50,
+                clip_norm=1.0,
+                seeds=3,
+                log_every=50,
+                eval_every=200,
+            ),
+        }
+    )
