@@ -69,8 +69,11 @@ def accelerator(
     """
     order: list[tuple[int, dict[str, Any]]] = []
     for model in models:
-        is_cell = model in ("LSTM", GIVEN_KEYS, *MNM)
-        many: Sequence[int | None] = heads if model in (GIVEN_KEYS, *MNM) else (None,) if is_cell else (layer_heads,)
+        is_cell, has_kernel = model in ("LSTM", GIVEN_KEYS, *MNM), model == GIVEN_KEYS
+        many: Sequence[int | None] = heads if model in MNM else (None,) if is_cell else (layer_heads,)
+        widths: tuple[int, ...] = (width if is_cell else layer_width,)
+        if has_kernel:  # half the width fits in the registers of a GPU
+            many, widths = heads[:1], (width // 2, width)
         lengths, sizes = (steps, batches) if is_cell else (tokens, (tokens_per_batch,))
         # Programs that differ in T alone are compiled quickly one after another, since XLA tunes their products once.
         combinations = itertools.product(enumerate(sizes), enumerate(dtypes), enumerate(lengths))
@@ -78,11 +81,12 @@ def accelerator(
             rank = min(t_rank, 1) + b_rank + d_rank
             if dtype == "float32 highest" and (t_rank or b_rank):
                 continue
-            if dtype == "bfloat16" and model == GIVEN_KEYS:  # its kernel has float32 only
+            if has_kernel and rank:  # Triton takes long to compile it, and minutes with four heads
                 continue
-            fields: dict[str, Any] = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
-            fields |= {"width": width if is_cell else layer_width, "dtype": dtype}
-            order += [(rank, {"model": model, "heads": h} | fields) for h in many]
+            sizes_of_inputs = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
+            for h, w in itertools.product(many, widths):
+                fields: dict[str, Any] = {"model": model, "heads": h} | sizes_of_inputs | {"width": w, "dtype": dtype}
+                order.append((rank, fields))
     peak = _Peak(devices[0])
     for _, fields in sorted(order, key=lambda entry: entry[0]):
         yield _group(fields, devices[0], peak)

@@ -185,6 +185,7 @@ def test_every_kind_of_row_runs_and_the_forms_agree(tmp_path, monkeypatch):
         ("MNM-p", "factored"),
         ("layer: delta rule", "chunks"),
         ("layer: delta rule", "steps"),
+        (GIVEN_KEYS, "xla"),  # with half the width
         (GIVEN_KEYS, "xla"),
         ("attention", "xla"),
         ("LSTM", "plain"),
