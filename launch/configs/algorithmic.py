@@ -1,4 +1,4 @@
-"""The tasks of the Neural Turing Machine: five tasks, six models.
+r"""The tasks of the Neural Turing Machine: five tasks, six models.
 
     python -m launch.train --config=launch/configs/algorithmic.py:copy/mnm-p --workdir=runs/algorithmic/copy/mnm-p
 
@@ -12,6 +12,13 @@ of mnm-p and mnm-g have two layers of 64. Optimiser, batch size and number of up
 of a task. They were chosen by the validation accuracy of one or two seeds of mnm-p and mnm-g: the learning rate on
 copy, the limit of the gradient's norm on repeat copy (with 10, each new number of repeats erased what had been
 learned), the batch size on associative recall.
+
+With keys that follow from the last keys, mnm-p copies sequences of twice the trained length: seeds 0 and 1 have 0.993
+of the bits right at 40 vectors, and 0.968 and 0.965 at 50 (2 minutes per seed):
+
+    python -m launch.train --config=launch/configs/algorithmic.py:copy/mnm-p \
+      --workdir=runs/algorithmic/copy/mnm-p-follow --config.model.follow_keys=True --config.model.memory_layers=1 \
+      --config.model.memory_features=128 --config.task.lengths="(30,40,50,120)" --config.training.seeds=3
 
 Expected (RESULTS.md; 5 seeds, one core of a shared CPU), test accuracy of mnm-p, mnm-g, lstm: copy 0.9996, 0.992,
 0.844; repeat copy 1.0000, 0.9997, 0.793; double copy 0.982, 0.952, 0.779; associative recall 0.995, 0.996, 0.926;
