@@ -1,6 +1,6 @@
 """The recurrent cell with a metalearned neural memory."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +182,8 @@ class MNMCell(Cell):
             norm = nnx.LayerNorm(interactions, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm = nnx.data(norm)
         self.readout = nnx.data(None if out_features is None else linear(joint, out_features))
-        angles = follow = None
+        angles: Any = None
+        follow = None
         if follow_keys:
             angles = nnx.Param(jnp.zeros(key_size // 2, param_dtype))
             follow = linear(key_size, 2 * heads)
@@ -237,10 +238,10 @@ class MNMCell(Cell):
         new = MNMCarry(controller=controller, read=read, memory=memory, recent=recent, keys=keys)
         return new, CellOutput(features=features, meta_loss=meta_loss, write=info, trace=trace)
 
-    def _interact(self, hidden: Array, last: Array | None) -> _Interaction:
+    def _interact(self, hidden: Array, last: Any) -> _Interaction:
         """Returns k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]` and the memory's other gates.
 
-        `last` are the last keys, as in `MNMCarry`.
+        `last` are the last keys, `MNMCarry.keys`, which are checked here.
         """
         key_size, value_size = self.memory.key_size, self.memory.value_size
         u = self.interaction(hidden)
