@@ -3,6 +3,7 @@
     python -m launch.benchmark --suite=NAME --out=FILE.json
 
 training_step  the forms of `mnm_jax.recurrence` against plain autodiff, over rules, heads and lengths
+many_heads     the same with 8 and 16 heads, "auto" against plain autodiff only
 own_program    a user's own jitted program, with and without micro-batches, against the training program
 scaling        the form "auto" against the number of steps, the width and the number of heads
 limit          rates of the forms and of a large matrix product

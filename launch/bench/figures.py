@@ -47,6 +47,9 @@ def draw_training_step(rows: Rows, path: str | os.PathLike, title: str) -> None:
     _save(figure, path)
 
 
+draw_many_heads = draw_training_step
+
+
 def draw_own_program(rows: Rows, path: str | os.PathLike, title: str) -> None:
     """Draws the speed of each program relative to the training program; a cluster per memory and number of steps."""
     named = [{**row, "case": f"{row['rule']}\nH {row['heads']}, T {row['steps']}"} for row in rows]

@@ -52,6 +52,13 @@ def training_step(
                 yield Group(candidates, partial(with_ratios, field="form", reference="plain"))
 
 
+def many_heads(
+    devices: Devices, *, heads: Sequence[int] = (8, 16), steps: Sequence[int] = (32, 128), **sizes: Any
+) -> Iterator[Group]:
+    """Yields the groups of `training_step` for more heads, of the forms "plain" and "auto"."""
+    yield from training_step(devices, forms=("plain", "auto"), heads=heads, steps=steps, **sizes)
+
+
 def scaling(
     devices: Devices,
     *,

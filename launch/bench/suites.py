@@ -34,6 +34,7 @@ def _named(module: str, name: str) -> Callable[..., Any]:
 
 _MODULES = {
     "training_step": "forms",
+    "many_heads": "forms",
     "own_program": "own_program",
     "scaling": "forms",
     "limit": "forms",

@@ -11,7 +11,7 @@ import jax
 import pytest
 from matplotlib import image
 
-from launch.bench.forms import limit, scaling, step_flops, training_step
+from launch.bench.forms import limit, many_heads, scaling, step_flops, training_step
 from launch.bench.measure import Candidate, Group, Program, measure, with_ratios
 from launch.bench.run import run
 from launch.bench.suites import SUITES, Suite
@@ -128,6 +128,9 @@ def test_the_suites_have_the_sizes_that_they_promise():
     assert [c.fields["form"] for c in groups[0].candidates] == ["plain", "factored", "reversible", "auto"]
     assert {f["steps"] for f in fields} == {16, 32, 128, 512}
     assert {(f["batch"], f["width"]) for f in fields} == {(64, 128)}
+    fields = [candidate.fields for group in many_heads(devices) for candidate in group.candidates]
+    assert {(f["heads"], f["steps"]) for f in fields} == {(8, 32), (8, 128), (16, 32), (16, 128)}
+    assert [f["form"] for f in fields] == ["plain", "auto"] * 8
     for suite in SUITES.values():  # fields must identify a row
         fields = [tuple(c.fields.items()) for group in suite.groups(devices) for c in group.candidates]
         assert len(set(fields)) == len(fields)
