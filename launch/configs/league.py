@@ -52,17 +52,17 @@ class Setting(NamedTuple):
 _RECALL = {"name": "recall", "vocabulary": 64, "pairs": 16, "length": 64, "more_pairs": (8, 16, 32)}
 _HIGH = (3e-3, 1e-2, 3e-2)
 GROUPS = {
-    "recall_64": Setting(_RECALL, steps=1200, state=64),
-    "recall_256": Setting(_RECALL, steps=1200, state=256),
-    "recall_1024": Setting(_RECALL, steps=1200),
-    "recall_512_tokens": Setting({"name": "recall", "vocabulary": 512, "pairs": 16, "length": 64}, steps=2400),
-    "selective_copy": Setting({"name": "selective_copy"}, steps=1200),
-    "noisy_recall": Setting({"name": "noisy_recall", "length": 64, "lengths": (128, 256)}, steps=1000),
     "parity": Setting(
         {"name": "parity", "curriculum": 200}, steps=800, layers=1, convolution=1, max_rate=2.0, rates=_HIGH
     ),
-    "s3": Setting({"name": "s3", "curriculum": 1000}, steps=2000, max_rate=2.0, rates=_HIGH),
     "dictionary": Setting({"name": "dictionary", "length": 1, "support": 8, "queries": 8}, steps=1200),
+    "recall_1024": Setting(_RECALL, steps=1200),
+    "recall_256": Setting(_RECALL, steps=1200, state=256),
+    "recall_64": Setting(_RECALL, steps=1200, state=64),
+    "noisy_recall": Setting({"name": "noisy_recall", "length": 64, "lengths": (128, 256)}, steps=1000),
+    "selective_copy": Setting({"name": "selective_copy"}, steps=1200),
+    "s3": Setting({"name": "s3", "curriculum": 1000}, steps=2000, max_rate=2.0, rates=_HIGH),
+    "recall_512_tokens": Setting({"name": "recall", "vocabulary": 512, "pairs": 16, "length": 64}, steps=2400),
 }
 MEMORIES = (
     "layer-hebbian",

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from launch.configs import league
 from launch.runs.build import build_training
 from launch.runs.workdir import claim, write_json
 from launch.suites import train as compare
@@ -30,6 +31,17 @@ def test_the_maze_suite_has_every_agent_in_every_size():
     agents = ["mnm-p", "mnm-g", "lstm", "lstm-salu", "rnn", "plastic", "neuromodulated"]
     assert list(suite_of("maze")) == [f"{n}x{n}/{agent}" for n in (9, 11, 13) for agent in agents]
     assert {cell.config.task.size for cell in suite_of("maze").values()} == {9, 11, 13}
+
+
+def test_the_league_has_ten_layers_per_task_and_the_memories_at_two_more_states():
+    suite, models = suite_of("league"), set(league.MODELS)
+    groups = {
+        group: {label.split("/")[1] for label in suite if label.split("/")[0] == group} for group in league.GROUPS
+    }
+    small = {"recall_64", "recall_256"}
+    assert {group for group, found in groups.items() if found == models} == set(league.GROUPS) - small
+    assert all(groups[group] == set(league.MEMORIES) for group in small) and len(suite) == 7 * 10 + 2 * 8
+    assert all(len(cell.tuning.values) == 3 for cell in suite.values())
 
 
 def test_capacity_compares_at_equal_state_and_at_equal_parameters():
