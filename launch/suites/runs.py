@@ -94,12 +94,9 @@ def capacity_suite() -> Suite:
 
 def league_suite() -> Suite:
     """Returns groups of a task and a size of the state with ten layers each, with tuned learning rates: GROUP/MODEL."""
-    suite = {}
-    for group, setting in league.GROUPS.items():
-        tuning = Tuning("training.learning_rate", setting.rates, league.TUNING)
-        for model in league.models_of(group):
-            suite[f"{group}/{model}"] = make_run(f"league.py:{group}/{model}")._replace(tuning=tuning)
-    return suite
+    tuning = Tuning("training.learning_rate", league.LEARNING_RATES, league.TUNING)
+    labels = [f"{group}/{model}" for group in league.GROUPS for model in league.models_of(group)]
+    return {label: make_run(f"league.py:{label}")._replace(tuning=tuning) for label in labels}
 
 
 def maze_suite() -> Suite:

@@ -152,10 +152,10 @@ def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, c
     def train(config, folder, command):
         rate = config.training.learning_rate
         trained.append((folder.relative_to(tmp_path).as_posix(), rate, config.training.seeds))
-        if rate == 3e-2:
+        if rate == 1e-2:
             raise TrainingFault("loss is not finite at update 3.")
         claim(folder, json.loads(json.dumps(config.to_dict())))
-        mean = {3e-3: 0.25, 1e-2: 0.75}[rate]
+        mean = {1e-3: 0.25, 3e-3: 0.75}[rate]
         metrics = {"valid/accuracy": {"mean": mean}}
         write_json(folder / "summary.json", {"seeds": 1, "steps": 1, "config": {}, "metrics": metrics})
 
@@ -164,13 +164,13 @@ def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, c
     assert "# to do, with the best training.learning_rate" in compare.plan(cells, tmp_path)
     for _ in range(2):  # the second call finds everything finished, except the trial that stopped
         assert compare.train_all(cells, tmp_path, train) == []
-    trials = [(f"{label}/tuning/learning_rate={rate}", rate, 1) for rate in (0.003, 0.01, 0.03)]
-    assert trained == [*trials, (label, 1e-2, 3)]
-    assert "learning_rate=0.03: loss is not finite at update 3." in capsys.readouterr().err
+    trials = [(f"{label}/tuning/learning_rate={rate}", rate, 1) for rate in (0.001, 0.003, 0.01)]
+    assert trained == [*trials, (label, 3e-3, 3)]
+    assert "learning_rate=0.01: loss is not finite at update 3." in capsys.readouterr().err
     summary = json.loads((tmp_path / label / "summary.json").read_text())
-    assert summary["tuning"] == {"0.003": 0.25, "0.01": 0.75, "0.03": None}
+    assert summary["tuning"] == {"0.001": 0.25, "0.003": 0.75, "0.01": None}
     assert compare.plan(cells, tmp_path).startswith("# finished\n")
 
     fixed = compare.choose(suite_of("league"), label, ["training.learning_rate=0.001"])
-    with pytest.raises(ValueError, match="another config: training.learning_rate is 0.01 there, 0.001 here"):
+    with pytest.raises(ValueError, match="another config: training.learning_rate is 0.003 there, 0.001 here"):
         compare.train_all(fixed, tmp_path, train)
