@@ -4,8 +4,9 @@
 
 Each run trains in `WORKDIR/LABEL/` as with `launch.train`. Started again, the command leaves finished runs unchanged
 and resumes an interrupted one. Several processes may run the command at once, on one machine or on several that share
-the folder: each takes the next run that no other process trains. The suite "league" first trains three runs for each of
-its runs, in `WORKDIR/LABEL/tuning/`, to choose the learning rate by the accuracy in validation.
+the folder: each takes the next run that no other process trains. Before each run of the suite "league" the command
+trains one run per learning rate of a short list, in `WORKDIR/LABEL/tuning/`, and selects the rate with the highest
+validation accuracy.
 """
 
 import pathlib

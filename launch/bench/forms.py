@@ -55,7 +55,7 @@ def training_step(
 def many_heads(
     devices: Devices, *, heads: Sequence[int] = (8, 16), steps: Sequence[int] = (32, 128), **sizes: Any
 ) -> Iterator[Group]:
-    """Yields the groups of `training_step` for more heads, of the forms "plain" and "auto"."""
+    """Yields the groups of `training_step` with more heads, in the forms "plain" and "auto" only."""
     yield from training_step(devices, forms=("plain", "auto"), heads=heads, steps=steps, **sizes)
 
 

@@ -220,7 +220,7 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
 def _curves_by_setting(runs: Sequence[Run], key: str) -> dict[str, list[figures.SetCurve]]:
     """Returns curves over a setting of the models by task; empty unless some model has a curve.
 
-    Runs belong to one curve if they have the same model, task and settings of the task. A model with a single run is a
+    Runs belong to one curve if they have the same model, task and settings of the task. A single run is drawn as a
     point.
     """
     found: dict[str, dict[str, dict[int, list[float]]]] = {}

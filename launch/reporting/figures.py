@@ -18,7 +18,7 @@ from mnm_jax.cells import MemoryTrace
 _LINE_STYLES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # runs of one model; dashed is chance
 _SPLITS = {"train": "training batch", "valid": "validation", "test": "test"}
 
-_LOGARITHMIC = ("state",)  # sizes that grow by factors
+_LOGARITHMIC = ("state",)  # settings with a logarithmic axis
 _WIDTH = 8.0  # inches; 960 pixels, readable when shown at 700
 _LABELS = 32  # largest number of labelled steps on an axis of a memory map
 _LABEL_LENGTH = 24

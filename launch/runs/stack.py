@@ -1,4 +1,4 @@
-"""Stacks of layers as models, which compare layers at equal state and equal parameters.
+"""Stacks of layers as models, with a given number of parameters and of values of the state.
 
 Shape letters: `T` time steps, `B` examples, `D` input features, `F` features of the stack, `H` heads, `S` values of the
 state.
@@ -21,8 +21,8 @@ from mnm_jax.layers._convolution import ShortConvolution
 Array = jax.Array
 
 CHUNK = 32  # tokens that a memory processes at once
-STALE_CHUNK = 16  # with the gradients of the chunk's beginning, the chunk size is part of the model
-STALE_RATE = 0.1  # of the other memories' largest rate: the step size "sum" diverges at higher ones
+STALE_CHUNK = 16  # its gradients are those at the chunk's beginning, so the chunk size is part of the model
+STALE_RATE = 0.1  # relative to the other memories' largest rate; the step size "sum" diverges at higher rates
 
 
 class Convolution(nnx.Module):
@@ -32,7 +32,7 @@ class Convolution(nnx.Module):
         self.taps = nnx.data(ShortConvolution(features, taps, rngs=rngs) if taps > 1 else None)
 
     def initialize_carry(self, batch_size: int) -> Array | None:
-        """Returns the tokens before the first, `[B, n - 1, F]`; None for one token."""
+        """Returns the tokens before the first, zeros `[B, taps - 1, F]`; None for one token."""
         return None if self.taps is None else self.taps.initialize_carry(batch_size, jnp.float32)
 
     def __call__(self, window: Array | None, inputs: Array, mask: Array | None) -> tuple[Array | None, Array]:
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
     Args:
       features: `F`.
       heads: `H`.
-      window: number of steps `W` kept between calls; a call attends to all its own steps, too.
+      window: number of steps `W` kept between calls; within a call, a step attends to all earlier steps of the call.
       convolution: number of tokens `n` of the convolution.
       rngs: random keys.
     """
@@ -123,7 +123,7 @@ class LSTMMixer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x <- x + mixer(norm(x)), then x <- x + W_3 (silu(W_1 norm(x)) o W_2 norm(x)).
+    """Computes x <- x + mixer(norm(x)), then x <- x + W_3 (silu(W_1 norm(x)) o W_2 norm(x)).
 
     Args:
       features: `F`.
@@ -208,13 +208,13 @@ _TITANS = WriteOptions(key_norm="l2", forget=True, momentum=True)
 
 
 def _matrix(state: int, rule: str, options: WriteOptions) -> Memory:
-    """Returns a square matrix."""
+    """Returns a memory that is a square matrix of `state` values."""
     size = math.isqrt(state)
     return matrix_memory(size, size, rule, options=options)
 
 
 def _normalised(state: int) -> Memory:
-    """Returns a square matrix whose writes are divided by the squared length of the key."""
+    """Returns a memory that is a square matrix, whose writes are divided by the squared length of the key."""
     size = math.isqrt(state)
     return gradient_memory(size, size, hidden_sizes=(), learn_initial=False, initial_gain=0.0)
 
@@ -252,7 +252,7 @@ def _check_state(mixer: str, state: int, features: int) -> None:
         return
     unit = 2 if mixer == "lstm" else 2 * features
     if state % unit:
-        raise ValueError(f"state must be a multiple of {unit} for {mixer}, two vectors, got {state}.")
+        raise ValueError(f"state must be a multiple of {unit} for {mixer} (two vectors), got {state}.")
 
 
 def layer_stack(mixer: str) -> Callable[..., LayerStack]:

@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on besides its config: the commit and the versions of the packages."""
+"""Reports the commit and the versions of the packages, on which the numbers of a run depend besides its config."""
 
 import pathlib
 import platform
@@ -19,11 +19,11 @@ def versions() -> dict[str, str]:
 
 
 def commit(source: str | None = None) -> str | None:
-    """Returns the git commit of the source, with "-dirty" if its files differ from it; None outside of a checkout.
+    """Returns the git commit of the source, with "-dirty" if its files differ from it; None outside a checkout.
 
     Args:
-      source: the folder of the checkout; None: the folder that contains `mnm_jax`. A folder inside a checkout, such as
-        that of an installed package in a user's own repository, has no commit of its own.
+      source: the top folder of the checkout; None: the folder that contains `mnm_jax`. For a folder inside a checkout,
+        such as that of a package installed in a user's own repository, the result is None.
     """
     folder = pathlib.Path(source or pathlib.Path(mnm_jax.__file__).parent.parent).resolve()
     top = _git(folder, "rev-parse", "--show-toplevel")

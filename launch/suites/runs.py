@@ -15,12 +15,12 @@ _WIDEST = 4096
 
 
 class Tuning(NamedTuple):
-    """A setting that is chosen by the accuracy in validation, before a run trains.
+    """A setting that is selected by validation accuracy before a run trains.
 
     Attributes:
       name: the setting, such as "training.learning_rate".
-      values: the values that are tried, each in a run of its own; of equally good ones the last is chosen.
-      changes: settings of these runs that differ from the run's, such as `{"training.seeds": 1}`.
+      values: the values that are tried, each in a run of its own; at equal accuracy the last is selected.
+      changes: settings in which these runs differ from the run, such as `{"training.seeds": 1}`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class SuiteRun(NamedTuple):
       recipe: FILE:MODEL of `launch/configs`.
       config: its config.
       changes: settings that differ from the recipe.
-      tuning: the setting that is chosen first; None: none.
+      tuning: the setting that is selected before training; None: no setting.
     """
 
     recipe: str
@@ -93,7 +93,7 @@ def capacity_suite() -> Suite:
 
 
 def league_suite() -> Suite:
-    """Returns groups of a task and a size of the state with ten layers each, with tuned learning rates: GROUP/MODEL."""
+    """Returns the models of every group of the league, with tuned learning rates: labels GROUP/MODEL."""
     tuning = Tuning("training.learning_rate", league.LEARNING_RATES, league.TUNING)
     labels = [f"{group}/{model}" for group in league.GROUPS for model in league.models_of(group)]
     return {label: make_run(f"league.py:{label}")._replace(tuning=tuning) for label in labels}

@@ -67,9 +67,9 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
 def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) -> list[str]:
     """Trains the runs that are neither finished nor being trained by another process.
 
-    A run with a `Tuning` first trains the runs that choose its setting, in `workdir / label / "tuning"`; its summary
-    has their accuracies in validation as `tuning`. A run that stops at a number that is not finite is reported, and the
-    others continue.
+    For a run with a `Tuning`, the runs that select its setting train first, in `workdir / label / "tuning"`; the run's
+    summary has their validation accuracies as `tuning`. A run that stops at a NaN or an infinite number is reported on
+    stderr, and the next run trains.
 
     Args:
       suite: runs by label; each trains in `workdir / label`.
@@ -107,7 +107,7 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
 
 
 def trials(run: SuiteRun, folder: pathlib.Path) -> dict[str, tuple[SuiteRun, pathlib.Path]]:
-    """Returns the runs among which a setting of `run` is chosen, and their folders, by value of the setting."""
+    """Returns the runs that select a setting of `run`, and their folders, by value of the setting."""
     if run.tuning is None:
         return {}
     name, values, changes = run.tuning
@@ -116,9 +116,9 @@ def trials(run: SuiteRun, folder: pathlib.Path) -> dict[str, tuple[SuiteRun, pat
 
 
 def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRun:
-    """Returns a run with the value of its tuned setting that has the highest score, of equal ones the last.
+    """Returns a run with the value of its tuned setting that has the highest score; at equal scores the last value.
 
-    A score of None, of a trial that stopped at a number that is not finite, is the lowest.
+    A trial that stopped at a NaN or an infinite number has the score None, which is the lowest.
     """
     if run.tuning is None:
         return run
@@ -131,7 +131,7 @@ def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRu
 
 
 def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> None:
-    """Trains a run unless it is finished, and reports a number that is not finite on stderr."""
+    """Trains a run unless it is finished, and reports a NaN or an infinite number on stderr."""
     if (folder / SUMMARY).is_file():
         return
     print(f"{folder}: {command(run, folder)}", flush=True)

@@ -50,7 +50,7 @@ class MNMCarry(NamedTuple):
       read: v^r, `[B, V]`.
       memory: phi, the fast weights.
       recent: the last writes, for a meta objective over several writes; None if it uses only the current write.
-      keys: the last write keys and then the last read keys, `[B, 2 H, K]`; None without `follow_keys`.
+      keys: the write keys and then the read keys of the last step, `[B, 2 H, K]`; None without `follow_keys`.
     """
 
     controller: tuple[Array, Array]
@@ -81,15 +81,15 @@ class MNMCell(Cell):
         y_t = [h_t ; v^r_t],  or C [h_t ; v^r_t] + d with `out_features`
         L^meta_t = mean over heads, features and the last tau writes s of (f(k^w_s; phi_t) - v^w_s)^2
 
-    With `follow_keys` every write key and read key k can follow from the last one, so that a cell can step through keys
-    for longer than it was trained, as the heads of an NTM step through slots:
+    With `follow_keys` every write key and read key k can be that of the previous step, rotated. A cell can then step
+    through keys in sequences longer than in training, as the heads of an NTM step through slots:
 
         k_t = g_t R k_{t-1} + (1 - g_t) k~_t,      g_t = sigmoid(e . u_t + e_0),      k_0 = 0
 
-    k~_t is the key above. Every key has a gate g_t of its own. R is a learned rotation, one for all keys: it rotates
-    the plane of the features j and j + K / 2 by (2 j - 1 + a_j) pi / K, for j = 1 .. K / 2, with learned a_j that are 0
-    at first. R keeps the length of a key, so k_t needs no further tanh. With a = 0, the keys k, R k, .., R^{K-1} k are
-    orthogonal if k is equally long in all planes.
+    k~_t is the key computed above. Every key has a gate g_t of its own. R is a learned rotation, one for all keys: it
+    rotates the plane of the features j and j + K / 2 by (2 j - 1 + a_j) pi / K, for j = 1 .. K / 2, with learned a_j
+    that are 0 at first. R keeps the length of a key, so k_t needs no further tanh. With a = 0, the keys k, R k, ..,
+    R^{K-1} k are orthogonal if k is equally long in all planes.
 
     The memory starts every sequence from phi_0. Meta-training minimises the outer loss over a distribution of
     sequences, while phi is rewritten within each of them. The gradient of L^meta passes through v^w. The gradient rule
@@ -106,7 +106,7 @@ class MNMCell(Cell):
       meta_window: tau, number of writes in the meta objective; 1 uses only the current write.
       interaction: "tanh" (the paper) or "layer_norm", for keys and values.
       read_first: whether a step reads before its write; the default is to read after it, as in the paper.
-      follow_keys: whether keys can follow from the last keys, which the paper's cell does not do; needs an even `K`.
+      follow_keys: whether keys can be rotated keys of the previous step (not in the paper); needs an even `K`.
       dtype: dtype of the computation and of the carry except the memory's weights; None takes `param_dtype`.
       param_dtype: dtype of the parameters except the memory's.
       rngs: random keys of the initial parameters.
@@ -241,7 +241,7 @@ class MNMCell(Cell):
     def _interact(self, hidden: Array, last: Any) -> _Interaction:
         """Returns k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]` and the memory's other gates.
 
-        `last` are the last keys, `MNMCarry.keys`, which are checked here.
+        `last` are the keys of the previous step, `MNMCarry.keys`, which are checked here.
         """
         key_size, value_size = self.memory.key_size, self.memory.value_size
         u = self.interaction(hidden)
@@ -281,7 +281,7 @@ class MNMCell(Cell):
 
 
 def _rotate(keys: Array, angles: Array) -> Array:
-    """Returns R k for keys `[B, N, K]` and the learned part of the angles, a, `[K / 2]`."""
+    """Returns R k for keys k `[B, N, K]` and the learned part a `[K / 2]` of the angles."""
     # Rounding cosine and sine to fewer bits would make every key longer, or shorter, step by step.
     dtype = keys.dtype if jnp.finfo(keys.dtype).bits >= 32 else jnp.float32
     # In the unit pi / K, an update of the optimiser moves the angles little, and keys stay nearly orthogonal.

@@ -151,7 +151,7 @@ def check_write(
     check_read(memory, state, keys)
     batch_size, heads = keys.shape[:2]
     if heads < 1:
-        raise ValueError(f"keys must have at least one head, got shape {keys.shape}: read without writing by read.")
+        raise ValueError(f"keys must have at least one head, got shape {keys.shape}: call read to read only.")
     check_array("values", values, "B H V", B=batch_size, H=heads, V=memory.value_size)
     check_array("read_keys", read_keys, "B R K", B=batch_size, K=memory.key_size)
     check_gates(memory, gates)

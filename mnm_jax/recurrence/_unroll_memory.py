@@ -58,8 +58,8 @@ def unroll_memory(
         example on the chip over all steps, forward and backward. It supports the local, the gradient and the delta
         rule with every step size and `key_norm`, without biases, `write_through`, resets and the other `WriteOptions`,
         in float32, with sizes that are powers of 2, at least 16, for 1, 2, 4 or 8 heads and 0, 1, 2, 4 or 8 read keys,
-        and with at most 49,152 weights per example. (Of these, 12,288 fit in the registers of an H100, forward and
-        backward; the others would use its caches.) It has a reverse-mode derivative of first order. On a CPU it runs
+        and with at most 49,152 weights per example. (Up to 12,288 weights and their cotangents fit in the registers of
+        an H100; more would use its caches.) It has a reverse-mode derivative of first order. On a CPU it runs
         in Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
       **gates: `[T, B]` each, one for every name in `memory.gates`.
 
@@ -95,7 +95,7 @@ def unroll_memory(
     check_array("keys", keys, "T B H K", K=memory.key_size)
     steps, batch, heads = keys.shape[:3]
     if heads < 1:
-        raise ValueError(f"keys must have at least one head, got shape {keys.shape}: read without writing by read.")
+        raise ValueError(f"keys must have at least one head, got shape {keys.shape}: call read to read only.")
     sizes = {"T": steps, "B": batch}
     check_array("values", values, "T B H V", H=heads, V=memory.value_size, **sizes)
     check_array("read_keys", read_keys, "T B R K", K=memory.key_size, **sizes)

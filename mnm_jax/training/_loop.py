@@ -70,8 +70,8 @@ def train(
     program at once.
 
     A finished run is trained further only if `config.steps` is increased. With the schedule "constant" it then ends
-    with the numbers of a run of that many updates. In other schedules the learning rate, which has fallen to 0, rises
-    to its value in the schedule of the new number and falls to 0 again, so the numbers differ from such a run's.
+    with the numbers of a run of that many updates. With the other schedules the learning rate, which has fallen to 0,
+    rises to its value in the schedule of the new number and falls to 0 again, so the numbers differ from such a run's.
 
     Args:
       task: the task.

@@ -37,9 +37,9 @@ class SequenceModel(nnx.Module):
 
         head(y) = A y + a       with hidden units:  A y + a + C relu(D y + d)
 
-    In place of a cell it takes a layer or a stack of layers: an `nnx.Module` with the methods of `NeuralMemoryLayer`,
-    `initialize_carry((B, D))`, `(carry, inputs [T, B, D], mask=...) -> (carry, outputs)` with None for new sequences,
-    and `step`, and with the attributes `in_features` and `out_features`.
+    In place of a cell it takes a layer or a stack of layers: an `nnx.Module` that, like `NeuralMemoryLayer`, has the
+    methods `initialize_carry((B, D))`, `step` and `(carry, inputs [T, B, D], mask=...) -> (carry, outputs)`, in which
+    the carry None begins new sequences, and the attributes `in_features` and `out_features`.
 
     Args:
       encoder: a map `[T, B, ...] -> [T, B, D]`.

@@ -10,7 +10,7 @@ from mnm_jax._checks import check_choice, check_not_negative, check_positive, ch
 
 _OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "sgd": optax.sgd}
 _SCHEDULES = ("constant", "cosine", "trapezoid")
-_FALL = 0.2  # the share of a run over which "trapezoid" falls; Hu et al. (2024) find 0.1 to 0.2 sufficient
+_FALL = 0.2  # fraction of a run over which "trapezoid" falls: 0.1 in Hu et al. (2024), 0.2 in Hägele et al. (2024)
 
 
 def make_schedule(learning_rate: float, steps: int, schedule: str, warmup_steps: int) -> optax.Schedule:
@@ -46,7 +46,7 @@ def make_optimizer(
       name: "adam", "adamw", "nadam" or "sgd".
       learning_rate: the rate after the warm-up.
       steps: number of updates of the run, at the end of which "cosine" and "trapezoid" reach 0.
-      schedule: "constant", "cosine", or "trapezoid": constant, and falling linearly over the last fifth of the steps.
+      schedule: "constant", "cosine", or "trapezoid": constant, then linear to 0 over the last fifth of the updates.
       warmup_steps: number of updates over which the rate rises linearly from 0.
       clip_norm: largest global norm of the gradient; a larger gradient is scaled down. None: no limit.
       weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019); "adamw" only.

@@ -80,7 +80,7 @@ class StoryTask:
         return self.entities, self.entity_features
 
     def loss(self, logits: Array, batch: Batch) -> Mean:
-        """Returns the cross entropy in nats per counted step; logits `[T, B, C]`."""
+        """Returns the cross entropy in nats per step that the loss mask selects; logits `[T, B, C]`."""
         return cross_entropy(logits, batch)
 
     def _open(self, **options: Any) -> Dataset:

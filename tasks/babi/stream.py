@@ -91,7 +91,7 @@ class BabiStream(StoryTask):
       window: `T`, words between two truncations of the gradient.
       mode: "question" or "language": which steps count.
       reads: "word" or "sentence": the words that a step's features are computed from.
-      Others: see `tasks.babi.story_task.StoryTask`; entities need `reads="sentence"`.
+        Other arguments: see `tasks.babi.story_task.StoryTask`; entities need `reads="sentence"`.
 
     Raises:
       TypeError, ValueError: an argument of another type or out of range, or damaged files.

@@ -70,7 +70,7 @@ class Babi(StoryTask):
       think_steps: steps between a question and its answer.
       controller: "story" or "sentence": where the cell's controller is reset.
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
-      Others: see `tasks.babi.story_task.StoryTask`.
+        Other arguments: see `tasks.babi.story_task.StoryTask`.
 
     Raises:
       TypeError, ValueError: an argument of another type or out of range, or damaged files.

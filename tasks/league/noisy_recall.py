@@ -15,11 +15,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisyRecall(TokenTask):
-    """Shows pairs of a key and its value, many times each and between noise, and asks for the value of a known key.
+    """Shows pairs of a key and its value, repeatedly and mixed with noise; the answer to a key is its value.
 
-    Sequence: a new map from the keys to values, uniform with replacement. `length / 2` places each show a uniform key
-    and its value or, with probability `noise`, two tokens of noise, which has a vocabulary of its own. The answer of a
-    step that shows a key is its value, the next token; it counts if the key was shown before. T = length.
+    Sequence: a new map from keys to values, uniform with replacement, and `length / 2` places of two steps. A place
+    shows a uniform key and its value or, with probability `noise`, two tokens of noise, which has a vocabulary of its
+    own. The answer of a step that shows a key is its value, the next token; only keys that were shown before count.
+    T = length.
 
     Meta-training, metrics and chance level: see `TokenTask`. Test sets "length=N" have N steps. A curriculum has no
     effect. Oracle: a hash table.

@@ -19,24 +19,24 @@ class Recall(TokenTask):
     """Multi-query associative recall: shows pairs of a key and a value, then keys again; the answers are the values.
 
     Sequence: the pairs, k_1 v_1 ... k_P v_P; then T - 2 P steps, each of which shows the filler "." or, with
-    probability 1 - `filler`, a uniform one of the P keys, whose value is the answer of the step. Keys are drawn without
-    replacement from one half of the vocabulary, values with replacement from the other; the filler is a token of its
-    own. `T = length`, and every sequence draws its number of pairs uniformly from 1 to `pairs`.
+    probability 1 - `filler`, one of the P keys, drawn uniformly, whose value is the answer of the step. Keys are drawn
+    without replacement from one half of the vocabulary, values with replacement from the other; the filler is a token
+    of its own. `T = length`, and every sequence draws P uniformly from 1 to `pairs`.
 
     Meta-training, metrics and chance level: see `TokenTask`. A curriculum grows the number of pairs. Test sets
     "pairs=N" have N pairs each, with T = 4 N if that is longer than `length`. Oracle: a hash table.
 
     Args:
       vocabulary: keys and values together, an even number.
-      pairs: P, largest number of pairs trained on.
-      length: T, above 2 P.
+      pairs: largest number of pairs trained on.
+      length: T, more than 2 `pairs`.
       filler: fraction of fillers after the pairs, below 1.
       more_pairs: numbers of pairs evaluated at the end (split "test"), besides the largest trained on.
       all_pairs: whether every sequence has `pairs` pairs. Other arguments: see `TokenTask`.
 
     Raises:
-      TypeError, ValueError: see `TokenTask`; or an odd vocabulary, more pairs than keys, a length of 2 P or
-        less, or fillers outside [0, 1).
+      TypeError, ValueError: see `TokenTask`; or an odd vocabulary, more pairs than keys, a length of 2 `pairs` or
+        less, or `filler` outside [0, 1).
 
     Examples:
       >>> task = Recall(vocabulary=20, pairs=3, length=10, more_pairs=(), all_pairs=True)

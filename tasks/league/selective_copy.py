@@ -17,8 +17,9 @@ Array = jax.Array
 class SelectiveCopy(TokenTask):
     """Shows items at random steps between fillers, and asks for the items in their order.
 
-    Sequence: `length` steps, `items` of them, drawn at random, show an item, uniform of `vocabulary`, and the others
-    the filler "."; then `items` steps "?", whose answers are the items in the order shown. T = length + items.
+    Sequence: `length` steps, of which `items`, drawn at random, show an item each, drawn uniformly from the vocabulary,
+    and the others the filler "."; then `items` steps "?", whose answers are the items in the order shown.
+    T = length + items.
 
     Meta-training, metrics and chance level: see `TokenTask`. A curriculum grows the number of fillers, from 0. Test
     sets "length=N" have N steps before the questions. Oracle: a queue.
@@ -68,7 +69,7 @@ class SelectiveCopy(TokenTask):
     def draw(self, key: Array, growth: Array) -> TokenSequence:
         item_key, place_key = jax.random.split(key)
         items = jax.random.randint(item_key, (self.items,), 0, self.vocabulary)
-        # With a curriculum a sequence is a shorter one, padded.
+        # The curriculum shortens a sequence, which is then padded.
         length = self.items + jnp.ceil((self.length - self.items) * growth).astype(jnp.int32)
         step = jnp.arange(self.length + self.items)
         drawn = jnp.where(step < length, jax.random.uniform(place_key, step.shape), 2)

@@ -44,16 +44,17 @@ class TokenTask(abc.ABC):
     """A task whose inputs are tokens and whose answers are classes.
 
     Meta-training: every sequence is a new draw. One update minimises the cross entropy (nats) of the answers over a
-    batch of such sequences. With a curriculum the size that a task draws grows linearly with the updates, to its
-    largest over the first `curriculum` updates.
+    batch of such sequences. With a curriculum the size of the sequences grows linearly over the first `curriculum`
+    updates.
 
     Metrics: accuracy, the fraction of right answers; chance, one over the number of classes. Oracle: the answers follow
-    from the tokens; tests/tasks/test_league.py derives them. Evaluation sequences use keys that training does not use.
+    from the tokens; tests/tasks/test_league.py derives them. Evaluation draws its sequences with random keys that
+    training does not use.
 
-    A subclass defines `name`, `sized`, `tokens_known`, `output_features`, `draw` and `label`; see `Parity`.
+    A subclass defines `name`, `tokens_known`, `output_features`, `draw` and `label`; see `SelectiveCopy`.
 
     Args:
-      curriculum: updates until the largest size is trained on; 0: from the first update on.
+      curriculum: updates until the sequences have their largest size; 0: they always have it.
       wider: whether to evaluate (split "test") the sets of `wider_sets`, too.
       embedding_features: `D`, features of the learned embedding of a token.
       evaluation_batches: batches of each evaluation set.

@@ -1,4 +1,4 @@
-"""Parity and S3: the running product of the elements of a group, which takes a state that is never forgotten.
+"""Parity and S3: the running product of the elements of a group, for which a state must not decay.
 
 Shape letters: `T` time steps.
 """

@@ -1,4 +1,4 @@
-"""Tests `MNMCell(follow_keys=True)`: keys that follow from the last keys by a learned rotation."""
+"""Tests `MNMCell(follow_keys=True)`: keys that are rotated keys of the previous step."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def copying_cell():
     values = {linear: {name: np.zeros(p.shape, np.float32) for name, p in nnx.state(linear).items()} for linear in maps}
     inputs, gates, to_keys, rate, follow, readout = values.values()
 
-    # Controller: h is tanh(1) times the bit, tanh(1) at the flag, tanh(t), and tanh(steps from the flag on).
+    # Controller: h is tanh(1) times the bit, tanh(1) at the flag, tanh(t), and tanh(steps since the flag).
     i, f, g, o = np.split(gates["bias"], 4)
     i[:], f[:], o[:] = 50, -50, 50
     f[[COUNT, AFTER]] = 50
@@ -40,11 +40,11 @@ def copying_cell():
     angles = np.pi / K * (2 * np.arange(K // 2) + 1)
     cos, sin = np.cos(angles), np.sin(angles)
     a, b = np.split(first, 2)
-    before = np.concatenate([cos * a + sin * b, cos * b - sin * a])  # R^-1 k: what the read key follows from
+    before = np.concatenate([cos * a + sin * b, cos * b - sin * a])  # R^-1 k, from which the read key follows
     to_keys["bias"][K : 2 * K] = np.arctanh(first)
     to_keys["kernel"][range(BITS), range(2 * K, 2 * K + BITS)] = 50
     to_keys["bias"][2 * K + BITS :] = np.arctanh(before)
-    rate["kernel"][2, 0] = -100  # nothing is written from the flag on
+    rate["kernel"][2, 0] = -100  # nothing is written at the flag or after it
     follow["kernel"][0, 0] = 100
     follow["kernel"][1, 1] = -100
     readout["kernel"][5:] = np.eye(BITS)
@@ -65,7 +65,7 @@ def test_a_cell_set_by_hand_copies_at_any_length_up_to_the_size_of_a_key(copying
 
 
 def test_a_step_by_hand():
-    """The keys of a step from given last keys are g R k + (1 - g) k~, per head, for the write and for the read."""
+    """With given keys k of the previous step, every write key and read key is g R k + (1 - g) k~."""
     memory = local_memory(4, 3, hidden_sizes=())
     rng = np.random.default_rng(0)
     last, x = rng.normal(size=(1, 4, 4)).astype(np.float32), rng.normal(size=(1, 2)).astype(np.float32)

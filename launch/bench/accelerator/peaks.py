@@ -71,7 +71,7 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
                                         backward (undo the write, products, products with and update of the cotangent)
     the same, form "factored"           10 R (I + O) per layer, step and example, with R rows in the buffers on average
     memory with given keys              as a cell with dense weights
-    the same, form "pallas"             5 A per step and example, with the results of three products per head and layer
+    the same, form "pallas"             5 A as above, A including the results of three products per head and layer
     layer, in chunks                    6 N per chunk and example, and 5 A per step and example
     the same, form "pallas"             2 N per chunk and example (written forward, read backward), and 5 A as above
     layer, step by step                 12 N and 5 A per step and example
@@ -80,7 +80,7 @@ def count_bytes(model: nnx.Module, form: str, shape: tuple[int, int, int]) -> fl
     ==================================  ===============================================================================
 
     Args:
-      model: a cell, `NeuralMemoryLayer`, or the suite's memory with given keys or attention; may be abstract.
+      model: a cell, `NeuralMemoryLayer`, or the suite's attention or memory with given keys; may be abstract.
       form: the form of the row; PyTorch's has dense weights.
       shape: `[T, B, D]` of the inputs.
     """

@@ -32,7 +32,7 @@ _LAYERS = 3
 
 
 class GivenKeys(nnx.Module):
-    """The memory of MNM-p with keys, values and rates that are linear in the inputs, for all steps at once."""
+    """The memory of MNM-p with keys, values and rates that are linear in the inputs, computed for all steps at once."""
 
     def __init__(self, width: int, heads: int, backend: str, dtype: Any, rngs: nnx.Rngs):
         self.memory = nnx.static(_memory(local_memory, width))

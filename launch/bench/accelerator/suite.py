@@ -61,7 +61,8 @@ def accelerator(
       steps: lengths `T` of the cells.
       batches: batches `B` of the cells.
       dtypes: dtypes of the computation; parameters and fast weights are float32.
-      width: features of the cells: inputs, controller, keys, values and the hidden layers of the memory.
+      width: features of the cells: inputs, controller, keys, values and the hidden layers of the memory. The memory
+        with given keys is measured at this width and at half of it, with the first value of every other argument.
       tokens: lengths `T` of the layers.
       tokens_per_batch: `T B` of the layers.
       layer_width: features of the layers.
@@ -72,7 +73,7 @@ def accelerator(
         is_cell, has_kernel = model in ("LSTM", GIVEN_KEYS, *MNM), model == GIVEN_KEYS
         many: Sequence[int | None] = heads if model in MNM else (None,) if is_cell else (layer_heads,)
         widths: tuple[int, ...] = (width if is_cell else layer_width,)
-        if has_kernel:  # half the width fits in the registers of a GPU
+        if has_kernel:  # only half the width fits in the registers of a GPU
             many, widths = heads[:1], (width // 2, width)
         lengths, sizes = (steps, batches) if is_cell else (tokens, (tokens_per_batch,))
         # Programs that differ in T alone are compiled quickly one after another, since XLA tunes their products once.
@@ -81,7 +82,7 @@ def accelerator(
             rank = min(t_rank, 1) + b_rank + d_rank
             if dtype == "float32 highest" and (t_rank or b_rank):
                 continue
-            if has_kernel and rank:  # Triton takes long to compile it, and minutes with four heads
+            if has_kernel and rank:  # Triton compiles this kernel slowly
                 continue
             sizes_of_inputs = {"steps": t, "batch": batch if is_cell else max(1, batch // t)}
             for h, w in itertools.product(many, widths):

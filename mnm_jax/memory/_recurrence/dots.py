@@ -1,7 +1,7 @@
 """Products of few rows within a kernel.
 
-A matrix unit of a TPU takes any number of rows. The products of Triton need at least 16, so that on a GPU products are
-sums of elementwise products, row by row for large matrices: the weights then stay in their registers.
+A matrix unit of a TPU takes any number of rows. Triton's products need at least 16, so on a GPU the products here are
+sums of elementwise products, computed row by row for large matrices, whose weights then stay in their registers.
 
 Shape letters: `H` rows, `I`/`O` columns.
 """

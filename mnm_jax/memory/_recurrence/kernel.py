@@ -1,9 +1,9 @@
 """The recurrence of writes and reads in a kernel: the fast weights stay on the chip over all steps.
 
-One program per example goes through the steps. For the local, the delta and the gradient rule it computes what
-`PairMemory.write_read` computes, and stores the results of all products, `O(T (H + R) d)` numbers per example. A second
-kernel goes from the last step to the first, with the weights W and their cotangent L on the chip. For each step it
-computes
+One program per example runs through the steps. For the local, the delta and the gradient rule it computes the same as
+`PairMemory.write_read`, and stores the results of all products, `O(T (H + R) d)` numbers per example for layers of
+width d. A second kernel runs from the last step to the first, with the weights W and their cotangent L on the chip. For
+each step it computes
 
     L <- L + q^T y_ct,     q_ct = y_ct W^T       for each product y = q W after the write
     X_ct = - D L^T,        D_ct = - X L          for the pair (X, D) of the write
@@ -53,13 +53,13 @@ class Tokens(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The results of the products with the weights, per layer except `back`; within a kernel, as `Tokens`.
+    """The results of the products with the weights, per layer except `back`; within a kernel, without `B` and `T`.
 
     Attributes:
-      before: of the write keys, before the write, `[B, T, H, O]`.
-      back: of the products with W^T, before the write, in their order, `[B, T, H, I]`.
-      kept: of the write keys, after the write, `[B, T, H, O]`.
-      read: of the read keys, after the write, `[B, T, R, O]`; None if nothing is read.
+      before: products of the write keys before the write, `[B, T, H, O]`.
+      back: products with W^T before the write, in the order in which the rule computes them, `[B, T, H, I]`.
+      kept: products of the write keys after the write, `[B, T, H, O]`.
+      read: products of the read keys after the write, `[B, T, R, O]`; None if nothing is read.
     """
 
     before: Any

@@ -1,4 +1,4 @@
-"""Writes and reads a sequence of given keys and values in the kernel, and refuses what the kernel cannot do.
+"""Writes and reads a sequence of given keys and values in the kernel, and refuses settings that it does not support.
 
 Shape letters: `T` time steps, `B` examples, `H` heads, `R` keys read, `K`/`V` key and value features.
 """
@@ -45,7 +45,7 @@ def check_kernel(memory: Memory, keys: Array, read_keys: Array, reset: Array | N
 
 
 class _Stored:
-    """The storage with which a rule computes its pairs again, from the results of its products."""
+    """A storage that returns stored results of products, with which a rule recomputes its pairs without weights."""
 
     def __init__(self, results: Results):
         self._results, self._back = results, iter(results.back)
@@ -75,7 +75,7 @@ def write_read_all(
     read_keys: Array,
     mask: Array | None,
 ) -> tuple[MemoryState, WriteInfo, Array]:
-    """Writes and reads all steps, as `Memory.write_read` does one after another.
+    """Writes and reads all steps; the result is that of `Memory.write_read` step by step.
 
     Args:
       memory: the memory, which passes `check_kernel`.

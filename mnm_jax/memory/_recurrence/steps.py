@@ -1,4 +1,4 @@
-"""The pairs of a write by heads that are written together, for one example, in operations that Pallas supports.
+"""Computes the pairs of a write of one example, whose heads are written together, in operations that Pallas supports.
 
 Shape letters: `H` heads, `F` features, `V` value features.
 """
@@ -65,7 +65,7 @@ def gradient_deltas(
 
 
 def _mix(dots: Dots, unit: Array) -> Array:
-    """Returns A of `_step_size` for unit keys, of which it takes no derivative."""
+    """Returns A of `_step_size` for unit keys, without a derivative."""
     correlations = dots.times_transposed(unit, unit)
     rows, columns = _indices(correlations)
     if len(unit) == 2:
@@ -88,7 +88,7 @@ def _filter(dots: Dots, system: Array, weight: Array, right: Array) -> Array:
 
 
 def _eliminate(matrix: Array, *, divide: bool) -> Array:
-    """Returns what `_step_size._eliminate` returns, for one matrix `[H, H]`."""
+    """Returns the result of `_step_size._eliminate`, for one matrix `[H, H]`."""
     heads = len(matrix)
     rows, columns = _indices(matrix)
     identity = jnp.where(rows == columns, jnp.ones_like(matrix), 0)

@@ -1,4 +1,4 @@
-"""The commit of a run."""
+"""Tests the commit that a run reports."""
 
 import subprocess
 

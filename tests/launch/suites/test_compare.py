@@ -146,7 +146,7 @@ def test_the_command_line_says_what_is_to_do(tmp_path):
 
 
 def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, capsys):
-    """The second value is best in validation, and the third stops at a number that is not finite."""
+    """The second value is best in validation, and the third stops at a NaN."""
     trained = []
 
     def train(config, folder, command):
