@@ -50,7 +50,7 @@ def command(run: SuiteRun, workdir: pathlib.Path) -> str:
 
 
 def plan(suite: Suite, workdir: pathlib.Path) -> str:
-    """Returns two lines per run, its state and its command; the runs that choose its setting come before it."""
+    """Returns two lines per run, its state and its command; an unfinished run follows those that select its setting."""
     lines = []
     for label, run in suite.items():
         summary, state = read_summary(workdir / label), "to do"

@@ -21,8 +21,8 @@ class SelectiveCopy(TokenTask):
     and the others the filler "."; then `items` steps "?", whose answers are the items in the order shown.
     T = length + items.
 
-    Meta-training, metrics and chance level: see `TokenTask`. A curriculum grows the number of fillers, from 0. Test
-    sets "length=N" have N steps before the questions. Oracle: a queue.
+    Meta-training, metrics and chance level: see `TokenTask`. A curriculum grows the number of fillers. Test sets
+    "length=N" have N steps before the questions. Oracle: a queue.
 
     Args:
       vocabulary: number of different items.
