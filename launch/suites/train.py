@@ -54,7 +54,7 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
     lines = []
     for label, run in suite.items():
         summary, state = read_summary(workdir / label), "to do"
-        if summary:
+        if summary and (run.tuning is None or _TUNING in summary):  # the scores are added after the run ends
             run, state = choose_setting(run, summary.get(_TUNING, {})), "finished"
         elif run.tuning:
             for trial, folder in trials(run, workdir / label).values():

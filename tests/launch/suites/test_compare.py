@@ -170,6 +170,10 @@ def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, c
     summary = json.loads((tmp_path / label / "summary.json").read_text())
     assert summary["tuning"] == {"0.001": 0.25, "0.003": 0.75, "0.01": None}
     assert compare.plan(cells, tmp_path).startswith("# finished\n")
+    write_json(tmp_path / label / "summary.json", {k: v for k, v in summary.items() if k != "tuning"})
+    assert "# to do, with the best" in compare.plan(cells, tmp_path)  # it was killed before the scores were added
+    assert compare.train_all(cells, tmp_path, train) == []
+    assert compare.plan(cells, tmp_path).startswith("# finished\n")
 
     fixed = compare.choose(suite_of("league"), label, ["training.learning_rate=0.001"])
     with pytest.raises(ValueError, match="another config: training.learning_rate is 0.003 there, 0.001 here"):
