@@ -25,9 +25,9 @@ def make_cell(seed=0, factory=gradient_memory, **options):
     return MNMCell(D, 6, factory(4, 4, hidden_sizes=(5,)), heads=2, rngs=nnx.Rngs(seed), **options)
 
 
-@pytest.mark.parametrize("factory", [gradient_memory, local_memory])
-def test_a_step_is_exported_for_every_platform_and_any_batch(factory):
-    cell = make_cell(factory=factory, meta_window=2)
+@pytest.mark.parametrize(("factory", "follow_keys"), [(gradient_memory, False), (local_memory, True)])
+def test_a_step_is_exported_for_every_platform_and_any_batch(factory, follow_keys):
+    cell = make_cell(factory=factory, meta_window=2, follow_keys=follow_keys)
     exported = export_step(cell, cell.initialize_carry((1, D)), jnp.zeros((1, D)))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     step, compiled = jax.export.deserialize(exported.serialize()), jax.jit(lambda cell, *arguments: cell(*arguments))

@@ -252,7 +252,7 @@ class MNMCell(Cell):
         write_keys, write_values, read_keys = jnp.split(vectors, [key_size, key_size + value_size], axis=-1)
         keys = None
         if self.follow is not None:
-            check_array("carry.keys", last, "B N K", B=len(hidden), N=2 * self.heads, K=key_size)
+            check_array("carry.keys", last, "B N K", B=hidden.shape[0], N=2 * self.heads, K=key_size)
             followed = jax.nn.sigmoid(self.follow(for_rate))[..., None]
             keys = jnp.concatenate([write_keys, read_keys], 1)
             keys = followed * _rotate(last, self.angles.get_value()) + (1 - followed) * keys

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mnm_jax._checks import check_array, check_choice
-from mnm_jax._params import ParamTree
+from mnm_jax._params import ParamTree, leaf_names
 from mnm_jax.memory import Memory, MemoryParams, WriteInfo
 from mnm_jax.memory._memory import check_batch, check_gates, check_is_memory, check_state
 from mnm_jax.recurrence._unroll import unroll
@@ -114,6 +114,10 @@ def unroll_memory(
         check_state(state)
         if state.batch_size != batch:
             raise ValueError(f"state must have the batch size of keys, {batch}, got {state.batch_size}.")
+        own = jax.eval_shape(lambda: memory.start(params, batch))
+        if jax.tree.structure(state) != jax.tree.structure(own):
+            leaves = ", ".join(leaf_names(own))
+            raise TypeError(f"state must be from this memory's start or write, with the leaves {leaves}: got others.")
     if backend == "pallas":
         from mnm_jax.memory._recurrence import sequence  # its import loads Pallas
 

@@ -126,19 +126,19 @@ def test_the_kernel_is_single_writes_with_padding(name, x64):
     assert_close(found, expected, 1e-10)
 
 
-@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("heads", [2, 4, 8])
 def test_the_pair_of_heads_that_are_written_together_is_that_of_the_rule(heads, x64):
     """One key is short, so that its write fades out, and two keys are nearly equal."""
     rule = gradient_memory(K, V, hidden_sizes=()).rule
     rng = np.random.default_rng(0)
-    x, errors, out = (jnp.asarray(rng.normal(size=(heads, size))) for size in (K, V, V))
+    x, errors, weights = (jnp.asarray(rng.normal(size=size)) for size in ((heads, 2 * K), (heads, V), (2 * K, V)))
     x = x.at[heads - 1].set(x[0] + 1e-3 * x[heads - 1])
     x = x.at[1].multiply(1e-3) if heads > 2 else x
 
     def loss(by, x, errors):  # X^T D does not depend on the rows in which the pair is given
         rows, delta = by(x, errors)
         change = rows.T @ delta
-        return jnp.sum(out.T @ x @ change), change
+        return jnp.sum(weights * change), change
 
     def by_rule(x, errors):
         ((rows, delta),) = rule.steps([x[None]], [errors[None]])
@@ -303,3 +303,12 @@ def test_a_state_of_another_batch_is_refused():
     state = jax.eval_shape(lambda params: arguments["memory"].start(params, 3), arguments["params"])
     with pytest.raises(ValueError, match="state must have the batch size of keys, 2, got 3"):
         unroll_memory(**(arguments | {"state": state}))
+
+
+@pytest.mark.parametrize("backend", ["xla", "pallas"])
+def test_a_state_of_a_memory_with_other_options_is_refused(backend):
+    arguments = given()
+    forgets = local_memory(16, 16, hidden_sizes=(16,), options=WriteOptions(momentum=True))
+    arguments["params"] = params = jax.jit(forgets.init)(jax.random.key(0))
+    with pytest.raises(TypeError, match=r"state must be from this memory's start or write, with the leaves weights"):
+        unroll_memory(**(arguments | {"state": forgets.start(params, B)}), backend=backend)
