@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 _DIGESTS = "files.json"
-_LOCK = ".lock"
+LOCK = ".lock"
 _POLL_SECONDS = 0.1
 _held: dict[pathlib.Path, int] = {}  # folders that this process has locked, and the thread that did
 
@@ -110,7 +110,7 @@ def lock_folder(folder: pathlib.Path, *, wait: float = 0.0) -> Iterator[None]:
         return
     with named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         deadline = time.monotonic() + wait
         while not _try_lock(descriptor, folder):

@@ -5,7 +5,8 @@
 
 The colon is followed by GROUP/MODEL: a group of `GROUPS`, and a stack of `launch/runs/stack.py`. A model has two blocks
 (parity: one) of 64 features and 50,000 parameters each. Every memory has the state of its group, 1,024 values per layer
-except in recall_64 and recall_256; the LSTM has 128, all that its parameters allow, and attention keeps every token.
+except in recall_64 and recall_256; within a chunk, deep-gradient and deep-stale keep the weights of its beginning, too.
+The LSTM has 128, for which it takes most of its block's parameters, and attention keeps every token.
 
 `launch.compare` first trains each model with three learning rates and one seed, and then with three seeds and the rate
 of the highest validation accuracy. Estimated time on one core, 9.6 hours in total: 7.0 hours for `steps` updates, six

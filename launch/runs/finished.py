@@ -12,7 +12,8 @@ import numpy as np
 from launch.runs.light import SUMMARIES, LightRun, read_light, write_light
 from launch.runs.metrics import natural, summarise
 from launch.runs.own import FOLDER
-from launch.runs.workdir import CONFIG, SUMMARY
+from launch.runs.workdir import CONFIG, SUMMARY, TUNING
+from mnm_jax._files import LOCK
 from mnm_jax.training import read_metrics
 
 _KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed in a summary
@@ -81,6 +82,7 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     """Returns the finished runs below `root` in natural order, and one line per folder that is left out.
 
     The light form takes precedence: the folder of a run in the light form, which may hold its parameters, is not read.
+    Runs that choose a setting of another run, in its folder "tuning", are no results and are left out without a line.
 
     Raises:
       ValueError: a file of the light form is damaged.
@@ -98,6 +100,8 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
                 runs.append(read_run(folder, root))
             except (ValueError, OSError) as error:
                 notes.append(str(error))
+        elif LOCK in files and TUNING in below:  # only the folder of a run has a lock
+            below.remove(TUNING)
     return sorted(light + runs, key=lambda run: natural(run.place)), sorted(notes)
 
 

@@ -261,7 +261,8 @@ def layer_stack(mixer: str) -> Callable[..., LayerStack]:
     Args:
       mixer: a name of `MEMORIES`, "lstm" or "attention". `state` is the number of values that a layer keeps between
         tokens, except the window of the convolution: weights and momentum of a memory, both vectors of an LSTM, and
-        keys and values of attention, whose window follows from it.
+        keys and values of attention, whose window follows from it. Within a chunk, which their settings define,
+        "deep-gradient" and "deep-stale" also keep the weights of its beginning, and "deep-gradient" a correction.
     """
 
     def make(

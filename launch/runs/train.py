@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from launch.runs.build import build_parts, count_parameters
 from launch.runs.metrics import summarise
 from launch.runs.size import describe, measure
-from launch.runs.versions import commit, versions
+from launch.runs.versions import commit_at_start, versions
 from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, read_earlier, read_summary, write_json
 from mnm_jax.training import (
     TrainConfig,
@@ -61,6 +61,7 @@ def train_run(
       TrainingFault: if a number is not finite, see `mnm_jax.training.train`.
       Interrupted: if a signal arrives; the state is saved.
     """
+    commit_at_start()  # before others change the files
     plain = json.loads(json.dumps(config.to_dict()))  # as it is read back: tuples become lists
     task, make_model, training = build_parts(plain)
     parameters = count_parameters(make_model)  # raises for wrong sizes and missing data before a file is written
@@ -117,7 +118,7 @@ def _summarise(
         "command": command or shlex.join(sys.orig_argv),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "commit": commit(),
+        "commit": commit_at_start(),
         "versions": versions(),
         "parameters": parameters,
         "config": config,

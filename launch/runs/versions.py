@@ -1,5 +1,6 @@
 """Reports the commit and the versions of the packages, on which the numbers of a run depend besides its config."""
 
+import functools
 import pathlib
 import platform
 import subprocess
@@ -30,6 +31,12 @@ def commit(source: str | None = None) -> str | None:
     if top is None or pathlib.Path(top).resolve() != folder:
         return None
     return _git(folder, "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
+
+
+@functools.cache
+def commit_at_start() -> str | None:
+    """Returns `commit()` of the first call in this process, which runs the files as they were then."""
+    return commit()
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str | None:

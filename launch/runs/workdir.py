@@ -16,6 +16,7 @@ from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault
 
 CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
+TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
 # Settings with which a run may continue after a fault: they change no array of its checkpoints.
 _CHANGEABLE = ("learning_rate", "schedule", "warmup_steps", "clip_norm", "weight_decay", "epsilon", "meta_weight")
 

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from launch.runs.workdir import SUMMARY, claim, read_summary, write_json
+from launch.runs.workdir import SUMMARY, TUNING, claim, read_summary, write_json
 from launch.suites.runs import Suite, SuiteRun
 from mnm_jax._files import lock_folder
 from mnm_jax.training import TrainingFault
 
-_TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
 _CHOSEN_BY = "valid/accuracy"
 
 
@@ -53,13 +52,16 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
     """Returns two lines per run, its state and its command; an unfinished run follows those that select its setting."""
     lines = []
     for label, run in suite.items():
-        summary, state = read_summary(workdir / label), "to do"
-        if summary and (run.tuning is None or _TUNING in summary):  # the scores are added after the run ends
-            run, state = choose_setting(run, summary.get(_TUNING, {})), "finished"
-        elif run.tuning:
-            for trial, folder in trials(run, workdir / label).values():
-                lines += [f"# {'finished' if read_summary(folder) else 'to do'}", command(trial, folder)]
-            state += f", with the best {run.tuning.name}"
+        summary = read_summary(workdir / label)
+        state, scores = "finished" if summary else "to do", (summary or {}).get(TUNING, {})
+        # The scores are added after the run ends.
+        missing = [trial for value, trial in trials(run, workdir / label).items() if value not in scores]
+        for trial, folder in missing:
+            lines += [f"# {'finished' if read_summary(folder) else 'to do'}", command(trial, folder)]
+        if run.tuning and missing:
+            state = f"to do, with the best {run.tuning.name}"
+        else:
+            run = choose_setting(run, scores)
         lines += [f"# {state}", command(run, workdir / label)]
     return "\n".join(lines)
 
@@ -92,17 +94,17 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
             except BlockingIOError:
                 busy.append(label)
                 continue
-            scores: dict[str, float | None] = (read_summary(folder) or {}).get(_TUNING, {})
-            for value, (trial, place) in ({} if scores else trials(run, folder)).items():
+            scores: dict[str, float | None] = dict((read_summary(folder) or {}).get(TUNING, {}))
+            for value, (trial, place) in trials(run, folder).items():
+                if value in scores:
+                    continue
                 _train(trial, place, train)
                 found = read_summary(place)
                 scores[value] = found["metrics"][_CHOSEN_BY]["mean"] if found else None
             run = choose_setting(run, scores)
-            if (folder / SUMMARY).is_file():
-                claim(folder, json.loads(json.dumps(run.config.to_dict())))
-            _train(run, folder, train)  # also if `claim` reopened it, since its number of updates was increased
-            if (summary := read_summary(folder)) and summary.get(_TUNING, {}) != scores:
-                write_json(folder / SUMMARY, {**summary, _TUNING: scores})
+            _train(run, folder, train)
+            if (summary := read_summary(folder)) and summary.get(TUNING, {}) != scores:
+                write_json(folder / SUMMARY, {**summary, TUNING: scores})
     return busy
 
 
@@ -112,7 +114,7 @@ def trials(run: SuiteRun, folder: pathlib.Path) -> dict[str, tuple[SuiteRun, pat
         return {}
     name, values, changes = run.tuning
     key = name.rpartition(".")[2]
-    return {str(v): (run.change({**changes, name: v}), folder / _TUNING / f"{key}={v}") for v in values}
+    return {str(v): (run.change({**changes, name: v}), folder / TUNING / f"{key}={v}") for v in values}
 
 
 def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRun:
@@ -133,6 +135,8 @@ def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRu
 def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> None:
     """Trains a run unless it is finished, and reports a NaN or an infinite number on stderr."""
     if (folder / SUMMARY).is_file():
+        claim(folder, json.loads(json.dumps(run.config.to_dict())))
+    if (folder / SUMMARY).is_file():  # otherwise `claim` reopened it, since its number of updates was increased
         return
     print(f"{folder}: {command(run, folder)}", flush=True)
     try:

@@ -2,6 +2,7 @@
 
 import subprocess
 
+from launch.runs import versions
 from launch.runs.versions import commit
 
 
@@ -25,3 +26,11 @@ def test_the_commit_of_a_checkout_says_whether_files_differ_from_it(tmp_path):
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None
+
+
+def test_a_run_is_of_the_commit_at_the_start_of_its_process(monkeypatch):
+    """A checkout may move on while a process of hours runs the files that it has imported."""
+    monkeypatch.setattr(versions, "commit", iter(["first", "second"]).__next__)
+    versions.commit_at_start.cache_clear()
+    assert [versions.commit_at_start() for _ in range(2)] == ["first", "first"]
+    versions.commit_at_start.cache_clear()

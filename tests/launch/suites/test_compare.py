@@ -11,6 +11,7 @@ import pytest
 
 from launch.configs import league
 from launch.runs.build import build_training
+from launch.runs.finished import find_runs
 from launch.runs.workdir import claim, write_json
 from launch.suites import train as compare
 from launch.suites.runs import SUITES, make_run, parameters, width_for
@@ -178,3 +179,35 @@ def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, c
     fixed = compare.choose(suite_of("league"), label, ["training.learning_rate=0.001"])
     with pytest.raises(ValueError, match="another config: training.learning_rate is 0.003 there, 0.001 here"):
         compare.train_all(fixed, tmp_path, train)
+
+
+def test_tuning_is_not_taken_from_runs_of_other_settings_nor_reported(tmp_path):
+    """A first process is killed after two trials, and a second one between the end of the run and its scores."""
+    trained = []
+
+    def train(config, folder, command):
+        if len(trained) == 2:
+            raise Interrupted("stopped by SIGTERM")
+        trained.append(folder.name)
+        claim(folder, json.loads(json.dumps(config.to_dict())))
+        metrics = {"valid/accuracy": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}}
+        run = {"task": "parity", "model": "layer-delta", "command": "", "seconds": 1.0, "parameters": 1}
+        write_json(folder / "summary.json", {"seeds": 1, "steps": 1, "config": {}, "metrics": metrics} | run)
+
+    label = "parity/layer-delta"
+    short = compare.choose(suite_of("league"), label, ["training.batch_size=2"])
+    with pytest.raises(Interrupted):
+        compare.train_all(short, tmp_path, train)
+    assert trained == ["learning_rate=0.001", "learning_rate=0.003"] and find_runs(tmp_path) == ([], [])
+    cells = compare.choose(suite_of("league"), label, [])
+    with pytest.raises(ValueError, match="another config: training.batch_size is 2 there"):
+        compare.train_all(cells, tmp_path, train)
+    trained.append(None)
+    compare.train_all(short, tmp_path, train)
+    assert trained[3:] == ["learning_rate=0.01", "layer-delta"]
+    summary = json.loads((tmp_path / label / "summary.json").read_text())
+    write_json(tmp_path / label / "summary.json", {name: summary[name] for name in summary if name != "tuning"})
+    assert "# to do, with the best training.learning_rate" in compare.plan(short, tmp_path)
+    compare.train_all(short, tmp_path, train)
+    assert len(trained) == 5 and json.loads((tmp_path / label / "summary.json").read_text())["tuning"]
+    assert [run.place for run in find_runs(tmp_path)[0]] == [label]
