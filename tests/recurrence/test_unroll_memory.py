@@ -291,7 +291,7 @@ def test_gates_are_refused_by_name(name):
         ({"forget": jnp.ones((5, 2))}, ValueError, r"this memory's write takes the gates \(\), got \(forget\)"),
         ({"backend": "triton"}, ValueError, "backend must be one of 'auto', 'xla', 'pallas', got 'triton'"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_wrong_arguments_are_refused_by_name(change, error, message):
     with pytest.raises(error, match=message):
