@@ -62,8 +62,13 @@ def test_contracts(name, check):
     check(make if check in MADE else make(dtype=jnp.float32, param_dtype=jnp.float32))
 
 
-@pytest.mark.parametrize("check", DOUBLE, ids=lambda check: check.__name__)
-@layers("gradient")  # test_exact.py checks the local rule
+# test_exact.py checks the local rule.
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=[pytest.mark.slow] * (check is testing.check_layer_steps)) for check in DOUBLE],
+    ids=lambda check: check.__name__,
+)
+@layers("gradient")
 def test_contracts_in_double_precision(name, check, x64):
     check(LAYERS[name](dtype=jnp.float64, param_dtype=jnp.float64))
 

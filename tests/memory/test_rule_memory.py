@@ -49,11 +49,8 @@ def test_ojas_rule_is_numpys(x64):
     np.testing.assert_allclose(memory.read(params, state, keys), np.einsum("bhk,bkv->bhv", keys, expected), rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(WriteOptions(), marks=pytest.mark.slow), WriteOptions("layer", 0.5, 2)],
-    ids=["plain", "pairs"],
-)
+@pytest.mark.slow  # test_forms.py runs the library's rules in every form
+@pytest.mark.parametrize("options", [WriteOptions(), WriteOptions("layer", 0.5, 2)], ids=["plain", "pairs"])
 def test_ojas_rule_runs_in_every_form(options, x64):
     memory = rule_memory(K, V, oja, options=options, param_dtype=jnp.float64)
     cell = MNMCell(4, 6, memory, heads=H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))

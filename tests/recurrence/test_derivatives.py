@@ -98,7 +98,7 @@ ALL = FLAGS | {"reset": RESET}
         case(forward_over_reverse, "mnm-p", "textbook", FLAGS, SLOW),
         case(reverse_over_reverse, "mnm-p", "reversible", FLAGS | EVERY, SLOW),
         case(forward_over_reverse, "mnm-p", "reversible", FLAGS, SLOW),
-        case(forward_over_reverse, "mnm-p", "reversible", FLAGS | EVERY),
+        case(forward_over_reverse, "mnm-p", "reversible", FLAGS | EVERY, SLOW),
         case(reverse_over_reverse, "mnm-p", "factored", ALL),
         case(reverse_over_reverse, "mnm-p", "factored", ALL | EVERY, SLOW),
         case(forward_over_reverse, "mnm-p", "factored", ALL | EVERY),

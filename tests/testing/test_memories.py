@@ -40,9 +40,8 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "hebbian" else pytest.param(name, marks=pytest.mark.slow) for name in MEMORIES]
-)
+@pytest.mark.slow  # tests/memory/test_contract.py calls the contracts for some memories
+@pytest.mark.parametrize("name", MEMORIES)
 def test_the_librarys_memories_keep_the_contracts(name):
     testing.check_memory(MEMORIES[name])
 

@@ -66,7 +66,7 @@ def test_capacity_compares_at_equal_state_and_at_equal_parameters():
         assert numbers_of_memory(model) == pytest.approx(1024, rel=0.01)
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", [pytest.param(s, marks=[pytest.mark.slow] * (s == "league")) for s in SUITES])
 def test_every_run_of_a_suite_can_be_built(suite):
     for label, cell in suite_of(suite).items():
         training = build_training(cell.config.training)
