@@ -115,7 +115,8 @@ def unroll_memory(
         if state.batch_size != batch:
             raise ValueError(f"state must have the batch size of keys, {batch}, got {state.batch_size}.")
         own = jax.eval_shape(lambda: memory.start(params, batch))
-        if jax.tree.structure(state) != jax.tree.structure(own):
+        wanted: Any = jax.tree.structure(own)
+        if wanted != jax.tree.structure(state):
             leaves = ", ".join(leaf_names(own))
             raise TypeError(f"state must be from this memory's start or write, with the leaves {leaves}: got others.")
     if backend == "pallas":
