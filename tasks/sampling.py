@@ -1,15 +1,31 @@
-"""Evaluation sets of tasks that draw their sequences."""
+"""Tasks that draw their sequences: the curriculum and the evaluation sets."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.training import Batch
 
+Array = jax.Array
+
 _SEEDS = {"valid": 1, "test": 2}
+
+
+def growth_at(step: Array | int | None, curriculum: int) -> Array:
+    """Returns the progress of a curriculum over `curriculum` updates, up to 1, after `step` updates; None: after it."""
+    if not curriculum or step is None:
+        return jnp.float32(1)
+    return jnp.minimum(jnp.float32(1), jnp.asarray(step + 1, jnp.float32) / curriculum)
+
+
+def draw_up_to(key: Array, low: int, high: int, growth: Array) -> Array:
+    """Returns an integer, uniform from `low` to `low + growth (high - low)`, rounded up."""
+    most = low + jnp.ceil((high - low) * growth).astype(jnp.int32)
+    return jax.random.randint(key, (), low, most + 1)
 
 
 def evaluation_set(task: Any, split: str, count: int, batch_size: int) -> Callable[[], Iterator[Batch]]:

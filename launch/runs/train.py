@@ -42,8 +42,8 @@ def train_run(
     A finished run whose config has a larger `training.steps` continues, see `mnm_jax.training.train`.
 
     The summary holds task, model, number of seeds, steps, seconds (over all restarts), command, numbers of devices and
-    processes, the commit of the program at the run's end, versions, parameters (of one seed), config, and metrics
-    `{name: {mean, std, per_seed}}` at the last update. For a run that was continued after it was finished,
+    processes, the commit at the start of the process that ended the run, versions, parameters (of one seed), config,
+    and metrics `{name: {mean, std, per_seed}}` at the last update. For a run that was continued after it was finished,
     `continued_at` lists its numbers of updates at that time; for one that continued after a fault with other settings,
     `earlier_configs` holds the earlier configs.
 

@@ -10,7 +10,7 @@ from mnm_jax._checks import check_choice, check_not_negative, check_positive, ch
 
 _OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "sgd": optax.sgd}
 _SCHEDULES = ("constant", "cosine", "trapezoid")
-_FALL = 0.2  # fraction of a run over which "trapezoid" falls: 0.1 in Hu et al. (2024), 0.2 in Hägele et al. (2024)
+_FALL = 0.2  # fraction of a run over which "trapezoid" falls
 
 
 def make_schedule(learning_rate: float, steps: int, schedule: str, warmup_steps: int) -> optax.Schedule:

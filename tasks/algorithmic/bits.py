@@ -16,7 +16,7 @@ from flax import nnx
 from mnm_jax._checks import check_sizes
 from mnm_jax.training import Batch, Mean
 from tasks.arguments import to_sizes, unwrap_numbers
-from tasks.sampling import evaluation_set
+from tasks.sampling import draw_up_to, evaluation_set, growth_at
 from tasks.scoring import bit_accuracy, bit_cross_entropy, whole_sequences
 from tasks.timeline import time_line
 
@@ -115,9 +115,7 @@ class BitTask(abc.ABC):
 
     def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
-        growth = jnp.float32(1)
-        if self.curriculum and step is not None:
-            growth = jnp.minimum(jnp.float32(1), jnp.asarray(step + 1, jnp.float32) / self.curriculum)
+        growth = growth_at(step, self.curriculum)
         drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
         inputs, answers, loss_mask, mask = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
         targets = jnp.where(loss_mask[..., None], (answers + 1) / 2, 0)
@@ -184,12 +182,6 @@ def rows(values: Array, index: Array, chosen: Array) -> Array:
 def with_flags(vectors: Array, *flags: Array) -> Array:
     """Returns `[T, D]`: vectors `[T, bits]` followed by a channel `[T]` per flag."""
     return jnp.concatenate([vectors, *(flag[:, None].astype(vectors.dtype) for flag in flags)], axis=1)
-
-
-def draw_up_to(key: Array, low: int, high: int, growth: Array) -> Array:
-    """Returns an integer, uniform from `low` to `low + growth (high - low)`, rounded up."""
-    most = low + jnp.ceil((high - low) * growth).astype(jnp.int32)
-    return jax.random.randint(key, (), low, most + 1)
 
 
 def as_hex(values: Sequence[float] | np.ndarray) -> str:

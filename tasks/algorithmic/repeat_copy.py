@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnm_jax._checks import check_sizes
-from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, draw_up_to, rows, signs, with_flags
+from tasks.algorithmic.bits import BitSequence, BitTask, as_hex, rows, signs, with_flags
 from tasks.arguments import to_sizes
+from tasks.sampling import draw_up_to
 
 Array = jax.Array
 

@@ -209,9 +209,8 @@ class Babi(StoryTask):
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""
         counts = self._dataset.counts
-        counts = np.append(counts, [max(counts)] * self.layout.marks).astype(
-            counts.dtype
-        )  # as frequent words: no entities
+        marks = [max(counts)] * self.layout.marks  # as frequent words: no entities
+        counts = np.append(counts, marks).astype(counts.dtype)
         return self._encoder(counts, self.layout.columns, rngs)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:

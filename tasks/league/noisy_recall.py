@@ -1,20 +1,19 @@
 """Noisy in-context recall."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_fraction, check_sizes
-from tasks.arguments import to_sizes
-from tasks.league.tokens import TokenSequence, TokenTask
+from tasks.league.tokens import LengthTask, TokenSequence
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoisyRecall(TokenTask):
+class NoisyRecall(LengthTask):
     """Shows pairs of a key and its value, repeatedly and mixed with noise; the answer to a key is its value.
 
     Sequence: a new map from keys to values, uniform with replacement, and `length / 2` places of two steps. A place
@@ -53,8 +52,7 @@ class NoisyRecall(TokenTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "lengths", to_sizes("lengths", self.lengths))
-        check_sizes(vocabulary=self.vocabulary, length=self.length)
+        check_sizes(vocabulary=self.vocabulary)
         check_fraction(noise=self.noise)
         if self.noise == 1:
             raise ValueError("noise must be < 1, got 1: no pair would be left.")
@@ -88,9 +86,6 @@ class NoisyRecall(TokenTask):
             counts=counts.reshape(self.length),
             mask=jnp.ones(self.length, bool),
         )
-
-    def wider_sets(self) -> dict[str, Self]:
-        return {f"length={n}": dataclasses.replace(self, length=n) for n in dict.fromkeys((self.length, *self.lengths))}
 
     def label(self, token: int) -> str:
         kind, number = divmod(token, self.vocabulary)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_flags, check_fraction, check_sizes
-from tasks.algorithmic.bits import draw_up_to
 from tasks.arguments import to_sizes
 from tasks.league.tokens import TokenSequence, TokenTask
+from tasks.sampling import draw_up_to
 
 Array = jax.Array
 

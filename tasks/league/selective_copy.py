@@ -1,20 +1,19 @@
 """Selective copying."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_sizes
-from tasks.arguments import to_sizes
-from tasks.league.tokens import TokenSequence, TokenTask
+from tasks.league.tokens import LengthTask, TokenSequence
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectiveCopy(TokenTask):
+class SelectiveCopy(LengthTask):
     """Shows items at random steps between fillers, and asks for the items in their order.
 
     Sequence: `length` steps, of which `items`, drawn at random, show an item each, drawn uniformly from the vocabulary,
@@ -52,8 +51,7 @@ class SelectiveCopy(TokenTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "lengths", to_sizes("lengths", self.lengths))
-        check_sizes(vocabulary=self.vocabulary, items=self.items, length=self.length)
+        check_sizes(vocabulary=self.vocabulary, items=self.items)
         for name, least in (("length", self.length), ("lengths", min(self.lengths, default=self.length))):
             if least < self.items:
                 raise ValueError(f"{name} must be >= items = {self.items}, got {least}.")
@@ -79,9 +77,6 @@ class SelectiveCopy(TokenTask):
         tokens = jnp.where(counts, self.vocabulary + 1, shown)
         targets = items[jnp.clip(step - length, 0, self.items - 1)]
         return TokenSequence(tokens=tokens, targets=targets, counts=counts, mask=step < length + self.items)
-
-    def wider_sets(self) -> dict[str, Self]:
-        return {f"length={n}": dataclasses.replace(self, length=n) for n in dict.fromkeys((self.length, *self.lengths))}
 
     def label(self, token: int) -> str:
         return {self.vocabulary: ".", self.vocabulary + 1: "?"}.get(token, str(token))

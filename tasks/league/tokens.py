@@ -16,7 +16,7 @@ from flax import nnx
 from mnm_jax._checks import check_flags, check_sizes
 from mnm_jax.training import Batch, Mean
 from tasks.arguments import to_sizes, unwrap_numbers
-from tasks.sampling import evaluation_set
+from tasks.sampling import evaluation_set, growth_at
 from tasks.scoring import accuracy, cross_entropy
 from tasks.timeline import time_line
 
@@ -115,9 +115,7 @@ class TokenTask(abc.ABC):
 
     def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
-        growth = jnp.float32(1)
-        if self.curriculum and step is not None:
-            growth = jnp.minimum(jnp.float32(1), jnp.asarray(step + 1, jnp.float32) / self.curriculum)
+        growth = growth_at(step, self.curriculum)
         drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
         tokens, targets, counts, mask = (x.T for x in drawn)
         targets = jnp.where(counts, targets, 0)
@@ -149,7 +147,31 @@ class TokenTask(abc.ABC):
         answers = [self.answer(target) if counts else "" for target, counts in steps]
         return time_line(tokens, answers[: len(tokens)])
 
-    def _set_sizes(self, name: str, **least_one: int) -> None:
-        """Checks the tuple of sizes in the field `name` and the sizes `least_one`, and stores the former as a tuple."""
-        object.__setattr__(self, name, to_sizes(name, getattr(self, name)))
-        check_sizes(**least_one)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthTask(TokenTask):
+    """A task on tokens that is evaluated at other lengths than the one trained on, in test sets "length=N".
+
+    Args:
+      length: length trained on; each task defines what its length counts.
+      lengths: lengths evaluated at the end (split "test"), besides the one trained on. Other arguments: see
+        `TokenTask`.
+
+    Raises:
+      TypeError, ValueError: see `TokenTask`.
+    """
+
+    length: int
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "lengths", to_sizes("lengths", self.lengths))
+        check_sizes(length=self.length)
+
+    def wider_sets(self) -> dict[str, Self]:
+        return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
+
+    def with_length(self, length: int) -> Self:
+        """Returns this task with sequences of one length."""
+        return dataclasses.replace(self, length=length)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_flags, check_sizes
-from tasks.algorithmic.bits import draw_up_to
-from tasks.league.tokens import TokenSequence, TokenTask
+from tasks.league.tokens import LengthTask, TokenSequence
+from tasks.sampling import draw_up_to
 
 Array = jax.Array
 
@@ -21,7 +21,7 @@ _PERMUTATIONS = tuple(itertools.permutations(range(3)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Words(TokenTask):
+class Words(LengthTask):
     """The word problem of a group: each step shows an element, and its answer is the product of all elements so far.
 
     Sequence: uniform elements g_1 ... g_T; the answer of step t is g_1 g_2 ... g_t. In training every step counts and
@@ -46,7 +46,6 @@ class Words(TokenTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set_sizes("lengths", length=self.length)
         check_flags(last=self.last)
         check_sizes(least=SHORTEST, length=self.length)
 
@@ -68,9 +67,8 @@ class Words(TokenTask):
         counts = step == length - 1 if self.last else step < length
         return TokenSequence(tokens=elements, targets=targets, counts=counts, mask=step < length)
 
-    def wider_sets(self) -> dict[str, Self]:
-        lengths = dict.fromkeys((self.length, *self.lengths))
-        return {f"length={n}": dataclasses.replace(self, length=n, last=True) for n in lengths}
+    def with_length(self, length: int) -> Self:
+        return dataclasses.replace(self, length=length, last=True)
 
     def label(self, token: int) -> str:
         return self.elements[token]
