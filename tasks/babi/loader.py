@@ -100,6 +100,7 @@ class BabiLoader:
 
     Args:
       split: the training records.
+      drawn: places of the records of an epoch in the split, `[n]`; a place may occur several times.
       lengths: see `bucket_lengths`.
       seed: seed of the order, >= 0.
       batch_size: questions per batch, approximately.
@@ -114,6 +115,7 @@ class BabiLoader:
     def __init__(
         self,
         split: Split,
+        drawn: np.ndarray,
         lengths: np.ndarray,
         seed: int,
         batch_size: int,
@@ -121,13 +123,13 @@ class BabiLoader:
         part: tuple[int, int] = (0, 1),
         layout: Layout = _PLAIN,
     ):
-        questions = int(split.questions.sum())
+        questions = int(split.questions[drawn].sum())
         if batch_size > questions:
             raise ValueError(f"batch_size must be <= {questions}, the training questions, got {batch_size=}.")
         self._records, self._seed, self._change, self._part = split.records, seed, change, part
         self._layout = layout
         self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
-        buckets = make_buckets(split, lengths, batch_size, np.arange(len(split.steps)))
+        buckets = make_buckets(split, lengths, batch_size, drawn)
         self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # per epoch
         # Two plans: the first batches of the next epoch are read ahead while the last ones of this epoch are read.
         self._plan = functools.lru_cache(maxsize=2)(lambda epoch: epoch_plan(buckets, seed, epoch))

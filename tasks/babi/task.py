@@ -36,10 +36,11 @@ class Babi(StoryTask):
     question, as in a sequence of its own. A question sees the last 70 sentences before it, in task 3 the last 130. An
     answer is one class; a list of answers is one class too. All 20 tasks have 145 words and 60 answers.
 
-    Meta-training: the task distribution is the training stories of the chosen tasks, without replacement per epoch; a
-    batch holds stories of similar length with about `batch_size` questions; each story starts with an empty memory. One
-    update minimises the cross entropy (nats) of the answers. Every tenth story of each training file is held out for
-    validation; the 1,000 test questions per task are used for the final numbers only.
+    Meta-training: the task distribution is the training stories of the chosen tasks; an epoch draws each once, or
+    several times if its task is `oversampled`. A batch holds stories of similar length with about `batch_size`
+    questions; each story starts with an empty memory. One update minimises the cross entropy (nats) of the answers.
+    Every tenth story of each training file is held out for validation; the 1,000 test questions per task are used for
+    the final numbers only.
 
     With `think_steps` a question is followed by that many steps without words. The model answers in the last of them,
     and afterwards the memory is as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's
@@ -70,6 +71,8 @@ class Babi(StoryTask):
       think_steps: steps between a question and its answer.
       controller: "story" or "sentence": where the cell's controller is reset.
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
+      oversampled: tasks whose training stories are drawn more often: once more per epoch for each time that a task is
+        named.
         Other arguments: see `tasks.babi.story_task.StoryTask`.
 
     Raises:
@@ -110,6 +113,7 @@ class Babi(StoryTask):
     think_steps: int = 0
     controller: Literal["story", "sentence"] = "story"
     apart: bool = False
+    oversampled: tuple[int, ...] = ()
 
     name: ClassVar[str] = "babi"
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
@@ -120,6 +124,9 @@ class Babi(StoryTask):
         check_sizes(least=0, think_steps=self.think_steps)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
+        if not isinstance(self.oversampled, tuple | list) or not set(self.oversampled) <= set(self.tasks):
+            raise ValueError(f"oversampled must be a tuple of chosen tasks, {self.tasks}, got {self.oversampled!r}.")
+        object.__setattr__(self, "oversampled", tuple(sorted(self.oversampled)))
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
@@ -204,7 +211,9 @@ class Babi(StoryTask):
 
         change = Renaming(self.vocabulary) if self.renaming else None
         split = self._splits["train"]
-        return BabiLoader(split, self._lengths, int(seed), int(batch_size), change, part, self.layout)
+        draws = 1 + np.bincount(self.oversampled, minlength=21)
+        drawn = np.repeat(np.arange(len(split.steps)), draws[split.tasks])
+        return BabiLoader(split, drawn, self._lengths, int(seed), int(batch_size), change, part, self.layout)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""

@@ -55,7 +55,7 @@ LENGTHS = bucket_lengths(22)
 
 
 def make_loader(seed=0, batch_size=8, change=None, part=(0, 1)):
-    return BabiLoader(SPLIT, LENGTHS, seed, batch_size, change, part)
+    return BabiLoader(SPLIT, np.arange(len(SPLIT.steps)), LENGTHS, seed, batch_size, change, part)
 
 
 def buckets_of(batch_size=8, split=SPLIT):
@@ -335,7 +335,7 @@ def test_a_state_of_another_loader_is_refused():
     with pytest.raises(ValueError, match="batch_size=8, this one batch_size=4"):
         make_loader(seed=1, batch_size=4).set_state(state)
     with pytest.raises(ValueError, match="questions=131, this one questions=133"):
-        BabiLoader(make_split(54), LENGTHS, 1, 8).set_state(state)
+        BabiLoader(make_split(54), np.arange(54), LENGTHS, 1, 8).set_state(state)
 
 
 def test_more_questions_a_batch_than_there_are_is_refused():

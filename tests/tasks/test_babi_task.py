@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,16 @@ def test_batches_reach_the_encoder(task):
     features = encoder(jnp.asarray(batch.inputs))
     assert features.shape == (*batch.mask.shape, 5)
     np.testing.assert_array_equal(np.any(np.asarray(features) != 0, axis=-1), batch.mask)
+
+
+def test_oversampled_tasks_are_drawn_more_often(task):
+    """An epoch has 18 stories of task 1, with five rows, and 9 of task 6, with two rows that are padded to three."""
+    plain, often = task.loader(0, 4), dataclasses.replace(task, oversampled=(6, 6)).loader(0, 4)
+    for loader, draws in ((plain, 1), (often, 3)):
+        batches = itertools.islice(loader, loader.batches)
+        drawn = collections.Counter(len(batch.mask) for batch in batches for _ in range(int(batch.mask[0].sum())))
+        assert drawn[5] == 16, drawn  # two batches of eight stories; the last two stories do not fill a batch
+        assert drawn[3] == 9 * draws // 8 * 8, drawn
 
 
 def test_every_question_and_nothing_else_counts_and_is_asked_on_a_fork(task):
@@ -267,6 +278,8 @@ def test_loss_gives_no_gradient_where_no_step_counts():
         ({"max_sentences": -3}, "max_sentences must be >= 1, got -3"),
         ({"max_sentences_task3": 1.5}, "max_sentences_task3 must be an integer >= 1, got 1.5"),
         ({"renaming": "yes"}, "renaming must be True or False, got 'yes'"),
+        ({"oversampled": (1, 2)}, r"oversampled must be a tuple of chosen tasks, \(1,\), got \(1, 2\)"),
+        ({"oversampled": 1}, "oversampled must be a tuple .* got 1"),
         ({"data_dir": 3}, "data_dir must be the path of a folder, got 3"),
         ({"embedding_features": 0}, "embedding_features must be >= 1, got 0"),
         ({"entities": -1}, "entities must be >= 0, got -1"),
