@@ -16,8 +16,10 @@ blank lines are ignored. Without --story the lines are read from stdin; on a ter
 The program prints each question with its most probable answers and with the sentences whose write keys are most similar
 to its read key (cosine, mean over heads: a row of the memory map). A percentage is the probability of an answer among
 all answers of training, provided that the story determines the answer. Every training story does: the model has no
-answer "unknown", and can give a high probability to a guess. A question about a name that is not in the story cannot be
-answered; the program then prints no percentages.
+answer "unknown", and can give a high probability to a guess. The program therefore prints "unknown" and a guess without
+a percentage if the story does not mention a name in the question or the place, person or thing in the answer, or if no
+question of training has the form of this one. It cannot detect every question without an answer: after "Mary went to
+the garden. John took the milk." a model may be sure that the milk is in the garden.
 
 An unseen word is read as a name that is not in the story, if it stands where such names stand (Alice as Daniel, say),
 with a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model
@@ -101,6 +103,7 @@ def main() -> None:
     on_terminal = _STORY.value is None and sys.stdin.isatty()
     if on_terminal:
         print(f"One sentence per line, questions with a question mark; {NEW_STORY} begins a new story, Ctrl-D ends.")
+        print("Percentages: the probabilities of answers, if the story determines the answer.")
     story = sys.stdin if _STORY.value is None else open(_STORY.value, encoding="utf-8-sig", errors="replace")  # noqa: SIM115
     with story as lines:
         for text in converse(reader.conversation(), lines, keep_on=on_terminal):

@@ -2,9 +2,9 @@
 
     python -m launch.evaluate --workdir=runs/dictionary
 
-Without checkpoints the parameters are read from `params.npz`. A folder of runs that differ only in their seed is
-evaluated as one run with all their seeds. For bAbI the table has the error of each task in % for every seed, with mean,
-standard deviation and best seed; a task with more than 5% error counts as failed.
+Without checkpoints the parameters are read from `params.npz`, or else from `params.safetensors`. A folder of runs that
+differ only in their seed is evaluated as one run with all their seeds. For bAbI the table has the error of each task in
+% for every seed, with mean, standard deviation and best seed; a task with more than 5% error counts as failed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Writes a trained model as files that need neither this library nor Python to be used.
+"""Writes a trained model as files that need neither this library nor Python to be used, or as a small folder of a run.
 
     python -m launch.export --workdir=runs/dictionary --out=exported [--seed=0]
 
@@ -10,16 +10,24 @@ alone:
     step = jax.export.deserialize(bytearray(open("exported/step.stablehlo", "rb").read()))
     weights, carry = (safetensors.flax.load_file(f"exported/{name}.safetensors") for name in ("weights", "carry"))
     carry, logits = step.call(weights, carry, inputs)
+
+With --as_run, OUT becomes a folder of the run for the programs of this package, such as `launch.evaluate` and
+`launch.ask`, small enough for a repository: `config.json`, `summary.json` and `params.safetensors`, the weights of all
+seeds rounded to half precision. `launch.evaluate --workdir=OUT` then shows whether the rounding changed the result.
 """
 
 from absl import flags
 
 from launch.command import run_command
-from launch.runs.export import export_run
+from launch.runs.export import export_run, ship_run
 
 
 def main() -> None:
-    for path in export_run(_WORKDIR.value, _OUT.value, _SEED.value, _DATA_DIR.value):
+    if _AS_RUN.value:
+        paths = ship_run(_WORKDIR.value, _OUT.value, _DATA_DIR.value)
+    else:
+        paths = export_run(_WORKDIR.value, _OUT.value, _SEED.value, _DATA_DIR.value)
+    for path in paths:
         print(f"{path}  {path.stat().st_size:,} bytes")
 
 
@@ -27,5 +35,6 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
     _SEED = flags.DEFINE_integer("seed", 0, "Index of the seed in the run, from 0.")
+    _AS_RUN = flags.DEFINE_bool("as_run", False, "Write a small folder of the run, with the weights of all seeds.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the task's data, instead of the one in the config.")
     run_command(main, "name the folder as --out=DIR.")

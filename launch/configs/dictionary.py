@@ -25,6 +25,7 @@ _MEMORY: Settings = {
     "memory_features": 32,
     "memory_layers": 3,
     "step_size": "normalised",
+    "equal_keys": True,
 }
 _MODELS: dict[str, Settings] = {
     "mnm-p": _MEMORY,

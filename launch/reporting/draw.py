@@ -46,7 +46,7 @@ def report_run(workdir: str | os.PathLike, data_dir: str | None = None) -> None:
     with or_note(f"{folder}: no learning curve"):
         curve = _curve(run, run.summary["model"])
         figures.learning_curves({title: [curve]}, curve_metric([run]), folder / "figures/learning_curve.png")
-    if (folder / "checkpoints").is_dir() or (folder / "params.npz").is_file():
+    if (folder / "checkpoints").is_dir() or any(folder.glob("params.*")):
         with or_note(f"{folder}: no memory map"):
             _draw_examples(folder, title, data_dir)
 

@@ -1,17 +1,20 @@
-"""Exports the model of a run as files for programs without this library."""
+"""Exports the model of a run, for programs without this library, or as a small folder of a run."""
 
 import importlib
 import os
 import pathlib
+import shutil
 
 import jax
 
+from launch.runs.build import build_parts
 from launch.runs.load import load_model
 from launch.runs.size import input_shape
+from launch.runs.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 from mnm_jax.export import export_step, save_safetensors, to_arrays
-from mnm_jax.training import SequenceModel
+from mnm_jax.training import SequenceModel, load_params, save_params
 
 
 def export_run(
@@ -44,3 +47,28 @@ def export_run(
     with whole_file(paths[0], "wb") as file:
         file.write(step.serialize())
     return paths
+
+
+def ship_run(workdir: str | os.PathLike, out: str | os.PathLike, data_dir: str | None = None) -> list[pathlib.Path]:
+    """Writes a small folder of a run into `out` and returns the paths of its files.
+
+    They are `config.json`, `summary.json` if the run has ended, and the weights of all seeds in half precision,
+    `params.safetensors`; all programs that read the model of a run accept this folder.
+
+    Args:
+      workdir: folder of the run.
+      out: another folder to write to; created if missing.
+      data_dir: folder of the task's data; None: the one that the config names.
+
+    Raises:
+      FileNotFoundError: if there is no run, no checkpoint or no data.
+      ValueError: if a file is damaged, or a weight has no representation in half precision.
+      ImportError: safetensors is not installed.
+    """
+    _, make_model, _ = build_parts(read_config(workdir, data_dir))
+    params, step = load_params(workdir, make_model)
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [pathlib.Path(workdir) / name for name in (CONFIG, SUMMARY)]
+    copied = [pathlib.Path(shutil.copy(file, folder)) for file in files if file.is_file()]
+    return [*copied, save_params(folder, params, step, half=True)]

@@ -186,6 +186,7 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
         momentum: bool = False,
         forget: bool = False,
         follow_keys: bool = False,
+        equal_keys: bool = False,
     ) -> MNMCell:
         options = WriteOptions(
             key_norm=key_norm, max_norm=max_norm, inner_steps=inner_steps, momentum=momentum, forget=forget
@@ -197,7 +198,8 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
             step_size=step_size,
             options=options,
         )
-        return MNMCell(features, hidden_features, memory, heads=heads, follow_keys=follow_keys, rngs=rngs)
+        keys: Any = {"follow_keys": follow_keys, "equal_keys": equal_keys}
+        return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs, **keys)
 
     return make
 

@@ -91,6 +91,11 @@ class MNMCell(Cell):
     that are 0 at first. R keeps the length of a key, so k_t needs no further tanh. With a = 0, the keys k, R k, ..,
     R^{K-1} k are orthogonal if k is equally long in all planes.
 
+    With `equal_keys` the rows of A for k^r start equal to those for k^w: a read then finds from the start what was
+    written in a similar state. Otherwise they start independent, and the cell must first learn that its two keys agree.
+    Until then reads carry no gradient that depends on the query, and the read keys of all queries can become equal, a
+    plateau that some seeds do not leave (`results/dictionary/README.md`).
+
     The memory starts every sequence from phi_0. Meta-training minimises the outer loss over a distribution of
     sequences, while phi is rewritten within each of them. The gradient of L^meta passes through v^w. The gradient rule
     takes k^w_t and v^w_t as constants when it differentiates its write loss.
@@ -107,6 +112,7 @@ class MNMCell(Cell):
       interaction: "tanh" (the paper) or "layer_norm", for keys and values.
       read_first: whether a step reads before its write; the default is to read after it, as in the paper.
       follow_keys: whether keys can be rotated keys of the previous step (not in the paper); needs an even `K`.
+      equal_keys: whether read keys start equal to write keys. The paper does not give the initial values.
       dtype: dtype of the computation and of the carry except the memory's weights; None takes `param_dtype`.
       param_dtype: dtype of the parameters except the memory's.
       rngs: random keys of the initial parameters.
@@ -146,13 +152,14 @@ class MNMCell(Cell):
         interaction: str = "tanh",
         read_first: bool = False,
         follow_keys: bool = False,
+        equal_keys: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_is_memory(memory)
         check_choice("interaction", interaction, INTERACTIONS)
-        check_flags(read_first=read_first, follow_keys=follow_keys)
+        check_flags(read_first=read_first, follow_keys=follow_keys, equal_keys=equal_keys)
         if follow_keys and memory.key_size % 2:
             raise ValueError(f"the memory's key_size must be even with follow_keys=True, got {memory.key_size}.")
         linear = self._set_up(
@@ -175,7 +182,8 @@ class MNMCell(Cell):
             in_features + value_size, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         interactions = key_size + heads * (2 * key_size + value_size)
-        self.interaction = linear(hidden_features, interactions, kernel_init=interaction_init)
+        kernel_init = _equal_keys_init(heads, key_size, value_size) if equal_keys else interaction_init
+        self.interaction = linear(hidden_features, interactions, kernel_init=kernel_init)
         self.rate = make_gates(linear, key_size, memory)
         norm = None
         if interaction == "layer_norm":
@@ -278,6 +286,18 @@ class MNMCell(Cell):
             valid=push(jnp.ones_like(recent.valid[:, 0]), recent.valid),
         )
         return window, loss
+
+
+def _equal_keys_init(heads: int, key_size: int, value_size: int) -> nnx.Initializer:
+    """Returns `interaction_init` with the same numbers for the read key of each head as for its write key."""
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32, *args: Any) -> Array:
+        first, vectors = jnp.split(interaction_init(key, shape, dtype, *args), [key_size], axis=1)
+        vectors = vectors.reshape(len(vectors), heads, 2 * key_size + value_size)
+        vectors = vectors.at[..., -key_size:].set(vectors[..., :key_size])
+        return jnp.concatenate([first, vectors.reshape(len(vectors), -1)], axis=1)
+
+    return init
 
 
 def _rotate(keys: Array, angles: Array) -> Array:

@@ -157,14 +157,14 @@ def _set_aside(path: pathlib.Path, reason: str) -> None:
 def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, int]:
     """Returns the parameters `[S, ...]` of a run and the number of updates; changes nothing on disk.
 
-    They come from the newest complete checkpoint, or from `params.npz` if the run has no checkpoints.
+    They come from the newest complete checkpoint, or from the file of `save_params` if the run has no checkpoints.
 
     Args:
       workdir: folder of the run.
       make_model: called as `make_model(rngs)`; gives the structure of the parameters.
 
     Raises:
-      FileNotFoundError: if the run has neither checkpoints nor `params.npz`.
+      FileNotFoundError: if the run has neither checkpoints nor a file of parameters.
       ValueError: if all checkpoints or the file are damaged, or they are of another model.
     """
     if stored := _read_newest(workdir):

@@ -1,35 +1,53 @@
-"""Stores the parameters of a finished run in one file, `WORKDIR/params.npz`, without the optimiser's state."""
+"""Stores the parameters of a finished run in one file of its folder, without the optimiser's state.
+
+`params.npz` has them as they are. `params.safetensors`, for repositories and downloads, has them in half precision.
+"""
 
 import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from mnm_jax._checks import check_sizes
+from mnm_jax._checks import check_flags, check_sizes
+from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 from mnm_jax._params import leaf_names
 
-_FILE = "params.npz"
-_STEP = "step"
+_FULL, _HALF = "params.npz", "params.safetensors"
+_STEP, _SUM = "step", "crc32"
 
 
-def save_params(workdir: str | os.PathLike, params: Any, step: int) -> pathlib.Path:
+def save_params(workdir: str | os.PathLike, params: Any, step: int, *, half: bool = False) -> pathlib.Path:
     """Writes the parameters `[S, ...]` by name and returns the file's path; the file appears only when complete.
 
     Args:
       workdir: folder of the run.
       params: parameters of the model.
       step: number of updates made.
+      half: whether to round float32 to float16 and write `params.safetensors`, of about half the size, instead of
+        `params.npz`. `load_params` returns float32 for both, and takes `params.npz` if both are there.
+
+    Raises:
+      ImportError: safetensors is not installed and `half` is True.
+      ValueError: a parameter has another dtype than float32, or a value that float16 cannot represent, and `half` is
+        True.
     """
     check_sizes(least=0, step=step)
-    path = pathlib.Path(workdir) / _FILE
+    check_flags(half=half)
+    path = pathlib.Path(workdir) / (_HALF if half else _FULL)
     arrays: dict[str, Any] = dict(zip(leaf_names({"params": params}), jax.tree.leaves(params), strict=True))
+    if half:
+        data = _pack({name: _round(name, np.asarray(array)) for name, array in arrays.items()}, step)
     with whole_file(path, "wb") as file:
-        np.savez_compressed(file, **(arrays | {_STEP: step}))
+        if half:
+            file.write(data)
+        else:
+            np.savez_compressed(file, **(arrays | {_STEP: step}))
     return path
 
 
@@ -37,14 +55,60 @@ def read_params(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, np.
     """Returns the file's path, its arrays by name and the number of updates; None if there is no file.
 
     Raises:
-      ValueError: if the file is damaged; a zip file holds the checksum of each member.
+      ImportError: safetensors is not installed and the file needs it.
+      ValueError: if the file is damaged; both kinds hold checksums.
     """
-    path = pathlib.Path(workdir) / _FILE
-    if not path.is_file():
-        return None
+    for name, read in ((_FULL, _read_full), (_HALF, _read_half)):
+        path = pathlib.Path(workdir) / name
+        if path.is_file():
+            try:
+                return (path, *read(path))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise ValueError(f"{path} is damaged ({error}); restore the file, or train again.") from error
+    return None
+
+
+def _read_full(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        arrays = dict(content.items())
+    return arrays, int(arrays.pop(_STEP))
+
+
+def _read_half(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
+    with extra("train"):
+        from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content.items())
-        return path, arrays, int(arrays.pop(_STEP))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore the file, or train again.") from error
+        with safe_open(path, framework="numpy") as file:
+            notes = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if int(notes[_SUM]) != _checksum(arrays):
+        raise ValueError("wrong checksum")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}, int(notes[_STEP])
+
+
+def _pack(arrays: Mapping[str, np.ndarray], step: int) -> bytes:
+    """Returns the content of a safetensors file with number of updates and checksum."""
+    with extra("train"):
+        from safetensors.numpy import save
+
+    return save(dict(arrays), metadata={_STEP: str(step), _SUM: str(_checksum(arrays))})
+
+
+def _round(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns a float32 array as float16."""
+    if array.dtype != np.float32:
+        raise ValueError(f"{name} must be float32 with half=True, got {array.dtype}: leave out half.")
+    largest = float(np.max(np.abs(array), initial=0))
+    if not largest <= np.finfo(np.float16).max:
+        raise ValueError(f"{name} must be at most {np.finfo(np.float16).max} with half=True, got {largest}.")
+    return array.astype(np.float16)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    found = 0
+    for name in sorted(arrays):
+        found = zlib.crc32(arrays[name].tobytes(), found)
+    return found

@@ -1,7 +1,6 @@
 """Answers questions about stories with a trained bAbI model."""
 
 import re
-import string
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +12,7 @@ from mnm_jax.cells import CellOutput
 from mnm_jax.training import Batch, SequenceModel
 from tasks.babi.encode import NO_QUESTION
 from tasks.babi.language import Language
-from tasks.babi.names import find_names, read_unseen
+from tasks.babi.names import QUESTION_WORDS, find_doubts, read_unseen
 from tasks.babi.parser import Words
 from tasks.babi.task import Babi
 
@@ -31,10 +30,11 @@ class Answer(NamedTuple):
       question: its text.
       answers: (answer, probability), the most probable first. The probability assumes, as in training, that the story
         determines the answer: there is no answer "unknown".
-      guessed: whether the question is about a name that the story does not mention; `answers` are then guesses.
+      guessed: whether `answers` can only be guesses, because the question or its answer is unlike any in training; see
+        `tasks.babi.names.find_doubts`.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
-      notes: what limits the answer: names that the model reads as others, words that are not in the story, sentences
-        that the question does not see.
+      notes: what limits the answer: names that the model reads as others (if not noted before), words that are not in
+        the story, sentences that the question does not see.
     """
 
     story: int
@@ -53,12 +53,13 @@ class Conversation:
     Args:
       task: the task of the model.
       model: a trained model.
-      language: returns the language of the task's data; called at the first unseen word.
+      language: returns the language of the task's data; called at the first question or unseen word.
     """
 
     def __init__(self, task: Babi, model: SequenceModel, language: Callable[[], Language]):
         self._task, self._model, self._language = task, model, language
         self._lines: list[tuple[str, Words]] = []
+        self._noted: dict[str, str] = {}  # unseen names and their spare ones in the answer before
         self._run = jax.jit(_run)
         self.story = 1
 
@@ -76,6 +77,7 @@ class Conversation:
         lines, answer = [] if begins else self._lines, None
         if text not in ("", NEW_STORY):
             told = [*lines, (text, sentence_words(text))]
+            self._noted = {} if begins else self._noted
             names = self._read([row for _, row in told])
             if text.endswith("?"):
                 answer = self._answer(told, names, self.story + begins)
@@ -114,14 +116,14 @@ class Conversation:
             nearest = np.argsort(-similarity)[:SHOWN]
             sentences = [(float(similarity[place]), first + int(place) + 1, seen[place][0]) for place in nearest]
         text, asked = told[-1]
-        notes = [f"{name!r} is new, and read as {spare!r}" for name, spare in names.items()]
+        new = names.items() - self._noted.items()
+        self._noted = names
+        notes = [f"{name!r} is new, and read as {spare!r}" for name, spare in names.items() if (name, spare) in new]
         story = {word for _, row in seen[:-1] for word in row}
-        named = find_names(asked, names)
-        notes += [f"the story does not mention {name!r}" for name in named if name not in story]
+        doubts, guessed = find_doubts(asked, shown[0], story, self._language().forms)
+        notes += doubts
         if first:
             notes.append(f"the question sees the last {most} of {len(told) - 1} sentences, as in training")
-        # Only the first name counts: in a story without a garden, "no" answers "is mary in the garden".
-        guessed = bool(named) and named[0] not in story
         return Answer(story=number, question=text, answers=answers, guessed=guessed, sentences=sentences, notes=notes)
 
 
@@ -181,9 +183,15 @@ def _run(model: SequenceModel, batch: Batch) -> Any:
 
 
 def split_line(line: str) -> tuple[int | None, str]:
-    """Returns the number in front of a line and the rest, without the text after a question mark."""
+    """Returns the number in front of a line and the rest, without the text after a question mark.
+
+    Raises:
+      ValueError: the line has two questions.
+    """
     digits = re.match(r"\ufeff?(\d{1,9})\s+", line.lstrip())
     text = line.lstrip()[digits.end() if digits else 0 :].strip("\ufeff \t\r\n")
+    if any(re.search(r"\w", part) for part in text.split("?")[1:-1]):
+        raise ValueError(f"a line must have one question, got {text!r}: write each on a line of its own.")
     return int(digits[1]) if digits else None, text[: text.index("?") + 1] if "?" in text else text
 
 
@@ -191,11 +199,14 @@ def sentence_words(text: str) -> Words:
     """Returns the words of a sentence or question, in lower case and without punctuation.
 
     Raises:
-      ValueError: the text has several sentences.
+      ValueError: the text has several sentences, or is a question without a question mark.
     """
-    if re.search(r"[.!?]\s+\w", text):
+    if re.search(r"[.!?]\W*\w", text):
         raise ValueError(f"a line must have one sentence, got {text!r}: write each on a line of its own.")
-    return tuple(filter(None, (word.strip(string.punctuation) for word in text.lower().split())))
+    words = tuple(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower()))
+    if words and words[0] in QUESTION_WORDS and not text.endswith("?"):
+        raise ValueError(f"no sentence begins with {words[0]!r}, got {text!r}: end a question with a question mark.")
+    return words
 
 
 def _rename(row: Words, names: dict[str, str]) -> Words:

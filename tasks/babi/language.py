@@ -3,9 +3,10 @@
 import json
 import os
 import pathlib
+from collections.abc import Collection
 from typing import NamedTuple
 
-from tasks.babi.names import Contexts, find_contexts
+from tasks.babi.names import QUESTION_WORDS, Contexts, find_contexts, question_form
 from tasks.babi.stream import BabiStream
 from tasks.babi.task import Babi
 from tasks.babi.vocabulary import Vocabulary
@@ -21,24 +22,28 @@ class Language(NamedTuple):
     Attributes:
       vocabulary: words and answers.
       contexts: contexts of names, see `tasks.babi.names`.
+      forms: forms of questions, see `tasks.babi.names.question_form`; empty if not known.
     """
 
     vocabulary: Vocabulary
     contexts: Contexts
+    forms: Collection[str] = ()
 
 
 def find_language(task: Babi | BabiStream) -> Language:
     """Returns the language of a task's data; a stream's language has no contexts, so that unseen names are refused."""
     if isinstance(task, BabiStream):
         return Language(task.vocabulary, {})
-    return Language(task.vocabulary, find_contexts(task.training_rows(_STORIES)))
+    rows = list(task.training_rows(_STORIES))
+    forms = {question_form(row) for _, row in rows if row[0] in QUESTION_WORDS}
+    return Language(task.vocabulary, find_contexts(rows), forms)
 
 
 def write_language(workdir: str | os.PathLike, language: Language) -> pathlib.Path:
     """Writes the language of a run's data into its folder, so that its model can be used without the data."""
     path = pathlib.Path(workdir) / VOCABULARY
     contexts = {" ".join(kind): sorted(places) for kind, places in language.contexts.items()}
-    content = {**language.vocabulary._asdict(), "contexts": contexts}
+    content = {**language.vocabulary._asdict(), "contexts": contexts, "forms": sorted(language.forms)}
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     return path
 
@@ -55,6 +60,7 @@ def read_language(workdir: str | os.PathLike) -> Language | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = Vocabulary(tuple(content["words"]), tuple(content["answers"]))
-        return Language(vocabulary, {tuple(kind.split()): set(found) for kind, found in content["contexts"].items()})
+        contexts = {tuple(kind.split()): set(found) for kind, found in content["contexts"].items()}
+        return Language(vocabulary, contexts, set(content.get("forms", ())))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); restore or delete it, and give --data_dir.") from error

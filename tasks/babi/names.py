@@ -14,6 +14,15 @@ from tasks.babi.symmetry import kinds
 Context = str  # two words before a word and one after it, as in "to the $"; "*": a name, "^", "$": the ends
 Contexts = Mapping[Words, Collection[Context]]  # the contexts of each kind of names
 
+# Every question begins with one of these words, and no sentence does.
+QUESTION_WORDS = ("does", "how", "is", "what", "where", "who", "why")
+
+# The words of questions that name nothing of a story: a question can be answered in a story without them.
+_GRAMMAR = (
+    "above before below bigger carrying color did do does east fit from gave get give go how in is left many north "
+    "objects of received right south than the to was west what where who why will you"
+)
+_UNNAMED = frozenset(_GRAMMAR.split())
 _NAMES = frozenset(name for task in range(1, 21) for kind in kinds(task) for name in kind)
 
 
@@ -62,9 +71,40 @@ def read_unseen(rows: Sequence[Words], words: Collection[str], contexts: Context
     return assigned
 
 
-def find_names(row: Words, unseen: Collection[str]) -> list[str]:
-    """Returns the names in a sentence or question, in order; `unseen`: names that the tasks do not have."""
-    return [word for word in row if word in _NAMES or word in unseen]
+def question_form(question: Words) -> str:
+    """Returns a question with "*" for each word that names something of its story.
+
+    Examples:
+      >>> question_form(("is", "the", "red", "square", "below", "the", "triangle"))
+      'is the * * below the *'
+    """
+    return " ".join(word if word in _UNNAMED else "*" for word in question)
+
+
+def find_doubts(question: Words, answer: str, story: Collection[str], forms: Collection[str]) -> tuple[list[str], bool]:
+    """Returns what is unlike in training in a question, and whether its answer can therefore only be a guess.
+
+    Every question of training has one of a few forms, and asks about names that its story has. Two exceptions: "is mary
+    in the garden" has the answer "no" in a story without a garden, and "where will mary go" may have a new place as its
+    answer.
+
+    Args:
+      question: its words.
+      answer: the most probable answer.
+      story: the words of the sentences before the question.
+      forms: `question_form` of each question of training; empty: not known.
+    """
+    form = question_form(question)
+    if forms and form not in forms:
+        return [f"training has no question of the form {form!r}"], True
+    named = [word for word in question if word not in _UNNAMED]
+    absent = [word for word in dict.fromkeys(named) if word not in story]
+    notes = [f"the story does not mention {word!r}" for word in absent]
+    guessed = bool(absent) and (absent[0] == named[0] or form != "is * in the *")
+    new = [name for name in answer.split(",") if name in _NAMES and name not in story]
+    if new and not form.startswith("where will") and not guessed:
+        return [*notes, f"the story does not mention the answer {new[0]!r}"], True
+    return notes, guessed
 
 
 def _contexts(row: Words, names: Collection[str], unseen: Collection[str] = ()) -> list[tuple[str, Context]]:

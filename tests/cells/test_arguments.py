@@ -31,7 +31,7 @@ VALID = {
     SALUCell: TABLE,
     NTMCell: TABLE | {"read_heads": 1, "write_heads": 1, "max_shift": 1},
     DNCCell: TABLE | {"read_heads": 2},
-    MNMCell: PLAIN | MNM | {"interaction": "tanh", "read_first": False, "follow_keys": False},
+    MNMCell: PLAIN | MNM | {"interaction": "tanh", "read_first": False, "follow_keys": False, "equal_keys": False},
     ChainCell: PLAIN | {"memory": local_memory(4, 2, hidden_sizes=()), "entities": 2, "heads": 2, "hops": 1},
 }
 ODD = ["4", (4,), [], {}, object(), 1j, float("nan"), 2.5]

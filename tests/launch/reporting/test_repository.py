@@ -22,7 +22,7 @@ def test_results_are_light():
 
 
 def test_the_pages_are_what_the_report_writes(tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("params.npz"))
+    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("params.*"))
     monkeypatch.setattr("launch.reporting.pages.draw_comparison", lambda *_: None)  # a minute of drawing
     monkeypatch.setattr("launch.reporting.pages.draw_test_sets", lambda *_: None)
     written = write_results(tmp_path / "results")
