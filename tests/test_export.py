@@ -12,7 +12,8 @@ from flax import nnx
 
 from launch.configs import training_section
 from launch.runs.build import build_parts
-from launch.runs.export import export_run
+from launch.runs.export import export_run, ship_run
+from launch.runs.load import load_model
 from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
 from mnm_jax.export import export_step, load_safetensors, save_safetensors, to_arrays
 from mnm_jax.training import save_params, split_model
@@ -143,6 +144,11 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     expected = model(batch.inputs, batch.mask).logits
     real = np.asarray(batch.mask[:, 0])
     np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy")[real], expected[real], rtol=1e-4, atol=1e-5)
+    (tmp_path / "run/summary.json").write_text("{}")
+    files = ship_run(tmp_path / "run", tmp_path / "small")
+    assert [path.name for path in files] == ["config.json", "summary.json", "params.safetensors"]
+    _, shipped = load_model(tmp_path / "small", seed=1)
+    np.testing.assert_allclose(shipped(batch.inputs, batch.mask).logits[real], expected[real], rtol=0.02, atol=1e-3)
     with pytest.raises(ValueError, match="seed must be from 0 to 1"):
         export_run(tmp_path / "run", tmp_path / "out", seed=2)
 

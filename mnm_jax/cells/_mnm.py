@@ -91,10 +91,10 @@ class MNMCell(Cell):
     that are 0 at first. R keeps the length of a key, so k_t needs no further tanh. With a = 0, the keys k, R k, ..,
     R^{K-1} k are orthogonal if k is equally long in all planes.
 
-    With `equal_keys` the rows of A for k^r start equal to those for k^w: a read then finds from the start what was
-    written in a similar state. Otherwise they start independent, and the cell must first learn that its two keys agree.
-    Until then reads carry no gradient that depends on the query, and the read keys of all queries can become equal, a
-    plateau that some seeds do not leave (`results/dictionary/README.md`).
+    With `equal_keys` the rows of A for k^r start equal to those for k^w, so that reads find values written in a similar
+    state from the start. Otherwise they start independent, and reads depend on the query only after the cell has
+    learned to match its keys. Until then the read keys of all queries can become nearly equal, a plateau that some
+    seeds do not leave (`results/dictionary/README.md`).
 
     The memory starts every sequence from phi_0. Meta-training minimises the outer loss over a distribution of
     sequences, while phi is rewritten within each of them. The gradient of L^meta passes through v^w. The gradient rule

@@ -82,7 +82,7 @@ def question_form(question: Words) -> str:
 
 
 def find_doubts(question: Words, answer: str, story: Collection[str], forms: Collection[str]) -> tuple[list[str], bool]:
-    """Returns what is unlike in training in a question, and whether its answer can therefore only be a guess.
+    """Returns notes on how a question differs from all of training, and whether its answer can only be a guess.
 
     Every question of training has one of a few forms, and asks about names that its story has. Two exceptions: "is mary
     in the garden" has the answer "no" in a story without a garden, and "where will mary go" may have a new place as its

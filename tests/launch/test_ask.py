@@ -17,7 +17,7 @@ from mnm_jax import MNMCell, local_memory
 from mnm_jax.training import SequenceModel, save_params
 from tasks.babi import Babi
 from tasks.babi.asking import Conversation, converse, format_answer
-from tasks.babi.language import VOCABULARY, find_language, read_language, write_language
+from tasks.babi.language import VOCABULARY, Language, find_language, read_language, write_language
 from tasks.babi.vocabulary import Vocabulary
 
 SUMMARY = dict.fromkeys(("seeds", "steps", "seconds", "parameters"), 1) | {"metrics": {}}
@@ -72,7 +72,7 @@ def test_a_model_with_think_steps_answers_at_the_last_one():
     rngs = nnx.Rngs(0)
     cell = MNMCell(5, 4, local_memory(4, 4, hidden_sizes=()), rngs=rngs)
     model = SequenceModel(task.encoder(rngs), cell, 3, rngs=rngs)
-    conversation = Conversation(task, model, lambda: None)
+    conversation = Conversation(task, model, lambda: Language(task.vocabulary, {}))
     assert conversation.tell("Mary left.") is None
     answer = conversation.tell("Where is Mary?")
     rows = np.zeros((4, 12), np.int32)
@@ -94,6 +94,7 @@ def test_an_unseen_name_is_read_as_a_spare_one_and_answers_with_its_own(tell):
     where, who, lamp = tell(*story, "Where is Alice?", "Is Alice in the garden?", "Where is the lamp?")
     assert [answer.answers[0][0] for answer in (where, who, lamp)] == ["pub", "no", "pub"]
     assert where.notes[0] == "'alice' is new, and read as 'daniel'"  # not Mary, whom the story has
+    assert not who.notes and not lamp.notes  # a name is noted once
     story = ["Mary went to the garden.", "Daniel went to the bathroom.", "Daniel picked up the apple."]
     (known,) = tell(*story, "Where is Daniel?")
     np.testing.assert_allclose(where.answers[0][1], known.answers[0][1], rtol=1e-5)
@@ -114,6 +115,12 @@ def test_a_name_is_of_the_kind_of_the_others(tell):
         (["1 Mary xyzzyxed to the garden."], "the word 'xyzzyxed'"),
         (["?"], "a sentence of 0 words"),
         (["John went to the office. Where is Mary?"], "a line must have one sentence, got 'John went"),
+        (["John went to the office.Daniel left."], "a line must have one sentence, got 'John went"),
+        (["Where is Mary? Where is John?"], "a line must have one question, got 'Where is Mary"),
+        (
+            ["Where is Mary"],
+            "no sentence begins with 'where', got 'Where is Mary': end a question with a question mark",
+        ),
         (
             ["Brian is a frog.", "Greg is a lion.", "Lily is a rhino.", "Julius is a swan.", "Bernhard is a unicorn."],
             "no name left for 'unicorn' in 'bernhard is a unicorn': all of frog, lion, rhino, swan are in the story",
@@ -151,6 +158,14 @@ def test_a_question_about_a_name_that_the_story_lacks_has_no_probability(tell):
         f"= {'   '.join(f'{text} {p:.1%}' for text, p in kitchen.answers)}",
         "  ! the story does not mention 'kitchen'",
     ]
+
+
+def test_a_question_or_an_answer_unlike_in_training_has_no_probability(tell):
+    (place,) = tell("Mary picked up the milk.", "Where is the milk?")
+    assert place.guessed and place.notes == [f"the story does not mention the answer {place.answers[0][0]!r}"]
+    who, why = tell("Mary went to the office.", "Who is Mary?", "Why did Mary go to the kitchen?")
+    assert who.guessed and who.notes == ["training has no question of the form 'who is *'"]
+    assert why.guessed and why.notes == ["the story does not mention 'kitchen'"]
 
 
 def test_a_question_sees_as_many_sentences_as_in_training(reader, monkeypatch):
@@ -236,3 +251,4 @@ def test_the_words_of_the_repository_are_those_of_the_data(babi_dir, tmp_path, r
     assert set(found.vocabulary.words) < set(reader.task.vocabulary.words)
     for kind, contexts in found.contexts.items():
         assert contexts <= reader.language().contexts[kind]
+    assert found.forms and found.forms <= reader.language().forms

@@ -95,20 +95,49 @@ def test_parameters_alone_are_loaded_where_there_is_no_checkpoint(tmp_path, stat
     assert path.exists()
 
 
+def test_parameters_in_half_precision_are_loaded_as_float32(tmp_path, states):
+    params = jax.tree.map(lambda leaf: leaf + 1e-3, states[1].params)
+    path = save_params(tmp_path, params, 70, half=True)
+    assert path.name == "params.safetensors"
+    found, step = load_params(tmp_path, make_model())
+    assert step == 70
+    assert_equal(found, jax.tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), params))
+    save_params(tmp_path, params, 80)  # the file of full precision takes precedence
+    found, step = load_params(tmp_path, make_model())
+    assert step == 80
+    assert_equal(found, params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda leaf: leaf.at[:1].set(1e5), r"must be at most 65504.0 with half=True, got 100000"),
+        (lambda leaf: leaf.at[:1].set(np.nan), r"must be at most 65504.0 with half=True, got nan"),
+        (lambda leaf: leaf.astype("bfloat16"), r"must be float32 with half=True, got bfloat16"),
+    ],
+)
+def test_numbers_without_a_value_in_half_precision_are_refused(tmp_path, states, change, message):
+    with pytest.raises(ValueError, match=rf"^params\..* {message}"):
+        save_params(tmp_path, jax.tree.map(change, states[1].params), 70, half=True)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("damage_file", [lambda data: data[:-30], lambda data: data[:100], lambda data: b""])
-def test_a_damaged_file_of_parameters_is_refused_in_one_line(tmp_path, states, damage_file):
-    path = save_params(tmp_path, states[1].params, 70)
+def test_a_damaged_file_of_parameters_is_refused_in_one_line(tmp_path, states, damage_file, half):
+    path = save_params(tmp_path, states[1].params, 70, half=half)
     path.write_bytes(damage_file(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"params\.npz is damaged") as caught:
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged") as caught:
         load_params(tmp_path, make_model())
     assert "\n" not in str(caught.value)
 
 
-def test_every_changed_byte_of_the_numbers_is_noticed(tmp_path, states):
-    path = save_params(tmp_path, states[1].params, 70)
+@pytest.mark.parametrize("half", [False, True])
+def test_every_changed_byte_of_the_numbers_is_noticed(tmp_path, states, half):
+    path = save_params(tmp_path, states[1].params, 70, half=half)
     data = bytearray(path.read_bytes())
-    place = data.index(b"params.") + 60  # within the first array
+    place = len(data) - 2 if half else data.index(b"params.") + 60  # within an array
     data[place] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=r"params\.npz is damaged"):
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
         load_params(tmp_path, make_model())

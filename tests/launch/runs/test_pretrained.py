@@ -15,7 +15,7 @@ def test_the_weights_have_the_accuracy_of_their_summary():
     params, step = load_params(RUN, make_model)
     found = evaluate(split_model(make_model), params, task, "valid", training.batch_size)
     summary = json.loads((RUN / "summary.json").read_text())
-    assert step == summary["steps"] and (RUN / "params.npz").stat().st_size < 300_000
+    assert step == summary["steps"] and (RUN / "params.safetensors").stat().st_size < 100_000
     for name in ("accuracy", "loss"):
         (expected,) = summary["metrics"][f"valid/{name}"]["per_seed"]
         assert abs(float(found[f"valid/{name}"][0]) - expected) < 2e-3, name

@@ -1,0 +1,61 @@
+"""Tests how lines become words, and which questions are unlike those of training."""
+
+import pathlib
+
+import pytest
+
+from tasks.babi.archive import read_files
+from tasks.babi.asking import sentence_words, split_line
+from tasks.babi.language import read_language
+from tasks.babi.names import QUESTION_WORDS, find_doubts
+from tasks.babi.parser import parse
+
+RUN = pathlib.Path(__file__).parents[2] / "results/babi/15_epochs/chain-p/seed_0"
+FORMS = {"where is *", "where is the *", "is * in the *", "where will * go", "why did * go to the *"}
+STORY = {"mary", "went", "to", "the", "garden", "with", "milk"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Mary,then  to the KITCHEN!!", ("mary", "then", "to", "the", "kitchen")),
+        ("“Mary” went — slowly — to the garden…", ("mary", "went", "slowly", "to", "the", "garden")),
+        ("7 Jean-Luc's (old) box;", ("jean-luc's", "old", "box")),
+        ("3 Where is Mary ??\tgarden\t1", ("where", "is", "mary")),
+    ],
+)
+def test_punctuation_does_not_matter(line, words):
+    assert sentence_words(split_line(line)[1]) == words
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "notes", "guessed"),
+    [
+        ("where is mary", "garden", [], False),
+        ("where is mary", "office", ["the story does not mention the answer 'office'"], True),
+        ("where is fred", "office", ["the story does not mention 'fred'"], True),
+        ("where will mary go", "office", [], False),
+        ("why did mary go to the office", "hungry", ["the story does not mention 'office'"], True),
+        ("is mary in the office", "no", ["the story does not mention 'office'"], False),
+        ("is fred in the garden", "no", ["the story does not mention 'fred'"], True),
+        ("where is the apple", "apple,milk", ["the story does not mention 'apple'"], True),
+        ("who is mary", "garden", ["training has no question of the form 'who is *'"], True),
+    ],
+)
+def test_a_question_that_the_story_cannot_answer_is_a_guess(question, answer, notes, guessed):
+    assert find_doubts(question.split(), answer, STORY, FORMS) == (notes, guessed)
+
+
+def test_a_run_without_forms_of_questions_accepts_all_of_them():
+    assert find_doubts(("who", "is", "mary"), "garden", STORY, ()) == ([], False)
+
+
+def test_no_question_of_the_data_is_a_guess(babi_dir):
+    forms = read_language(RUN).forms
+    files = read_files(babi_dir, "1k", range(1, 21))
+    for task in range(1, 21):
+        file = files[task, "test"]
+        for item in parse(file.data, file.path, task):
+            story = {word for row in item.story for word in row}
+            assert not find_doubts(item.question, item.answer, story, forms)[1], item.question
+            assert item.question[0] in QUESTION_WORDS and all(row[0] not in QUESTION_WORDS for row in item.story)
