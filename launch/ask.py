@@ -27,7 +27,7 @@ of task 3).
 
 A model of catbAbI reads the lines as one endless conversation: its memory is never emptied, not even at a new story,
 and its most probable answer is the next word that it reads, as the right answer is in training. It accepts only words
-of training, and no sentences are printed with its answers.
+of training; guesses have percentages like other answers, and no sentences are printed with its answers.
 
 The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
 are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that
