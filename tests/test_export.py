@@ -148,7 +148,7 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     files = ship_run(tmp_path / "run", tmp_path / "small")
     assert [path.name for path in files] == ["config.json", "summary.json", "params.safetensors"]
     _, shipped = load_model(tmp_path / "small", seed=1)
-    np.testing.assert_allclose(shipped(batch.inputs, batch.mask).logits[real], expected[real], rtol=0.02, atol=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), nnx.state(shipped), seeds[1])
     with pytest.raises(ValueError, match="seed must be from 0 to 1"):
         export_run(tmp_path / "run", tmp_path / "out", seed=2)
 

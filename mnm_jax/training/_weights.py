@@ -101,9 +101,9 @@ def _round(name: str, array: np.ndarray) -> np.ndarray:
     """Returns a float32 array as float16."""
     if array.dtype != np.float32:
         raise ValueError(f"{name} must be float32 with half=True, got {array.dtype}: leave out half.")
-    largest = float(np.max(np.abs(array), initial=0))
-    if not largest <= np.finfo(np.float16).max:
-        raise ValueError(f"{name} must be at most {np.finfo(np.float16).max} with half=True, got {largest}.")
+    largest, limit = float(np.max(np.abs(array), initial=0)), float(np.finfo(np.float16).max)
+    if not largest <= limit:
+        raise ValueError(f"{name} must be at most {limit} with half=True, got {largest}.")
     return array.astype(np.float16)
 
 

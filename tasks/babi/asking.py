@@ -203,7 +203,8 @@ def sentence_words(text: str) -> Words:
     """
     if re.search(r"[.!?]\W*\w", text):
         raise ValueError(f"a line must have one sentence, got {text!r}: write each on a line of its own.")
-    words = tuple(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower()))
+    plain = re.sub(r"^\W*(where|what|who|how)['’]s\b", r"\1 is", text.lower())
+    words = tuple(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", plain))
     if words and words[0] in QUESTION_WORDS and not text.endswith("?"):
         raise ValueError(f"no sentence begins with {words[0]!r}, got {text!r}: end a question with a question mark.")
     return words

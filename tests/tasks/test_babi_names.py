@@ -21,6 +21,7 @@ STORY = {"mary", "went", "to", "the", "garden", "with", "milk"}
         ("Mary,then  to the KITCHEN!!", ("mary", "then", "to", "the", "kitchen")),
         ("“Mary” went — slowly — to the garden…", ("mary", "went", "slowly", "to", "the", "garden")),
         ("7 Jean-Luc's (old) box;", ("jean-luc's", "old", "box")),
+        ("Where's the milk?", ("where", "is", "the", "milk")),
         ("3 Where is Mary ??\tgarden\t1", ("where", "is", "mary")),
     ],
 )
