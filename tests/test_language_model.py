@@ -1,4 +1,4 @@
-"""Tests the language models of the examples: equal sizes, causality, and texts that share no string."""
+"""Tests the language models of the examples: equal sizes, causality, carried states, and texts without overlap."""
 
 import json
 
@@ -10,31 +10,60 @@ from flax import nnx
 
 from examples.language_model import __main__ as program
 from examples.language_model import text
-from examples.language_model.model import MODELS, LanguageModel
+from examples.language_model.model import MODELS, LanguageModel, count_parameters
 from launch.reporting.table import compare
 from launch.runs.finished import find_runs
 
 
-def parameters(name, features=128):
-    model = nnx.eval_shape(lambda: LanguageModel(name, features=features, layers=2, steps=256, rngs=nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def parameters(name, **options):
+    def build():
+        return LanguageModel(name, features=128, layers=2, steps=256, options=options, rngs=nnx.Rngs(0))
+
+    return count_parameters(nnx.eval_shape(build))
 
 
-def test_the_three_are_of_one_size():
+def test_all_models_are_of_one_size():
     sizes = [parameters(name) for name in MODELS]
+    sizes += [parameters("memory", output_gate=True), parameters("memory", heads=2, convolution=1)]
     assert max(sizes) < 1.01 * min(sizes)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_sees_what_was_and_not_what_comes(name):
     model = LanguageModel(name, features=16, layers=2, steps=9, rngs=nnx.Rngs(0))
-    run = nnx.jit(lambda model, characters: model(characters))
+    run = nnx.jit(lambda model, characters: model(None, characters)[1])
     characters = jax.random.randint(jax.random.key(0), (9, 2), 0, len(text.ALPHABET))
     changed = characters.at[5, 0].set((characters[5, 0] + 1) % len(text.ALPHABET))
     before, after = run(model, characters), run(model, changed)
     differs = np.abs(before - after).max(-1) > 1e-6
     assert not differs[:5].any() and not differs[:, 1].any()
     assert differs[5:, 0].all()
+
+
+@pytest.mark.parametrize("name", ["lstm", "memory"])
+def test_bits_in_windows_with_the_carried_state_are_those_of_one_pass(name):
+    model = LanguageModel(name, features=8, layers=1, steps=4, shift=3, rngs=nnx.Rngs(0))
+    model.layers[0].shift.kernel[...] = jnp.ones((2, 8))
+    content = np.random.default_rng(0).integers(0, len(text.ALPHABET), 21)  # two parts of ten and a last character
+    whole, _ = nnx.jit(program.bits)(model, None, np.stack([content[:11], content[10:]]))
+    assert program.evaluate(model, content, batch=2, steps=4) == pytest.approx(float(whole.mean()), abs=1e-5)
+    apart = program.evaluate(model, content, batch=2, steps=4, carries=False)
+    assert abs(apart - float(whole.mean())) > 1e-3
+
+
+def test_windows_of_training_follow_one_another_if_the_state_is_carried():
+    content = np.arange(100)
+    windows = program.draw(content, np.random.default_rng(0), batch=3, steps=9, carries=True)
+    rows = [next(windows) for _ in range(20)]
+    assert all((np.diff(row) == 1).all() and row.shape == (3, 10) for row in rows)
+    steps = np.array([after[:, 0] - before[:, 0] for before, after in zip(rows, rows[1:], strict=False)])
+    assert set(steps.ravel()) == {9, 9 - 91}  # after the last whole window the text begins again
+
+
+def test_an_option_is_a_name_and_a_value():
+    assert program.parse_option("convolution=8") == ("convolution", 8)
+    with pytest.raises(ValueError, match="option must be NAME=VALUE with a Python value, got 'key_norm=l2'"):
+        program.parse_option("key_norm=l2")
 
 
 def test_texts_are_docstrings_and_share_nothing(tmp_path):
@@ -56,7 +85,7 @@ def test_bits_of_a_model_that_knows_nothing_are_those_of_the_alphabet():
     model = LanguageModel("lstm", features=16, layers=1, steps=4, rngs=nnx.Rngs(0))
     model.readout.kernel[...] *= 0
     windows = np.zeros((3, 5), np.uint8)
-    assert float(program.bits(model, windows)) == pytest.approx(np.log2(len(text.ALPHABET)), rel=1e-5)
+    assert float(program.bits(model, None, windows)[0].mean()) == pytest.approx(np.log2(len(text.ALPHABET)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lstm", pytest.param("memory", marks=pytest.mark.slow)])

@@ -5,15 +5,21 @@
 
 The models differ in one layer and have the same number of parameters to within one per cent. A run writes
 `config.json`, `metrics.jsonl` and `summary.json` into its folder; `python -m launch.report --workdir=runs` compares the
-runs. The metric is bits per character over windows of T characters, each read with an empty memory.
+runs. The metrics are bits per character: `bits` of the first windows of T characters and `whole_bits` of all windows,
+each read with an empty state, and `carried_bits` of all windows, each read with the state after the one before
+(attention, which has no state, sees its window only).
+
+`--option=NAME=VALUE` changes an option of the memory layer (see `model.py`), as in `--option=output_gate=True`.
 
 Shape letters: `T` characters of a window, `B` windows, `N` characters of a text.
 """
 
+import ast
 import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +30,7 @@ from absl import app, flags
 from flax import nnx
 
 from examples.language_model import text
-from examples.language_model.model import MODELS, LanguageModel
+from examples.language_model.model import MODELS, LanguageModel, count_parameters
 from launch.command import one_line_errors, parse_flags
 from launch.reporting.text_table import format_table
 from launch.runs.metrics import summarise
@@ -34,28 +40,45 @@ from mnm_jax.training import MetricWriter
 
 Array = jax.Array
 _LOG_EVERY = 50
-_EVALUATE = {"valid": 64, "test": 256}  # number of windows: "valid" during training, "test" at the end
+_WINDOWS = {"valid": 64, "test": 256}  # number of windows that are read with an empty state
 
 
-def bits(model: LanguageModel, windows: Array) -> Array:
-    """Returns the mean bits per character of windows `[B, T + 1]`, given the earlier characters of the window."""
+def bits(model: LanguageModel, carry: Any, windows: Array) -> tuple[Array, Any]:
+    """Returns the bits of the characters of windows `[B, T + 1]` except the first, `[T, B]`, and the next carry."""
     characters = windows.T.astype(jnp.int32)
-    nats = optax.softmax_cross_entropy_with_integer_labels(model(characters[:-1]), characters[1:])
-    return jnp.mean(nats) / jnp.log(2.0)
+    carry, logits = model(carry, characters[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, characters[1:]) / jnp.log(2.0), carry
 
 
-def draw(content: np.ndarray, rng: np.random.Generator, batch: int, steps: int) -> np.ndarray:
-    """Returns windows `[B, T + 1]` from random places of a text `[N]`."""
+_measure = nnx.jit(bits)
+_begin = nnx.jit(LanguageModel.initialize_carry, static_argnums=1)
+
+
+def draw(content: np.ndarray, rng: np.random.Generator, batch: int, steps: int, carries: bool) -> Iterator[np.ndarray]:
+    """Yields windows `[B, T + 1]` of a text `[N]`: at random places, or each where the last one ended (`carries`)."""
     starts = rng.integers(0, len(content) - steps, (batch, 1))
-    return content[starts + np.arange(steps + 1)]
+    while True:
+        yield content[starts + np.arange(steps + 1)]
+        if carries:
+            starts = (starts + steps) % (len(content) - steps)
+        else:
+            starts = rng.integers(0, len(content) - steps, (batch, 1))
 
 
-def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, most: int) -> float:
-    """Returns the bits per character of the first `most` consecutive windows of a text `[N]`."""
-    count = min(most, (len(content) - 1) // steps) // batch * batch
-    windows = np.stack([content[i * steps : (i + 1) * steps + 1] for i in range(count)])
-    measure = nnx.jit(bits)
-    return float(np.mean([measure(model, part) for part in np.split(windows, count // batch)]))
+def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, carries: bool = True) -> float:
+    """Returns the bits per character of a text `[N]`, read as B equal parts in windows of T characters.
+
+    With `carries` the state of the model passes from window to window; otherwise each begins with an empty state.
+    """
+    length = (len(content) - 1) // batch
+    padded = np.pad(content, (0, steps))  # the last windows are shorter; what follows has no influence on their bits
+    start = carry = _begin(model, batch)
+    total = 0.0
+    for place in range(0, length, steps):
+        window = padded[np.arange(batch)[:, None] * length + place + np.arange(steps + 1)]
+        found, carry = _measure(model, carry if carries else start, window)
+        total += float(jnp.sum(found[: length - place]))
+    return total / (length * batch)
 
 
 def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -69,21 +92,35 @@ def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.nda
     optimizer = nnx.Optimizer(model, adam, wrt=nnx.Param)
 
     @nnx.jit
-    def update(model: LanguageModel, optimizer: nnx.Optimizer, windows: Array) -> Array:
-        value, gradient = nnx.value_and_grad(bits)(model, windows)
+    def update(model: LanguageModel, optimizer: nnx.Optimizer, carry: Any, windows: Array) -> tuple[Array, Any]:
+        def loss(model: LanguageModel) -> tuple[Array, Any]:
+            found, after = bits(model, carry, windows)
+            return jnp.mean(found), after
+
+        (value, after), gradient = nnx.value_and_grad(loss, has_aux=True)(model)
         optimizer.update(model, gradient)
-        return value
+        return value, after
+
+    def measure(name: str) -> float:
+        content = texts[name][: _WINDOWS[name] * steps + 1]
+        return evaluate(model, content, batch, steps, carries=training["carries"])
 
     rng, writer, begin = np.random.default_rng(seed), MetricWriter(workdir), time.perf_counter()
+    windows = draw(texts["train"], rng, batch, steps, training["carries"])
+    carry = model.initialize_carry(batch) if training["carries"] else None
     for step in range(1, updates + 1):
-        value = update(model, optimizer, draw(texts["train"], rng, batch, steps))
+        value, after = update(model, optimizer, carry, next(windows))
+        carry = after if training["carries"] else None
         if step % _LOG_EVERY == 0 or step == updates:
-            valid = evaluate(model, texts["valid"], batch, steps, _EVALUATE["valid"])
+            valid = measure("valid")
             seconds = time.perf_counter() - begin
             writer.write(step, seconds, {"train/bits": np.array([value]), "valid/bits": np.array([valid])})
             print(f"step {step}/{updates}, {seconds:.0f} s: {value:.3f} bits in training, {valid:.3f} in validation")
     writer.close()
-    test = evaluate(model, texts["test"], batch, steps, _EVALUATE["test"])
+    metrics = {f"{name}/bits": np.array([measure(name)]) for name in ("valid", "test")}
+    for name in ("valid", "test"):
+        for label, carries in (("whole", False), ("carried", True)):
+            metrics[f"{name}/{label}_bits"] = np.array([evaluate(model, texts[name], batch, steps, carries)])
     summary = {
         "task": config["task"]["name"],
         "model": config["model"]["name"],
@@ -92,46 +129,82 @@ def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.nda
         "seconds": time.perf_counter() - begin,
         "command": shlex.join(sys.orig_argv),
         "versions": versions(),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "parameters": count_parameters(model),
         "config": config,
-        "metrics": summarise({"test/bits": np.array([test]), "valid/bits": np.array([valid])}),
+        "metrics": summarise(metrics),
     }
     write_json(workdir / SUMMARY, summary)
     print(format_table(summary["metrics"]))
     return summary
 
 
-def make_config(model: str, *, steps: int, updates: int, features: int, batch: int, seed: int) -> dict[str, Any]:
+def make_config(
+    model: str,
+    *,
+    steps: int,
+    updates: int,
+    features: int,
+    batch: int,
+    seed: int,
+    learning_rate: float = 2e-3,
+    carries: bool = False,
+    shift: int = 1,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Returns the config of a run; equal configs give equal runs."""
     return {
         "task": {"name": "docstrings", "steps": steps},
-        "model": {"name": model, "features": features, "layers": 2},
+        "model": {"name": model, "features": features, "layers": 2, "shift": shift, "options": options or {}},
         "training": {
             "steps": updates,
             "batch_size": batch,
-            "learning_rate": 2e-3,
+            "learning_rate": learning_rate,
             "clip_norm": 1.0,
+            "carries": carries,
             "seed": seed,
         },
     }
+
+
+def parse_option(option: str) -> tuple[str, Any]:
+    """Returns the name and the value of `NAME=VALUE`; ValueError otherwise."""
+    name, _, value = option.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"option must be NAME=VALUE with a Python value, got {option!r}.") from None
 
 
 def main(argv: list[str]) -> None:
     with one_line_errors():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; name the model as --model=NAME.")
-        sizes = {"steps": 256, "updates": _STEPS.value, "features": 128, "batch": 16}
+        sizes = {"steps": _WINDOW.value, "updates": _STEPS.value, "features": 128, "batch": _BATCH.value}
         files = None
         if _SMOKE.value:
             sizes, files = {"steps": 16, "updates": 2, "features": 16, "batch": 2}, 40
-        config = make_config(_MODEL.value, **sizes, seed=_SEED.value)
+        config = make_config(
+            _MODEL.value,
+            **sizes,
+            seed=_SEED.value,
+            learning_rate=_LEARNING_RATE.value,
+            carries=_CARRIES.value,
+            shift=_SHIFT.value,
+            options=dict(map(parse_option, _OPTION.value)),
+        )
         train(config, pathlib.Path(_WORKDIR.value), text.load(most=files))
 
 
 if __name__ == "__main__":
-    _MODEL = flags.DEFINE_enum("model", "memory", MODELS, "Layer that mixes time steps.")
+    _MODEL = flags.DEFINE_enum("model", "memory", list(MODELS), "Layer that mixes time steps.")
+    _OPTION = flags.DEFINE_multi_string("option", [], "Option of the memory layer, NAME=VALUE.")
     _WORKDIR = flags.DEFINE_string("workdir", "runs/language/memory", "Folder of the run.")
     _STEPS = flags.DEFINE_integer("steps", 1500, "Updates.")
+    _BATCH = flags.DEFINE_integer("batch", 16, "Windows per update.")
+    _WINDOW = flags.DEFINE_integer("window", 256, "Characters per window.")
+    _LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Largest learning rate.")
+    _CARRIES = flags.DEFINE_bool("carries", False, "Train on successive windows, with the state of the last one.")
+    _SHIFT = flags.DEFINE_integer("shift", 1, "Characters that every feed-forward part receives.", lower_bound=1)
     _SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
     _SMOKE = flags.DEFINE_bool("smoke", False, "Train tiny sizes, as a test.")
     app.run(main, flags_parser=parse_flags)

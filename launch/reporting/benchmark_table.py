@@ -51,6 +51,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "fraction_of_product": ("of the product's rate", "{:.0%}".format),
     "compile_seconds": ("compile s", "{:.1f}".format),
     "spread": ("spread", "{:.0%}".format),
+    "option": ("change", str),
+    "updates": ("updates", "{:,}".format),
+    "valid_bits": ("bits, validation", "{:.3f}".format),
+    "valid_carried_bits": ("bits, state carried", "{:.3f}".format),
     "note": ("note", str),
 }
 
