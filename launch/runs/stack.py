@@ -275,6 +275,7 @@ def layer_stack(mixer: str) -> Callable[..., LayerStack]:
         layers: int = 2,
         convolution: int = 4,
         max_rate: float = 1.0,
+        hard_rate: bool = False,
     ) -> LayerStack:
         check_sizes(stack_features=stack_features, state=state, block_parameters=block_parameters, layers=layers)
         _check_state(mixer, state, stack_features)
@@ -293,6 +294,7 @@ def layer_stack(mixer: str) -> Callable[..., LayerStack]:
                 stale=stale,
                 convolution=convolution,
                 max_rate=max_rate * (STALE_RATE if stale else 1),
+                hard_rate=hard_rate,
                 rngs=rngs,
             )
 

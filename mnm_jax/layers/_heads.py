@@ -18,6 +18,10 @@ from mnm_jax.memory._options import normalise
 
 Array = jax.Array
 
+_EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
+_STRETCH = 0.1  # of the sigmoid beyond 0 and 1 with `hard_rate`, as in the hard concrete distribution
+HARD_BIAS = 1.5  # initial, of a hard rate: 0.88 of the largest; with 0, training soon closes the gate of some seeds
+
 
 class Heads(NamedTuple):
     """The memories of all heads.
@@ -27,6 +31,7 @@ class Heads(NamedTuple):
       params: its slow parameters, leaves `[H, ...]`.
       number: number of heads `H`.
       max_rate: the write rate of the gate 1.
+      hard_rate: whether the gate of the write rate reaches 0 and 1.
       backend: "pallas" for the kernel.
     """
 
@@ -34,6 +39,7 @@ class Heads(NamedTuple):
     params: MemoryParams
     number: int
     max_rate: float
+    hard_rate: bool
     backend: str
 
     def run(
@@ -96,10 +102,11 @@ class Heads(NamedTuple):
         """Returns the gates of logits `[T, B, H (1 + gates)]`, leaves `[B, H, T]` in at least single precision."""
         mask = jnp.ones(logits.shape[:2], bool) if mask is None else mask
         gates = jax.nn.sigmoid(self._by_head(wide(logits)))
+        rate = jnp.clip((1 + 2 * _STRETCH) * gates[..., 0] - _STRETCH, 0, 1) if self.hard_rate else gates[..., 0]
         counts = jnp.broadcast_to(mask.T[:, None], gates.shape[:-1]).astype(gates.dtype)
         named = {name: gates[..., 1 + place] for place, name in enumerate(self.chunked.memory.gates)}
         return Gates(
-            rate=gates[..., 0] if self.max_rate == 1 else self.max_rate * gates[..., 0],
+            rate=rate if self.max_rate == 1 else self.max_rate * rate,
             decay=1 - named["forget"] if "forget" in named else jnp.ones_like(counts),
             momentum=named.get("momentum", jnp.zeros_like(counts)),
             mask=counts,
@@ -123,6 +130,14 @@ def load_kernel() -> Any:
     from mnm_jax.memory._chunks import kernel
 
     return kernel
+
+
+def normalise_reads(reads: Array, gain: Array) -> Array:
+    """Returns reads `[T, B, H V]`, divided by the root mean square of each head's read, times a gain `[V]`."""
+    by_head = wide(reads.reshape(*reads.shape[:2], reads.shape[2] // len(gain), len(gain)))
+    size = jnp.mean(jnp.square(by_head), -1, keepdims=True) + _EPSILON
+    normed = gain[None, None, None].astype(by_head.dtype) * by_head * jax.lax.rsqrt(size)
+    return normed.reshape(reads.shape).astype(reads.dtype)
 
 
 def _reads(answers: tuple[Array, ...], values: Array) -> tuple[Array, ...]:

@@ -26,7 +26,7 @@ from mnm_jax._params import ParamTree
 from mnm_jax._vary import vary_alike
 from mnm_jax.layers._carry import LayerCarry, LayerOutput, begin
 from mnm_jax.layers._convolution import ShortConvolution
-from mnm_jax.layers._heads import Heads, load_kernel
+from mnm_jax.layers._heads import HARD_BIAS, Heads, load_kernel, normalise_reads
 from mnm_jax.layers._slots import align
 from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.check import check_memory
@@ -37,7 +37,6 @@ from mnm_jax.memory._options import FORGET_LITTLE, gate_biases
 Array = jax.Array
 
 BACKENDS = ("auto", "xla", "pallas")
-_EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
 
 
 class NeuralMemoryLayer(nnx.Module):
@@ -46,14 +45,19 @@ class NeuralMemoryLayer(nnx.Module):
         k = W_k x,  v = W_v x,  q = W_q x,  beta / max_rate, alpha, m = sigmoid(W x + b)        per head
         phi_t = write(phi_{t-1}; k_t, v_t, beta_t, alpha_t, m_t),    y_t = W_o [f(q_t; phi_t) of all heads]
         y_t = W_o [norm(f(q_t; phi_t)) of all heads o silu(W_g x_t)]           with output_norm and output_gate
+        beta / max_rate = min(1, max(0, 1.2 sigmoid(W x + b) - 0.1))           with hard_rate
 
-    with the write rate beta, the forget gate alpha, the momentum m and the memory f(key; weights phi).
+    with inputs x `[D]`, keys k and queries q `[K]`, values v `[V]`, the write rate beta, the forget gate alpha and the
+    momentum m (one number each), and the memory f(key; weights phi). Gated DeltaNet writes one matrix W `[K, V]`,
 
-    Writes do not depend on earlier reads, so that a chunk of tokens takes a few matrix products. `__call__` runs a
-    sequence and `step` one token; both compute the same function, and a sequence may be divided between calls and steps
-    anywhere. With a convolution, k, v and q also pass through a `ShortConvolution` over the last n tokens (Yang et al.,
-    NeurIPS 2024). The settings of the memory decide the rule, the normalisation of the keys and the gates: alpha with
-    `WriteOptions(forget=True)`, initially 2% per token, and m with `momentum=True`.
+        W_t = (1 - alpha_t) W_{t-1} - beta_t k_t (x) (k_t W_{t-1} - v_t)
+
+    and MNM-p every layer, with its input z for k, its output for k W, its target for v, beta_t / |z|^2 for beta_t.
+
+    Writes do not depend on earlier reads: a chunk of tokens takes a few matrix products. `__call__` runs a sequence,
+    `step` one token; both compute the same function, and a sequence may be divided between them anywhere. The memory
+    decides the rule, the normalisation of the keys and the gates: alpha with `WriteOptions(forget=True)`, initially 2%
+    per token, and m with `momentum=True`.
 
     ==================  =============================================================================================
     layer               memory
@@ -64,17 +68,16 @@ class NeuralMemoryLayer(nnx.Module):
     DeltaNet            `matrix_memory(K, V, "delta", options=WriteOptions(key_norm="l2"))`
     gated DeltaNet      the same with `WriteOptions(key_norm="l2", forget=True)`
     Titans              `gradient_memory(K, V, hidden_sizes=..., step_size="sum", options=WriteOptions(forget=True,
-                        momentum=True))` with `stale=True`; "sum" is the derivative of the sum of squares, twice that of
-                        Titans' loss
+                        momentum=True))` with `stale=True`; "sum" is twice the derivative of Titans' loss
     ==================  =============================================================================================
 
     **Exactness.** The local rule with any number of layers, the gradient rule without hidden layers, and the rules of a
     matrix give what `Memory.write_read` gives token by token: `chunk` changes only the speed, and `exact` is True. The
     gradient rule through hidden layers is linearised at the weights of each chunk's beginning, with the scalar kernel
     of `GradientRule`: `chunk` is then part of the model, and `exact` is False, except for chunks of one token. With
-    `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. The
-    distance from the outputs of single tokens, relative to the norm of these outputs, before training, over 512
-    tokens of N(0, 1) with D = 6, K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
+    `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. Distance
+    from the outputs of single tokens, relative to their norm, before training, over 512 tokens of N(0, 1) with D = 6,
+    K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
 
     ==========  =======  ========  ========
     form        chunk 4  chunk 16  chunk 64
@@ -83,10 +86,9 @@ class NeuralMemoryLayer(nnx.Module):
     stale       0.34     31        27,000
     ==========  =======  ========  ========
 
-    **Options.** Each is off by default and was measured alone. Bits per character of a small language model in
-    validation, mean of two seeds at most 0.05 apart, D = 64, two heads with layers of 32-32-32, 400 updates
-    (`results/language/options.jsonl`); a lower number is better. The first row has no option, each other row the change
-    that it names:
+    **Options.** All are off by default. These were measured alone, each as one change to the first row: bits per
+    character of a small language model in validation (lower is better), mean of two seeds at most 0.05 apart, D = 64,
+    two heads with layers of 32-32-32, 400 updates (`results/language/options.jsonl`).
 
     ==========================================================================  ====
     the local rule with `WriteOptions(key_norm="l2", forget=True)`              2.79
@@ -101,15 +103,17 @@ class NeuralMemoryLayer(nnx.Module):
 
     **Bounds.** With normalised steps, or the delta rule on keys of length one, outputs stay bounded over any number of
     tokens. Without a forget gate the hidden weights of the local rule can grow, at most linearly: its targets may lie
-    outside the range of the activation. Weights grow by design with the Hebbian rule without a forget gate, and with
-    the step sizes "sum" and "paper" where the rate times the squared activations exceeds 1: Titans diverges untrained,
-    and is bounded with `step_size="normalised"` and `stale=False`.
+    outside the range of the activation. Weights grow with the Hebbian rule without a forget gate, and with the step
+    sizes "sum" and "paper" where the rate times the squared activations exceeds 1: Titans diverges unless "normalised".
 
-    **Cost.** Per token, head and layer `I x O` of the memory: 3 I O + 2 C (I + O) multiplications, independent of T;
-    the gradient rule takes about twice as many. Softmax attention takes T (K + V) / 2 per token and head, and stores
-    T (K + V) numbers instead of the weights. The layer is therefore cheaper than attention for long sequences (with
-    K = V = 64, one hidden layer of 64 and chunks of 32: above 650 tokens), and for generation with a state of constant
-    size. It recalls less than attention does as soon as the pairs exceed the size of the state.
+    **Cost.** Per token, head and layer `I x O` of the memory: 3 I O + 2 C (I + O) multiplications, and V O for the
+    targets of the local rule, independent of T; the gradient rule takes about twice as many. The state is the weights,
+    I O numbers per head and layer. Softmax attention takes T (K + V) / 2 per token and head, and stores T (K + V).
+
+    **When to take it instead of attention.** For long sequences (with K = V = 64, one hidden layer of 64 and chunks of
+    32 it takes fewer multiplications above 770 tokens), for generation with a state of constant size, and for tasks
+    that follow a state, such as parity, with `max_rate=2.0, hard_rate=True`. Attention recalls more as soon as the
+    pairs to recall exceed the size of the state.
 
     All forms can be differentiated any number of times, in forward and reverse mode, except with `backend="pallas"`.
 
@@ -121,10 +125,12 @@ class NeuralMemoryLayer(nnx.Module):
       chunk: number of tokens `C` that are processed at once. For an exact layer it changes only the speed.
       stale: whether the gradient rule through hidden layers takes all gradients of a chunk at the weights of its
         beginning. For comparison: it diverges where overlapping keys of a chunk add up.
-      convolution: number of tokens `n` on which keys, values and queries depend, including their own; 1 for no
-        convolution.
+      convolution: number of tokens `n`, including its own, over which a `ShortConvolution` takes each token's keys,
+        values and queries (Yang et al., NeurIPS 2024); 1 for none.
       max_rate: largest write rate, at most 2. Above 1 a write can reflect the answer to a key at its value: the matrix
         that multiplies the weights then has negative eigenvalues (Grazzi et al., ICLR 2025).
+      hard_rate: whether the write rate reaches 0, with which a token leaves the weights exactly as they are, and
+        `max_rate`, so that reflections at rate 2 do not fade. Initially it is 0.88 of `max_rate` for every token.
       forget_bias: initial bias of the forget gate; None for -4, which forgets 2% per token.
       output_norm: whether the reads of every head are divided by their root mean square, with a learned gain.
       output_gate: whether the reads are multiplied by silu(W_g x).
@@ -152,21 +158,20 @@ class NeuralMemoryLayer(nnx.Module):
       >>> from mnm_jax import WriteOptions, matrix_memory
       >>> memory = matrix_memory(8, 8, options=WriteOptions(key_norm="l2", forget=True))
       >>> layer = NeuralMemoryLayer(16, memory, heads=2, rngs=nnx.Rngs(0))
-      >>> layer.exact
-      True
       >>> run, step = nnx.jit(NeuralMemoryLayer.__call__), nnx.jit(NeuralMemoryLayer.step)
       >>> inputs = jax.random.normal(jax.random.key(0), (65, 3, 16))
       >>> carry, outputs = run(layer, None, inputs[:64])
-      >>> outputs.shape
-      (64, 3, 16)
+      >>> layer.exact, outputs.shape
+      (True, (64, 3, 16))
       >>> carry, output = step(layer, carry, inputs[64])
       >>> _, expected = run(layer, None, inputs)
       >>> bool(jnp.allclose(output, expected[64], atol=1e-5))
       True
 
     References:
-      Munkhdalai et al., NeurIPS 2019 (the rules); Yang et al., NeurIPS 2024 (DeltaNet in chunks); Yang et al., ICLR
-      2025 (gated DeltaNet, its norm and gate); Behrouz et al., 2025 (Titans); Grazzi et al., ICLR 2025 (`max_rate`).
+      Munkhdalai et al., NeurIPS 2019 (the rules); Yang et al., NeurIPS 2024 (DeltaNet in chunks) and ICLR 2025 (gated
+      DeltaNet, its norm and gate); Behrouz et al., 2025 (Titans); Grazzi et al., ICLR 2025 (`max_rate`); Louizos et
+      al., ICLR 2018 (the stretched sigmoid of `hard_rate`).
     """
 
     def __init__(
@@ -179,6 +184,7 @@ class NeuralMemoryLayer(nnx.Module):
         stale: bool = False,
         convolution: int = 1,
         max_rate: float = 1.0,
+        hard_rate: bool = False,
         forget_bias: float | None = None,
         output_norm: bool = False,
         output_gate: bool = False,
@@ -188,7 +194,7 @@ class NeuralMemoryLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_sizes(features=features, heads=heads, chunk=chunk, convolution=convolution)
-        check_flags(stale=stale, output_norm=output_norm, output_gate=output_gate)
+        check_flags(stale=stale, hard_rate=hard_rate, output_norm=output_norm, output_gate=output_gate)
         check_positive(max_rate=max_rate)
         if max_rate > 2:
             raise ValueError(f"max_rate must be <= 2, got {max_rate}: a write at a higher rate enlarges its own error.")
@@ -205,8 +211,8 @@ class NeuralMemoryLayer(nnx.Module):
                     "WriteOptions(forget=True), or leave forget_bias out."
                 )
         self.features = self.in_features = self.out_features = features
-        self.heads, self.chunk = heads, chunk
-        self.dtype, self.backend, self.max_rate = jnp.dtype(dtype), backend, float(max_rate)
+        self.heads, self.chunk, self.backend = heads, chunk, backend
+        self.dtype, self.max_rate, self.hard_rate = jnp.dtype(dtype), float(max_rate), bool(hard_rate)
         if backend == "pallas":
             load_kernel().check_kernel(self.memory, chunk, self.dtype)
         self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
@@ -217,12 +223,13 @@ class NeuralMemoryLayer(nnx.Module):
         taps = ShortConvolution(vectors, convolution, param_dtype=param_dtype, rngs=rngs) if convolution > 1 else None
         self.convolution = nnx.data(taps)
         self.to_gates = linear(features, heads * (1 + len(memory.gates)))
-        biases = gate_biases(memory.gates, FORGET_LITTLE if forget_bias is None else float(forget_bias))
+        biases = gate_biases(memory.gates, FORGET_LITTLE if forget_bias is None else forget_bias, HARD_BIAS * hard_rate)
         self.to_gates.bias = nnx.Param(jnp.tile(jnp.asarray(biases, param_dtype), heads))
+        if hard_rate:
+            self.to_gates.kernel[:, :: len(biases)] = 0.0
         read = heads * memory.value_size
         self.to_output = linear(read, features, use_bias=False)
-        gain = nnx.Param(jnp.ones(memory.value_size, param_dtype)) if output_norm else None
-        self.output_gain = nnx.data(gain)
+        self.output_gain = nnx.data(nnx.Param(jnp.ones(memory.value_size, param_dtype)) if output_norm else None)
         self.to_output_gate = nnx.data(linear(features, read, use_bias=False) if output_gate else None)
 
     @property
@@ -334,9 +341,7 @@ class NeuralMemoryLayer(nnx.Module):
     @property
     def _heads(self) -> Heads:
         params = self.memory_params.get_value()
-        return Heads(
-            chunked=self._chunked, params=params, number=self.heads, max_rate=self.max_rate, backend=self.backend
-        )
+        return Heads(self._chunked, params, self.heads, self.max_rate, self.hard_rate, self.backend)
 
     def _run(self, carry: LayerCarry, steps: Steps, *, fresh: bool, old: bool) -> tuple[LayerCarry, Any]:
         """Returns the carry and the results of at least one token.
@@ -380,10 +385,7 @@ class NeuralMemoryLayer(nnx.Module):
 
     def _outputs(self, reads: Array, inputs: Array) -> Array:
         if self.output_gain is not None:
-            by_head = wide(reads.reshape(*reads.shape[:2], self.heads, self.memory.value_size))
-            size = jnp.mean(jnp.square(by_head), -1, keepdims=True) + _EPSILON
-            gain = self.output_gain.get_value()[None, None, None].astype(by_head.dtype)
-            reads = (gain * by_head * jax.lax.rsqrt(size)).reshape(reads.shape).astype(reads.dtype)
+            reads = normalise_reads(reads, self.output_gain.get_value())
         if self.to_output_gate is not None:
             reads = reads * jax.nn.silu(self.to_output_gate(inputs))
         return self.to_output(reads)

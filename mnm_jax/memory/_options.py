@@ -135,6 +135,6 @@ def normalise(keys: Array, how: str | None) -> Array:
     return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
-def gate_biases(gates: tuple[str, ...], forget: float = FORGET_LITTLE) -> list[float]:
+def gate_biases(gates: tuple[str, ...], forget: float = FORGET_LITTLE, rate: float = 0.0) -> list[float]:
     """Returns the initial biases of the linear map to the write rate, first, and to a memory's other gates."""
-    return [forget if name == "forget" else 0.0 for name in ("rate", *gates)]
+    return [{"rate": rate, "forget": forget}.get(name, 0.0) for name in ("rate", *gates)]

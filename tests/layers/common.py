@@ -79,7 +79,9 @@ def tokens_of(layer, inputs):
     heads = lambda x: x.reshape(*x.shape[:2], layer.heads, -1)  # noqa: E731
     logits = inputs @ layer.to_gates.kernel.get_value() + layer.to_gates.bias.get_value()[None, None]
     vectors = heads(inputs @ layer.to_vectors.kernel.get_value())
-    gates = heads(jax.nn.sigmoid(logits)).at[..., 0].multiply(layer.max_rate)
+    gates = heads(jax.nn.sigmoid(logits))
+    rate = jnp.minimum(1, jnp.maximum(0, 1.2 * gates[..., 0] - 0.1)) if layer.hard_rate else gates[..., 0]
+    gates = gates.at[..., 0].set(layer.max_rate * rate)
     return *jnp.split(vectors, [K, K + V], axis=-1), gates
 
 

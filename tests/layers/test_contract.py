@@ -30,7 +30,8 @@ LAYERS = {
         hidden_sizes=(5,),
         write_through=True,
         pre_activation=True,
-        layer={"heads": 2, "convolution": 2, "output_norm": True, "output_gate": True, "max_rate": 2.0},
+        layer={"heads": 2, "convolution": 2, "output_norm": True, "output_gate": True}
+        | {"max_rate": 2.0, "hard_rate": True},
     ),
     "gradient-deep": form(gradient_memory, hidden_sizes=(5, 4), step_size="paper", use_bias=True, options=FORGET),
     "stale": form(gradient_memory, hidden_sizes=(5,), step_size="paper", layer={"stale": True}),

@@ -54,6 +54,7 @@ def test_a_memory_that_chunks_cannot_follow_is_refused_when_the_layer_is_made(na
         ({"stale": True}, ValueError, "stale=True needs a gradient_memory with hidden_sizes.*leave stale=False"),
         ({"max_rate": 0.0}, ValueError, "max_rate must be > 0, got 0.0"),
         ({"max_rate": 2.5}, ValueError, "max_rate must be <= 2, got 2.5: a write at a higher rate enlarges its own"),
+        ({"hard_rate": 2.0}, TypeError, "hard_rate must be True or False, got 2.0"),
         ({"forget_bias": -2.0}, ValueError, r"forget_bias must be None for a memory without a forget gate.*forget=T"),
         ({"output_norm": 1}, TypeError, "output_norm must be True or False, got 1"),
         ({"output_gate": "silu"}, TypeError, "output_gate must be True or False, got 'silu'"),

@@ -58,8 +58,8 @@ SLOW = ("local-paper-forget", "local-momentum", "through", "through-plain")  # t
 )
 def test_chunks_give_the_memorys_own_writes(name, x64):
     rule, options, settings = (EXACT | ONE_BY_ONE)[name]
-    of_layer = {"chunk": 3 if name in EXACT else 1, "max_rate": 1.5 if name == "through-pre" else 1.0}
-    layer = make_layer(make_memory(rule, options, **settings), heads=2, **of_layer)
+    of_layer = {"max_rate": 1.5, "hard_rate": True} if name == "through-pre" else {}
+    layer = make_layer(make_memory(rule, options, **settings), heads=2, chunk=3 if name in EXACT else 1, **of_layer)
     assert layer.exact
     inputs = 0.5 * make_inputs(5)
     states, expected, losses = jax.jit(write_token_by_token)(layer, inputs)

@@ -49,6 +49,23 @@ def test_a_rate_of_two_reflects_the_value_of_a_key():
     assert np.all(np.abs(features[1] - features[0]).max(-1) > 0.1)
 
 
+def test_a_hard_rate_is_a_stretched_sigmoid_that_reaches_both_bounds():
+    """The rate 2 min(1, max(0, 1.2 sigmoid(z) - 0.1)) at the logits -1, 3 and -3 is 2 * 0.2227, 2 and 0."""
+    soft, hard = make(max_rate=2.0), make(max_rate=2.0, hard_rate=True)
+    np.testing.assert_allclose(1.2 / (1 + np.exp(-np.asarray(hard.to_gates.bias))) - 0.1, 0.88, atol=2e-3)
+    assert np.all(np.asarray(hard.to_gates.kernel) == 0) and np.all(np.asarray(soft.to_gates.kernel) != 0)
+    inputs, carry = jax.random.normal(jax.random.key(0), (2, B, D)), None
+    soft.to_gates.kernel[...] = jnp.zeros((D, 2))
+    gate = 1.2 / (1 + np.exp(1.0)) - 0.1
+    for logit, same in ((-1.0, np.log(gate / (1 - gate))), (3.0, 40.0), (-3.0, -np.inf)):
+        soft.to_gates.bias[...], hard.to_gates.bias[...] = jnp.full(2, same), jnp.full(2, logit)
+        before = soft.initialize_carry((B, D)) if carry is None else carry
+        carry, expected = run_by_chunks(soft, inputs, before)
+        np.testing.assert_allclose(run_by_chunks(hard, inputs, before)[1], expected, rtol=1e-4, atol=1e-5)
+    assert np.all(run_by_chunks(hard, inputs, before)[0].memory.now.weights[0] == before.memory.now.weights[0])
+    assert np.any(np.asarray(before.memory.now.weights[0]) != 0)
+
+
 @pytest.mark.slow
 def test_losses_of_the_linearised_rule_are_those_of_single_tokens(x64):
     """Tokens include padding, whose losses are zero, and begin in the middle of a chunk of four tokens."""
