@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._linear import dot_general
+
 Array = jax.Array
 
 HEAD_SIZE = 64  # features of a head of the layer and of attention
@@ -20,7 +22,7 @@ class Attention(nnx.Module):
 
     def __init__(self, features: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
         self.heads, self.dtype = heads, dtype
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, use_bias=False, dot_general=dot_general, dtype=dtype, rngs=rngs)
         self.to_vectors = linear(features, 3 * heads * HEAD_SIZE)
         self.to_output = linear(heads * HEAD_SIZE, features)
 

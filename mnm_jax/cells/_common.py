@@ -15,6 +15,7 @@ from jax import export
 from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_array, check_dtype, check_sizes
+from mnm_jax._linear import dot_general
 from mnm_jax._params import set_bias
 from mnm_jax.memory import Memory, WriteInfo
 from mnm_jax.memory._options import gate_biases
@@ -87,7 +88,7 @@ class Cell(nnx.RNNCellBase):
             setattr(self, name, size)
         self.dtype, self.param_dtype = check_dtypes(dtype, param_dtype), param_dtype
         check_rngs(rngs)
-        return partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        return partial(nnx.Linear, dot_general=dot_general, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
 
     @property
     def num_feature_axes(self) -> int:

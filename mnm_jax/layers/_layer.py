@@ -21,6 +21,7 @@ from mnm_jax._checks import (
     check_positive,
     check_sizes,
 )
+from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps, check_steps, select
 from mnm_jax._params import ParamTree
 from mnm_jax._vary import vary_alike
@@ -138,8 +139,8 @@ class NeuralMemoryLayer(nnx.Module):
         head on the chip over all chunks. It supports the local rule and the delta rule, without momentum, biases,
         `write_through`, resets and losses, in float32, with sizes that are powers of 2, at least 16, and with weights
         up to 16,384 numbers per head for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of
-        first order. On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with
-        `check_vma=False`. "auto": "xla".
+        first order; others raise an error that names "xla". On a CPU it runs in Pallas' slow interpret mode, which
+        `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.
@@ -217,7 +218,7 @@ class NeuralMemoryLayer(nnx.Module):
             load_kernel().check_kernel(self.memory, chunk, self.dtype)
         self.memory_params = ParamTree(jax.vmap(memory.init)(jax.random.split(rngs.params(), heads)))
 
-        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(nnx.Linear, dot_general=dot_general, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         vectors = heads * (2 * memory.key_size + memory.value_size)
         self.to_vectors = linear(features, vectors, use_bias=False)
         taps = ShortConvolution(vectors, convolution, param_dtype=param_dtype, rngs=rngs) if convolution > 1 else None

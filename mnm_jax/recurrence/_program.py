@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mnm_jax._masking import Steps
+from mnm_jax._refuse import reverse_only
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState
 from mnm_jax.recurrence._carry import CarryLayout
@@ -15,11 +16,15 @@ from mnm_jax.recurrence._checkpoints import scan_chunks
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
 from mnm_jax.recurrence._fast.replay import Replay
-from mnm_jax.recurrence._fast.reverse_only import reverse_only
 from mnm_jax.recurrence._fast.states import Start, Weights, broadcast
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
 
 Array = jax.Array
+
+_NO_FORWARD_MODE = (
+    "the forms 'reversible' and 'factored' have no forward-mode derivatives (jax.jvp, jax.jacfwd, jax.linearize); "
+    "use unroll(..., form='plain'), or take the derivative in reverse mode."
+)
 
 
 def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, every: int | None) -> tuple[Any, Any]:
@@ -27,7 +32,7 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
 
     Dense weights are stored after every `every` steps; None: one run over the whole sequence.
     """
-    cell, carry, inputs = jax.tree.map(reverse_only, (cell, carry, xs.inputs))
+    cell, carry, inputs = reverse_only((cell, carry, xs.inputs), _NO_FORWARD_MODE)
     xs = xs._replace(inputs=inputs)
     steps, batch_size = xs.inputs.shape[:2]
     begin = cell.initialize_carry((1, xs.inputs.shape[2]))

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_fraction, check_functions, check_sizes
+from mnm_jax._linear import dot_general
 from mnm_jax.cells import output_features, split_output
 from mnm_jax.recurrence import unroll
 
@@ -83,7 +84,7 @@ class SequenceModel(nnx.Module):
         self.encoder = encoder
         self.cell: Any = cell
         self.dtype = jnp.dtype(param_dtype if dtype is None else dtype)
-        linear = partial(nnx.Linear, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(nnx.Linear, dot_general=dot_general, dtype=self.dtype, param_dtype=param_dtype, rngs=rngs)
         self.head = linear(features, classes)
         into = linear(features, readout_features) if readout_features else None
         out = linear(readout_features, classes, use_bias=False) if readout_features else None

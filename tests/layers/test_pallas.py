@@ -137,3 +137,19 @@ def test_what_the_kernel_cannot_do_is_refused_by_name(name):
     settings, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         small_layer(**({"backend": "pallas"} | settings))
+
+
+DERIVATIVES = {
+    "twice in reverse": lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2)),
+    "forward": lambda f: lambda x: jax.jvp(f, (x,), (x,))[1],
+    "forward over reverse": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_other_derivatives_of_the_kernel_are_refused_by_name(name, compiled):
+    layer, inputs = small_layer("pallas", matrix_memory(16, 16)), jnp.ones((16, 1, 4))
+    derivative = DERIVATIVES[name](lambda x: jnp.sum(layer(None, x)[1]))
+    with pytest.raises(TypeError, match="backend='pallas' has no second derivatives .* pass backend='xla'"):
+        (jax.jit(derivative) if compiled else derivative)(inputs)

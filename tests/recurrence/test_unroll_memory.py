@@ -12,6 +12,7 @@ from mnm_jax import WriteOptions, custom_memory, gradient_memory, local_memory, 
 from mnm_jax.memory._chunks import on_chip
 from mnm_jax.memory._recurrence import dots, kernel, sequence
 from mnm_jax.memory._recurrence.steps import steps
+from tests.layers.test_pallas import DERIVATIVES
 
 T, B, K, V = 5, 2, 6, 3
 SLOW = pytest.mark.slow
@@ -312,3 +313,16 @@ def test_a_state_of_a_memory_with_other_options_is_refused(backend):
     arguments["params"] = params = jax.jit(forgets.init)(jax.random.key(0))
     with pytest.raises(TypeError, match=r"state must be from this memory's start or write, with the leaves weights"):
         unroll_memory(**(arguments | {"state": forgets.start(params, B)}), backend=backend)
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_other_derivatives_of_the_kernel_are_refused_by_name(name):
+    memory = matrix_memory(16, 16)
+    keys, *others, _ = make_tokens(1, 1, jnp.float32, (16, 16))
+    params = memory.init(jax.random.key(0))
+
+    def loss(scale):
+        return jnp.sum(unroll_memory(memory, params, None, scale * keys, *others, backend="pallas")[2])
+
+    with pytest.raises(TypeError, match="backend='pallas' has no second derivatives .* pass backend='xla'"):
+        jax.jit(DERIVATIVES[name](loss))(jnp.ones(()))

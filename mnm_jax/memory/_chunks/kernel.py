@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._refuse import constant, reverse_only
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
 from mnm_jax.memory._chunks.mixture import Mixture
-from mnm_jax.memory._chunks.on_chip import scan_on_chip
+from mnm_jax.memory._chunks.on_chip import ONE_DERIVATIVE, scan_on_chip
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._rules import DeltaRule, ErrorRule, LocalRule, Rule
@@ -145,11 +146,10 @@ def run_sequence(
     return state._replace(now=now), answers.reshape(*sizes, chunks * chunked.size, -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def run(network: Network, rule: ErrorRule, weights: Weights, rows: Rows) -> tuple[Weights, Array]:
     """Returns the weights after all chunks, `[N, I, O]` per layer, and the answers `[N, S, C, V]`.
 
-    It has a reverse-mode derivative of first order.
+    It has a reverse-mode derivative of first order; other derivatives raise a TypeError.
 
     Args:
       network: the architecture, without biases.
@@ -157,6 +157,11 @@ def run(network: Network, rule: ErrorRule, weights: Weights, rows: Rows) -> tupl
       weights: `[N, I, O]` per layer.
       rows: leaves `[N, S, ., .]`.
     """
+    return _run(network, rule, *reverse_only((weights, rows), ONE_DERIVATIVE))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(network: Network, rule: ErrorRule, weights: Weights, rows: Rows) -> tuple[Weights, Array]:
     return scan_on_chip(partial(_chunk, network, rule, _substitute), weights, rows)
 
 
@@ -165,13 +170,12 @@ def _forward(network: Network, rule: ErrorRule, weights: Weights, rows: Rows) ->
         end, answers = _chunk(network, rule, _substitute, weights, rows)
         return end, (answers, weights)
 
-    end, (answers, starts) = scan_on_chip(step, weights, rows)
+    end, (answers, starts) = scan_on_chip(step, *constant((weights, rows), ONE_DERIVATIVE))
     return (end, answers), (starts, rows)
 
 
 def _backward(network: Network, rule: ErrorRule, residuals: Any, cotangents: Any) -> tuple[Weights, Rows]:
-    starts, rows = residuals
-    weights_ct, answers_ct = cotangents
+    (starts, rows), (weights_ct, answers_ct) = constant((residuals, cotangents), ONE_DERIVATIVE)
 
     def step(weights_ct: Weights, at_chunk: Any) -> tuple[Weights, Rows]:
         start, rows, answers_ct = at_chunk
@@ -181,7 +185,7 @@ def _backward(network: Network, rule: ErrorRule, residuals: Any, cotangents: Any
     return scan_on_chip(step, weights_ct, (starts, rows, answers_ct), reverse=True)
 
 
-run.defvjp(_forward, _backward)
+_run.defvjp(_forward, _backward)
 
 
 def _chunk(

@@ -16,6 +16,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 Array = jax.Array
+# The message for derivatives that a kernel does not have.
+ONE_DERIVATIVE = (
+    "backend='pallas' has no second derivatives and no forward-mode derivatives (jax.hessian, jax.jvp, jax.linearize); "
+    "pass backend='xla', or take one derivative in reverse mode."
+)
 Step = Callable[[Any, Any], tuple[Any, Any]]
 # Selects Triton, instead of Mosaic, on an NVIDIA GPU. With 8 warps fewer registers spill than with 4 (`ptxas -v`).
 _TRITON = triton.CompilerParams(num_warps=8, num_stages=1)

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from mnm_jax.memory._chunks.on_chip import scan_on_chip
+from mnm_jax._refuse import constant, reverse_only
+from mnm_jax.memory._chunks.on_chip import ONE_DERIVATIVE, scan_on_chip
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._recurrence.dots import PRODUCTS, SUMS, Dots
 from mnm_jax.memory._recurrence.steps import gradient_deltas, steps
@@ -71,7 +72,7 @@ class Results(NamedTuple):
 def run(network: Network, rule: KernelRule, weights: Weights, tokens: Tokens) -> tuple[Weights, Results]:
     """Returns the weights after all steps, `[B, I, O]` per layer, and the results of all products.
 
-    It has a reverse-mode derivative of first order.
+    It has a reverse-mode derivative of first order; other derivatives raise a TypeError.
 
     Args:
       network: the architecture, without biases.
@@ -79,6 +80,7 @@ def run(network: Network, rule: KernelRule, weights: Weights, tokens: Tokens) ->
       weights: the weights before the first step, `[B, I, O]` per layer.
       tokens: keys, targets and rates.
     """
+    weights, tokens = reverse_only((weights, tokens), ONE_DERIVATIVE)
     # Compiled, since a `jax.shard_map` that is not compiled refuses symbolic zeros.
     return jax.jit(partial(_run, network, rule), inline=True)(weights, tokens)
 
@@ -102,8 +104,8 @@ def _backward(network: Network, rule: KernelRule, residuals: Any, cotangents: An
     # A cotangent that is known to be zero is not loaded.
     results_ct = jax.tree.map(lambda ct: None if _is_zero(ct) else ct, results_ct, is_leaf=_is_zero)
     step, on_gpu = (partial(_step_back, dots, network, rule) for dots in (PRODUCTS, SUMS))
-    at_steps = (tokens, results, results_ct)
-    (_, weights_ct), tokens_ct = scan_on_chip(step, (last, last_ct), at_steps, reverse=True, on_gpu=on_gpu)
+    given = constant(((last, last_ct), (tokens, results, results_ct)), ONE_DERIVATIVE)
+    (_, weights_ct), tokens_ct = scan_on_chip(step, *given, reverse=True, on_gpu=on_gpu)
     return weights_ct, tokens_ct
 
 
