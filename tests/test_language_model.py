@@ -61,9 +61,14 @@ def test_windows_of_training_follow_one_another_if_the_state_is_carried():
 
 
 def test_an_option_is_a_name_and_a_value():
-    assert program.parse_option("convolution=8") == ("convolution", 8)
+    options = program.parse_options("memory", ["convolution=8", "output_gate=True", "key_norm='layer'"])
+    assert options == {"convolution": 8, "output_gate": True, "key_norm": "layer"}
     with pytest.raises(ValueError, match="option must be NAME=VALUE with a Python value, got 'key_norm=l2'"):
-        program.parse_option("key_norm=l2")
+        program.parse_options("memory", ["key_norm=l2"])
+    with pytest.raises(ValueError, match="option must be one of .*'heads'.* for the model 'memory', got 'head'"):
+        program.parse_options("memory", ["head=2"])
+    with pytest.raises(ValueError, match=r"one of \[\] for the model 'lstm', got 'heads'"):
+        program.parse_options("lstm", ["heads=2"])
 
 
 def test_texts_are_docstrings_and_share_nothing(tmp_path):

@@ -15,11 +15,12 @@ Shape letters: `T` characters of a window, `B` windows, `N` characters of a text
 """
 
 import ast
+import inspect
 import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,12 +31,13 @@ from absl import app, flags
 from flax import nnx
 
 from examples.language_model import text
-from examples.language_model.model import MODELS, LanguageModel, count_parameters
+from examples.language_model.model import MODELS, LanguageModel, Memory, count_parameters
 from launch.command import one_line_errors, parse_flags
 from launch.reporting.text_table import format_table
 from launch.runs.metrics import summarise
 from launch.runs.train import versions
 from launch.runs.workdir import SUMMARY, claim, write_json
+from mnm_jax import NeuralMemoryLayer
 from mnm_jax.training import MetricWriter
 
 Array = jax.Array
@@ -166,13 +168,21 @@ def make_config(
     }
 
 
-def parse_option(option: str) -> tuple[str, Any]:
-    """Returns the name and the value of `NAME=VALUE`; ValueError otherwise."""
-    name, _, value = option.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        raise ValueError(f"option must be NAME=VALUE with a Python value, got {option!r}.") from None
+def parse_options(model: str, options: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of a layer from `NAME=VALUE`; ValueError for another form or an unknown option."""
+    accepting = (Memory, NeuralMemoryLayer) if model == "memory" else ()
+    known = {name for layer in accepting for name in inspect.signature(layer.__init__).parameters}
+    known -= {"self", "features", "memory", "options", "rngs"}
+    parsed = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if name not in known:
+            raise ValueError(f"option must be one of {sorted(known)} for the model {model!r}, got {name!r}.")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ValueError(f"option must be NAME=VALUE with a Python value, got {option!r}.") from None
+    return parsed
 
 
 def main(argv: list[str]) -> None:
@@ -190,7 +200,7 @@ def main(argv: list[str]) -> None:
             learning_rate=_LEARNING_RATE.value,
             carries=_CARRIES.value,
             shift=_SHIFT.value,
-            options=dict(map(parse_option, _OPTION.value)),
+            options=parse_options(_MODEL.value, _OPTION.value),
         )
         train(config, pathlib.Path(_WORKDIR.value), text.load(most=files))
 
