@@ -16,6 +16,7 @@ from flax import nnx
 from mnm_jax import LSTMCell, Memory, NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
 from mnm_jax import unroll as run_cell
 from mnm_jax._checks import check_sizes
+from mnm_jax._linear import dot_general
 from mnm_jax.layers._convolution import ShortConvolution
 
 Array = jax.Array
@@ -23,6 +24,8 @@ Array = jax.Array
 CHUNK = 32  # tokens that a memory processes at once
 STALE_CHUNK = 16  # its gradients are those at the chunk's beginning, so the chunk size is part of the model
 STALE_RATE = 0.1  # relative to the other memories' largest rate; the step size "sum" diverges at higher rates
+
+_linear = partial(nnx.Linear, use_bias=False, dot_general=dot_general)
 
 
 class Convolution(nnx.Module):
@@ -71,9 +74,9 @@ class Attention(nnx.Module):
 
     def __init__(self, features: int, *, heads: int, window: int, convolution: int, rngs: nnx.Rngs):
         self.features, self.heads, self.window = features, heads, window
-        self.to_vectors = nnx.Linear(features, 3 * features, use_bias=False, rngs=rngs)
+        self.to_vectors = _linear(features, 3 * features, rngs=rngs)
         self.convolution = Convolution(3 * features, convolution, rngs=rngs)
-        self.to_output = nnx.Linear(features, features, use_bias=False, rngs=rngs)
+        self.to_output = _linear(features, features, rngs=rngs)
 
     def initialize_carry(self, input_shape: tuple[int, ...]) -> AttentionCache:
         """Returns an empty cache for inputs shaped `input_shape = (B, F)`."""
@@ -108,7 +111,7 @@ class LSTMMixer(nnx.Module):
     def __init__(self, features: int, hidden_features: int, *, convolution: int, rngs: nnx.Rngs):
         self.convolution = Convolution(features, convolution, rngs=rngs)
         self.cell = LSTMCell(features, hidden_features, rngs=rngs)
-        self.to_output = nnx.Linear(hidden_features, features, use_bias=False, rngs=rngs)
+        self.to_output = _linear(hidden_features, features, rngs=rngs)
 
     def initialize_carry(self, input_shape: tuple[int, ...]) -> tuple[Array | None, Any]:
         """Returns the carry at the start of sequences of inputs shaped `input_shape = (B, F)`."""
@@ -142,8 +145,8 @@ class Block(nnx.Module):
             raise ValueError(f"block_parameters must be >= {used + 3 * features} for this mixer, got {parameters}.")
         self.mixer = mixer
         self.norm, self.feed_norm = nnx.RMSNorm(features, rngs=rngs), nnx.RMSNorm(features, rngs=rngs)
-        self.up = nnx.Linear(features, 2 * width, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(width, features, use_bias=False, rngs=rngs)
+        self.up = _linear(features, 2 * width, rngs=rngs)
+        self.down = _linear(width, features, rngs=rngs)
 
     def __call__(self, carry: Any, x: Array, mask: Array | None) -> tuple[Any, Array]:
         """Returns the mixer's carry and the outputs of inputs `[T, B, F]`."""
@@ -177,7 +180,7 @@ class LayerStack(nnx.Module):
     ):
         self.in_features = in_features
         self.out_features = features
-        self.to_features = nnx.Linear(in_features, features, use_bias=False, rngs=rngs)
+        self.to_features = _linear(in_features, features, rngs=rngs)
         blocks = [Block(features, make_mixer(rngs), parameters=block_parameters, rngs=rngs) for _ in range(layers)]
         self.blocks = nnx.List(blocks)
         self.norm = nnx.RMSNorm(features, rngs=rngs)

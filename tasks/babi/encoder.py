@@ -3,11 +3,14 @@
 Shape letters: `T` time steps, `B` examples, `W` words of a sentence, `D` features, `P` entities of `V` features.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mnm_jax._linear import dot_general
 from tasks.babi.vocabulary import PADDING
 
 Array = jax.Array
@@ -67,8 +70,9 @@ class SentenceEncoder(nnx.Module):
         self.entities = entities
         self.embedding = nnx.Param(normal(rngs.params(), (len(counts), features)) / 6**0.5)
         self.position = nnx.Param(1.0 + position_deviation * normal(rngs.params(), (sentence_words, features)))
-        into = nnx.Linear(features, hidden, rngs=rngs) if hidden else None
-        out = nnx.Linear(hidden, features, use_bias=False, rngs=rngs) if hidden else None
+        linear = functools.partial(nnx.Linear, dot_general=dot_general, rngs=rngs)
+        into = linear(features, hidden) if hidden else None
+        out = linear(hidden, features, use_bias=False) if hidden else None
         self.into, self.out = nnx.data(into), nnx.data(out)
         if entities:
             rarity = np.log((counts.sum() + len(counts)) / (counts + 1.0))
@@ -77,7 +81,7 @@ class SentenceEncoder(nnx.Module):
             self.codes = nnx.Param(normal(rngs.params(), (len(counts), entity_features)))
             self.word_scores = nnx.Param(jnp.asarray(np.tile(rarity[:, None], entities), jnp.float32))
             self.place_scores = nnx.Param(jnp.asarray(np.outer(np.arange(sentence_words), slopes), jnp.float32))
-            self.context = nnx.Linear(hidden or features, sentence_words * entities, rngs=rngs)
+            self.context = linear(hidden or features, sentence_words * entities)
 
     def __call__(self, words: Array) -> Array:
         """Returns `[T, B, D + P V]` for word ids `[T, B, W]`."""
