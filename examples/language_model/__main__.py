@@ -6,8 +6,8 @@
 The models differ in one layer and have the same number of parameters to within one per cent. A run writes
 `config.json`, `metrics.jsonl` and `summary.json` into its folder; `python -m launch.report --workdir=runs` compares the
 runs. The metrics are bits per character: `bits` of the first windows of T characters and `whole_bits` of all windows,
-each read with an empty state, and `carried_bits` of all windows, each read with the state after the one before
-(attention, which has no state, sees its window only).
+each read with an empty state (`bits` with the carried state if the run has `--carries`), and `carried_bits` of all
+windows, each read with the state after the one before (attention, which has no state, sees its window only).
 
 `--option=NAME=VALUE` changes an option of the memory layer (see `model.py`), as in `--option=output_gate=True`.
 
@@ -42,7 +42,7 @@ from mnm_jax.training import MetricWriter
 
 Array = jax.Array
 _LOG_EVERY = 50
-_WINDOWS = {"valid": 64, "test": 256}  # number of windows that are read with an empty state
+_WINDOWS = {"valid": 64, "test": 256}  # number of windows behind the metric `bits`
 
 
 def bits(model: LanguageModel, carry: Any, windows: Array) -> tuple[Array, Any]:
@@ -57,7 +57,7 @@ _begin = nnx.jit(LanguageModel.initialize_carry, static_argnums=1)
 
 
 def draw(content: np.ndarray, rng: np.random.Generator, batch: int, steps: int, carries: bool) -> Iterator[np.ndarray]:
-    """Yields windows `[B, T + 1]` of a text `[N]`: at random places, or each where the last one ended (`carries`)."""
+    """Yields windows `[B, T + 1]` of a text `[N]`: at random places, or each where the one before ended (`carries`)."""
     starts = rng.integers(0, len(content) - steps, (batch, 1))
     while True:
         yield content[starts + np.arange(steps + 1)]
@@ -73,7 +73,7 @@ def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, 
     With `carries` the state of the model passes from window to window; otherwise each begins with an empty state.
     """
     length = (len(content) - 1) // batch
-    padded = np.pad(content, (0, steps))  # the last windows are shorter; what follows has no influence on their bits
+    padded = np.pad(content, (0, steps))  # for the last windows; their bits do not depend on the padding
     start = carry = _begin(model, batch)
     total = 0.0
     for place in range(0, length, steps):

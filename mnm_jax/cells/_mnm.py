@@ -94,7 +94,7 @@ class MNMCell(Cell):
     With `equal_keys` the rows of A for k^r start equal to those for k^w, so that reads find values written in a similar
     state from the start. Otherwise they start independent, and reads depend on the query only after the cell has
     learned to match its keys. Until then the read keys of all queries can become nearly equal, a plateau that some
-    seeds do not leave (`results/dictionary/README.md`).
+    seeds do not leave (`docs/results/dictionary_equal_keys.md`).
 
     The memory starts every sequence from phi_0. Meta-training minimises the outer loss over a distribution of
     sequences, while phi is rewritten within each of them. The gradient of L^meta passes through v^w. The gradient rule

@@ -19,8 +19,8 @@ from mnm_jax.memory._options import normalise
 Array = jax.Array
 
 _EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
-_STRETCH = 0.1  # of the sigmoid beyond 0 and 1 with `hard_rate`, as in the hard concrete distribution
-HARD_BIAS = 1.5  # initial, of a hard rate: 0.88 of the largest; with 0, training soon closes the gate of some seeds
+_STRETCH = 0.1  # distance by which `hard_rate` stretches the sigmoid beyond 0 and 1, as the hard concrete distribution
+HARD_BIAS = 1.5  # initial bias with `hard_rate`, 0.88 of the largest rate; from 0, training closed some seeds' gates
 
 
 class Heads(NamedTuple):

@@ -53,12 +53,11 @@ class NeuralMemoryLayer(nnx.Module):
 
         W_t = (1 - alpha_t) W_{t-1} - beta_t k_t (x) (k_t W_{t-1} - v_t)
 
-    and MNM-p every layer, with its input z for k, its output for k W, its target for v, beta_t / |z|^2 for beta_t.
+    MNM-p writes every layer so, with the layer's input z for k_t, its target for v_t and beta_t / |z|^2 for beta_t.
 
     Writes do not depend on earlier reads: a chunk of tokens takes a few matrix products. `__call__` runs a sequence,
     `step` one token; both compute the same function, and a sequence may be divided between them anywhere. The memory
-    decides the rule, the normalisation of the keys and the gates: alpha with `WriteOptions(forget=True)`, initially 2%
-    per token, and m with `momentum=True`.
+    decides the rule and, by `WriteOptions`, the norm of keys and the gates: alpha with `forget`, m with `momentum`.
 
     ==================  =============================================================================================
     layer               memory
@@ -105,16 +104,16 @@ class NeuralMemoryLayer(nnx.Module):
     **Bounds.** With normalised steps, or the delta rule on keys of length one, outputs stay bounded over any number of
     tokens. Without a forget gate the hidden weights of the local rule can grow, at most linearly: its targets may lie
     outside the range of the activation. Weights grow with the Hebbian rule without a forget gate, and with the step
-    sizes "sum" and "paper" where the rate times the squared activations exceeds 1: Titans diverges unless "normalised".
+    sizes "sum" and "paper" where the rate times the squared activations exceeds 1. Titans diverges untrained, and stays
+    bounded with `step_size="normalised", stale=False`.
 
     **Cost.** Per token, head and layer `I x O` of the memory: 3 I O + 2 C (I + O) multiplications, and V O for the
     targets of the local rule, independent of T; the gradient rule takes about twice as many. The state is the weights,
     I O numbers per head and layer. Softmax attention takes T (K + V) / 2 per token and head, and stores T (K + V).
 
     **When to take it instead of attention.** For long sequences (with K = V = 64, one hidden layer of 64 and chunks of
-    32 it takes fewer multiplications above 770 tokens), for generation with a state of constant size, and for tasks
-    that follow a state, such as parity, with `max_rate=2.0, hard_rate=True`. Attention recalls more as soon as the
-    pairs to recall exceed the size of the state.
+    32, fewer multiplications above 770 tokens), for generation with a state of constant size, and for state tracking
+    such as parity (`max_rate=2.0, hard_rate=True`). Attention recalls more once the pairs exceed the size of the state.
 
     All forms can be differentiated any number of times, in forward and reverse mode, except with `backend="pallas"`.
 
@@ -126,12 +125,12 @@ class NeuralMemoryLayer(nnx.Module):
       chunk: number of tokens `C` that are processed at once. For an exact layer it changes only the speed.
       stale: whether the gradient rule through hidden layers takes all gradients of a chunk at the weights of its
         beginning. For comparison: it diverges where overlapping keys of a chunk add up.
-      convolution: number of tokens `n`, including its own, over which a `ShortConvolution` takes each token's keys,
-        values and queries (Yang et al., NeurIPS 2024); 1 for none.
+      convolution: number of tokens `n`, its own included, on which a token's keys, values and queries depend by a
+        `ShortConvolution` (Yang et al., NeurIPS 2024); 1 for none.
       max_rate: largest write rate, at most 2. Above 1 a write can reflect the answer to a key at its value: the matrix
         that multiplies the weights then has negative eigenvalues (Grazzi et al., ICLR 2025).
-      hard_rate: whether the write rate reaches 0, with which a token leaves the weights exactly as they are, and
-        `max_rate`, so that reflections at rate 2 do not fade. Initially it is 0.88 of `max_rate` for every token.
+      hard_rate: whether the write rate reaches 0, at which a token writes nothing, and `max_rate`, so that reflections
+        at rate 2 do not fade. Initially it is 0.88 of `max_rate` for every token.
       forget_bias: initial bias of the forget gate; None for -4, which forgets 2% per token.
       output_norm: whether the reads of every head are divided by their root mean square, with a learned gain.
       output_gate: whether the reads are multiplied by silu(W_g x).
@@ -139,7 +138,7 @@ class NeuralMemoryLayer(nnx.Module):
         head on the chip over all chunks. It supports the local rule and the delta rule, without momentum, biases,
         `write_through`, resets and losses, in float32, with sizes that are powers of 2, at least 16, and with weights
         up to 16,384 numbers per head for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of
-        first order; others raise an error that names "xla". On a CPU it runs in Pallas' slow interpret mode, which
+        first order; others raise a TypeError that names "xla". On a CPU it runs in Pallas' slow interpret mode, which
         `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.

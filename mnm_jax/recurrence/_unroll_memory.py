@@ -59,9 +59,9 @@ def unroll_memory(
         rule with every step size and `key_norm`, without biases, `write_through`, resets and the other `WriteOptions`,
         in float32, with sizes that are powers of 2, at least 16, for 1, 2, 4 or 8 heads and 0, 1, 2, 4 or 8 read keys,
         and with at most 49,152 weights per example. (Up to 12,288 weights and their cotangents fit in the registers of
-        an H100; more would use its caches.) It has a reverse-mode derivative of first order; others
-        raise an error that names "xla". On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts
-        with `check_vma=False`. "auto": "xla".
+        an H100; more would use its caches.) It has a reverse-mode derivative of first order; others raise a TypeError
+        that names "xla". On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with
+        `check_vma=False`. "auto": "xla".
       **gates: `[T, B]` each, one for every name in `memory.gates`.
 
     Returns:

@@ -30,7 +30,7 @@ def save_params(workdir: str | os.PathLike, params: Any, step: int, *, half: boo
       params: parameters of the model.
       step: number of updates made.
       half: whether to round float32 to float16 and write `params.safetensors`, of about half the size, instead of
-        `params.npz`. `load_params` returns float32 for both, and takes `params.npz` if both are there.
+        `params.npz`. `load_params` returns them as float32, and takes `params.npz` if both are there.
 
     Raises:
       ImportError: safetensors is not installed and `half` is True.
@@ -69,12 +69,14 @@ def read_params(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, np.
 
 
 def _read_full(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
+    """Returns the arrays of `params.npz` and the number of updates."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
         arrays = dict(content.items())
     return arrays, int(arrays.pop(_STEP))
 
 
 def _read_half(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
+    """Returns the arrays of `params.safetensors` as float32, and the number of updates."""
     with extra("train"):
         from safetensors import SafetensorError, safe_open
 
@@ -108,6 +110,7 @@ def _round(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    """Returns the CRC-32 of the arrays, in the order of their names."""
     found = 0
     for name in sorted(arrays):
         found = zlib.crc32(arrays[name].tobytes(), found)

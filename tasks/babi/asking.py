@@ -30,7 +30,7 @@ class Answer(NamedTuple):
       question: its text.
       answers: (answer, probability), the most probable first. The probability assumes, as in training, that the story
         determines the answer: there is no answer "unknown".
-      guessed: whether `answers` can only be guesses, because the question or its answer is unlike any in training; see
+      guessed: whether `answers` can only be guesses, because question or answer has no counterpart in training; see
         `tasks.babi.names.find_doubts`.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
       notes: what limits the answer: names that the model reads as others (if not noted before), words that are not in
