@@ -149,6 +149,9 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     assert [path.name for path in files] == ["config.json", "summary.json", "params.safetensors"]
     _, shipped = load_model(tmp_path / "small", seed=1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), nnx.state(shipped), seeds[1])
+    with pytest.raises(ValueError, match=r"run.* would be read in place of the new weights"):
+        ship_run(tmp_path / "run", tmp_path / "run")
+    assert not (tmp_path / "run/params.safetensors").exists()
     with pytest.raises(ValueError, match="seed must be from 0 to 1"):
         export_run(tmp_path / "run", tmp_path / "out", seed=2)
 

@@ -62,12 +62,15 @@ def ship_run(workdir: str | os.PathLike, out: str | os.PathLike, data_dir: str |
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint or no data.
-      ValueError: if a file is damaged, or a weight has no representation in half precision.
+      ValueError: if a file is damaged, a weight has no representation in half precision, or `out` holds weights that
+        programs read in place of the new file.
       ImportError: safetensors is not installed.
     """
     _, make_model, _ = build_parts(read_config(workdir, data_dir))
     params, step = load_params(workdir, make_model)
     folder = pathlib.Path(out)
+    if found := [name for name in ("checkpoints", "params.npz") if (folder / name).exists()]:
+        raise ValueError(f"{folder / found[0]} would be read in place of the new weights; give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     files = [pathlib.Path(workdir) / name for name in (CONFIG, SUMMARY)]
     copied = [pathlib.Path(shutil.copy(file, folder)) for file in files if file.is_file()]

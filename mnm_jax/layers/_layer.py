@@ -115,8 +115,6 @@ class NeuralMemoryLayer(nnx.Module):
     32, fewer multiplications above 770 tokens), for generation with a state of constant size, and for state tracking
     such as parity (`max_rate=2.0, hard_rate=True`). Attention recalls more once the pairs exceed the size of the state.
 
-    All forms can be differentiated any number of times, in forward and reverse mode, except with `backend="pallas"`.
-
     Args:
       features: number of features `D`.
       memory: from `local_memory`, `gradient_memory` or `matrix_memory`, or from `rule_memory` with an `ErrorRule` or a
@@ -130,7 +128,8 @@ class NeuralMemoryLayer(nnx.Module):
       max_rate: largest write rate, at most 2. Above 1 a write can reflect the answer to a key at its value: the matrix
         that multiplies the weights then has negative eigenvalues (Grazzi et al., ICLR 2025).
       hard_rate: whether the write rate reaches 0, at which a token writes nothing, and `max_rate`, so that reflections
-        at rate 2 do not fade. Initially it is 0.88 of `max_rate` for every token.
+        at rate 2 do not fade. Initially it is 0.88 of `max_rate` for every token. A token whose rate is at a limit
+        gives the gate no gradient: a head whose rate is at a limit for every token of the training does not leave it.
       forget_bias: initial bias of the forget gate; None for -4, which forgets 2% per token.
       output_norm: whether the reads of every head are divided by their root mean square, with a learned gain.
       output_gate: whether the reads are multiplied by silu(W_g x).
@@ -138,8 +137,8 @@ class NeuralMemoryLayer(nnx.Module):
         head on the chip over all chunks. It supports the local rule and the delta rule, without momentum, biases,
         `write_through`, resets and losses, in float32, with sizes that are powers of 2, at least 16, and with weights
         up to 16,384 numbers per head for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of
-        first order; others raise a TypeError that names "xla". On a CPU it runs in Pallas' slow interpret mode, which
-        `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
+        first order; others raise a TypeError that names "xla", which has all. On a CPU it runs in Pallas' slow
+        interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.

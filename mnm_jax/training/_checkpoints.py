@@ -166,6 +166,7 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
     Raises:
       FileNotFoundError: if the run has neither checkpoints nor a file of parameters.
       ValueError: if all checkpoints or the file are damaged, or they are of another model.
+      ImportError: if the file is of half precision and safetensors is not installed.
     """
     if stored := _read_newest(workdir):
         path, step = stored.path, stored.step

@@ -86,9 +86,9 @@ def _read_half(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    if int(notes[_SUM]) != _checksum(arrays):
+    if int(notes[_SUM]) != _checksum(arrays, step := int(notes[_STEP])):
         raise ValueError("wrong checksum")
-    return {name: array.astype(np.float32) for name, array in arrays.items()}, int(notes[_STEP])
+    return {name: array.astype(np.float32) for name, array in arrays.items()}, step
 
 
 def _pack(arrays: Mapping[str, np.ndarray], step: int) -> bytes:
@@ -96,7 +96,7 @@ def _pack(arrays: Mapping[str, np.ndarray], step: int) -> bytes:
     with extra("train"):
         from safetensors.numpy import save
 
-    return save(dict(arrays), metadata={_STEP: str(step), _SUM: str(_checksum(arrays))})
+    return save(dict(arrays), metadata={_STEP: str(step), _SUM: str(_checksum(arrays, step))})
 
 
 def _round(name: str, array: np.ndarray) -> np.ndarray:
@@ -109,9 +109,9 @@ def _round(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
-    """Returns the CRC-32 of the arrays, in the order of their names."""
-    found = 0
-    for name in sorted(arrays):
-        found = zlib.crc32(arrays[name].tobytes(), found)
+def _checksum(arrays: Mapping[str, np.ndarray], step: int) -> int:
+    """Returns the checksum of the number of updates and of all names, shapes and values."""
+    found = zlib.crc32(str(step).encode())
+    for name, array in sorted(arrays.items()):
+        found = zlib.crc32(f"{name}{array.shape}".encode() + array.tobytes(), found)
     return found

@@ -141,3 +141,10 @@ def test_every_changed_byte_of_the_numbers_is_noticed(tmp_path, states, half):
     path.write_bytes(bytes(data))
     with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
         load_params(tmp_path, make_model())
+
+
+def test_a_changed_number_of_updates_in_half_precision_is_noticed(tmp_path, states):
+    path = save_params(tmp_path, states[1].params, 70, half=True)
+    path.write_bytes(path.read_bytes().replace(b'"70"', b'"71"'))
+    with pytest.raises(ValueError, match=r"params.safetensors is damaged \(wrong checksum\)"):
+        load_params(tmp_path, make_model())

@@ -47,6 +47,15 @@ def test_every_section_has_a_claim_and_every_figure_is_shown():
     assert [name for name in figures if f"]({'../../' + name})" not in shown] == []
 
 
+def test_commands_of_trials_differ_and_name_no_folder_of_a_machine():
+    """Two rows with the same command cannot both be its result."""
+    for path in (ROOT / "results").rglob("*.json*"):
+        text = path.read_text(encoding="utf-8")
+        commands = re.findall(r'"command": ?"([^"]*)"', text)
+        assert not any(re.search(r"=(/|~)", command) for command in commands), path
+        assert path.name != "trials.jsonl" or len(set(commands)) == len(commands), path
+
+
 def test_every_run_names_what_repeats_it():
     for name in SECTIONS:
         runs, notes = find_runs(ROOT / "results" / name)
