@@ -124,7 +124,8 @@ class Babi(StoryTask):
         check_sizes(least=0, think_steps=self.think_steps)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
-        if not isinstance(self.oversampled, tuple | list) or not set(self.oversampled) <= set(self.tasks):
+        numbers = {str(number) for number in self.tasks}  # as text, since True and 1.0 equal 1
+        if not isinstance(self.oversampled, tuple | list) or not set(map(str, self.oversampled)) <= numbers:
             raise ValueError(f"oversampled must be a tuple of chosen tasks, {self.tasks}, got {self.oversampled!r}.")
         object.__setattr__(self, "oversampled", tuple(sorted(self.oversampled)))
 

@@ -279,6 +279,7 @@ def test_loss_gives_no_gradient_where_no_step_counts():
         ({"max_sentences_task3": 1.5}, "max_sentences_task3 must be an integer >= 1, got 1.5"),
         ({"renaming": "yes"}, "renaming must be True or False, got 'yes'"),
         ({"oversampled": (1, 2)}, r"oversampled must be a tuple of chosen tasks, \(1,\), got \(1, 2\)"),
+        ({"oversampled": (True,)}, r"oversampled must be a tuple .* got \(True,\)"),
         ({"oversampled": 1}, "oversampled must be a tuple .* got 1"),
         ({"data_dir": 3}, "data_dir must be the path of a folder, got 3"),
         ({"embedding_features": 0}, "embedding_features must be >= 1, got 0"),
