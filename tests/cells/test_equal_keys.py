@@ -24,5 +24,5 @@ def test_a_first_read_finds_the_value_written_in_its_step():
     np.testing.assert_allclose(equal.read_values, equal.write_values, rtol=1e-4, atol=1e-4)
     assert jnp.max(jnp.abs(equal.write_keys[:, 0] - equal.write_keys[:, 1])) > 0.1  # each head has its own key
     assert jnp.max(jnp.abs(apart.read_values - apart.write_values)) > 0.1
-    for name in ("write_keys", "write_values", "rate"):  # the other numbers are those of a cell without the option
+    for name in ("write_keys", "write_values", "rate"):  # a cell without the option has the same other numbers
         np.testing.assert_array_equal(getattr(equal, name), getattr(apart, name))

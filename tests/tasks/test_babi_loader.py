@@ -101,7 +101,7 @@ def test_padding_by_hand():
 
 
 def test_think_steps_by_hand():
-    """Two think steps, and a controller that begins anew; word ids end at 6."""
+    """Two think steps, and a controller that is reset at every sentence; word ids end at 6."""
     layout = Layout(words=7, think_steps=2, controller="sentence")
     records = [
         {"words": np.array([[1] * 11, [2] * 11, [3] * 11], np.int32), "answers": np.array([-1, 4, -1])},

@@ -1,4 +1,4 @@
-"""Tests how lines become words, and which questions are unlike those of training."""
+"""Tests how lines become words, and which questions differ from all questions of training."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Tests checkpoints: round trips, and what they refuse; tests/faults has damaged and unfinished ones."""
+"""Tests checkpoints: round trips, and files that are refused; tests/faults has damaged and unfinished checkpoints."""
 
 import jax
 import numpy as np
