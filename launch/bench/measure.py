@@ -3,9 +3,10 @@
 import math
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ _LONG = 10.0  # seconds
 _ENOUGH = 10.0  # seconds of the slowest candidate; a faster one is repeated more often, up to _MOST_REPEATS
 _ENOUGH_ALONE = 3.0  # seconds, after which a candidate that is timed alone is not repeated again
 _LONGEST_NOTE = 200  # characters
+_LONGEST_COMPILATION = 120.0  # seconds, of a candidate that is timed alone
 _SHARE = 0.7  # of the machine's memory, for temporaries; the rest holds arguments, results and programs
 
 
@@ -133,6 +135,7 @@ def measure_one_by_one(
     *,
     memory_bytes: int | None,
     clock: Callable[[], float] = time.perf_counter,
+    longest_compilation: float = _LONGEST_COMPILATION,
 ) -> Iterator[list[Row]]:
     """Yields the rows measured so far, after each candidate.
 
@@ -143,15 +146,16 @@ def measure_one_by_one(
       candidates: the candidates.
       memory_bytes: as in `measure`.
       clock: returns seconds.
+      longest_compilation: seconds after which a candidate that is still being compiled has a note instead.
     """
-    with ThreadPoolExecutor(len(candidates)) as pool:
-        prepared = [pool.submit(candidate.prepare) for candidate in candidates]
+    prepared = [_in_background(candidate.prepare) for candidate in candidates]
+    wait(prepared, longest_compilation)
     rows: list[Row] = []
     for candidate in candidates:
         row = _new_row(candidate)
         rows.append(row)
         try:
-            program = prepared.pop(0).result()
+            program = prepared.pop(0).result(timeout=0)
             if _fits(row, program, memory_bytes):
                 result = program.run()
                 row |= program.inspect(result) if program.inspect else {}
@@ -161,10 +165,26 @@ def measure_one_by_one(
                     times.append(_seconds(program.run, clock))
                 best = min(times)
                 row |= {"milliseconds": 1e3 * best, "spread": (max(times) - best) / best, "repeats": len(times)}
+        except TimeoutError:
+            row["note"] = f"not measured: its compilation takes longer than {longest_compilation:g} s"
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")[:_LONGEST_NOTE]
             row["note"] = "out of memory" if _out_of_memory(error) else f"{type(error).__name__}: {first_line}"
         yield list(rows)
+
+
+def _in_background(prepare: Callable[[], Program]) -> Future[Program]:
+    """Calls a function in a thread that does not keep the process alive, since a compilation cannot be stopped."""
+    future: Future[Program] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(prepare())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def _new_row(candidate: Candidate) -> Row:

@@ -35,6 +35,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ratio_to_steps": ("times as fast as steps", "{:.1f}".format),
     "ratio_to_softmax attention": ("times as fast as attention", "{:.1f}".format),
     "ratio_to_torch.nn.LSTM": ("times as fast as torch", "{:.2f}".format),
+    "ratio_to_xla": ("times as fast as xla", "{:.1f}".format),
     "ratio_to_map": ("times as fast as map", "{:.2f}".format),
     "kilosteps_per_second": ("thousand steps/s", "{:.1f}".format),
     "ratio_to_python": ("times as fast as python", "{:.1f}".format),

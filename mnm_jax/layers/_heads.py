@@ -4,12 +4,14 @@ Shape letters: `T` time steps, `B` examples, `H` heads (one memory each), `K` ke
 tokens of a chunk.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax._masking import select
 from mnm_jax.memory import MemoryParams
 from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
@@ -32,7 +34,7 @@ class Heads(NamedTuple):
       number: number of heads `H`.
       max_rate: the write rate of the gate 1.
       hard_rate: whether the gate of the write rate reaches 0 and 1.
-      backend: "pallas" for the kernel.
+      backend: "pallas" for the kernel; "auto" for the kernel where it was measured to be faster.
     """
 
     chunked: ChunkedMemory
@@ -54,9 +56,14 @@ class Heads(NamedTuple):
           ends: whether the chunk of each example ends after each C tokens, `[T / C, B]`; None if it always does.
           old: whether to compute losses.
         """
-        steps, chunk = len(vectors), self.chunked.size
+        steps = len(vectors)
+        chunked, by_kernel = self.chunked, self.backend == "pallas"
+        if self.backend == "auto" and not old and ends is None and gates.reset is None and on_measured_gpu():
+            by_kernel = load_kernel().wins(chunked.memory, vectors.dtype, steps, self.number * vectors.shape[1])
+            chunked = dataclasses.replace(chunked, size=load_kernel().CHUNK) if by_kernel else chunked
+        chunk = chunked.size
         whole = steps - steps % chunk
-        coefficients = jax.vmap(partial(mix, momentum="momentum" in self.chunked.memory.gates))
+        coefficients = jax.vmap(partial(mix, momentum="momentum" in chunked.memory.gates))
 
         # The forward pass stores only `vectors` and the memories between chunks. Computing a chunk and its tokens again
         # in the backward pass is faster than storing and loading the residuals.
@@ -64,12 +71,12 @@ class Heads(NamedTuple):
         def run(memory: ChunkState, part: tuple) -> tuple[ChunkState, tuple[Array, ...]]:
             vectors, gates, mixture = part
             tokens = self._tokens(vectors, gates)
-            memory, answers = self.chunked.chunk(self.params, memory, tokens, mixture, old=old)
+            memory, answers = chunked.chunk(self.params, memory, tokens, mixture, old=old)
             return memory, _reads(answers, tokens.values)
 
         def run_whole(memory: ChunkState, part: tuple) -> tuple[ChunkState, tuple[Array, ...]]:
             memory, reads = run(memory, part[:3])
-            restarted = self.chunked.restart(memory)
+            restarted = chunked.restart(memory)
             return restarted if part[3] is None else select(part[3], restarted, memory), reads
 
         parts: list[tuple[Array, ...]] = []
@@ -77,9 +84,9 @@ class Heads(NamedTuple):
             chunks = vectors[:whole].reshape(whole // chunk, chunk, *vectors.shape[1:])
             chunk_gates = jax.tree.map(lambda x: _split(x[:, :, :whole], chunk), gates)
             mixture = jax.vmap(coefficients)(chunk_gates)
-            if self.backend == "pallas":
+            if by_kernel:
                 tokens = self._tokens(vectors[:whole], jax.tree.map(lambda x: x[:, :, :whole], gates))
-                memory, read = load_kernel().run_sequence(self.chunked, self.params, memory, tokens, mixture)
+                memory, read = load_kernel().run_sequence(chunked, self.params, memory, tokens, mixture)
                 parts.append((_join_heads(read),))
             else:
                 memory, reads = jax.lax.scan(run_whole, memory, (chunks, chunk_gates, mixture, ends))

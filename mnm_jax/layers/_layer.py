@@ -133,12 +133,12 @@ class NeuralMemoryLayer(nnx.Module):
       forget_bias: initial bias of the forget gate; None for -4, which forgets 2% per token.
       output_norm: whether the reads of every head are divided by their root mean square, with a learned gain.
       output_gate: whether the reads are multiplied by silu(W_g x).
-      backend: "xla"; or "pallas" (experimental, not measured): a kernel for GPUs and TPUs that keeps the weights of a
-        head on the chip over all chunks. It supports the local rule and the delta rule, without momentum, biases,
-        `write_through`, resets and losses, in float32, with sizes that are powers of 2, at least 16, and with weights
-        up to 16,384 numbers per head for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of
-        first order; others raise a TypeError that names "xla", which has all. On a CPU it runs in Pallas' slow
-        interpret mode, which `jax.shard_map` accepts with `check_vma=False`. "auto": "xla".
+      backend: "xla"; or "pallas" (experimental): a kernel for GPUs and TPUs that keeps the weights of a head on the
+        chip over all chunks. It supports the local and the delta rule, without momentum, biases, `write_through`,
+        resets and losses, in float32, with sizes that are powers of 2, at least 16, and up to 16,384 weights per head
+        for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of first order; others raise a
+        TypeError. A CPU interprets it, slowly. "auto": "pallas" in chunks of 16 where it was measured to be faster, on
+        one NVIDIA Hopper GPU: K = V = 64, at most one hidden layer, of 64, T >= 2048, B H <= 64; otherwise "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.

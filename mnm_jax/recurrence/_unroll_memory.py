@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax._checks import check_array, check_choice
 from mnm_jax._params import ParamTree, leaf_names
 from mnm_jax.memory import Memory, MemoryParams, WriteInfo
@@ -54,14 +55,15 @@ def unroll_memory(
       mask: `[T, B]` bool, False = padding: the state stays bit-equal, the results are zero, and the inputs, which may
         be NaN, have no influence and get exactly zero gradient.
       reset: `[T, B]` bool, True = a new sequence begins at this step, before its write.
-      backend: "xla"; or "pallas" (experimental, not measured): a kernel for GPUs and TPUs that keeps the weights of an
-        example on the chip over all steps, forward and backward. It supports the local, the gradient and the delta
-        rule with every step size and `key_norm`, without biases, `write_through`, resets and the other `WriteOptions`,
-        in float32, with sizes that are powers of 2, at least 16, for 1, 2, 4 or 8 heads and 0, 1, 2, 4 or 8 read keys,
-        and with at most 49,152 weights per example. (Up to 12,288 weights and their cotangents fit in the registers of
-        an H100; more would use its caches.) It has a reverse-mode derivative of first order; others raise a TypeError
-        that names "xla". On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with
-        `check_vma=False`. "auto": "xla".
+      backend: "xla"; or "pallas" (experimental): a kernel for GPUs and TPUs that keeps the weights of an example on
+        the chip over all steps, forward and backward. It supports the local, the gradient and the delta rule with every
+        step size and `key_norm`, without biases, `write_through`, resets and the other `WriteOptions`, in float32, with
+        sizes that are powers of 2, at least 16, for 1, 2, 4 or 8 heads and 0, 1, 2, 4 or 8 read keys, and with at most
+        49,152 weights per example. (Up to 12,288 weights and their cotangents fit in the registers of an H100; more
+        would use its caches.) It has a reverse-mode derivative of first order; others raise a TypeError that names
+        "xla". On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`.
+        "auto": "pallas" where it was measured to be faster, on one NVIDIA Hopper GPU with products in TF32: the local
+        rule with three layers of 64 or 128 units, T >= 128, B <= 64, H = R = 1; otherwise "xla".
       **gates: `[T, B]` each, one for every name in `memory.gates`.
 
     Returns:
@@ -120,11 +122,12 @@ def unroll_memory(
         if wanted != jax.tree.structure(state):
             leaves = ", ".join(leaf_names(own))
             raise TypeError(f"state must be from this memory's start or write, with the leaves {leaves}: got others.")
-    if backend == "pallas":
+    if backend == "pallas" or (backend == "auto" and on_measured_gpu()):
         from mnm_jax.memory._recurrence import sequence  # its import loads Pallas
 
-        sequence.check_kernel(memory, keys, read_keys, reset)
-        if steps and batch:
+        if backend == "pallas":
+            sequence.check_kernel(memory, keys, read_keys, reset)
+        if steps and batch and (backend == "pallas" or sequence.wins(memory, keys, read_keys, reset)):
             state = memory.start(params, batch) if state is None else state
             return sequence.write_read_all(memory, params, state, keys, values, rate, read_keys, mask)
     cell = _GivenTokens(memory, params, heads, read_keys.shape[2])

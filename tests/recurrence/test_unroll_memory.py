@@ -12,6 +12,7 @@ from mnm_jax import WriteOptions, custom_memory, gradient_memory, local_memory, 
 from mnm_jax.memory._chunks import on_chip
 from mnm_jax.memory._recurrence import dots, kernel, sequence
 from mnm_jax.memory._recurrence.steps import steps
+from mnm_jax.recurrence import _unroll_memory
 from tests.layers.test_pallas import DERIVATIVES
 
 T, B, K, V = 5, 2, 6, 3
@@ -162,6 +163,44 @@ def test_the_backends_agree_in_single_precision():
             for backend in ("pallas", "auto")
         )
     assert_close(found, expected, 1e-5)
+
+
+@pytest.fixture
+def measured_gpu(monkeypatch):
+    """Makes "auto" choose as on a GPU, also for short sequences and small layers."""
+    monkeypatch.setattr(_unroll_memory, "on_measured_gpu", lambda: True)
+    monkeypatch.setattr(sequence, "_LEAST_STEPS", T)
+    monkeypatch.setattr(sequence, "_SIZES", ((16,) * 3,))
+
+
+def uses_kernel(memory, *tokens, **options):
+    params = jax.eval_shape(memory.init, jax.random.key(0))
+    return "pallas_call" in str(jax.make_jaxpr(lambda p: by_unroll(memory, p, None, *tokens, **options))(params))
+
+
+def test_auto_takes_the_kernel_where_it_was_measured_to_win(measured_gpu):
+    memory, tokens = local_memory(16, 16, hidden_sizes=(16,)), make_tokens(1, 1, jnp.float32, (16, 16))
+    assert uses_kernel(memory, *tokens) and not uses_kernel(memory, *tokens, backend="xla")
+    found, expected = (
+        evaluate(functools.partial(by_unroll, backend=backend), memory, *tokens) for backend in ("auto", "xla")
+    )
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("memory", "heads", "options"),
+    [
+        (local_memory(16, 16, hidden_sizes=(32,)), 1, {}),
+        (gradient_memory(16, 16, hidden_sizes=(16,)), 1, {}),
+        (local_memory(16, 16, hidden_sizes=(16,), options=WriteOptions(never_worse=True)), 1, {}),
+        (local_memory(16, 16, hidden_sizes=(16,)), 2, {}),
+        (local_memory(16, 16, hidden_sizes=(16,)), 1, {"reset": RESET}),
+    ],
+    ids=["sizes", "rule", "options", "heads", "resets"],
+)
+def test_auto_takes_xla_elsewhere(memory, heads, options, measured_gpu):
+    tokens = make_tokens(heads, 1, jnp.float32, (16, 16))
+    assert not uses_kernel(memory, *tokens, **options)
 
 
 @SLOW
@@ -324,5 +363,5 @@ def test_other_derivatives_of_the_kernel_are_refused_by_name(name):
     def loss(scale):
         return jnp.sum(unroll_memory(memory, params, None, scale * keys, *others, backend="pallas")[2])
 
-    with pytest.raises(TypeError, match="backend='pallas' has no second derivatives .* pass backend='xla'"):
+    with pytest.raises(TypeError, match="backend='pallas'.* has no second derivatives .* pass backend='xla'"):
         jax.jit(DERIVATIVES[name](loss))(jnp.ones(()))

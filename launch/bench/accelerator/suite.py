@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16", "float32 highest")
 def accelerator(
     devices: Sequence[jax.Device],
     *,
-    models: Sequence[str] = ("MNM-p", *LAYERS, GIVEN_KEYS, "attention", "LSTM", "MNM-g"),
+    models: Sequence[str] = (*LAYERS, GIVEN_KEYS, "attention", "LSTM", "MNM-p", "MNM-g"),
     heads: Sequence[int] = (1, 4),
     steps: Sequence[int] = (128, 512, 32),
     batches: Sequence[int] = (64, 512),
@@ -148,8 +148,8 @@ def _forms(fields: Mapping[str, Any], device: jax.Device) -> tuple[tuple[str, ..
     if fields["model"] == "attention":
         fused = device.platform == "gpu" and fields["dtype"] == "bfloat16"
         return (("cudnn", "xla") if fused else ("xla",)), "xla"
-    # On a CPU a kernel would be interpreted, operation by operation.
-    kernel = () if device.platform == "cpu" else ("pallas",)
+    # On a CPU a kernel would be interpreted, operation by operation. None computes in bfloat16.
+    kernel = () if device.platform == "cpu" or fields["dtype"] == "bfloat16" else ("pallas",)
     if fields["model"] == GIVEN_KEYS:
         return ("xla", *kernel), "xla"
     return ("chunks", *kernel, "steps"), "steps"

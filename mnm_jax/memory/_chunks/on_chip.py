@@ -18,8 +18,8 @@ from jax.experimental.pallas import triton
 Array = jax.Array
 # The message for derivatives that a kernel does not have.
 ONE_DERIVATIVE = (
-    "backend='pallas' has no second derivatives and no forward-mode derivatives (jax.hessian, jax.jvp, jax.linearize); "
-    "pass backend='xla', or take one derivative in reverse mode."
+    "the kernel (backend='pallas', or 'auto' on some GPUs) has no second derivatives and no forward-mode derivatives "
+    "(jax.hessian, jax.jvp, jax.linearize): pass backend='xla', or take one derivative in reverse mode."
 )
 Step = Callable[[Any, Any], tuple[Any, Any]]
 # Selects Triton, instead of Mosaic, on an NVIDIA GPU. With 8 warps fewer registers spill than with 4 (`ptxas -v`).

@@ -5,6 +5,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 from launch.bench.accelerator import peaks
 from launch.bench.accelerator.programs import GIVEN_KEYS, Case
 from launch.bench.accelerator.suite import accelerator
-from launch.bench.measure import Candidate, Group, Program
+from launch.bench.measure import Candidate, Group, Program, measure_one_by_one
 from launch.bench.run import LATE, run
 from launch.bench.suites import SUITES, Suite
 
@@ -91,6 +92,18 @@ def test_a_failure_is_a_row_and_the_others_are_measured(bench):
     assert "out of memory" in table
 
 
+def test_a_compilation_that_does_not_end_is_a_row():
+    end = threading.Event()
+    stuck = Candidate({"form": "stuck"}, lambda: (end.wait(), Program(lambda: None))[1])
+    failing = Candidate({"form": "failing"}, lambda: 1 / 0)
+    candidates = [stuck, failing, Candidate({"form": "fast"}, lambda: Program(lambda: None))]
+    *_, rows = measure_one_by_one(candidates, memory_bytes=None, longest_compilation=0.3)
+    end.set()
+    notes = ["not measured: its compilation takes longer than 0.3 s", "ZeroDivisionError: division by zero", None]
+    assert [row["note"] for row in rows] == notes
+    assert [row["milliseconds"] is None for row in rows] == [True, True, False]
+
+
 def test_what_is_not_started_in_time_says_so_and_is_measured_later(bench):
     bench.seconds = {"a": 3.0, "b": 3.0, "c": 3.0}
     rows = bench.run("a", "b", "c", budget=7.0)  # two runs of 3 seconds per row
@@ -111,11 +124,15 @@ def test_every_row_is_written_before_the_next_one_runs(bench):
 
 def test_the_most_important_groups_come_first():
     fields = [group.candidates[0].fields for group in accelerator(jax.devices())]
-    first = [(f["model"], f["heads"], f["steps"], f["batch"], f["dtype"]) for f in fields[:3]]
+    first = [(f["model"], f["heads"], f["steps"], f["batch"], f["dtype"]) for f in fields[:8]]
     assert first == [
+        ("layer: delta rule", 8, 2048, 8, "float32"),
+        ("layer: local, two layers", 8, 2048, 8, "float32"),
+        *[(GIVEN_KEYS, 1, 128, 64, "float32")] * 2,
+        ("attention", 8, 2048, 8, "float32"),
+        ("LSTM", None, 128, 64, "float32"),
         ("MNM-p", 1, 128, 64, "float32"),
         ("MNM-p", 4, 128, 64, "float32"),
-        ("layer: delta rule", 8, 2048, 8, "float32"),
     ]
     of_mnm_p = [(f["steps"], f["batch"], f["dtype"]) for f in fields if (f["model"], f["heads"]) == ("MNM-p", 1)]
     assert of_mnm_p[:5] == [

@@ -1,0 +1,79 @@
+"""Tests which calls of the layer run in the kernel with `backend="auto"`."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mnm_jax import WriteOptions, gradient_memory, local_memory, matrix_memory
+from mnm_jax._accelerator import on_measured_gpu
+from mnm_jax.layers import _heads
+from mnm_jax.memory._chunks import kernel
+from tests.layers.common import assert_close
+from tests.layers.test_pallas import FORGET, by_layer, small_layer, value_and_grad
+
+
+@pytest.fixture
+def measured_gpu(monkeypatch):
+    """Makes "auto" choose as on a GPU, also for short sequences."""
+    monkeypatch.setattr(_heads, "on_measured_gpu", lambda: True)
+    monkeypatch.setattr(kernel, "_LEAST_STEPS", 20)
+
+
+def uses_kernel(layer, inputs, **given):
+    return "pallas_call" in str(jax.make_jaxpr(lambda x: layer(None, x, **given))(inputs))
+
+
+def test_auto_takes_the_kernel_where_it_was_measured_to_win(measured_gpu):
+    """In chunks of 16 for any `chunk`, so that 12 of 44 tokens are the rest."""
+    memory = local_memory(64, 64, hidden_sizes=(64,), options=FORGET)
+    auto, xla = (small_layer(backend, memory, chunk=64) for backend in ("auto", "xla"))
+    inputs = jax.random.normal(jax.random.key(0), (44, 2, 4))
+    assert uses_kernel(auto, inputs) and not uses_kernel(xla, inputs)
+    found, expected = (jax.tree.leaves(value_and_grad(by_layer)(layer, inputs)) for layer in (auto, xla))
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+LARGER = jnp.ones((20, 33, 4))
+ELSEWHERE = {
+    "short": ({}, {"inputs": jnp.ones((19, 2, 4))}),
+    "many memories": ({"heads": 2}, {"inputs": LARGER}),
+    "other sizes": ({"memory": matrix_memory(32, 64)}, {}),
+    "three layers": ({"memory": local_memory(64, 64, hidden_sizes=(64, 64))}, {}),
+    "rule": ({"memory": gradient_memory(64, 64, hidden_sizes=(64,))}, {}),
+    "momentum": ({"memory": matrix_memory(64, 64, options=WriteOptions(momentum=True))}, {}),
+    "dtype": ({"dtype": jnp.bfloat16}, {}),
+    "losses": ({}, {"return_loss": True}),
+    "resets": ({}, {"reset": jnp.ones((20, 2), bool)}),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_auto_takes_xla_elsewhere(name, measured_gpu):
+    settings, given = ELSEWHERE[name]
+    layer = small_layer("auto", **({"memory": matrix_memory(64, 64)} | settings))
+    assert uses_kernel(small_layer("auto", matrix_memory(64, 64)), jnp.ones((20, 2, 4)))
+    assert not uses_kernel(layer, **({"inputs": jnp.ones((20, 2, 4))} | given))
+
+
+DEVICE = {"platform": "gpu", "compute_capability": "9.0"}
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "precision", "expected"),
+    [
+        ("gpu", [DEVICE], None, True),
+        ("gpu", [DEVICE], "tensorfloat32", True),
+        ("gpu", [DEVICE], "highest", False),
+        ("gpu", [DEVICE, DEVICE], None, False),
+        ("gpu", [DEVICE | {"compute_capability": "8.0"}], None, False),
+        ("gpu", [{"platform": "gpu"}], None, False),
+        ("tpu", [DEVICE], None, False),
+    ],
+)
+def test_the_kernels_were_measured_on_one_hopper_gpu_in_tf32(platform, devices, precision, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(**device) for device in devices])
+    with jax.default_matmul_precision(precision):
+        assert on_measured_gpu() is expected
