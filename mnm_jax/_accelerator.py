@@ -1,14 +1,15 @@
-"""Finds out whether programs run on the device on which the kernels were measured."""
+"""Detects the GPUs for which `backend="auto"` may select a kernel."""
 
 import jax
 
+# Settings with which a Hopper GPU computes products of float32 in TF32.
 _PRECISIONS = (None, "default", "tensorfloat32")
 
 
 def on_measured_gpu() -> bool:
     """Returns whether programs run on a single NVIDIA GPU of the Hopper generation, with products in TF32.
 
-    Kernels were measured there only. With several devices, `jax.jit` could not divide a kernel between them.
+    The kernels were measured on one H200. `jax.jit` cannot partition a kernel over several devices.
     """
     if jax.default_backend() != "gpu" or getattr(jax.config, "jax_default_matmul_precision", None) not in _PRECISIONS:
         return False

@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
-        # jaxlib 0.11 has no older emitters, and an unknown flag ends the process.
+        # From jaxlib 0.11 on this flag does not exist, and an unknown flag ends the process.
         "--xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
     )
 )

@@ -19,7 +19,7 @@ _LONG = 10.0  # seconds
 _ENOUGH = 10.0  # seconds of the slowest candidate; a faster one is repeated more often, up to _MOST_REPEATS
 _ENOUGH_ALONE = 3.0  # seconds, after which a candidate that is timed alone is not repeated again
 _LONGEST_NOTE = 200  # characters
-_LONGEST_COMPILATION = 120.0  # seconds, of a candidate that is timed alone
+_LONGEST_COMPILATION = 120.0  # seconds; the compilation of a kernel may take minutes and would use up the budget
 _SHARE = 0.7  # of the machine's memory, for temporaries; the rest holds arguments, results and programs
 
 
@@ -146,7 +146,8 @@ def measure_one_by_one(
       candidates: the candidates.
       memory_bytes: as in `measure`.
       clock: returns seconds.
-      longest_compilation: seconds after which a candidate that is still being compiled has a note instead.
+      longest_compilation: seconds, from the common start of all compilations, after which a candidate that is not yet
+        compiled is not timed and has a note. Its compilation continues while the others are timed.
     """
     prepared = [_in_background(candidate.prepare) for candidate in candidates]
     wait(prepared, longest_compilation)
@@ -155,7 +156,12 @@ def measure_one_by_one(
         row = _new_row(candidate)
         rows.append(row)
         try:
-            program = prepared.pop(0).result(timeout=0)
+            compiled = prepared.pop(0)
+            if not compiled.done():
+                row["note"] = f"not measured: its compilation takes longer than {longest_compilation:g} s"
+                yield list(rows)
+                continue
+            program = compiled.result()
             if _fits(row, program, memory_bytes):
                 result = program.run()
                 row |= program.inspect(result) if program.inspect else {}
@@ -165,8 +171,6 @@ def measure_one_by_one(
                     times.append(_seconds(program.run, clock))
                 best = min(times)
                 row |= {"milliseconds": 1e3 * best, "spread": (max(times) - best) / best, "repeats": len(times)}
-        except TimeoutError:
-            row["note"] = f"not measured: its compilation takes longer than {longest_compilation:g} s"
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")[:_LONGEST_NOTE]
             row["note"] = "out of memory" if _out_of_memory(error) else f"{type(error).__name__}: {first_line}"
@@ -174,7 +178,10 @@ def measure_one_by_one(
 
 
 def _in_background(prepare: Callable[[], Program]) -> Future[Program]:
-    """Calls a function in a thread that does not keep the process alive, since a compilation cannot be stopped."""
+    """Starts a function in a thread and returns its future.
+
+    The thread does not keep the process alive, since a compilation cannot be stopped.
+    """
     future: Future[Program] = Future()
 
     def call() -> None:

@@ -47,7 +47,7 @@ def get_config(which: str = "mnm-p") -> ConfigDict:
         return config
     config.model = choose_model({"mnm-p": _MEMORY, "mnm-g": _MEMORY}, which)
     config.task.update({"apart": True, "think_steps": 3, "controller": "sentence", "position_deviation": 0.7})
-    config.task.oversampled = ()
+    config.task.update({"oversampled": (), "first_tasks": (), "first_epochs": 0})
     config.training = training_section(
         steps=80000,
         batch_size=64,

@@ -60,7 +60,8 @@ class Heads(NamedTuple):
         chunked, by_kernel = self.chunked, self.backend == "pallas"
         if self.backend == "auto" and not old and ends is None and gates.reset is None and on_measured_gpu():
             by_kernel = load_kernel().wins(chunked.memory, vectors.dtype, steps, self.number * vectors.shape[1])
-            chunked = dataclasses.replace(chunked, size=load_kernel().CHUNK) if by_kernel else chunked
+            if by_kernel:  # measured in these chunks; the rules of the kernel are exact, so the results are the same
+                chunked = dataclasses.replace(chunked, size=load_kernel().CHUNK)
         chunk = chunked.size
         whole = steps - steps % chunk
         coefficients = jax.vmap(partial(mix, momentum="momentum" in chunked.memory.gates))

@@ -62,8 +62,8 @@ def unroll_memory(
         49,152 weights per example. (Up to 12,288 weights and their cotangents fit in the registers of an H100; more
         would use its caches.) It has a reverse-mode derivative of first order; others raise a TypeError that names
         "xla". On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`.
-        "auto": "pallas" where it was measured to be faster, on one NVIDIA Hopper GPU with products in TF32: the local
-        rule with three layers of 64 or 128 units, T >= 128, B <= 64, H = R = 1; otherwise "xla".
+        "auto": "xla"; on one NVIDIA Hopper GPU with products in TF32 the kernel, for the local rule with three layers
+        of 64 or 128 units, T >= 128, B <= 64 and H = R = 1 (measured on an H200 for T = 128, B = 64).
       **gates: `[T, B]` each, one for every name in `memory.gates`.
 
     Returns:

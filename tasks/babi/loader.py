@@ -95,6 +95,18 @@ def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[i
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
+class Curriculum(NamedTuple):
+    """The records and the number of the first epochs of a training.
+
+    Attributes:
+      drawn: places in the split of the records of each of these epochs, `[n]`.
+      epochs: their number.
+    """
+
+    drawn: np.ndarray
+    epochs: int
+
+
 class BabiLoader:
     """An endless iterator of training batches, shuffled per epoch, whose position is saved and restored exactly.
 
@@ -107,9 +119,10 @@ class BabiLoader:
       change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: no change.
       part: (index, count): this loader returns one of `count` equal parts of each batch, of neighbouring examples.
       layout: the steps of a record; `split.steps` counts them.
+      first: epochs before those of `drawn`; None for none.
 
     Raises:
-      ValueError: `batch_size` exceeds the number of questions.
+      ValueError: `batch_size` exceeds the number of questions of an epoch, of `drawn` or of `first`.
     """
 
     def __init__(
@@ -122,23 +135,36 @@ class BabiLoader:
         change: Callable[[Mapping[str, Any], np.random.Generator], Mapping[str, Any]] | None = None,
         part: tuple[int, int] = (0, 1),
         layout: Layout = _PLAIN,
+        first: Curriculum | None = None,
     ):
         questions = int(split.questions[drawn].sum())
-        if batch_size > questions:
-            raise ValueError(f"batch_size must be <= {questions}, the training questions, got {batch_size=}.")
+        fewest = min(questions, int(split.questions[first.drawn].sum())) if first else questions
+        if batch_size > fewest:
+            raise ValueError(f"batch_size must be <= {fewest}, the training questions of an epoch, got {batch_size=}.")
         self._records, self._seed, self._change, self._part = split.records, seed, change, part
         self._layout = layout
-        self._identity = {"seed": seed, "batch_size": batch_size, "questions": questions}
+        self._identity: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "questions": questions}
+        # The sum of the places tells apart tasks with equally many records.
+        self._identity["first_epochs"] = [first.epochs, len(first.drawn), int(first.drawn.sum())] if first else None
         buckets = make_buckets(split, lengths, batch_size, drawn)
-        self.batches = sum(len(bucket.records) // bucket.batch_size for bucket in buckets)  # per epoch
+        self.batches = _count_batches(buckets)  # per epoch, after the first epochs
+        self._first_epochs, self._first_batches, first_buckets = 0, 0, buckets
+        if first is not None:
+            first_buckets = make_buckets(split, lengths, batch_size, first.drawn)
+            self._first_epochs, self._first_batches = first.epochs, first.epochs * _count_batches(first_buckets)
+
         # Two plans: the first batches of the next epoch are read ahead while the last ones of this epoch are read.
-        self._plan = functools.lru_cache(maxsize=2)(lambda epoch: epoch_plan(buckets, seed, epoch))
+        @functools.lru_cache(maxsize=2)
+        def plan(epoch: int) -> list[tuple[int, np.ndarray]]:
+            return epoch_plan(first_buckets if epoch < self._first_epochs else buckets, seed, epoch)
+
+        self._plan = plan
         batches = grain.MapDataset.range(self.batches).repeat().map_with_index(lambda index, _: self._read(index))
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
     def _read(self, index: int) -> Batch:
         """Returns this loader's part of a batch; index: number of the batch since the start."""
-        epoch, position = divmod(index, self.batches)
+        epoch, position = self._place(index)
         steps, chosen = self._plan(epoch)[position]
         # The batch size of a bucket with few records may not be divisible by the devices: add examples of padding.
         which, count = self._part
@@ -150,6 +176,13 @@ class BabiLoader:
             rngs = (np.random.default_rng([self._seed, epoch, position, column]) for column in own)
             records = [self._change(record, rng) for record, rng in zip(records, rngs, strict=True)]
         return pad_batch(records, steps, size, self._layout)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the epoch of a batch, and its place in the epoch; index: number of the batch since the start."""
+        if index < self._first_batches:
+            return divmod(index, self._first_batches // self._first_epochs)
+        epoch, position = divmod(index - self._first_batches, self.batches)
+        return self._first_epochs + epoch, position
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -165,12 +198,17 @@ class BabiLoader:
         """Continues from a position of `get_state`.
 
         Raises:
-          ValueError: the position is from another seed, batch size or number of questions.
+          ValueError: the position is from another seed, batch size, number of questions or first epochs.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise ValueError(f"the saved loader has {name}={state.get(name)}, this one {name}={value}.")
         self._iterator.set_state(state["position"])
+
+
+def _count_batches(buckets: Sequence[Bucket]) -> int:
+    """Returns the number of batches of an epoch."""
+    return sum(len(bucket.records) // bucket.batch_size for bucket in buckets)
 
 
 def evaluation_batches(

@@ -37,10 +37,11 @@ class Babi(StoryTask):
     answer is one class; a list of answers is one class too. All 20 tasks have 145 words and 60 answers.
 
     Meta-training: the task distribution is the training stories of the chosen tasks; an epoch draws each once, or
-    several times if its task is `oversampled`. A batch holds stories of similar length with about `batch_size`
-    questions; each story starts with an empty memory. One update minimises the cross entropy (nats) of the answers.
-    Every tenth story of each training file is held out for validation; the 1,000 test questions per task are used for
-    the final numbers only.
+    several times if its task is `oversampled`. The first `first_epochs` epochs draw only stories of `first_tasks`: a
+    curriculum for tasks that are learned late when all tasks are trained together. A batch holds stories of similar
+    length with about `batch_size` questions; each story starts with an empty memory. One update minimises the cross
+    entropy (nats) of the answers. Every tenth story of each training file is held out for validation; the 1,000 test
+    questions per task are used for the final numbers only.
 
     With `think_steps` a question is followed by that many steps without words. The model answers in the last of them,
     and afterwards the memory is as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's
@@ -73,6 +74,9 @@ class Babi(StoryTask):
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
       oversampled: tasks whose training stories are drawn more often: once more per epoch for each time that a task is
         named.
+      first_tasks: tasks of the first `first_epochs` epochs, each story drawn once per epoch (`oversampled` does not
+        apply); () for none.
+      first_epochs: number of epochs that draw from `first_tasks` only; 0 for none.
         Other arguments: see `tasks.babi.story_task.StoryTask`.
 
     Raises:
@@ -114,6 +118,8 @@ class Babi(StoryTask):
     controller: Literal["story", "sentence"] = "story"
     apart: bool = False
     oversampled: tuple[int, ...] = ()
+    first_tasks: tuple[int, ...] = ()
+    first_epochs: int = 0
 
     name: ClassVar[str] = "babi"
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
@@ -121,13 +127,20 @@ class Babi(StoryTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(max_sentences=self.max_sentences, max_sentences_task3=self.max_sentences_task3)
-        check_sizes(least=0, think_steps=self.think_steps)
+        check_sizes(least=0, think_steps=self.think_steps, first_epochs=self.first_epochs)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
         numbers = {str(number) for number in self.tasks}  # as text, since True and 1.0 equal 1
-        if not isinstance(self.oversampled, tuple | list) or not set(map(str, self.oversampled)) <= numbers:
-            raise ValueError(f"oversampled must be a tuple of chosen tasks, {self.tasks}, got {self.oversampled!r}.")
-        object.__setattr__(self, "oversampled", tuple(sorted(self.oversampled)))
+        for name in ("oversampled", "first_tasks"):
+            named = getattr(self, name)
+            if not isinstance(named, tuple | list) or not set(map(str, named)) <= numbers:
+                raise ValueError(f"{name} must be a tuple of chosen tasks, {self.tasks}, got {named!r}.")
+            object.__setattr__(self, name, tuple(sorted(named)))
+        if bool(self.first_tasks) != bool(self.first_epochs):
+            raise ValueError(
+                f"first_tasks and first_epochs belong together, got {self.first_tasks} and {self.first_epochs}: set "
+                "both, or leave both out."
+            )
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
@@ -208,13 +221,16 @@ class Babi(StoryTask):
         """
         check_sizes(least=0, seed=seed)
         check_sizes(batch_size=batch_size)
-        from tasks.babi.loader import BabiLoader
+        from tasks.babi.loader import BabiLoader, Curriculum
 
         change = Renaming(self.vocabulary) if self.renaming else None
         split = self._splits["train"]
         draws = 1 + np.bincount(self.oversampled, minlength=21)
         drawn = np.repeat(np.arange(len(split.steps)), draws[split.tasks])
-        return BabiLoader(split, drawn, self._lengths, int(seed), int(batch_size), change, part, self.layout)
+        first = None
+        if self.first_epochs:
+            first = Curriculum(np.flatnonzero(np.isin(split.tasks, self.first_tasks)), self.first_epochs)
+        return BabiLoader(split, drawn, self._lengths, int(seed), int(batch_size), change, part, self.layout, first)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:
         """Returns a module from word ids `[T, B, W]` to sentence vectors and the codes of entities, `[T, B, D]`."""

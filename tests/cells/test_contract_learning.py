@@ -19,7 +19,8 @@ def draw(key):
     return VECTORS[symbols.at[-1].set(SYMBOLS)], symbols[0]
 
 
-SLOW = ("chain-p", "mnm-p-window", "mnm-p-follow", "mnm-p-gated", "chain-g", "salu", "neuromodulated", "ntm", "dnc")
+SLOW = ("rnn", "plastic", "chain-p", "mnm-p-window", "mnm-p-follow", "mnm-p-gated", "chain-g", "salu", "neuromodulated")
+SLOW += ("ntm", "dnc")
 
 
 @pytest.mark.parametrize(
@@ -28,8 +29,6 @@ SLOW = ("chain-p", "mnm-p-window", "mnm-p-follow", "mnm-p-gated", "chain-g", "sa
         "mnm-p",
         "mnm-g",
         "lstm",
-        "rnn",
-        "plastic",
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
     indirect=True,

@@ -83,7 +83,7 @@ def test_the_kernel_agrees_with_xla_over_chunks_a_rest_and_padding():
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")  # JAX 0.12
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")  # JAX 0.11
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_value_and_gradient_are_lowered_for_accelerators(platform):
     triton = "__gpu$xla.gpu.triton"

@@ -101,7 +101,7 @@ ALL = FLAGS | {"reset": RESET}
         case(forward_over_reverse, "mnm-p", "reversible", FLAGS | EVERY, SLOW),
         case(reverse_over_reverse, "mnm-p", "factored", ALL),
         case(reverse_over_reverse, "mnm-p", "factored", ALL | EVERY, SLOW),
-        case(forward_over_reverse, "mnm-p", "factored", ALL | EVERY),
+        case(forward_over_reverse, "mnm-p", "factored", ALL | EVERY, SLOW),
         case(reverse_over_reverse, "mnm-g", "factored", {}, SLOW),
         case(forward_over_reverse, "mnm-g", "factored", {}, SLOW),
         case(forward_over_reverse, "chain-p", "reversible", FLAGS, SLOW),

@@ -78,7 +78,7 @@ def assert_forms_agree(cell, tolerance=1e-9, *, fresh=True, **options):
     ("rule", "step_size"),
     [
         ("gradient", "normalised"),
-        ("local", "paper"),
+        pytest.param("local", "paper", marks=SLOW),
         pytest.param("deep", "normalised", marks=SLOW),
         pytest.param("deep", "sum", marks=SLOW),
         pytest.param("deep", "paper", marks=SLOW),

@@ -227,7 +227,7 @@ def test_products_by_sums_are_products(small, monkeypatch):
         assert_close(found, (x @ w, c @ w.T, x.T @ c), 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")  # JAX 0.12
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")  # JAX 0.11
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
     ("memory", "heads", "hidden"),

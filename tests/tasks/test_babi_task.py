@@ -74,6 +74,24 @@ def test_oversampled_tasks_are_drawn_more_often(task):
         assert drawn[3] == 9 * draws // 8 * 8, drawn
 
 
+def test_the_first_epochs_draw_the_first_tasks_alone(task):
+    """Epochs of one batch of task 6, then of two of task 1 and one of task 6, also after a restart at any batch."""
+    curriculum = dataclasses.replace(task, first_tasks=(6,), first_epochs=2)
+    running, lengths, states = curriculum.loader(0, 4), [], []
+    for _ in range(8):
+        states.append(running.get_state())
+        lengths.append(len(next(running).mask))
+    assert lengths[:2] == [3, 3] and sorted(lengths[2:5]) == sorted(lengths[5:]) == [3, 5, 5]
+    for begin in (1, 2, 4):
+        resumed = curriculum.loader(0, 4)
+        resumed.set_state(states[begin])
+        assert [len(next(resumed).mask) for _ in range(8 - begin)] == lengths[begin:]
+    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=None, this one first_epochs=\[2, 9, "):
+        curriculum.loader(0, 4).set_state(task.loader(0, 4).get_state())
+    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=\[2, 9, .* this one first_epochs=None"):
+        task.loader(0, 4).set_state(curriculum.loader(0, 4).get_state())
+
+
 def test_every_question_and_nothing_else_counts_and_is_asked_on_a_fork(task):
     for batch in (next(task.loader(0, 4)), *task.evaluations("test", 4)[""]()):
         # Sentence, sentence, question, sentence, question; or sentence, question.
@@ -281,6 +299,10 @@ def test_loss_gives_no_gradient_where_no_step_counts():
         ({"oversampled": (1, 2)}, r"oversampled must be a tuple of chosen tasks, \(1,\), got \(1, 2\)"),
         ({"oversampled": (True,)}, r"oversampled must be a tuple .* got \(True,\)"),
         ({"oversampled": 1}, "oversampled must be a tuple .* got 1"),
+        ({"first_tasks": (2,), "first_epochs": 1}, r"first_tasks must be a tuple of chosen tasks, \(1,\), got \(2,\)"),
+        ({"first_tasks": (1,)}, r"belong together, got \(1,\) and 0: set both, or leave both out"),
+        ({"first_epochs": 3}, r"belong together, got \(\) and 3"),
+        ({"first_epochs": -1}, "first_epochs must be >= 0, got -1"),
         ({"data_dir": 3}, "data_dir must be the path of a folder, got 3"),
         ({"embedding_features": 0}, "embedding_features must be >= 1, got 0"),
         ({"entities": -1}, "entities must be >= 0, got -1"),

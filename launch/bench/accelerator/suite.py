@@ -148,7 +148,7 @@ def _forms(fields: Mapping[str, Any], device: jax.Device) -> tuple[tuple[str, ..
     if fields["model"] == "attention":
         fused = device.platform == "gpu" and fields["dtype"] == "bfloat16"
         return (("cudnn", "xla") if fused else ("xla",)), "xla"
-    # On a CPU a kernel would be interpreted, operation by operation. None computes in bfloat16.
+    # On a CPU a kernel would be interpreted, operation by operation. No kernel computes in bfloat16.
     kernel = () if device.platform == "cpu" or fields["dtype"] == "bfloat16" else ("pallas",)
     if fields["model"] == GIVEN_KEYS:
         return ("xla", *kernel), "xla"

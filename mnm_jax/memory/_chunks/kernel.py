@@ -30,7 +30,7 @@ Weights = tuple[Array, ...]
 Need = tuple[bool, str, Any]  # whether it is met, the setting that it requires, the setting given
 _ACTIVATIONS = (jnp.tanh, jax.nn.relu, jax.nn.sigmoid, jax.nn.silu)
 _KIBIBYTES = 128  # largest weights and cotangents of a head that compile for an H100 (Triton 3.9, chunks of 16)
-CHUNK = 16  # tokens of the chunks in which `wins` holds
+CHUNK = 16  # tokens per chunk with which the kernel was timed
 # Where the kernel was measured to be faster than XLA's program in chunks of 64 (results/accelerator): 1.3 and 1.6 times
 # for the delta rule, 11 and 18 times for the local rule with a hidden layer, at B H = 16 and 64.
 _SIZES, _LEAST_STEPS, _MOST_MEMORIES = ((64, 64), (64, 64, 64)), 2048, 64

@@ -35,7 +35,14 @@ def check_kernel(memory: Memory, keys: Array, read_keys: Array, reset: Array | N
 
 
 def wins(memory: Memory, keys: Array, read_keys: Array, reset: Array | None) -> bool:
-    """Returns whether the kernel supports a memory, and was measured to be faster on a GPU for keys `[T, B, ., K]`."""
+    """Returns whether the kernel supports a memory, and was measured to be faster on a GPU for its sizes.
+
+    Args:
+      memory: the memory.
+      keys: `[T, B, H, K]`.
+      read_keys: `[T, B, R, K]`.
+      reset: `[T, B]` bool; None: no resets.
+    """
     if not isinstance(memory, PairMemory) or not isinstance(memory.rule, LocalRule):
         return False
     steps, batch, heads = keys.shape[:3]
@@ -45,6 +52,7 @@ def wins(memory: Memory, keys: Array, read_keys: Array, reset: Array | None) -> 
 
 
 def _needs(memory: PairMemory, keys: Array, read_keys: Array, reset: Array | None) -> list[Need]:
+    """Returns the needs of the kernel for the arguments of `wins`."""
     options = memory.options
     return [
         (options.inner_steps == 1, "a memory with inner_steps=1", f"inner_steps={options.inner_steps}"),
