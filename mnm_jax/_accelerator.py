@@ -11,6 +11,8 @@ def on_measured_gpu() -> bool:
 
     The kernels were measured on one H200. `jax.jit` cannot partition a kernel over several devices.
     """
+    if getattr(jax.config, "jax_default_device", None) is not None:
+        return False  # programs may run elsewhere
     if jax.default_backend() != "gpu" or getattr(jax.config, "jax_default_matmul_precision", None) not in _PRECISIONS:
         return False
     (device, *others) = jax.devices()

@@ -196,7 +196,7 @@ def _bars(axis: Axes, rows: Rows, place: str, name: str, measure: str) -> None:
     for index, value in enumerate(places):
         if all(row[measure] is None for row in rows if row[place] == value):
             axis.text(index, 0.02, "not known", transform=axis.get_xaxis_transform(), ha="center", rotation=90)
-    axis.set_xticks(range(len(places)), [str(value) for value in places])
+    axis.set_xticks(range(len(places)), [str(value).replace(", ", ",\n") for value in places])
     axis.grid(axis="y", alpha=0.25)
 
 

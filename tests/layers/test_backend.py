@@ -11,14 +11,16 @@ from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax.layers import _heads
 from mnm_jax.memory._chunks import kernel
 from tests.layers.common import assert_close
-from tests.layers.test_pallas import FORGET, by_layer, small_layer
+from tests.layers.test_pallas import FORGET, by_layer, small_layer, value_and_grad
 
 
 @pytest.fixture
 def measured_gpu(monkeypatch):
-    """Makes "auto" choose as on a GPU, also for short sequences."""
+    """Makes "auto" choose as on a GPU, but for short sequences and small memories."""
     monkeypatch.setattr(_heads, "on_measured_gpu", lambda: True)
     monkeypatch.setattr(kernel, "_LEAST_STEPS", 20)
+    monkeypatch.setattr(kernel, "_MOST_STEPS", 44)
+    monkeypatch.setattr(kernel, "_SIZES", ((16, 16), (16, 16, 16)))
 
 
 def uses_kernel(layer, inputs, **given):
@@ -27,22 +29,25 @@ def uses_kernel(layer, inputs, **given):
 
 def test_auto_takes_the_kernel_where_it_was_measured_to_win(measured_gpu):
     """The kernel uses chunks of 16 although `chunk` is 64; XLA computes the last 12 of 44 tokens."""
-    memory = local_memory(64, 64, hidden_sizes=(64,), options=FORGET)
+    memory = local_memory(16, 16, hidden_sizes=(16,), options=FORGET)
     auto, xla = (small_layer(backend, memory, chunk=64) for backend in ("auto", "xla"))
     inputs = jax.random.normal(jax.random.key(0), (44, 2, 4))
     assert uses_kernel(auto, inputs) and not uses_kernel(xla, inputs)
-    found, expected = (jax.tree.leaves(jax.jit(by_layer)(layer, inputs)) for layer in (auto, xla))
+    found, expected = (jax.tree.leaves(value_and_grad(by_layer)(layer, inputs)) for layer in (auto, xla))
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 LARGER = jnp.ones((20, 33, 4))
 ELSEWHERE = {
     "short": ({}, {"inputs": jnp.ones((19, 2, 4))}),
+    "long": ({}, {"inputs": jnp.ones((45, 2, 4))}),
+    "no examples": ({}, {"inputs": jnp.ones((20, 0, 4))}),
+    "long chunks": ({"chunk": 128}, {}),
     "many memories": ({"heads": 2}, {"inputs": LARGER}),
-    "other sizes": ({"memory": matrix_memory(32, 64)}, {}),
-    "three layers": ({"memory": local_memory(64, 64, hidden_sizes=(64, 64))}, {}),
-    "rule": ({"memory": gradient_memory(64, 64, hidden_sizes=(64,))}, {}),
-    "momentum": ({"memory": matrix_memory(64, 64, options=WriteOptions(momentum=True))}, {}),
+    "other sizes": ({"memory": matrix_memory(32, 16)}, {}),
+    "three layers": ({"memory": local_memory(16, 16, hidden_sizes=(16, 16))}, {}),
+    "rule": ({"memory": gradient_memory(16, 16, hidden_sizes=(16,))}, {}),
+    "momentum": ({"memory": matrix_memory(16, 16, options=WriteOptions(momentum=True))}, {}),
     "dtype": ({"dtype": jnp.bfloat16}, {}),
     "losses": ({}, {"return_loss": True}),
     "resets": ({}, {"reset": jnp.ones((20, 2), bool)}),
@@ -52,11 +57,12 @@ ELSEWHERE = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_auto_takes_xla_elsewhere(name, measured_gpu):
     settings, given = ELSEWHERE[name]
-    layer = small_layer("auto", **({"memory": matrix_memory(64, 64)} | settings))
-    assert uses_kernel(small_layer("auto", matrix_memory(64, 64)), jnp.ones((20, 2, 4)))
+    layer = small_layer("auto", **({"memory": matrix_memory(16, 16)} | settings))
+    assert uses_kernel(small_layer("auto", matrix_memory(16, 16)), jnp.ones((20, 2, 4)))
     assert not uses_kernel(layer, **({"inputs": jnp.ones((20, 2, 4))} | given))
 
 
+CPU = jax.devices("cpu")[0]
 DEVICE = {"platform": "gpu", "compute_capability": "9.0"}
 
 
@@ -77,3 +83,5 @@ def test_the_kernels_were_measured_on_one_hopper_gpu_in_tf32(platform, devices, 
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(**device) for device in devices])
     with jax.default_matmul_precision(precision):
         assert on_measured_gpu() is expected
+    with jax.default_device(CPU):
+        assert not on_measured_gpu()

@@ -339,7 +339,9 @@ def test_a_state_of_another_loader_is_refused():
 
 
 def test_more_questions_a_batch_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="batch_size must be <= 131, the training questions, got batch_size=132"):
+    with pytest.raises(
+        ValueError, match="batch_size must be <= 131, the training questions of an epoch, got batch_size=132"
+    ):
         make_loader(batch_size=132)
     largest = make_loader(batch_size=131)
     assert sorted(sum(map(answers, itertools.islice(largest, largest.batches)), [])) == list(range(QUESTIONS))

@@ -86,9 +86,12 @@ def test_the_first_epochs_draw_the_first_tasks_alone(task):
         resumed = curriculum.loader(0, 4)
         resumed.set_state(states[begin])
         assert [len(next(resumed).mask) for _ in range(8 - begin)] == lengths[begin:]
-    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=None, this one first_epochs=\[2, 9, "):
+    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=None, this one first_epochs=\[2, "):
         curriculum.loader(0, 4).set_state(task.loader(0, 4).get_state())
-    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=\[2, 9, .* this one first_epochs=None"):
+    position = task.loader(0, 4).get_state()
+    del position["first_epochs"]  # as saved by earlier versions
+    task.loader(0, 4).set_state(position)
+    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=\[2, .* this one first_epochs=None"):
         task.loader(0, 4).set_state(curriculum.loader(0, 4).get_state())
 
 
