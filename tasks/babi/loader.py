@@ -120,7 +120,7 @@ class BabiLoader:
       change: `(record, rng) -> record`, applied to every reading each time it is drawn; None: no change.
       part: (index, count): this loader returns one of `count` equal parts of each batch, of neighbouring examples.
       layout: the steps of a record; `split.steps` counts them.
-      first: epochs before those of `drawn`; None for none.
+      first: epochs that precede the epochs of `drawn`; None: there are none.
 
     Raises:
       ValueError: `batch_size` exceeds the number of questions of an epoch, of `drawn` or of `first`.
