@@ -14,12 +14,12 @@ def vary_alike(tree: Tree) -> Tree:
     Without `jax.shard_map`, and with `check_vma=False`, this is the tree itself. Parameters, which are the same on all
     devices, are cast here once per sequence, so that their gradients are summed over devices once, not at every step.
     """
-    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
     if not axes:
         return tree
 
     def cast(leaf: jax.Array) -> jax.Array:
-        missing = tuple(axes - _varying_axes(leaf))
+        missing = tuple(axes - varying_axes(leaf))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
@@ -29,14 +29,15 @@ def zeros_alike(tree: Any) -> Any:
     """Returns zeros with the shape, the dtype and the varying axes of every array or `jax.ShapeDtypeStruct`."""
 
     def zeros(leaf: Any) -> jax.Array:
-        axes = tuple(_varying_axes(leaf))
+        axes = tuple(varying_axes(leaf))
         new = jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf))
         return jax.lax.pcast(new, axes, to="varying") if axes else new
 
     return jax.tree.map(zeros, tree)
 
 
-def _varying_axes(leaf: Any) -> frozenset[str]:
+def varying_axes(leaf: Any) -> frozenset[str]:
+    """Returns the manual mesh axes over which an array or a `jax.ShapeDtypeStruct` varies."""
     aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     if hasattr(aval, "vma"):  # the name of the attribute depends on the version of JAX
         return aval.vma or frozenset()

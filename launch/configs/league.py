@@ -19,7 +19,7 @@ beyond the trained length needs write rates of exactly 0 for a zero and 2 for a 
 curriculum, a convolution or a second block made the deep memory worse on parity, which therefore has none of them.
 
 Expected (docs/results/league.md): on parity, layer-deep-after, layer-delta, layer-delta-normalised and layer-lstm have
-every answer of 256 steps right in three seeds (parity's ten models: 20 minutes on one core, with tuning). No layer
+every answer of 256 steps right in three seeds (14 minutes for the ten models on one core, without tuning). No layer
 learns S3 in its updates. The other groups have not been trained to the end.
 """
 

@@ -20,7 +20,6 @@ from mnm_jax.memory._options import normalise
 
 Array = jax.Array
 
-_MOST_TOKENS = 64  # per chunk of XLA's program, for which "auto" may choose the kernel
 _EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
 _STRETCH = 0.1  # distance by which `hard_rate` stretches the sigmoid beyond 0 and 1, as the hard concrete distribution
 HARD_BIAS = 1.5  # initial bias with `hard_rate`, 0.88 of the largest rate; from 0, training closed some seeds' gates
@@ -59,9 +58,10 @@ class Heads(NamedTuple):
         """
         steps = len(vectors)
         chunked, by_kernel = self.chunked, self.backend == "pallas" and vectors.shape[1] > 0
-        may_choose = self.backend == "auto" and chunked.size <= _MOST_TOKENS  # longer chunks are chosen to store less
-        if may_choose and not old and ends is None and gates.reset is None and on_measured_gpu():
-            by_kernel = load_kernel().wins(chunked.memory, vectors.dtype, steps, self.number * vectors.shape[1])
+        can_choose = self.backend == "auto" and not old and ends is None and gates.reset is None
+        if can_choose and on_measured_gpu(vectors):
+            memories = self.number * vectors.shape[1]
+            by_kernel = load_kernel().wins(chunked.memory, chunked.size, vectors.dtype, steps, memories)
             if by_kernel:  # measured in these chunks; the rules of the kernel are exact, so the results are the same
                 chunked = dataclasses.replace(chunked, size=load_kernel().CHUNK)
         chunk = chunked.size

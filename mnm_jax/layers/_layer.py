@@ -137,8 +137,8 @@ class NeuralMemoryLayer(nnx.Module):
         chip over all chunks. It supports the local and the delta rule, without momentum, biases, `write_through`,
         resets and losses, in float32, with sizes that are powers of 2, at least 16, and up to 16,384 weights per head
         for `chunk=16`, 8,192 for 32 and 4,096 for 64. It has a reverse-mode derivative of first order; others raise a
-        TypeError. A CPU interprets it. "auto": "xla"; on one NVIDIA Hopper GPU with products in TF32 "pallas"
-        in chunks of 16 if `chunk` <= 64, K = V = 64, at most one hidden layer of 64, T from 2048 to 8192, B H <= 64.
+        TypeError. A CPU interprets it, see `unroll_memory`. "auto": "pallas" in chunks of 16 on one NVIDIA Hopper GPU
+        with TF32, if `chunk` <= 64, K = V = 64, hidden layers none or 64, T in [2048, 8192], B H <= 64; else "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
         chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.

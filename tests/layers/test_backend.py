@@ -5,8 +5,11 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from mnm_jax import WriteOptions, gradient_memory, local_memory, matrix_memory
+from mnm_jax import WriteOptions, _accelerator, gradient_memory, local_memory, matrix_memory
 from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax.layers import _heads
 from mnm_jax.memory._chunks import kernel
@@ -16,8 +19,8 @@ from tests.layers.test_pallas import FORGET, by_layer, small_layer, value_and_gr
 
 @pytest.fixture
 def measured_gpu(monkeypatch):
-    """Makes "auto" choose as on a GPU, but for short sequences and small memories."""
-    monkeypatch.setattr(_heads, "on_measured_gpu", lambda: True)
+    """Makes "auto" choose as on a GPU. The bounds of the measured sizes are smaller, so that a CPU can interpret."""
+    monkeypatch.setattr(_heads, "on_measured_gpu", lambda x: 0 not in x.shape)
     monkeypatch.setattr(kernel, "_LEAST_STEPS", 20)
     monkeypatch.setattr(kernel, "_MOST_STEPS", 44)
     monkeypatch.setattr(kernel, "_SIZES", ((16, 16), (16, 16, 16)))
@@ -62,8 +65,15 @@ def test_auto_takes_xla_elsewhere(name, measured_gpu):
     assert not uses_kernel(layer, **({"inputs": jnp.ones((20, 2, 4))} | given))
 
 
-CPU = jax.devices("cpu")[0]
 DEVICE = {"platform": "gpu", "compute_capability": "9.0"}
+X = jnp.ones(4)
+
+
+def fake_devices(monkeypatch, platform="gpu", devices=(DEVICE,)):
+    """Makes `on_measured_gpu` see other devices; JAX itself keeps its own."""
+    seen = [types.SimpleNamespace(**device) for device in devices]
+    fake = types.SimpleNamespace(config=jax.config, default_backend=lambda: platform, devices=lambda: seen)
+    monkeypatch.setattr(_accelerator, "jax", fake)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +89,25 @@ DEVICE = {"platform": "gpu", "compute_capability": "9.0"}
     ],
 )
 def test_the_kernels_were_measured_on_one_hopper_gpu_in_tf32(platform, devices, precision, expected, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(**device) for device in devices])
+    fake_devices(monkeypatch, platform, devices)
     with jax.default_matmul_precision(precision):
-        assert on_measured_gpu() is expected
-    with jax.default_device(CPU):
-        assert not on_measured_gpu()
+        assert on_measured_gpu(X) is expected
+
+
+def test_auto_takes_xla_where_a_kernel_cannot_be_traced(monkeypatch):
+    fake_devices(monkeypatch)
+    results = []
+
+    def look(x):
+        results.append(on_measured_gpu(x))
+        return x
+
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape("b, 4"), jnp.float32)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    jax.eval_shape(look, X)
+    jax.eval_shape(look, symbolic)
+    jax.eval_shape(look, jnp.ones((2, 0)))
+    jax.eval_shape(jax.shard_map(look, mesh=mesh, in_specs=P("x"), out_specs=P("x")), X)
+    with jax.default_device(jax.devices()[0]):
+        jax.eval_shape(look, X)
+    assert results == [True, False, False, False, False]

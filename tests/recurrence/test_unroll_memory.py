@@ -168,7 +168,7 @@ def test_the_backends_agree_in_single_precision():
 @pytest.fixture
 def measured_gpu(monkeypatch):
     """Makes "auto" choose as on a GPU, also for short sequences and small layers."""
-    monkeypatch.setattr(_unroll_memory, "on_measured_gpu", lambda: True)
+    monkeypatch.setattr(_unroll_memory, "on_measured_gpu", lambda keys: True)
     monkeypatch.setattr(sequence, "_LEAST_STEPS", T)
     monkeypatch.setattr(sequence, "_SIZES", ((16,) * 3,))
 

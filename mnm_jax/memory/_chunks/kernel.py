@@ -34,6 +34,7 @@ CHUNK = 16  # tokens per chunk with which the kernel was timed
 # Where the kernel was measured to be faster than XLA's program in chunks of 64 (results/accelerator): 1.3 and 1.6 times
 # for the delta rule, 11 and 18 times for the local rule with a hidden layer, at B H = 16 and 64.
 _SIZES, _LEAST_STEPS, _MOST_STEPS, _MOST_MEMORIES = ((64, 64), (64, 64, 64)), 2048, 8192, 64
+_MOST_TOKENS = 64  # per chunk of XLA's program; a user chooses longer chunks to store fewer weights
 
 
 class Rows(NamedTuple):
@@ -69,19 +70,18 @@ def check_kernel(memory: PairMemory, chunk: int, dtype: Any) -> None:
     check_needs([*needs, size_need(memory, "a head", _KIBIBYTES * 16 // chunk, f" with {chunk=}")])
 
 
-def wins(memory: PairMemory, dtype: Any, steps: int, memories: int) -> bool:
+def wins(memory: PairMemory, chunk: int, dtype: Any, steps: int, memories: int) -> bool:
     """Returns whether the kernel supports a layer's memory, and was measured to be faster on a GPU for its sizes.
 
     Args:
       memory: the memory.
+      chunk: tokens per chunk of XLA's program.
       dtype: dtype of the computation.
       steps: tokens `T`.
       memories: number of memories, B H.
     """
-    if not isinstance(steps, int) or not isinstance(memories, int):  # symbolic sizes of `jax.export`
-        return False
     measured = memory.network.sizes in _SIZES and _LEAST_STEPS <= steps <= _MOST_STEPS
-    measured = measured and 0 < memories <= _MOST_MEMORIES
+    measured = measured and memories <= _MOST_MEMORIES and chunk <= _MOST_TOKENS
     return measured and all(met for met, _, _ in memory_needs(memory, dtype))
 
 

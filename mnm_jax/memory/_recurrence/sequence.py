@@ -46,8 +46,6 @@ def wins(memory: Memory, keys: Array, read_keys: Array, reset: Array | None) -> 
     if not isinstance(memory, PairMemory) or not isinstance(memory.rule, LocalRule):
         return False
     steps, batch, heads = keys.shape[:3]
-    if not isinstance(steps, int) or not isinstance(batch, int):  # symbolic sizes of `jax.export`
-        return False
     measured = memory.network.sizes in _SIZES and heads == read_keys.shape[2] == 1
     measured = measured and steps >= _LEAST_STEPS and batch <= _MOST_EXAMPLES
     return measured and all(met for met, _, _ in _needs(memory, keys, read_keys, reset))
