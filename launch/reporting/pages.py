@@ -18,7 +18,7 @@ from launch.reporting.benchmark_table import benchmark_commands, benchmark_parts
 from launch.reporting.claims import CLAIMS, claim_rows, read_claims
 from launch.reporting.draw import BY_SIZE, CURVES, draw_comparison, draw_test_sets, or_note
 from launch.reporting.placeholders import Section, fill
-from launch.reporting.table import by_test_set, comparison_rows, run_names
+from launch.reporting.table import by_test_set, comparison_rows, group_rows, model_rows, run_names
 from launch.reporting.task_errors import errors_by_task, run_rows
 from launch.reporting.text_table import format_markdown, wrap
 from launch.runs.finished import Run, find_runs, join_seeds
@@ -27,6 +27,7 @@ from launch.runs.metrics import natural
 from launch.runs.registry import MODELS, TASKS
 from mnm_jax._files import whole_file
 
+_RUNS = 40  # rows of the table of runs; of more runs, a table shows the scores by model and group
 _PATTERNS = 6  # commands shown on a page; the others differ in settings only
 _MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {sources}, not this page. -->"
 _PREAMBLE = """\
@@ -46,6 +47,7 @@ _COLUMNS = {
     "updates to 90%": "*updates to 90%*: first validation with 90% right, mean over the seeds that reach it.",
     "seconds": "*seconds*: all seeds together, with compilation and evaluation.",
 }
+_MAIN_SCORE = "Test set, after the last update, mean ± sample standard deviation over seeds."
 
 
 class _Page(NamedTuple):
@@ -132,9 +134,14 @@ def _run_parts(page: _Page) -> list[str]:
         return []
     hours = sum(run.summary["seconds"] for run in runs) / 3600
     count = f"{len(members)} run{'s' * (len(members) != 1)}, {hours:.1f} hours in sequence."
+    tables = _tables_by_group(runs, count) if len(runs) > _RUNS else _tables_by_run(runs, count)
+    return ["## Runs", *tables, "## Commands", *_commands(page)]
+
+
+def _tables_by_run(runs: Sequence[Run], count: str) -> list[str]:
     rows = comparison_rows(runs)
     legend = " ".join([count, *(text for column, text in _COLUMNS.items() if column in rows[0])])
-    parts = ["## Runs", format_markdown(rows), wrap(legend), *_formulas(runs)]
+    parts = [format_markdown(rows), wrap(legend), *_formulas(runs)]
     errors = {run.place: errors_by_task(run.summary["metrics"]) for run in runs}
     sets = [by_test_set(run.summary) for run in runs]
     if any(errors.values()):
@@ -143,7 +150,19 @@ def _run_parts(page: _Page) -> list[str]:
     elif any(sets):
         rows = [names | own for names, own in zip(run_names(runs), sets, strict=True)]
         parts += ["Accuracy by test set, with the same parameters:", format_markdown(rows)]
-    return [*parts, "## Commands", *_commands(page)]
+    return parts
+
+
+def _tables_by_group(runs: Sequence[Run], count: str) -> list[str]:
+    scores = f"{_MAIN_SCORE} `{SUMMARIES}` has the scores on every test set, and the seconds, of each run."
+    totals = f"{count} {_COLUMNS['seconds']}"
+    return [
+        format_markdown(model_rows(runs)),
+        wrap(scores),
+        format_markdown(group_rows(runs)),
+        wrap(totals),
+        *_formulas(runs),
+    ]
 
 
 def _formulas(runs: Sequence[Run]) -> list[str]:

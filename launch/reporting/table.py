@@ -61,6 +61,34 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
+def model_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Returns one row per model, with its main score in every group (mean +- sample standard deviation over seeds)."""
+    rows: dict[str, dict[str, str]] = {}
+    for run, cells in zip(runs, comparison_rows(runs), strict=True):
+        score = next(cells[name] for name in ("accuracy", "reward", "bits per character") if name in cells)
+        rows.setdefault(run.name, {"model": run.name})[run.group or ABSENT] = score
+    return list(rows.values())
+
+
+def group_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Returns one row per group: number of runs, updates, chance (if the task reports it) and seconds of all runs."""
+    rows = []
+    for group in dict.fromkeys(run.group for run in runs):
+        summaries = [run.summary for run in runs if run.group == group]
+        updates = sorted({summary["steps"] for summary in summaries})
+        chances = {show(found["mean"]) for s in summaries if (found := s["metrics"].get("test/chance"))}
+        rows.append(
+            {
+                "group": group or ABSENT,
+                "runs": str(len(summaries)),
+                "updates": " to ".join(f"{steps:,}" for steps in dict.fromkeys((updates[0], updates[-1]))),
+                **({"chance": " to ".join(sorted(chances))} if chances else {}),
+                "seconds": f"{sum(summary['seconds'] for summary in summaries):,.0f}",
+            }
+        )
+    return rows
+
+
 def run_names(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Returns the first cells of each run's row: its group, if any run has one, and its name."""
     grouped = any(run.group for run in runs)

@@ -100,6 +100,23 @@ def test_the_pages_of_sections(results, capsys, pixels, count, contents):
 
 
 @pytest.mark.usefixtures("blank_figures")
+def test_many_runs_are_shown_by_model_and_group(results, monkeypatch):
+    monkeypatch.setattr("launch.reporting.pages._RUNS", 2)
+    dictionary = write(results)[1]["dictionary"]
+    assert "| model | n=3, S=8 | n=3, S=16 |\n" in dictionary
+    assert cells(dictionary, "model | n=3") == [
+        ["lstm", "0.3000 ± 0.1732", "-"],
+        ["mnm-p", "0.7500 ± 0.2500", "0.7500 ± 0.2500"],
+    ]
+    assert cells(dictionary, "group | runs | updates | chance | seconds") == [
+        ["n=3, S=8", "2", "2,000", "0.2500", "2,469"],
+        ["n=3, S=16", "1", "2,000", "0.2500", "1,234"],
+    ]
+    assert "support=8" not in dictionary
+    assert "## Commands" in dictionary
+
+
+@pytest.mark.usefixtures("blank_figures")
 def test_results_page_has_a_row_per_claim(results):
     overview, _ = write(results)
     # Sections with claims come first, in the order of the claims.
