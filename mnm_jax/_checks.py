@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import export
+from jax.typing import DTypeLike
 
 _KINDS = {jnp.floating: "floating-point numbers", jnp.integer: "integers", jnp.bool_: "bools"}
 
@@ -129,3 +132,29 @@ def _show(value: Any) -> str:
     """Returns the beginning of a value's repr, and its type."""
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} of type {type(value).__name__}"
+
+
+def check_dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike) -> DTypeLike:
+    """Returns the dtype of the computation, `param_dtype` for None; raises TypeError unless both are real floats."""
+    check_dtype(param_dtype=param_dtype)
+    if dtype is None:
+        return param_dtype
+    check_dtype(dtype=dtype)
+    return dtype
+
+
+def check_rngs(rngs: nnx.Rngs) -> None:
+    """Raises TypeError for anything that is no `nnx.Rngs`."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r}: pass nnx.Rngs(seed).")
+
+
+def check_input_shape(input_shape: tuple[int, ...]) -> Any:
+    """Returns `B`; raises TypeError or ValueError unless the shape of one step's inputs is `(B, D)`."""
+    if not isinstance(input_shape, tuple | list):
+        raise TypeError(f"input_shape must be a tuple (B, D), got {input_shape!r}: pass inputs.shape of one step.")
+    if len(input_shape) != 2:
+        raise ValueError(f"input_shape must be (B, D), got {input_shape!r}: pass inputs.shape of one step.")
+    if not export.is_symbolic_dim(input_shape[0]):
+        check_sizes(least=0, **{"input_shape[0]": input_shape[0]})
+    return input_shape[0]

@@ -14,11 +14,18 @@ from launch.bench.measure import Candidate, Program, Row, measure
 from launch.runs.build import Parts
 from mnm_jax import choose_form
 from mnm_jax.recurrence import FORMS
-from mnm_jax.training import SequenceModel, init_state, make_parallel_update, played, split_model
+from mnm_jax.training import (
+    SequenceModel,
+    init_state,
+    make_parallel_update,
+    optional_member,
+    played,
+    split_model,
+)
 
 
 class _InForm(nnx.Module):
-    """A `SequenceModel` that runs every sequence in one execution form."""
+    """A `SequenceModel` that runs every sequence in one execution form, or a layer, which has none."""
 
     def __init__(self, model: SequenceModel, form: str) -> None:
         self.model, self.form = model, form
@@ -27,8 +34,13 @@ class _InForm(nnx.Module):
     def cell(self) -> Any:
         return self.model.cell
 
-    def __call__(self, inputs: Any, mask: Any = None, fork: Any = None) -> Any:
-        return self.model(inputs, mask, fork, form=self.form)
+    @property
+    def dropout(self) -> float:
+        return self.model.dropout
+
+    def __call__(self, inputs: Any, mask: Any = None, fork: Any = None, **options: Any) -> Any:
+        form = {"form": self.form} if isinstance(self.cell, nnx.RNNCellBase) else {}
+        return self.model(inputs, mask, fork, **form, **options)
 
     def start(self, batch_size: int) -> Any:
         return self.model.start(batch_size)
@@ -98,7 +110,8 @@ def _compile(parts: Parts, devices: Sequence[jax.Device], form: str, batch: Any,
         accumulate=training.accumulate,
         devices=devices,
     )
-    kept = [init_state(make, optimizer, training.seed, training.seeds)]
+    streams = examples if optional_member(task, "carries") else 0
+    kept = [init_state(make, optimizer, training.seed, training.seeds, streams)]
     begin = time.perf_counter()
     compiled = update.lower(kept[0], batch).compile()
     seconds = time.perf_counter() - begin

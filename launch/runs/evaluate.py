@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from launch.runs.build import build_parts, build_training
+from launch.runs.finished import without_seed
 from launch.runs.metrics import natural
 from launch.runs.workdir import CONFIG, read_config
 from mnm_jax.training import evaluate, load_params, split_model
@@ -43,10 +44,22 @@ def evaluate_run(workdir: str | os.PathLike, data_dir: str | None = None) -> tup
 
 
 def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> Evaluation:
-    """Evaluates a run, or a folder of runs that differ only in their seed; arguments as in `evaluate_run`."""
+    """Evaluates a run, or a folder of runs that differ only in their seed; arguments as in `evaluate_run`.
+
+    Raises:
+      FileNotFoundError: as `evaluate_run`.
+      ValueError: as `evaluate_run`, or if two runs differ in more than their seed.
+    """
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
     runs = members if members and not (workdir / CONFIG).exists() else [workdir]
+    configs = [without_seed(read_config(run)) for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if config != configs[0]:
+            raise ValueError(
+                f"{run} and {runs[0]} differ in more than their seed, so their metrics have no common mean: evaluate "
+                "each run with its own --workdir."
+            )
     evaluated = [evaluate_run(run, data_dir) for run in runs]
     metrics = {name: np.concatenate([found[name] for found, _ in evaluated]) for name in evaluated[0][0]}
     seeds: list[int] = []

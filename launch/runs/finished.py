@@ -154,7 +154,7 @@ def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:
     for run in runs:
         # Runs directly in the folder of runs have no folder whose place a joined run could take.
         alone = run.folder.parent == root or run.folder == root or "config" not in run.summary
-        family = str(run.folder) if alone else json.dumps(_without_seed(run.summary["config"]), sort_keys=True)
+        family = str(run.folder) if alone else json.dumps(without_seed(run.summary["config"]), sort_keys=True)
         families.setdefault((run.folder.parent, family), []).append(run)
     return [family[0] if len(family) == 1 else _join(family, root) for family in families.values()]
 
@@ -170,7 +170,8 @@ def _light_runs(root: pathlib.Path) -> list[Run]:
     return runs
 
 
-def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config without its seed and without the folder of the user's project."""
     seedless = copy.deepcopy(dict(config))
     seedless.get("training", {}).pop("seed", None)
     seedless.pop(FOLDER, None)
@@ -204,7 +205,7 @@ def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
 
 def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Returns the lines of the steps and metrics that all runs have, with the seeds of all runs concatenated."""
-    by_step = [{(line["step"], "train/loss" in line): line for line in lines} for lines in runs]
+    by_step = [_merge_steps(lines) for lines in runs]
     joined = []
     for key, first in by_step[0].items():
         lines = [found[key] for found in by_step if key in found]
@@ -216,3 +217,11 @@ def _join_lines(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]
                     row[name] = sum(values, [])
             joined.append(row)
     return joined
+
+
+def _merge_steps(lines: Sequence[dict[str, Any]]) -> dict[tuple[int, bool], dict[str, Any]]:
+    """Returns the lines by step and kind, training or evaluation; lines of one step are merged, later ones count."""
+    merged: dict[tuple[int, bool], dict[str, Any]] = {}
+    for line in lines:
+        merged.setdefault((line["step"], "train/loss" in line), {}).update(line)
+    return merged

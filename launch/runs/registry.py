@@ -303,7 +303,7 @@ _STACKS = {  # the mixer of the stack: colour and formula
     "hebbian": ("#BBCC33", "W ← W + β k ⊗ v"),
     "delta": ("#225555", "W ← W − β k ⊗ (k W − v),  |k| = 1"),
     "delta-normalised": ("#44BB99", "W ← W − β k ⊗ (k W − v) / |k|²"),
-    "delta-gated": ("#99DDFF", "W ← (1 − α) W − β k ⊗ (k (1 − α) W − v),  |k| = 1"),
+    "delta-gated": ("#99DDFF", "W ← (1 − α) W − β k ⊗ (k W − v),  |k| = 1"),
     "deep-before": ("#77AADD", "as mnm-p, |k| = 1"),
     "deep-after": ("#004488", "as mnm-p, layer by layer, |k| = 1"),
     "deep-gradient": ("#EE8866", "as mnm-g, linearised per chunk, |k| = 1"),

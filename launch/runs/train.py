@@ -64,7 +64,8 @@ def train_run(
     commit_at_start()  # before others change the files
     plain = json.loads(json.dumps(config.to_dict()))  # as it is read back: tuples become lists
     task, make_model, training = build_parts(plain)
-    parameters = count_parameters(make_model)  # raises for wrong sizes and missing data before a file is written
+    # Both raise for wrong settings and missing data before a file is written.
+    parameters, size = count_parameters(make_model), describe(measure(make_model, task), training)
 
     workdir = pathlib.Path(workdir)
     with lock_workdir(workdir):
@@ -76,7 +77,7 @@ def train_run(
         if is_first_process():
             if earlier:
                 print(_describe_continuing(earlier[-1], training))
-            print(describe(measure(make_model, task), training), flush=True)
+            print(size, flush=True)
         try:
             result = train(task, make_model, training, workdir, parallel=parallel)
         except ValueError:
@@ -88,10 +89,12 @@ def train_run(
         summary = _summarise(result, plain, task.name, parameters, command)
         more = {"continued_at": earlier, "earlier_configs": read_earlier(workdir)}
         summary |= {name: value for name, value in more.items() if value}
-        lacking = sorted(finished["metrics"].keys() - summary["metrics"].keys()) if finished else []
-        if finished and lacking and finished["steps"] == summary["steps"]:
-            logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
-            summary = finished
+        before, now = (found["metrics"].keys() if found else set() for found in (finished, summary))
+        lacking = sorted(before - now)
+        if finished and finished["steps"] == summary["steps"] and (lacking or now <= before):
+            if lacking:
+                logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
+            summary = finished  # with commit, versions and command of the start that trained it
         elif is_first_process():
             save_params(workdir, *load_params(workdir, make_model))
             write_json(workdir / SUMMARY, summary)

@@ -59,7 +59,8 @@ def make_rows(
             }
         )
     sign = -1.0 if largest else 1.0
-    return sorted(rows, key=lambda row: (_STATES.index(row["state"]), sign * row["area"] if row["area"] else np.inf))
+    order = lambda area: np.inf if area is None else sign * area  # noqa: E731
+    return sorted(rows, key=lambda row: (_STATES.index(row["state"]), order(row["area"])))
 
 
 def describe(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -86,9 +87,10 @@ def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
     axes = figure.add_subplot()
     heights, ticks = [], []
     for name in names:
-        values = sorted({row["settings"][name] for row in shown}, key=lambda value: (str(type(value)), value))
+        column = [tuple(value) if isinstance(value := row["settings"][name], list) else value for row in shown]
+        values = sorted(set(column), key=lambda value: (str(type(value)), value))
         places = {value: index / max(len(values) - 1, 1) for index, value in enumerate(values)}
-        heights.append([places[row["settings"][name]] for row in shown])
+        heights.append([places[value] for value in column])
         ticks.append(
             [(place, f"{value:g}" if isinstance(value, float) else str(value)) for value, place in places.items()]
         )

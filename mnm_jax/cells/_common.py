@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import export
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_array, check_dtype, check_sizes
+from mnm_jax._checks import check_array, check_dtypes, check_input_shape, check_rngs, check_sizes
 from mnm_jax._linear import dot_general
 from mnm_jax._params import set_bias
 from mnm_jax.memory import Memory, WriteInfo
@@ -100,8 +99,7 @@ class Cell(nnx.RNNCellBase):
     ) -> Any:
         """Returns the carry at the start of sequences of inputs `input_shape = (B, D)`; needs no random key."""
         del rngs, carry_init
-        check_input_shape(input_shape)
-        return self._start(input_shape[0])
+        return self._start(check_input_shape(input_shape))
 
     def _start(self, batch_size: int) -> Any:
         """Returns the carry at the start of `batch_size` sequences, with a buffer of its own for every leaf."""
@@ -157,31 +155,6 @@ def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Arr
     """Returns a random orthogonal matrix of any dtype; the QR decomposition runs in float32 or float64."""
     drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)
-
-
-def check_dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike) -> DTypeLike:
-    """Returns the dtype of the computation, `param_dtype` for None; raises TypeError unless both are real floats."""
-    check_dtype(param_dtype=param_dtype)
-    if dtype is None:
-        return param_dtype
-    check_dtype(dtype=dtype)
-    return dtype
-
-
-def check_rngs(rngs: nnx.Rngs) -> None:
-    """Raises TypeError for anything that is no `nnx.Rngs`."""
-    if not isinstance(rngs, nnx.Rngs):
-        raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r}: pass nnx.Rngs(seed).")
-
-
-def check_input_shape(input_shape: tuple[int, ...]) -> None:
-    """Raises TypeError or ValueError unless the shape of one step's inputs is `(B, D)`."""
-    if not isinstance(input_shape, tuple | list):
-        raise TypeError(f"input_shape must be a tuple (B, D), got {input_shape!r}: pass inputs.shape of one step.")
-    if len(input_shape) != 2:
-        raise ValueError(f"input_shape must be (B, D), got {input_shape!r}: pass inputs.shape of one step.")
-    if not export.is_symbolic_dim(input_shape[0]):
-        check_sizes(least=0, **{"input_shape[0]": input_shape[0]})
 
 
 def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[str, ...] = ()) -> Array:

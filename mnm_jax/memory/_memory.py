@@ -83,7 +83,7 @@ class Memory(abc.ABC):
           state: from `start` or an earlier write.
           keys: write keys k^w, `[B, H, K]`.
           values: write values v^w, `[B, H, V]`.
-          rate: write rate beta, `[B]`; with 0 the weights stay bit-equal.
+          rate: write rate beta, `[B]`; with 0, and without gates, the weights stay bit-equal.
           read_keys: read keys k^r, `[B, R, K]`.
           **gates: `[B]` each, one for every name in `gates`.
 

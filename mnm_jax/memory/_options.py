@@ -51,7 +51,7 @@ class WriteOptions(NamedTuple):
         pass over four times the write keys. Not with `optimizer`, `momentum` or `forget`, which change more than G_t.
 
     Examples:
-      Gated DeltaNet. The gate of the second write forgets everything before it, so that only this write is read back:
+      The delta rule with a forget gate. At gate 1 only the second write is left; its error is that before forgetting:
 
       >>> from mnm_jax.memory import matrix_memory
       >>> memory = matrix_memory(2, 1, options=WriteOptions(key_norm="l2", forget=True))

@@ -138,9 +138,12 @@ def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 def inverse_norm(square: Array, epsilon: float) -> Array:
-    """Returns 1 / |x| for squares |x|^2, and |x|^2 / epsilon^1.5 below |x|^2 = epsilon, with finite derivatives."""
+    """Returns 1 / |x| for squares |x|^2, and |x|^2 / epsilon^1.5 below |x|^2 = epsilon, with finite derivatives.
+
+    An epsilon below `SMALLEST` counts as 0, for which nothing is written below |x|^2 = `SMALLEST`.
+    """
     large = is_long(square, epsilon)
-    fading = square * epsilon**-1.5 if epsilon > 0 else jnp.zeros_like(square)
+    fading = square * epsilon**-1.5 if epsilon > SMALLEST else jnp.zeros_like(square)
     return jnp.where(large, jax.lax.rsqrt(jnp.where(large, square, 1)), fading)
 
 

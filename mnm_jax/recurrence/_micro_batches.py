@@ -6,7 +6,7 @@ of a whole batch exceed a CPU's cache, and moving them then takes longer than co
 Shape letters: `T` time steps, `B` examples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -86,9 +86,9 @@ def value_and_grad(
       micro_batch: largest number of examples per device that are processed at once, as `choose_micro_batch` returns it.
         None: all. Equal micro-batches are preferred, of at least half this size; otherwise the last one is smaller.
       devices: devices that share the batch: the first n, for the largest n that divides `B`. Arguments must not be
-        committed to other devices. None: the devices of the surrounding program. A CPU is one device, which hardly uses
-        a second core for a cell; `jax.config.update("jax_num_cpu_devices", 2)`, before the first use of JAX, makes two
-        devices of it.
+        committed to other devices. None, or n = 1: the devices of the surrounding program. A CPU is one device, which
+        hardly uses a second core for a cell; `jax.config.update("jax_num_cpu_devices", 2)`, before the first use of
+        JAX, makes two devices of it.
 
     Returns:
       `(params, *batch) -> (value, gradient)`, or `((value, aux), gradient)` with `has_aux`.
@@ -97,7 +97,7 @@ def value_and_grad(
       TypeError: for an argument of the wrong kind, a value that is not a floating-point number, a shared random key, or
         with "mean" an auxiliary output of integers or bools that would be averaged.
       ValueError: for leaves that differ in their number of examples, a `batch_axis` that an array does not have, an
-        auxiliary output with several axes of examples, or another reduction.
+        auxiliary output with several axes of examples or one joined with another axis, or another reduction.
 
     Examples:
       >>> from mnm_jax import MNMCell, choose_micro_batch, local_memory, unroll, value_and_grad
@@ -114,6 +114,7 @@ def value_and_grad(
     check_flags(has_aux=has_aux)
     if micro_batch is not None:
         check_sizes(micro_batch=micro_batch)
+    shared_by = _check_devices(devices)
     full = loss if has_aux else lambda *args: (loss(*args), ())
     one = jax.value_and_grad(full, has_aux=True)
 
@@ -121,7 +122,7 @@ def value_and_grad(
         batch = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), batch)
         leaves, tree = jax.tree.flatten(batch)
         axes, count = _find_axes(batch_axis, batch)
-        sharing = _dividing(devices or [], count)
+        sharing = _dividing(shared_by, count)
         parts = _divide(count // len(sharing), micro_batch)
 
         def call(function: Callable, params: Any, leaves: Sequence[Any]) -> Any:
@@ -135,7 +136,7 @@ def value_and_grad(
         shapes_of = lambda leaves: jax.eval_shape(lambda *args: call(full, *args), params, leaves)  # noqa: E731
         value, aux = shapes_of(first)
         of_all = shapes_of(leaves)[1] if any(leaf.shape for leaf in jax.tree.leaves(aux)) else aux
-        aux_axes = _find_aux_axes(aux, of_all, reduction)
+        aux_axes = _find_aux_axes(aux, of_all, (parts[0][1], count), reduction)
         kept_axes = [axis for axis in aux_axes if axis is not None]
         summed = (
             value,
@@ -220,13 +221,21 @@ def _find_axes(batch_axis: Any, batch: tuple[Any, ...]) -> tuple[list[int | None
     return axes, next(iter(sizes.values()))
 
 
-def _find_aux_axes(part: Any, whole: Any, reduction: str) -> list[int | None]:
-    """Returns the axis of the examples per auxiliary output, found by its shapes; None for one to be reduced."""
+def _find_aux_axes(part: Any, whole: Any, examples: tuple[int, int], reduction: str) -> list[int | None]:
+    """Returns the axis of the examples per auxiliary output, found by its shapes; None for one to be reduced.
+
+    `examples` are the numbers of examples of the micro-batch and of the batch with which the outputs were computed.
+    """
     axes: list[int | None] = []
     for name, a, b in zip(leaf_names(part), jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
         changed = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
         if len(changed) > 1:
             raise ValueError(f"auxiliary output {name!r} must have one axis of examples, got shape {b.shape}.")
+        if changed and (a.shape[changed[0]], b.shape[changed[0]]) != examples:
+            raise ValueError(
+                f"auxiliary output {name!r} must have an axis of the {examples[1]} examples alone, got shape {b.shape}:"
+                " return it before a reshape that joins axes."
+            )
         numbers = jnp.inexact if reduction == "mean" else jnp.number
         if not changed and not jnp.issubdtype(a.dtype, numbers):
             raise TypeError(
@@ -235,6 +244,14 @@ def _find_aux_axes(part: Any, whole: Any, reduction: str) -> list[int | None]:
             )
         axes.append(changed[0] if changed else None)
     return axes
+
+
+def _check_devices(devices: Any) -> list[jax.Device]:
+    """Returns devices as a list, empty for None; raises TypeError for anything but a sequence of devices."""
+    found = () if devices is None else devices
+    if not isinstance(found, Iterable) or not all(isinstance(device, jax.Device) for device in found):
+        raise TypeError(f"devices must be a list of devices, such as jax.devices(), got {devices!r}.")
+    return list(found)
 
 
 def _dividing(devices: Sequence[jax.Device], count: int) -> Sequence[Any]:
@@ -251,7 +268,7 @@ def _divide(count: int, largest: int | None) -> list[tuple[int, int]]:
     if largest is None or count <= largest:
         return [(1, count)]
     fewest = -(-count // largest)
-    for number in range(fewest, 2 * fewest + 1):
+    for number in range(fewest, 2 * count // largest + 1):
         if count % number == 0:
             return [(number, count // number)]
     return [(count // largest, largest), (1, count % largest)]

@@ -47,7 +47,7 @@ class Words(LengthTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flags(last=self.last)
-        check_sizes(least=SHORTEST, length=self.length)
+        check_sizes(least=SHORTEST, length=self.length, lengths=min(self.lengths, default=SHORTEST))
 
     @property
     def tokens_known(self) -> int:

@@ -18,7 +18,7 @@ BOUNDED = {
     "MNM-g, deep, forget": gradient_memory(4, 4, hidden_sizes=(8, 8), options=FORGET),
     "Titans, normalised": gradient_memory(4, 4, hidden_sizes=(8,), options=BOTH),
     "DeltaNet": matrix_memory(4, 4, options=WriteOptions("l2")),
-    "gated DeltaNet": matrix_memory(4, 4, options=WriteOptions("l2", forget=True)),
+    "gated delta rule": matrix_memory(4, 4, options=WriteOptions("l2", forget=True)),
     "linear attention, forget": matrix_memory(4, 4, "hebbian", options=WriteOptions("l2", forget=True)),
 }
 

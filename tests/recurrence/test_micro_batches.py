@@ -112,6 +112,7 @@ def test_sizes_by_hand():
     divided = {count: _divide(count, 10) for count in (8, 16, 20, 64, 7, 67, 13)}
     equal = {8: [(1, 8)], 16: [(2, 8)], 20: [(2, 10)], 64: [(8, 8)], 7: [(1, 7)]}
     assert divided == equal | {67: [(6, 10), (1, 7)], 13: [(1, 10), (1, 3)]}
+    assert (_divide(33, 32), _divide(9, 8)) == ([(1, 32), (1, 1)], [(1, 8), (1, 1)])  # 3 x 11, 3 x 3: under half
     assert all(
         sum(n * size for n, size in _divide(count, most)) == count for count in range(1, 40) for most in range(1, 9)
     )
@@ -148,6 +149,15 @@ def sums(params, *batch):
             ValueError,
             r"output 'gram' must have one axis of examples, got shape \(4, 4\)",
         ),
+        (
+            lambda params, x: (params, x.ravel()),
+            (X,),
+            {"has_aux": True},
+            ValueError,
+            r"output '' must have an axis of the 4 examples alone, got shape \(12,\): return it before a reshape",
+        ),
+        (lambda params, x: params, (X,), {"devices": 2}, TypeError, "devices must be a list of devices.*got 2"),
+        (lambda params, x: params, (X,), {"devices": ["cpu"]}, TypeError, "devices must be a list of devices"),
     ],
 )  # fmt: skip
 def test_what_would_be_silently_different_is_refused(loss, batch, options, error, message):

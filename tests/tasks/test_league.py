@@ -123,6 +123,7 @@ def test_a_curriculum_grows_to_the_trained_size():
         (lambda: NoisyRecall(length=7), "length must be even, since a key and its value take two steps, got 7"),
         (lambda: NoisyRecall(noise=1.0), "noise must be < 1, got 1"),
         (lambda: Parity(length=1), "length must be >= 2, got 1"),
+        (lambda: Parity(lengths=(64, 1)), "lengths must be >= 2, got 1"),
         (lambda: S3(lengths=(0,)), "every one of lengths must be >= 1, got 0"),
     ],
 )

@@ -27,6 +27,13 @@ def test_a_model_without_a_memory_has_one_form():
     assert row["milliseconds"] > 0 and row["compile_seconds"] > 0 and row["temp_bytes"] > 0
 
 
+def test_a_stack_of_layers_has_one_form():
+    model = {"name": "layer-delta", "stack_features": 4, "state": 4, "block_parameters": 300, "layers": 1}
+    parts = build_parts({"task": {"name": "parity", "length": 4}, "model": model, "training": TRAINING})
+    (row,) = update_costs(parts, jax.devices()[:1])
+    assert row["form"] == "plain" and row["note"] is None and row["milliseconds"] > 0
+
+
 def test_the_line_of_a_form_by_hand():
     row = {"form": "auto", "chosen": "reversible", "steps": 40, "compile_seconds": 8.06, "temp_bytes": 3 * 2**20}
     timed = row | {"milliseconds": 280.0, "note": None}

@@ -40,6 +40,16 @@ def test_runs_that_differ_in_their_seed_alone_are_one_run(tmp_path, of_seed, met
     ]
 
 
+def test_the_last_validation_of_seeds_that_are_joined_outlasts_the_test_of_the_same_update(tmp_path, of_seed):
+    for seed in (0, 1):
+        folder = tmp_path / "g" / "ours" / f"seed_{seed}"
+        of_seed(folder, seed, 0.5, validation=[(10, 0.2), (20, 0.9)])
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 20, "seconds": 2.0, "test/accuracy": [0.8]}) + "\n")
+    (ours,) = join_seeds(find_runs(tmp_path)[0], tmp_path)
+    assert ours.lines[-1]["valid/accuracy"] == [0.9, 0.9] and ours.lines[-1]["test/accuracy"] == [0.8, 0.8]
+
+
 def test_runs_of_other_settings_or_without_a_config_stay_apart(tmp_path, of_seed, write_run):
     of_seed(tmp_path / "g" / "a", 0, 0.5, validation=[(10, 0.2)])
     of_seed(tmp_path / "g" / "b", 1, 0.5, validation=[(10, 0.2)], steps=100)

@@ -78,7 +78,10 @@ def test_the_summary_agrees_with_the_metrics_and_the_config(finished):
 @pytest.mark.usefixtures("blank_figures")
 def test_a_finished_run_is_not_trained_again(finished, copy, capsys):
     before = (copy / "metrics.jsonl").read_bytes()
+    summary = json.loads((copy / "summary.json").read_text()) | {"commit": "of the training", "tuning": {"0.1": 0.5}}
+    (copy / "summary.json").write_text(json.dumps(summary))
     again = run(tiny(), copy)
+    assert again == summary == json.loads((copy / "summary.json").read_text())
     assert again["metrics"] == finished[1]["metrics"]
     assert again["seconds"] == finished[1]["seconds"]
     assert (copy / "metrics.jsonl").read_bytes() == before
@@ -341,6 +344,16 @@ def test_a_folder_of_seeds_is_evaluated_as_one_run(finished, tmp_path):
     assert both[0] == f"{tmp_path / 'both'}, step 3"
     assert ["2 seeds" in alone[1], "4 seeds" in both[1]] == [True, True]
     assert [line.split(" +- ")[0] for line in alone[2:]] == [line.split(" +- ")[0] for line in both[2:]]
+
+
+def test_runs_of_other_settings_have_no_common_mean(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "both" / "a")
+    shutil.copytree(finished[0], tmp_path / "both" / "b")
+    config = json.loads((tmp_path / "both" / "b" / "config.json").read_text())
+    config["training"]["learning_rate"] *= 2
+    (tmp_path / "both" / "b" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="both/b and .*both/a differ in more than their seed"):
+        evaluation_table(tmp_path / "both")
 
 
 def test_evaluate_repeats_the_test_metrics_of_the_summary(finished):

@@ -40,8 +40,8 @@ def test_the_league_has_ten_layers_per_task_and_the_memories_at_two_more_states(
         group: {label.split("/")[1] for label in suite if label.split("/")[0] == group} for group in league.GROUPS
     }
     small = {"recall_64", "recall_256"}
-    assert {group for group, found in groups.items() if found == models} == set(league.GROUPS) - small
-    assert all(groups[group] == set(league.MEMORIES) for group in small) and len(suite) == 7 * 10 + 2 * 8
+    assert {group for group, found in groups.items() if found == models} == set(league.GROUPS) - small - {"s3_slow"}
+    assert all(groups[group] == set(league.MEMORIES) for group in small) and len(suite) == 6 * 10 + 2 * 8 + 3
     assert all(len(cell.tuning.values) == 3 for cell in suite.values())
 
 

@@ -267,6 +267,13 @@ def test_the_leaderboard_by_hand(tmp_path):
         "model.heads": "5",
         "state": "failed: no such file",
     }
+    write_metrics(tmp_path / "zero", [(0.0,)])
+    (tmp_path / "zero" / "summary.json").write_text("{}")
+    (first, *_) = make_rows([*trials, TrialSpec("zero", {})], {}, tmp_path, "valid/accuracy", {}, largest=False)
+    assert first["trial"] == "zero"  # an area of exactly zero is the smallest, not a missing one
+    lists = [row | {"settings": {"task.sizes": [8, row["step"]]}} for row in rows]
+    draw(lists, "valid/accuracy", tmp_path / "lists.png")
+    assert (tmp_path / "lists.png").is_file()
     draw(rows, "valid/accuracy", tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     draw(rows[-1:], "valid/accuracy", tmp_path / "nothing.png")
