@@ -252,7 +252,8 @@ class GradientRule(SnapshotRule):
 
     Attributes:
       step_size: one of `STEP_SIZES`.
-      epsilon: squared norm of a key below which the writes of "normalised" fade out.
+      epsilon: squared norm of a key (with hidden layers, of the derivative of the outputs by the weights) below which
+        the writes of "normalised" fade out.
     """
 
     step_size: str

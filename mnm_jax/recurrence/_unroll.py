@@ -43,8 +43,8 @@ def unroll(
       carry: the first carry. None begins a new sequence, as `cell.initialize_carry((B, D))` does, and lets the form
         "factored" use one copy of the initial weights for all examples.
       inputs: `[T, B, D]`.
-      mask: `[T, B]` bool, False = padding: the carry stays bit-equal, the outputs are zero, and the inputs, which may
-        be NaN, have no influence and get exactly zero gradient.
+      mask: `[T, B]` bool, False = padding: after a reset of this step, if any, the carry stays bit-equal, the outputs
+        are zero, and the inputs, which may be NaN, have no influence and get exactly zero gradient.
       reset: `[T, B]` bool, True = a new sequence begins at this step, before the cell receives its input. Episodes
         packed into one row give the same results as separate runs.
       fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the next step gets
@@ -58,15 +58,15 @@ def unroll(
         A masked or forked step discards this reset, too.
       fork_memory: `[T, B]` bool, for a cell with a neural memory. True = as `fork`, for the memory alone: the step
         reads after its write as usual, and the next step gets the bit-equal memory of the previous step and the new
-        rest of the carry. With `reset_controller` at the step after them, several such steps are a fork.
+        rest of the carry. If `reset_controller` is set at the next step without it, such steps equal a fork.
       form: the execution form, which decides what a cell with a neural memory stores for the backward pass. All forms
         return the same values and derivatives of all orders; forward mode through the run needs "plain" (forward over
         reverse does not).
 
-        * "plain": stores the weights of every step, by plain autodiff; the only form of other cells.
+        * "plain": stores the weights of every step, by plain autodiff; the only form with gates or without a memory.
         * "reversible": stores no weights; they are computed back from the last ones. Over a reset they cannot
           be computed back, so that with `reset` the form is "factored", with the same results in more memory.
-        * "factored": stores the writes only; the weights are never formed.
+        * "factored": stores the writes; dense weights are formed every C steps only.
         * "auto": the form that `choose_form` returns.
       checkpoint_every: `C`. With "plain" and "reversible", only the carry of every C-th step is stored, and the steps
         between are computed again in the backward pass. This takes the memory of T / C carries and of C steps instead
