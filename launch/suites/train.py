@@ -71,7 +71,7 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
 
     For a run with a `Tuning`, the runs that select its setting train first, in `workdir / label / "tuning"`; the run's
     summary has their validation accuracies as `tuning`. A run that stops at a NaN or an infinite number is reported on
-    stderr, and the next run trains.
+    stderr, and the next run trains. Runs of other processes are tried again at the end, since they may have ended.
 
     Args:
       suite: runs by label; each trains in `workdir / label`.
@@ -79,12 +79,18 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
       train: called as `train(config, folder, command=...)` for each run, such as `launch.train.run`.
 
     Returns:
-      Labels of the runs that another process trains.
+      Labels of the runs that another process still trains.
 
     Raises:
       ValueError: if a folder holds a run of another config, finished or not. Other errors of `train` pass through, at
         the first run that fails.
     """
+    busy = _train_free(suite, workdir, train)
+    return _train_free({label: suite[label] for label in busy}, workdir, train)
+
+
+def _train_free(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) -> list[str]:
+    """Trains the runs that no other process trains, and returns the labels of the others."""
     busy = []
     for label, run in suite.items():
         folder = workdir / label

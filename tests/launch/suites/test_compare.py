@@ -138,6 +138,25 @@ def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path
         compare.train_all(others, tmp_path, train)
 
 
+def test_the_last_process_finds_the_runs_of_the_others_finished(tmp_path):
+    cells = compare.choose(suite_of("algorithmic"), "copy/[nd]*", [])
+    (tmp_path / "copy/ntm").mkdir(parents=True)
+
+    def finish(config, folder):
+        claim(folder, json.loads(json.dumps(config.to_dict())))
+        (folder / "summary.json").write_text("{}")
+
+    with (tmp_path / "copy/ntm/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        def train(config, folder, command):
+            finish(config, folder)
+            finish(cells["copy/ntm"].config, tmp_path / "copy/ntm")  # another process ends its run meanwhile
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        assert compare.train_all(cells, tmp_path, train) == []
+
+
 def test_the_command_line_says_what_is_to_do(tmp_path):
     words = [sys.executable, "-m", "launch.compare", "--suite=algorithmic", f"--workdir={tmp_path}", "--dry_run"]
     done = subprocess.run([*words, "--only=copy/*"], cwd=ROOT, capture_output=True, text=True, check=True)
