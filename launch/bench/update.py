@@ -39,7 +39,7 @@ class _InForm(nnx.Module):
         return self.model.dropout
 
     def __call__(self, inputs: Any, mask: Any = None, fork: Any = None, **options: Any) -> Any:
-        form = {"form": self.form} if isinstance(self.cell, nnx.RNNCellBase) else {}
+        form: dict[str, Any] = {"form": self.form} if isinstance(self.cell, nnx.RNNCellBase) else {}
         return self.model(inputs, mask, fork, **form, **options)
 
     def start(self, batch_size: int) -> Any:
