@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import export
 from jax.typing import DTypeLike
 
@@ -143,8 +142,10 @@ def check_dtypes(dtype: DTypeLike | None, param_dtype: DTypeLike) -> DTypeLike:
     return dtype
 
 
-def check_rngs(rngs: nnx.Rngs) -> None:
+def check_rngs(rngs: Any) -> None:
     """Raises TypeError for anything that is no `nnx.Rngs`."""
+    from flax import nnx  # here, since `mnm_jax.memory` needs only jax
+
     if not isinstance(rngs, nnx.Rngs):
         raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r}: pass nnx.Rngs(seed).")
 
