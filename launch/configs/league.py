@@ -32,6 +32,18 @@ from ml_collections import ConfigDict
 from launch.configs import Settings, choose_model, training_section
 from mnm_jax._checks import check_choice
 
+MEMORIES = (
+    "layer-hebbian",
+    "layer-delta",
+    "layer-delta-normalised",
+    "layer-delta-gated",
+    "layer-deep-before",
+    "layer-deep-after",
+    "layer-deep-gradient",
+    "layer-deep-stale",
+)
+MODELS = (*MEMORIES, "layer-lstm", "layer-attention")
+
 
 class Setting(NamedTuple):
     """The settings of a group of runs.
@@ -44,6 +56,7 @@ class Setting(NamedTuple):
       convolution: tokens of the convolution before every layer.
       max_rate: largest write rate of every memory; above 1 the rates reach it and 0 (`hard_rate`).
       batch_size: `B`.
+      models: the models of the group.
     """
 
     task: dict[str, Any]
@@ -53,6 +66,7 @@ class Setting(NamedTuple):
     convolution: int = 4
     max_rate: float = 1.0
     batch_size: int = 16
+    models: tuple[str, ...] = MODELS
 
 
 _RECALL = {"name": "recall", "vocabulary": 64, "pairs": 16, "length": 64, "more_pairs": (8, 16, 32), "curriculum": 800}
@@ -62,36 +76,23 @@ GROUPS = {
     ),
     "dictionary": Setting({"name": "dictionary", "length": 1, "support": 8, "queries": 8}, steps=1200),
     "recall_1024": Setting(_RECALL, steps=1600),
-    "recall_256": Setting(_RECALL, steps=1600, state=256),
-    "recall_64": Setting(_RECALL, steps=1600, state=64),
+    "recall_256": Setting(_RECALL, steps=1600, state=256, models=MEMORIES),
+    "recall_64": Setting(_RECALL, steps=1600, state=64, models=MEMORIES),
     "noisy_recall": Setting({"name": "noisy_recall", "length": 64, "lengths": (128, 256)}, steps=1000),
     "selective_copy": Setting({"name": "selective_copy"}, steps=1200),
     "s3": Setting({"name": "s3", "curriculum": 100}, steps=2000, max_rate=2.0),
-    "s3_slow": Setting({"name": "s3", "curriculum": 2000}, steps=3000, max_rate=2.0),
+    "s3_slow": Setting(
+        {"name": "s3", "curriculum": 2000},
+        steps=3000,
+        max_rate=2.0,
+        models=("layer-lstm", "layer-delta", "layer-deep-after"),
+    ),
 }
-MEMORIES = (
-    "layer-hebbian",
-    "layer-delta",
-    "layer-delta-normalised",
-    "layer-delta-gated",
-    "layer-deep-before",
-    "layer-deep-after",
-    "layer-deep-gradient",
-    "layer-deep-stale",
-)
-MODELS = (*MEMORIES, "layer-lstm", "layer-attention")
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # at equal validation accuracy the last is selected
 TUNING = {"training.seeds": 1, "task.wider": False}  # settings of the runs that choose the learning rate
 _FEATURES = 64
 _PARAMETERS = 50_000  # of a block
 _WINDOW = 512  # tokens of attention
-
-
-def models_of(group: str) -> tuple[str, ...]:
-    """Returns the models of a group: those whose state can be varied where it is, and three where S3 grows slowly."""
-    if group == "s3_slow":
-        return ("layer-lstm", "layer-delta", "layer-deep-after")
-    return MODELS if group not in ("recall_64", "recall_256") else MEMORIES
 
 
 def get_config(which: str = "recall_1024/layer-deep-after") -> ConfigDict:

@@ -91,12 +91,14 @@ def train_run(
         summary |= {name: value for name, value in more.items() if value}
         before, now = (found["metrics"].keys() if found else set() for found in (finished, summary))
         lacking = sorted(before - now)
-        if finished and finished["steps"] == summary["steps"] and (lacking or now <= before):
-            if lacking:
-                logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
-            summary = finished  # with commit, versions and command of the start that trained it
+        keep = finished and finished["steps"] == summary["steps"] and (lacking or now <= before)
+        if keep and lacking:
+            logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
         elif is_first_process():
             save_params(workdir, *load_params(workdir, make_model))
+        if finished and keep:
+            summary = finished  # with commit, versions and command of the start that trained it
+        elif is_first_process():
             write_json(workdir / SUMMARY, summary)
         wait_for_processes("the summary is written")
     return summary

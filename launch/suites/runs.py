@@ -95,7 +95,7 @@ def capacity_suite() -> Suite:
 def league_suite() -> Suite:
     """Returns the models of every group of the league, with tuned learning rates: labels GROUP/MODEL."""
     tuning = Tuning("training.learning_rate", league.LEARNING_RATES, league.TUNING)
-    labels = [f"{group}/{model}" for group in league.GROUPS for model in league.models_of(group)]
+    labels = [f"{group}/{model}" for group, setting in league.GROUPS.items() for model in setting.models]
     return {label: make_run(f"league.py:{label}")._replace(tuning=tuning) for label in labels}
 
 

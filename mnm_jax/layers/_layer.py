@@ -55,7 +55,7 @@ class NeuralMemoryLayer(nnx.Module):
 
         W_t = (1 - alpha_t) W_{t-1} - beta_t k_t (x) (k_t W_{t-1} - v_t)
 
-    MNM-p writes each layer of weights W, from its input x and its target g, by -beta_t / |x|^2 x (x) (act(x W) - g).
+    MNM-p adds -beta_t / |x|^2 x (x) (act(x W) - g) to the weights W of each layer, with its input x and its target g.
     Writes do not depend on earlier reads: a chunk of tokens takes a few matrix products. `__call__` runs a sequence,
     `step` one token; both compute the same function, and a sequence may be divided between them anywhere. The memory
     sets the rule and, by `WriteOptions`, the norm of keys and the gates: alpha with `forget`, m with `momentum`.

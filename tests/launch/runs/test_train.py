@@ -80,7 +80,9 @@ def test_a_finished_run_is_not_trained_again(finished, copy, capsys):
     before = (copy / "metrics.jsonl").read_bytes()
     summary = json.loads((copy / "summary.json").read_text()) | {"commit": "of the training", "tuning": {"0.1": 0.5}}
     (copy / "summary.json").write_text(json.dumps(summary))
+    (copy / "params.npz").unlink()
     again = run(tiny(), copy)
+    assert (copy / "params.npz").is_file()  # written again
     assert again == summary == json.loads((copy / "summary.json").read_text())
     assert again["metrics"] == finished[1]["metrics"]
     assert again["seconds"] == finished[1]["seconds"]
