@@ -21,11 +21,11 @@ class TrainConfig:
       accumulate: number of parts into which a device's share of the batch is divided, for a batch that exceeds the
         device's memory. Gradients are summed over them, so that the result is that of the whole batch.
       learning_rate: the rate after the warm-up.
-      optimizer: "adam", "adamw", "nadam" or "sgd"; see `mnm_jax.training.make_optimizer`.
+      optimizer: "adam", "adamw", "muon", "nadam" or "sgd"; see `mnm_jax.training.make_optimizer`.
       schedule: "constant", "cosine" or "trapezoid"; see `mnm_jax.training.make_optimizer`.
       warmup_steps: number of updates over which the rate rises linearly from 0.
       clip_norm: largest global norm of the gradient; None: no limit.
-      weight_decay: decoupled weight decay; "adamw" only.
+      weight_decay: decoupled weight decay; "adamw" and "muon" only.
       epsilon: added to the root of the second moment; ignored by "sgd".
       meta_weight: weight of the meta loss in the objective.
       seed: the first seed.

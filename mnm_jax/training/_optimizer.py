@@ -5,10 +5,14 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from mnm_jax._checks import check_choice, check_not_negative, check_positive, check_sizes
+from mnm_jax._params import leaf_names
 
-_OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "nadam": optax.nadam, "sgd": optax.sgd}
+_DECAYING = ("adamw", "muon")
+_NOT_MUON = ("encoder", "head")  # parts of a `SequenceModel`
+_RMS = 0.2  # root mean square of the entries of an update, in learning rates: about that of Adam
 _SCHEDULES = ("constant", "cosine", "trapezoid")
 _FALL = 0.2  # fraction of a run over which "trapezoid" falls
 
@@ -29,6 +33,29 @@ def make_schedule(learning_rate: float, steps: int, schedule: str, warmup_steps:
     return rate
 
 
+def _muon(rate: optax.Schedule, *, eps: float, weight_decay: float) -> optax.GradientTransformation:
+    """Returns Muon for the matrices outside of encoder and head, and optax's AdamW for all other parameters."""
+
+    def axes(leaf: Any, name: str) -> optax.contrib.MuonDimensionNumbers | None:
+        is_chosen = leaf.ndim == 2 and name.split(".")[0] not in _NOT_MUON
+        return optax.contrib.MuonDimensionNumbers() if is_chosen else None
+
+    def all_axes(params: Any) -> Any:
+        return jax.tree.map(axes, params, jax.tree.unflatten(jax.tree.structure(params), leaf_names(params)))
+
+    return optax.contrib.muon(
+        rate,
+        eps=eps,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        consistent_rms=_RMS,
+        muon_weight_dimension_numbers=all_axes,
+    )
+
+
+_OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "muon": _muon, "nadam": optax.nadam, "sgd": optax.sgd}
+
+
 def make_optimizer(
     *,
     name: str = "adam",
@@ -43,18 +70,26 @@ def make_optimizer(
     """Returns an optax optimiser with a learning rate schedule and a limit on the norm of the gradient.
 
     Args:
-      name: "adam", "adamw", "nadam" or "sgd".
+      name: "adam", "adamw", "muon", "nadam" or "sgd". "muon" replaces the averaged gradient of a matrix by the nearest
+        orthogonal matrix, approximately, scaled to a root mean square of 0.2, as in Liu et al.: learning rate and
+        weight decay of Adam serve for it too. It updates the matrices of a cell; encoder, head, vectors and arrays of
+        three axes or more take "adamw" with Nesterov's momentum.
       learning_rate: the rate after the warm-up.
       steps: number of updates of the run, at the end of which "cosine" and "trapezoid" reach 0.
       schedule: "constant", "cosine", or "trapezoid": constant, then linear to 0 over the last fifth of the updates.
       warmup_steps: number of updates over which the rate rises linearly from 0.
       clip_norm: largest global norm of the gradient; a larger gradient is scaled down. None: no limit.
-      weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019); "adamw" only.
-      epsilon: added to the root of the second moment by "adam", "adamw" and "nadam"; ignored by "sgd".
+      weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019); "adamw" and "muon" only.
+      epsilon: added to the root of the second moment by "adam", "adamw" and "nadam", and to the norm by "muon"; ignored
+        by "sgd".
 
     Raises:
       TypeError: if a value is of the wrong kind; every message is one line.
       ValueError: if a name is unknown or a value is out of range.
+
+    References:
+      Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. Liu et al., Muon is scalable for LLM
+      training, 2025, section 2.2: the root mean square.
     """
     check_choice("optimizer", name, _OPTIMIZERS)
     check_choice("schedule", schedule, _SCHEDULES)
@@ -66,12 +101,12 @@ def make_optimizer(
     if clip_norm is not None:
         check_positive(clip_norm=clip_norm)
     check_not_negative(weight_decay=weight_decay)
-    if weight_decay and name != "adamw":
-        raise ValueError(f"weight_decay needs the optimizer adamw, got {name!r} with {weight_decay=}.")
+    if weight_decay and name not in _DECAYING:
+        raise ValueError(f"weight_decay needs the optimizer adamw or muon, got {name!r} with {weight_decay=}.")
 
     rate = make_schedule(learning_rate, steps, schedule, warmup_steps)
     make = _OPTIMIZERS[name] if name == "sgd" else functools.partial(_OPTIMIZERS[name], eps=epsilon)
-    if name == "adamw":  # optax's default is 1e-4; here it is 0
+    if name in _DECAYING:  # optax's default is 1e-4; here it is 0
         make = functools.partial(make, weight_decay=weight_decay)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     chain = optax.chain(clip, make(rate))

@@ -217,7 +217,7 @@ def test_a_run_outside_of_the_main_thread_needs_no_signals(tiny, tmp_path):
         ({"seed": 2**31 - 2, "seeds": 2}, "seed + seeds must be < 2**31, got seed=2147483646 and seeds=2."),
         ({"meta_weight": float("nan")}, "meta_weight must be finite, got nan."),
         ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must be >= 0, got -1.0."),
-        ({"optimizer": "adagrad"}, "optimizer must be one of 'adam', 'adamw', 'nadam', 'sgd', got 'adagrad'."),
+        ({"optimizer": "adagrad"}, "optimizer must be one of 'adam', 'adamw', 'muon', 'nadam', 'sgd', got 'adagrad'."),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(changes, message):

@@ -69,10 +69,34 @@ def test_names_mean_what_they_mean_in_optax(name, make):
         np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
+def test_muon_makes_the_update_of_a_matrix_orthogonal_and_gives_all_else_to_adamw():
+    """The singular values of a gradient, here 8, 2 and 1, become equal, to within the 30% of its five iterations."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=shape))[0] for shape in ((4, 3), (3, 3)))
+    matrix = jnp.asarray(left @ np.diag([8.0, 2.0, 1.0]) @ right.T, jnp.float32)
+    gradient = {"cell": {"bias": matrix[0], "kernel": matrix}, "encoder": matrix, "head": {"kernel": matrix}}
+    params = jax.tree.map(jnp.ones_like, gradient)
+    settings: dict = {"learning_rate": 0.5, "weight_decay": 0.1}
+    optimizer = make_optimizer(name="muon", steps=1, **settings)
+    update, _ = optimizer.update(gradient, optimizer.init(params), params)
+
+    step = -(update["cell"]["kernel"] + 0.5 * 0.1)  # without the weight decay
+    values = left.T @ step @ right / (0.5 * 0.2 * np.sqrt(4))
+    np.testing.assert_allclose(values - np.diag(np.diag(values)), 0, atol=1e-5)
+    assert np.all((np.diag(values) > 0.7) & (np.diag(values) < 1.3))
+
+    adamw = optax.adamw(**settings, nesterov=True)
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = adamw.update(gradient, adamw.init(params), params)
+    for leaf in ("encoder", "head"):
+        np.testing.assert_allclose(*map(jax.tree.leaves, (update[leaf], expected[leaf])), rtol=1e-6)
+    np.testing.assert_allclose(update["cell"]["bias"], expected["cell"]["bias"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"name": "adm"}, "optimizer must be one of 'adam', 'adamw', 'nadam', 'sgd', got 'adm'"),
+        ({"name": "adm"}, "optimizer must be one of 'adam', 'adamw', 'muon', 'nadam', 'sgd', got 'adm'"),
         ({"schedule": "linear"}, "schedule must be one of 'constant', 'cosine', 'trapezoid', got 'linear'"),
         ({"learning_rate": -0.1}, "learning_rate must be > 0, got -0.1"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
@@ -81,13 +105,13 @@ def test_names_mean_what_they_mean_in_optax(name, make):
         ({"steps": 2.0}, "steps must be an integer >= 1, got 2.0 of type float"),
         ({"warmup_steps": 1.5}, "warmup_steps must be an integer >= 0, got 1.5 of type float"),
         ({"clip_norm": True}, "clip_norm must be a number, got True of type bool"),
-        ({"name": ["adam"]}, "optimizer must be one of 'adam', 'adamw', 'nadam', 'sgd', got ['adam']"),
+        ({"name": ["adam"]}, "optimizer must be one of 'adam', 'adamw', 'muon', 'nadam', 'sgd', got ['adam']"),
         ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
         ({"warmup_steps": 10}, "got warmup_steps=10, steps=10"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0.0"),
         ({"epsilon": 0.0}, "epsilon must be > 0, got 0.0"),
         ({"weight_decay": -1.0, "name": "adamw"}, "weight_decay must be >= 0"),
-        ({"weight_decay": 0.1}, "needs the optimizer adamw, got 'adam'"),
+        ({"weight_decay": 0.1}, "needs the optimizer adamw or muon, got 'adam'"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(changes, message):
