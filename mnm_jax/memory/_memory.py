@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnm_jax._checks import check_array, check_sizes
+from mnm_jax.memory._gated import GatedState
 from mnm_jax.memory._types import MemoryParams, WriteInfo
 
 Array = jax.Array
@@ -135,6 +136,12 @@ def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
 def check_read(memory: Memory, state: Any, keys: Array) -> None:
     """Raises TypeError or ValueError unless the arguments of a read fit the memory and each other."""
     check_state(state)
+    gated = isinstance(state, GatedState)
+    if gated == memory.pairs_only or (gated and (state.surprise is None) == ("momentum" in memory.gates)):
+        raise TypeError(
+            f"this memory does not take this {type(state).__name__}, which is of a memory with other write options: "
+            "use the start of this memory."
+        )
     check_array("keys", keys, "B H K", B=state.batch_size, K=memory.key_size)
 
 

@@ -1,6 +1,7 @@
 """Tests that wrong arguments of a memory raise a ValueError or TypeError that names the argument."""
 
 import functools
+import itertools
 import random
 
 import jax
@@ -198,3 +199,20 @@ def test_parameters_and_states_of_another_kind_are_refused():
         memory.write(params, None, **given)
     with pytest.raises(ValueError, match="^params must have the target maps of the local rule"):
         memory.write(other.init(jax.random.key(0)), state, **given)
+
+
+def test_states_of_other_write_options_are_refused():
+    given = {name: WRITE[name] for name in ("keys", "values", "rate")}
+    options = (WriteOptions(), WriteOptions(forget=True), WriteOptions(forget=True, momentum=True))
+    memories = [local_memory(K, V, hidden_sizes=(), options=how) for how in options]
+    params = memories[0].init(jax.random.key(0))
+    for memory, theirs in itertools.product(memories, memories):
+        gates = {name: WRITE["rate"] for name in memory.gates}
+        state = theirs.start(params, B)
+        if theirs is memory:
+            memory.write(params, state, **given, **gates)
+            continue
+        with pytest.raises(TypeError, match="^this memory does not take this (Memory|Gated)State, which is of a memory"):
+            memory.write(params, state, **given, **gates)
+        with pytest.raises(TypeError, match="^this memory does not take"):
+            memory.read(params, state, given["keys"])
