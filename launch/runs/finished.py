@@ -144,19 +144,36 @@ def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
 
 
 def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:
-    """Returns the runs, after joining runs of one folder that differ only in their seed into one with all their seeds.
+    """Returns the runs, after joining the runs of each folder that differ only in their seed into one with all seeds.
 
     The joined run takes the place of the folder: `GROUP/LABEL/SEED/` becomes `LABEL` in `GROUP`. Its seconds are the
-    sum, and its lines of `metrics.jsonl` are those steps that all its members have. A run whose summary has no config
-    is not joined.
+    sum, and its lines of `metrics.jsonl` are those steps that all its members have. The runs of a folder stay apart if
+    they differ in more than their seed, if two have a seed in common, or if a summary has no config. The order is the
+    natural one of their places.
     """
-    families: dict[tuple[pathlib.Path, str], list[Run]] = {}
+    folders: dict[pathlib.Path, list[Run]] = {}
     for run in runs:
+        folders.setdefault(run.folder.parent, []).append(run)
+    joined = []
+    for folder, members in folders.items():
         # Runs directly in the folder of runs have no folder whose place a joined run could take.
-        alone = run.folder.parent == root or run.folder == root or "config" not in run.summary
-        family = str(run.folder) if alone else json.dumps(without_seed(run.summary["config"]), sort_keys=True)
-        families.setdefault((run.folder.parent, family), []).append(run)
-    return [family[0] if len(family) == 1 else _join(family, root) for family in families.values()]
+        inside = folder not in (root, root.parent)
+        joined += [_join(members, root)] if inside and _differ_in_seeds(members) else members
+    return sorted(joined, key=lambda run: natural(run.place))
+
+
+def _differ_in_seeds(runs: Sequence[Run]) -> bool:
+    """Returns whether there are several runs, with the same config except for the seed, and no seed in two of them."""
+    if len(runs) == 1 or not all("config" in run.summary for run in runs):
+        return False
+    first = without_seed(runs[0].summary["config"])
+    seeds = [seed for run in runs for seed in _seeds(run.summary)]
+    return all(without_seed(run.summary["config"]) == first for run in runs) and len(set(seeds)) == len(seeds)
+
+
+def _seeds(summary: Mapping[str, Any]) -> range:
+    first = summary["config"].get("training", {}).get("seed", 0)
+    return range(first, first + summary["seeds"])
 
 
 def _light_runs(root: pathlib.Path) -> list[Run]:

@@ -25,7 +25,7 @@ def of_seed(write_run):
 
 def test_runs_that_differ_in_their_seed_alone_are_one_run(tmp_path, of_seed, metric):
     of_seed(tmp_path / "g" / "ours" / "seed_0", 0, 0.5, 0.75, validation=[(10, 0.2, 0.95), (20, 0.9, 1.0)])
-    of_seed(tmp_path / "g" / "ours" / "seed_1", 1, 1.0, validation=[(10, 0.9), (20, 1.0), (30, 1.0)])
+    of_seed(tmp_path / "g" / "ours" / "seed_2", 2, 1.0, validation=[(10, 0.9), (20, 1.0), (30, 1.0)])
     of_seed(tmp_path / "g" / "other", 0, 0.5, validation=[(10, 0.2)])
     runs, _ = find_runs(tmp_path)
     other, ours = join_seeds(runs, tmp_path)
@@ -61,6 +61,15 @@ def test_runs_of_other_settings_or_without_a_config_stay_apart(tmp_path, of_seed
     assert join_seeds(runs, tmp_path) == runs
 
 
+def test_runs_with_a_seed_in_common_and_families_of_one_folder_stay_apart(tmp_path, of_seed):
+    of_seed(tmp_path / "sweep" / "recipe", 0, 0.5, validation=[(10, 0.2)])
+    of_seed(tmp_path / "sweep" / "rate=0.1", 0, 0.5, validation=[(10, 0.2)])  # the recipe's own rate
+    for name, seed, steps in (("a", 0, 10), ("b", 1, 10), ("c", 0, 20), ("d", 1, 20)):
+        of_seed(tmp_path / "two" / name, seed, 0.5, validation=[(10, 0.2)], steps=steps)
+    runs, _ = find_runs(tmp_path)
+    assert len(runs) == 6 and join_seeds(runs, tmp_path) == runs
+
+
 def tables(root):
     runs = join_seeds(find_runs(root)[0], root)
     return comparison_rows(runs), [by_test_set(run.summary) for run in runs]
@@ -70,9 +79,9 @@ def test_the_light_form_gives_the_tables_and_curves_of_the_runs(tmp_path, of_see
     full, light = tmp_path / "runs", tmp_path / "results"
     exact = (0.1 + 0.2, 1 / 3)  # values without a short decimal form
     of_seed(full / "g" / "ours" / "seed_0", 0, *exact, validation=[(10, 0.2, 2 / 3), (20, 0.9, 1 / 7)])
-    of_seed(full / "g" / "ours" / "seed_1", 1, 0.15375, validation=[(10, 0.1), (20, 1.0), (30, 1.0)])
+    of_seed(full / "g" / "ours" / "seed_2", 2, 0.15375, validation=[(10, 0.1), (20, 1.0), (30, 1.0)])
     write_run(full / "h" / "lstm", "lstm", (0.2, 0.3, float(np.nextafter(0.25, 0))))
-    assert publish_runs(full, light) == ["g/ours/seed_0", "g/ours/seed_1", "h/lstm"]
+    assert publish_runs(full, light) == ["g/ours/seed_0", "g/ours/seed_2", "h/lstm"]
     assert tables(light) == tables(full)
     assert sorted(path.name for path in light.iterdir()) == ["curves.jsonl", "summaries.jsonl"]
     for one, other in zip(find_runs(light)[0], find_runs(full)[0], strict=True):
