@@ -80,7 +80,7 @@ def choose_checkpoints(steps: int) -> int | None:
 
 def choose_fold(cell: Any) -> int:
     """Returns the number of steps after which a `MemoryCell`'s factors are folded into dense weights."""
-    return _steps_for_rows(cell, _FOLD_AT)
+    return max(1, _steps_for_rows(cell, _FOLD_AT))
 
 
 def keeps_dense_cotangent() -> bool:
@@ -95,4 +95,4 @@ def keeps_dense_cotangent() -> bool:
 def _steps_for_rows(cell: Any, fractions: dict[str, float]) -> int:
     """Returns the number of steps in which a `MemoryCell` writes d times the backend's fraction of rows."""
     width = max(max(w.shape) for w in cell.memory_params.get_value().weights)
-    return max(1, int(width * fractions.get(jax.default_backend(), 1 / 2)) // cell.heads)
+    return int(width * fractions.get(jax.default_backend(), 1 / 2)) // cell.heads

@@ -207,12 +207,12 @@ def test_states_of_other_write_options_are_refused():
     memories = [local_memory(K, V, hidden_sizes=(), options=how) for how in options]
     params = memories[0].init(jax.random.key(0))
     for memory, theirs in itertools.product(memories, memories):
-        gates = {name: WRITE["rate"] for name in memory.gates}
+        gates = dict.fromkeys(memory.gates, WRITE["rate"])
         state = theirs.start(params, B)
         if theirs is memory:
             memory.write(params, state, **given, **gates)
             continue
-        with pytest.raises(TypeError, match="^this memory does not take this (Memory|Gated)State, which is of a memory"):
+        with pytest.raises(TypeError, match="^this memory does not take this (Memory|Gated)State, which is of"):
             memory.write(params, state, **given, **gates)
         with pytest.raises(TypeError, match="^this memory does not take"):
             memory.read(params, state, given["keys"])
