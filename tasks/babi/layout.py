@@ -18,29 +18,33 @@ CONTROLLERS = ("story", "sentence")
 class Layout(NamedTuple):
     """The steps of a sentence and of a question.
 
-    A sentence is one step. A question is one step on a fork of the carry or, with think steps, 1 + `think_steps` steps
-    after which the memory is as before the question. With think steps, the words of a step have one more column, which
-    marks its kind: padding in a sentence, the id `words` ("?") in the first step of a question, and `words + k` in
-    think step k, which has no other word. With `apart` a question is the last row of its record, so that it needs
-    neither a fork nor a discarded memory: its think steps read what the question and the think steps before them have
-    written.
+    A sentence is 1 + `sentence_think_steps` steps. A question is one step on a fork of the carry or, with think steps
+    of either kind, 1 + `think_steps` steps after which the memory is as before the question. With think steps, the
+    words of a step have one more column, which marks its kind: padding in the first step of a sentence, the id `words`
+    ("?") in that of a question, `words + k` in think step k of a question and `words + think_steps + k` in think step k
+    of a sentence. Think steps have no other word. With `apart` a question is the last row of its record, so that it
+    needs neither a fork nor a discarded memory: its think steps read what the question and the think steps before them
+    have written.
 
     Attributes:
       words: number of word ids, including the padding.
       think_steps: steps between a question and its answer.
+      sentence_think_steps: steps between a sentence and the next row.
       controller: "story", or "sentence": the cell's controller is reset at every sentence and question.
       apart: whether every question is the last row of its record.
     """
 
     words: int = 0
     think_steps: int = 0
+    sentence_think_steps: int = 0
     controller: str = "story"
     apart: bool = False
 
     @property
     def marks(self) -> int:
         """The number of word ids that only questions and think steps have."""
-        return 1 + self.think_steps if self.think_steps else 0
+        think_steps = self.think_steps + self.sentence_think_steps
+        return 1 + think_steps if think_steps else 0
 
     @property
     def columns(self) -> int:
@@ -57,7 +61,7 @@ class Layout(NamedTuple):
           >>> Layout(think_steps=2).rows(np.array([False, True, False]))
           (array([0, 1, 1, 1, 2]), array([0, 0, 1, 2, 0]))
         """
-        steps = 1 + self.think_steps * asked
+        steps = 1 + np.where(asked, self.think_steps, self.sentence_think_steps)
         row = np.repeat(np.arange(len(asked)), steps)
         return row, np.arange(len(row)) - (np.cumsum(steps) - steps)[row]
 
@@ -70,7 +74,8 @@ class Layout(NamedTuple):
         words = record["words"][row]
         if self.marks:
             words = np.where((place == 0)[:, None], words, PADDING)
-            marks = np.where(question, self.words + place, PADDING)
+            of_sentence = np.where(place == 0, PADDING, self.words + self.think_steps + place)
+            marks = np.where(question, self.words + place, of_sentence)
             words = np.concatenate([words, marks[:, None]], 1, dtype=np.int32)
         return Batch(
             inputs=words,
@@ -83,7 +88,11 @@ class Layout(NamedTuple):
         )
 
     def kinds(self, batch: Batch, index: int) -> np.ndarray:
-        """Returns the kind of each unmasked step of an example, `[t]`: -1 sentence, 0 question, k think step k."""
+        """Returns the kind of each unmasked step of an example, `[t]`.
+
+        The kinds are -1, the first step of a sentence, 0, that of a question, k, think step k of a question, and
+        `think_steps + k`, think step k of a sentence.
+        """
         steps = slice(int(np.sum(np.asarray(batch.mask)[:, index])))
         if not self.marks:
             return np.asarray(batch.loss_mask)[steps, index].astype(int) - 1

@@ -46,7 +46,9 @@ class Babi(StoryTask):
     With `think_steps` a question is followed by that many steps without words. The model answers in the last of them,
     and afterwards the memory is as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's
     controller is reset at every sentence and at every question (`Batch.reset_controller`), but not at a think step, so
-    that facts reach an answer through the memory alone; this needs a cell with a neural memory. With think steps and
+    that facts reach an answer through the memory alone; this needs a cell with a neural memory. With
+    `sentence_think_steps` a sentence is followed by think steps too, so that the cell can write what it has read: a
+    step reads after its write, and without them the read of a sentence reaches no other step. With think steps and
     `controller="story"` the controller carries each question over to the sentences and questions after it, unless
     `apart`.
 
@@ -70,6 +72,7 @@ class Babi(StoryTask):
       renaming: renames people, places and things of each training story, each time it is drawn; see
         `tasks.babi.symmetry`.
       think_steps: steps between a question and its answer.
+      sentence_think_steps: steps without words after each sentence.
       controller: "story" or "sentence": where the cell's controller is reset.
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
       oversampled: tasks whose training stories are drawn more often: once more per epoch for each time that a task is
@@ -115,6 +118,7 @@ class Babi(StoryTask):
     max_sentences_task3: int = 130
     renaming: bool = False
     think_steps: int = 0
+    sentence_think_steps: int = 0
     controller: Literal["story", "sentence"] = "story"
     apart: bool = False
     oversampled: tuple[int, ...] = ()
@@ -127,7 +131,8 @@ class Babi(StoryTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(max_sentences=self.max_sentences, max_sentences_task3=self.max_sentences_task3)
-        check_sizes(least=0, think_steps=self.think_steps, first_epochs=self.first_epochs)
+        check_sizes(least=0, think_steps=self.think_steps, sentence_think_steps=self.sentence_think_steps)
+        check_sizes(least=0, first_epochs=self.first_epochs)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
         numbers = {str(number) for number in self.tasks}  # as text, since True and 1.0 equal 1
@@ -166,6 +171,7 @@ class Babi(StoryTask):
         return Layout(
             words=len(self._dataset.counts),
             think_steps=self.think_steps,
+            sentence_think_steps=self.sentence_think_steps,
             controller=self.controller,
             apart=self.apart,
         )
@@ -173,8 +179,12 @@ class Babi(StoryTask):
     @functools.cached_property
     def _splits(self) -> dict[str, Split]:
         """The splits, with the number of steps of each record instead of its rows."""
-        splits = self._dataset.splits.items()
-        return {name: split._replace(steps=split.steps + self.think_steps * split.questions) for name, split in splits}
+
+        def steps(split: Split) -> np.ndarray:
+            questions, sentences = split.questions, split.steps - split.questions
+            return split.steps + self.think_steps * questions + self.sentence_think_steps * sentences
+
+        return {name: split._replace(steps=steps(split)) for name, split in self._dataset.splits.items()}
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
@@ -269,7 +279,9 @@ class Babi(StoryTask):
         words, kinds = self.vocabulary.words, self.layout.kinds(batch, index)
         rows = np.asarray(batch.inputs)[: len(kinds), index, :WORDS]
         texts = [" ".join(words[word - 1] for word in row if word != PADDING) for row in rows]
-        labels = {-1: "", 0: "? "} | {step: f"think {step}" for step in range(1, self.think_steps + 1)}
+        labels = {-1: "", 0: "? "}
+        for first, count in ((0, self.think_steps), (self.think_steps, self.sentence_think_steps)):
+            labels |= {first + step: f"think {step}" for step in range(1, count + 1)}
         return [labels[kind] + text for kind, text in zip(kinds.tolist(), texts, strict=True)]
 
     def render(self, batch: Batch, index: int) -> str:
