@@ -33,7 +33,7 @@ ARGUMENTS = {
     MazeTask: (*ACTOR, "size", "penalty", "episode_steps"),
     Babi: ("tasks", "data_dir", "size", "max_sentences", "max_sentences_task3", "renaming", "embedding_features")
     + ("hidden_features", "entities", "entity_features", "cache_dir", "position_deviation", "think_steps")
-    + ("controller", "apart"),
+    + ("sentence_think_steps", "controller", "apart"),
 }
 WRONG = (None, -1, 0, 2.5, math.nan, math.inf, -math.inf, "3", b"3", [], [0], (2, "x"), [1.5], {}, {3}, 1j, object)
 VALUES = (1, 2, 3, 7, 11, True, False, 0.5, np.int64(3), np.float32(0.5), (2, 3), [4], "1k", *WRONG, np.ones(2))

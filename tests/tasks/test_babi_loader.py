@@ -119,6 +119,19 @@ def test_think_steps_by_hand():
     np.testing.assert_array_equal(layout.kinds(batch, 0), [-1, 0, 1, 2, -1])
 
 
+def test_think_steps_of_sentences_by_hand():
+    """One think step per sentence and two per question; word ids end at 6, and 7 marks a question."""
+    layout = Layout(words=7, think_steps=2, sentence_think_steps=1, controller="sentence", apart=True)
+    record = {"words": np.array([[5] * 11, [4] * 11, [6] * 11], np.int32), "answers": np.array([-1, -1, 3])}
+    batch = pad_batch([record], 8, 1, layout)
+    np.testing.assert_array_equal(batch.inputs[:, 0, 0], [5, 0, 4, 0, 6, 0, 0, 0])
+    np.testing.assert_array_equal(batch.inputs[:, 0, 11], [0, 10, 0, 10, 7, 8, 9, 0])
+    np.testing.assert_array_equal(batch.loss_mask[:, 0], [0, 0, 0, 0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(batch.reset_controller[:, 0], np.array([1, 0, 1, 0, 1, 0, 0, 0], bool))
+    np.testing.assert_array_equal(layout.kinds(batch, 0), [-1, 3, -1, 3, 0, 1, 2])
+    assert layout.marks == 4 and Layout(sentence_think_steps=1).marks == 2
+
+
 def test_a_record_longer_than_the_batch_is_an_error():
     with pytest.raises(ValueError, match="broadcast"):
         pad_batch([SPLIT.records[14]], 15, 1)  # it has 20 rows

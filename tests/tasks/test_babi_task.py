@@ -158,10 +158,15 @@ def ask_anew(model, sequences):
     return logits[mask.sum(0) - 1, np.arange(len(sequences))]
 
 
-@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_question_with_think_steps_is_answered_as_if_its_sentences_were_read_anew(wandering, apart, x64):
+@pytest.mark.parametrize(
+    "apart, of_sentences", [(False, 0), (False, 1), pytest.param(True, 0, marks=pytest.mark.slow), (True, 1)]
+)
+def test_a_question_with_think_steps_is_answered_as_if_its_sentences_were_read_anew(
+    wandering, apart, of_sentences, x64
+):
     """The reference runs single steps of the cell, each sentence and question from a new controller."""
-    task = dataclasses.replace(wandering[0], think_steps=2, controller="sentence", apart=apart)
+    steps: dict = {"think_steps": 2, "sentence_think_steps": of_sentences}
+    task = dataclasses.replace(wandering[0], controller="sentence", apart=apart, **steps)
     rngs = nnx.Rngs(0)
     memory = local_memory(4, 4, hidden_sizes=(), param_dtype=jnp.float64)
     cell = MNMCell(5, 4, memory, param_dtype=jnp.float64, rngs=rngs)
@@ -174,19 +179,21 @@ def test_a_question_with_think_steps_is_answered_as_if_its_sentences_were_read_a
     start, compared = model.start(1), 0
     for t, b in np.argwhere(batch.loss_mask):
         carry = start
-        rows = batch.inputs[: t - 2, b]
-        for row in [*rows[rows[:, -1] == 0], *batch.inputs[t - 2 : t + 1, b]]:
+        rows, asks = batch.inputs[: t - 2, b], task.vocabulary.size
+        of_questions = (rows[:, -1] >= asks) & (rows[:, -1] <= asks + 2)
+        for row in [*rows[~of_questions], *batch.inputs[t - 2 : t + 1, b]]:
             if row[:-1].any():  # no think step
                 carry = start._replace(memory=carry.memory)
             before = carry.memory
             carry, expected = step(model, carry, jnp.asarray(row)[None])
-            if row[-1] and not apart:
+            if asks <= row[-1] <= asks + 2 and not apart:
                 carry = carry._replace(memory=before)
         np.testing.assert_allclose(logits[t, b], expected[0], rtol=1e-10, atol=1e-12)
         compared += 1
     assert compared >= 2 and np.any(batch.loss_mask.sum(0) > 1) != apart
-    label = task.tokens(batch, 0)
-    assert label[label.index("think 1") - 1].startswith("? where is") and "think" not in task.render(batch, 0)
+    labels = task.tokens(batch, 0)
+    assert labels[labels.index("think 2") - 2].startswith("? where is") and "think" not in task.render(batch, 0)
+    assert (labels[1] == "think 1") == bool(of_sentences)
 
 
 @pytest.mark.parametrize("make_memory", [local_memory, pytest.param(gradient_memory, marks=pytest.mark.slow)])
