@@ -60,6 +60,10 @@ class Renaming:
 
     Args:
       vocabulary: the vocabulary of the records.
+      tasks: tasks whose names are checked.
+
+    Raises:
+      ValueError: if a name of one of the tasks is not in the vocabulary.
 
     Examples:
       >>> words = ("bathroom", "bedroom", "is", "john", "mary", "where")
@@ -71,8 +75,14 @@ class Renaming:
       ([[6, 3, 4]], [1])
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary, tasks: Sequence[int] = ()):
         self._ids = vocabulary.word_ids()
+        for task in tasks:
+            names = {word for group in _FREE[task] for entity in group for word in _words(entity)}
+            missing = sorted(names - self._ids.keys())
+            if missing:
+                lack = f"the files lack {', '.join(missing)}"
+                raise ValueError(f"renaming needs all names of task {task}, but {lack}: set renaming=False.")
         self._size = vocabulary.size
         self._answers = [tuple(answer.split(",")) for answer in vocabulary.answers]
         self._classes = {answer: place for place, answer in enumerate(self._answers)}

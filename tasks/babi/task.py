@@ -233,7 +233,7 @@ class Babi(StoryTask):
         check_sizes(batch_size=batch_size)
         from tasks.babi.loader import BabiLoader, Curriculum
 
-        change = Renaming(self.vocabulary) if self.renaming else None
+        change = Renaming(self.vocabulary, self.tasks) if self.renaming else None
         split = self._splits["train"]
         draws = 1 + np.bincount(self.oversampled, minlength=21)
         drawn = np.repeat(np.arange(len(split.steps)), draws[split.tasks])

@@ -105,3 +105,10 @@ def test_she_stays_a_woman_and_the_hungry_go_to_the_kitchen():
         names = RENAMING.draw(11, rng)
         assert {names["mary"], names["sandra"]} == {"mary", "sandra"}
         assert told(RENAMING(record(20), rng))[1] == "kitchen"
+
+
+def test_files_without_a_name_of_a_task_are_refused():
+    few = Vocabulary(tuple(word for word in VOCABULARY.words if word != "sandra"), VOCABULARY.answers)
+    with pytest.raises(ValueError, match="^renaming needs all names of task 1, but the files lack sandra: set"):
+        Renaming(few, (16, 1))
+    Renaming(few, (16,))
