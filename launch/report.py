@@ -8,8 +8,8 @@ For one run the report draws `DIR/figures/learning_curve.png` and, if its model 
 there, `DIR/figures/memory_map*.png`. For a folder of runs it draws both for each run, and `DIR/learning_curves.png`,
 which compares them (runs in `DIR/GROUP/LABEL/`: one panel per group, one curve per label; runs in `DIR/LABEL/`: one
 panel). If there are at least three test sets KEY=N, such as lengths, it draws `DIR/accuracy_by_KEY.png`. It prints a
-table of the runs. Runs in one folder that differ only in their seed, `DIR/GROUP/LABEL/SEED/`, count as one run with
-several seeds.
+table of the runs. If the runs in one folder, `DIR/GROUP/LABEL/SEED/`, differ only in their seed, they count as one run
+with several seeds.
 """
 
 import pathlib

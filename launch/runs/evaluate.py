@@ -48,7 +48,7 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
 
     Raises:
       FileNotFoundError: as `evaluate_run`.
-      ValueError: as `evaluate_run`, or if two runs differ in more than their seed.
+      ValueError: as `evaluate_run`, or if two runs differ in more than their seed or have a seed in common.
     """
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
@@ -60,9 +60,14 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
                 f"{run} and {runs[0]} differ in more than their seed, so their metrics have no common mean: evaluate "
                 "each run with its own --workdir."
             )
-    evaluated = [evaluate_run(run, data_dir) for run in runs]
-    metrics = {name: np.concatenate([found[name] for found, _ in evaluated]) for name in evaluated[0][0]}
     seeds: list[int] = []
     for training in (build_training(read_config(run)["training"]) for run in runs):
         seeds += range(training.seed, training.seed + training.seeds)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"two runs in {workdir} have a seed in common, among {seeds}, and it would count twice: evaluate each run "
+            "with its own --workdir."
+        )
+    evaluated = [evaluate_run(run, data_dir) for run in runs]
+    metrics = {name: np.concatenate([found[name] for found, _ in evaluated]) for name in evaluated[0][0]}
     return Evaluation(metrics, seeds, [step for _, step in evaluated])

@@ -167,13 +167,9 @@ def _differ_in_seeds(runs: Sequence[Run]) -> bool:
     if len(runs) == 1 or not all("config" in run.summary for run in runs):
         return False
     first = without_seed(runs[0].summary["config"])
-    seeds = [seed for run in runs for seed in _seeds(run.summary)]
+    starts = [run.summary["config"].get("training", {}).get("seed", 0) for run in runs]
+    seeds = [start + place for start, run in zip(starts, runs, strict=True) for place in range(run.summary["seeds"])]
     return all(without_seed(run.summary["config"]) == first for run in runs) and len(set(seeds)) == len(seeds)
-
-
-def _seeds(summary: Mapping[str, Any]) -> range:
-    first = summary["config"].get("training", {}).get("seed", 0)
-    return range(first, first + summary["seeds"])
 
 
 def _light_runs(root: pathlib.Path) -> list[Run]:

@@ -133,20 +133,23 @@ def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
         )
 
 
-def check_read(memory: Memory, state: Any, keys: Array) -> None:
-    """Raises TypeError or ValueError unless the arguments of a read fit the memory and each other."""
+def check_read(memory: Any, state: Any, keys: Array) -> None:
+    """Raises TypeError or ValueError unless the arguments of a read fit the memory, one of ours, and each other."""
     check_state(state)
-    gated = isinstance(state, GatedState)
-    if gated == memory.pairs_only or (gated and (state.surprise is None) == ("momentum" in memory.gates)):
+    fits = isinstance(state, GatedState) != memory.pairs_only
+    if fits and isinstance(state, GatedState):
+        has = state.surprise is not None, state.optimizer is not None
+        fits = has == (memory.options.momentum, memory.options.optimizer is not None)
+    if not fits:
         raise TypeError(
-            f"this memory does not take this {type(state).__name__}, which is of a memory with other write options: "
-            "use the start of this memory."
+            f"this memory does not take this {type(state).__name__}, which is of a memory of another kind or with "
+            "other write options: use the start of this memory."
         )
     check_array("keys", keys, "B H K", B=state.batch_size, K=memory.key_size)
 
 
 def check_write(
-    memory: Memory,
+    memory: Any,
     state: Any,
     keys: Array,
     values: Array,

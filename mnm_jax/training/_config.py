@@ -26,7 +26,7 @@ class TrainConfig:
       warmup_steps: number of updates over which the rate rises linearly from 0.
       clip_norm: largest global norm of the gradient; None: no limit.
       weight_decay: decoupled weight decay; "adamw" and "muon" only.
-      epsilon: added to the root of the second moment; ignored by "sgd".
+      epsilon: see `mnm_jax.training.make_optimizer`; ignored by "sgd".
       meta_weight: weight of the meta loss in the objective.
       seed: the first seed.
       seeds: number of seeds trained in one program: `seed, seed + 1, ...`.

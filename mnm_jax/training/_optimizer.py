@@ -11,8 +11,8 @@ from mnm_jax._checks import check_choice, check_not_negative, check_positive, ch
 from mnm_jax._params import leaf_names
 
 _DECAYING = ("adamw", "muon")
-_NOT_MUON = ("encoder", "head")  # parts of a `SequenceModel`
-_RMS = 0.2  # root mean square of the entries of an update, in learning rates: about that of Adam
+_OF_MUON = "cell."  # the part of a `SequenceModel` whose matrices Muon updates
+_RMS = 0.2  # root mean square of the entries of an update, divided by the learning rate: about that of Adam
 _SCHEDULES = ("constant", "cosine", "trapezoid")
 _FALL = 0.2  # fraction of a run over which "trapezoid" falls
 
@@ -34,14 +34,17 @@ def make_schedule(learning_rate: float, steps: int, schedule: str, warmup_steps:
 
 
 def _muon(rate: optax.Schedule, *, eps: float, weight_decay: float) -> optax.GradientTransformation:
-    """Returns Muon for the matrices outside of encoder and head, and optax's AdamW for all other parameters."""
-
-    def axes(leaf: Any, name: str) -> optax.contrib.MuonDimensionNumbers | None:
-        is_chosen = leaf.ndim == 2 and name.split(".")[0] not in _NOT_MUON
-        return optax.contrib.MuonDimensionNumbers() if is_chosen else None
+    """Returns Muon for the matrices of the cell, and optax's AdamW for all other parameters."""
 
     def all_axes(params: Any) -> Any:
-        return jax.tree.map(axes, params, jax.tree.unflatten(jax.tree.structure(params), leaf_names(params)))
+        leaves, structure = jax.tree.flatten(params)
+        chosen = [
+            optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and name.startswith(_OF_MUON) else None
+            for leaf, name in zip(leaves, leaf_names(params), strict=True)
+        ]
+        if not any(chosen):
+            raise ValueError("muon updates the matrices of the model's part `cell`, and there are none: use adamw.")
+        return jax.tree.unflatten(structure, chosen)
 
     return optax.contrib.muon(
         rate,
@@ -70,22 +73,23 @@ def make_optimizer(
     """Returns an optax optimiser with a learning rate schedule and a limit on the norm of the gradient.
 
     Args:
-      name: "adam", "adamw", "muon", "nadam" or "sgd". "muon" replaces the averaged gradient of a matrix by the nearest
-        orthogonal matrix, approximately, scaled to a root mean square of 0.2, as in Liu et al.: learning rate and
-        weight decay of Adam serve for it too. It updates the matrices of a cell; encoder, head, vectors and arrays of
-        three axes or more take "adamw" with Nesterov's momentum.
+      name: "adam", "adamw", "muon", "nadam" or "sgd". "muon" replaces the averaged gradient of a matrix by an
+        approximation of the nearest orthogonal matrix, scaled as in Liu et al.: the entries of an update have a root
+        mean square of about 0.2 times the learning rate, as with Adam, so that values tuned for "adamw" can be kept.
+        It updates the parameters with two axes of `SequenceModel.cell`, whether or not they multiply a vector. All
+        others take "adamw" with Nesterov's momentum.
       learning_rate: the rate after the warm-up.
       steps: number of updates of the run, at the end of which "cosine" and "trapezoid" reach 0.
       schedule: "constant", "cosine", or "trapezoid": constant, then linear to 0 over the last fifth of the updates.
       warmup_steps: number of updates over which the rate rises linearly from 0.
       clip_norm: largest global norm of the gradient; a larger gradient is scaled down. None: no limit.
       weight_decay: decoupled weight decay (Loshchilov and Hutter, 2019); "adamw" and "muon" only.
-      epsilon: added to the root of the second moment by "adam", "adamw" and "nadam", and to the norm by "muon"; ignored
-        by "sgd".
+      epsilon: added to the root of the second moment by "adam", "adamw" and "nadam"; "muon" adds it to the
+        norm of a matrix too; ignored by "sgd".
 
     Raises:
       TypeError: if a value is of the wrong kind; every message is one line.
-      ValueError: if a name is unknown or a value is out of range.
+      ValueError: if a name is unknown or a value is out of range; at `init`, if "muon" finds no matrix of a cell.
 
     References:
       Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. Liu et al., Muon is scalable for LLM

@@ -99,7 +99,8 @@ class Conversation:
         seen = told[first:]
         count = len(seen)
         words = self._task.encode([_rename(row, names) for _, row in seen])
-        example = self._task.layout.arrange({"words": words, "answers": np.array([NO_QUESTION] * (count - 1) + [0])})
+        answers_of_rows = np.array([NO_QUESTION] * (count - 1) + [0])
+        example = self._task.layout.arrange({"words": words, "answers": answers_of_rows})
         last = len(example.mask) - 1  # the question's only step, or its last think step
         pad = max(_STEPS, 1 << last.bit_length()) - last - 1
         batch = jax.tree.map(lambda leaf: np.pad(leaf, [(0, pad), *[(0, 0)] * (leaf.ndim - 1)])[:, None], example)
@@ -112,7 +113,9 @@ class Conversation:
         sentences = []
         if isinstance(output.cell, CellOutput):
             trace = jax.tree.map(lambda leaf: np.asarray(leaf[: last + 1, 0]), output.cell.trace)
-            similarity = memory_maps(trace).keys[count - 1 :, : count - 1].max(0)  # at any step of the question
+            row, _ = self._task.layout.rows(answers_of_rows != NO_QUESTION)
+            by_step = memory_maps(trace).keys[row == count - 1].max(0)  # at any step of the question
+            similarity = np.array([by_step[row == place].max() for place in range(count - 1)])
             nearest = np.argsort(-similarity)[:SHOWN]
             sentences = [(float(similarity[place]), first + int(place) + 1, seen[place][0]) for place in nearest]
         text, asked = told[-1]

@@ -18,13 +18,13 @@ CONTROLLERS = ("story", "sentence")
 class Layout(NamedTuple):
     """The steps of a sentence and of a question.
 
-    A sentence is 1 + `sentence_think_steps` steps. A question is one step on a fork of the carry or, with think steps
-    of either kind, 1 + `think_steps` steps after which the memory is as before the question. With think steps, the
-    words of a step have one more column, which marks its kind: padding in the first step of a sentence, the id `words`
-    ("?") in that of a question, `words + k` in think step k of a question and `words + think_steps + k` in think step k
-    of a sentence. Think steps have no other word. With `apart` a question is the last row of its record, so that it
-    needs neither a fork nor a discarded memory: its think steps read what the question and the think steps before them
-    have written.
+    A sentence is 1 + `sentence_think_steps` steps. A question is one step on a fork of the carry or, with think steps,
+    1 + `think_steps` steps after which the memory is as before the question. With think steps of either kind, the words
+    of a step have one more column, which marks its kind: padding in the first step of a sentence, the id `words` ("?")
+    in that of a question, `words + k` in think step k of a question and `words + think_steps + k` in think step k of a
+    sentence. Think steps have no other word. With `apart` a question is the last row of its record, so that it needs
+    neither a fork nor a discarded memory: its think steps read what the question and the think steps before them have
+    written.
 
     Attributes:
       words: number of word ids, including the padding.
@@ -82,16 +82,16 @@ class Layout(NamedTuple):
             targets=np.where(answered, record["answers"][row], 0).astype(np.int32),
             loss_mask=answered.astype(np.float32),
             mask=np.ones(len(row), np.bool_),
-            fork=None if self.marks or self.apart else question,
+            fork=None if self.think_steps or self.apart else question,
             reset_controller=place == 0 if self.controller == "sentence" else None,
-            fork_memory=question if self.marks and not self.apart else None,
+            fork_memory=question if self.think_steps and not self.apart else None,
         )
 
     def kinds(self, batch: Batch, index: int) -> np.ndarray:
         """Returns the kind of each unmasked step of an example, `[t]`.
 
-        The kinds are -1, the first step of a sentence, 0, that of a question, k, think step k of a question, and
-        `think_steps + k`, think step k of a sentence.
+        -1 is the first step of a sentence, 0 the first of a question, `k` think step k of a question, and
+        `think_steps + k` think step k of a sentence.
         """
         steps = slice(int(np.sum(np.asarray(batch.mask)[:, index])))
         if not self.marks:

@@ -19,9 +19,8 @@ from mnm_jax.training import Batch
 from tasks.babi.cache import Split
 from tasks.babi.layout import EMPTY, Layout
 
-# Readings have rows of sentences and questions: most tasks 3, 6, 10, 12 or 15, at most 75; task 3 up to 135, and about
-# twice as many steps with a think step after each sentence.
-_LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135, 190)
+# Readings have rows of sentences and questions: most tasks 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
+_LENGTHS = (3, 6, 10, 15, 20, 32, 48, 75, 105, 135)
 # Batch sizes are multiples of this, so that batches divide over devices and into micro-batches.
 _SIZE_STEP = 8
 _PLAIN = Layout()

@@ -63,7 +63,7 @@ class Renaming:
       tasks: tasks whose names are checked.
 
     Raises:
-      ValueError: if a name of one of the tasks is not in the vocabulary.
+      ValueError: if the vocabulary has some but not all names of a group whose names a task exchanges.
 
     Examples:
       >>> words = ("bathroom", "bedroom", "is", "john", "mary", "where")
@@ -78,11 +78,13 @@ class Renaming:
     def __init__(self, vocabulary: Vocabulary, tasks: Sequence[int] = ()):
         self._ids = vocabulary.word_ids()
         for task in tasks:
-            names = {word for group in _FREE[task] for entity in group for word in _words(entity)}
-            missing = sorted(names - self._ids.keys())
-            if missing:
-                lack = f"the files lack {', '.join(missing)}"
-                raise ValueError(f"renaming needs all names of task {task}, but {lack}: set renaming=False.")
+            groups = [{word for entity in group for word in _words(entity)} for group in _FREE[task]]
+            groups += [set(names) for names in zip(*_TURNED.get(task, ()), strict=True)]
+            for group in groups:
+                missing = sorted(group - self._ids.keys())
+                if missing and len(missing) < len(group):
+                    lack = f"the files lack {', '.join(missing)}"
+                    raise ValueError(f"renaming needs all names of task {task}, but {lack}: set renaming=False.")
         self._size = vocabulary.size
         self._answers = [tuple(answer.split(",")) for answer in vocabulary.answers]
         self._classes = {answer: place for place, answer in enumerate(self._answers)}

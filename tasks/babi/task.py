@@ -46,10 +46,10 @@ class Babi(StoryTask):
     With `think_steps` a question is followed by that many steps without words. The model answers in the last of them,
     and afterwards the memory is as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's
     controller is reset at every sentence and at every question (`Batch.reset_controller`), but not at a think step, so
-    that facts reach an answer through the memory alone; this needs a cell with a neural memory. With
-    `sentence_think_steps` a sentence is followed by think steps too, so that the cell can write what it has read: a
-    step reads after its write, and without them the read of a sentence reaches no other step. With think steps and
-    `controller="story"` the controller carries each question over to the sentences and questions after it, unless
+    that facts reach an answer through the memory alone; this needs a cell with a neural memory. The reset also
+    discards what the cell has read at a sentence, if it reads after its write. With `sentence_think_steps` a sentence
+    is followed by think steps too, in which the cell can write something that depends on this read. With think steps
+    and `controller="story"` the controller carries each question over to the sentences and questions after it, unless
     `apart`.
 
     With `apart` every question is a sequence of its own, as in TPR-RNN and STM: its sentences, the question, and the
@@ -280,8 +280,9 @@ class Babi(StoryTask):
         rows = np.asarray(batch.inputs)[: len(kinds), index, :WORDS]
         texts = [" ".join(words[word - 1] for word in row if word != PADDING) for row in rows]
         labels = {-1: "", 0: "? "}
-        for first, count in ((0, self.think_steps), (self.think_steps, self.sentence_think_steps)):
-            labels |= {first + step: f"think {step}" for step in range(1, count + 1)}
+        labels |= {step: f"think {step}" for step in range(1, self.think_steps + 1)}
+        for step in range(1, self.sentence_think_steps + 1):
+            labels[self.think_steps + step] = f"think {step} of the sentence"
         return [labels[kind] + text for kind, text in zip(kinds.tolist(), texts, strict=True)]
 
     def render(self, batch: Batch, index: int) -> str:

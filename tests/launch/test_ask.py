@@ -14,9 +14,10 @@ from launch.runs.build import build_parts
 from launch.runs.evaluate import evaluate_run
 from launch.runs.workdir import read_config, write_json
 from mnm_jax import MNMCell, local_memory
+from mnm_jax.analysis import memory_maps
 from mnm_jax.training import SequenceModel, save_params
 from tasks.babi import Babi
-from tasks.babi.asking import Conversation, converse, format_answer
+from tasks.babi.asking import Conversation, converse, format_answer, sentence_words
 from tasks.babi.language import VOCABULARY, Language, find_language, read_language, write_language
 from tasks.babi.vocabulary import Vocabulary
 
@@ -87,6 +88,28 @@ def test_a_model_with_think_steps_answers_at_the_last_one():
     for name, probability in answer.answers:
         np.testing.assert_allclose(probability, expected[task.answers.index(name)], rtol=1e-5)
     assert [text for _, _, text in answer.sentences] == ["Mary left."]
+
+
+def test_sentences_with_think_steps_are_shown_by_their_best_step():
+    """The reference takes the cosines of the read keys of the question's steps and the write keys of all others."""
+    task = Babi(think_steps=2, sentence_think_steps=1, controller="sentence", embedding_features=5)
+    task.use_vocabulary(Vocabulary(words=("is", "john", "left", "mary", "where"), answers=("garden", "home")))
+    rngs = nnx.Rngs(0)
+    cell = MNMCell(5, 4, local_memory(4, 4, hidden_sizes=()), rngs=rngs)
+    model = SequenceModel(task.encoder(rngs), cell, 2, rngs=rngs)
+    conversation = Conversation(task, model, lambda: Language(task.vocabulary, {}))
+    story = ("Mary left.", "John left.", "Where is John?")
+    shown = [conversation.tell(line) for line in story][-1].sentences
+    rows = task.encode([sentence_words(line) for line in story])
+    example = task.layout.arrange({"words": rows, "answers": np.array([-1, -1, 0])})
+    batch = jax.tree.map(lambda leaf: leaf[:, None], example)
+    trace = model(batch.inputs, batch.mask, batch.fork, **batch.flags).cell.trace
+    keys = memory_maps(jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), trace)).keys
+    expected = [keys[4:, :2].max(), keys[4:, 2:4].max()]  # steps 0 and 1, 2 and 3, and 4 to 6 for the question
+    assert abs(expected[0] - expected[1]) > 1e-3 and len(shown) == 2
+    for similarity, number, text in shown:
+        np.testing.assert_allclose(similarity, expected[number - 1], rtol=1e-4)
+        assert text == story[number - 1]
 
 
 def test_an_unseen_name_is_read_as_a_spare_one_and_answers_with_its_own(tell):

@@ -203,7 +203,8 @@ def test_parameters_and_states_of_another_kind_are_refused():
 
 def test_states_of_other_write_options_are_refused():
     given = {name: WRITE[name] for name in ("keys", "values", "rate")}
-    options = (WriteOptions(), WriteOptions(forget=True), WriteOptions(forget=True, momentum=True))
+    options = [WriteOptions(forget=True, momentum=momentum) for momentum in (False, True)]
+    options += [WriteOptions(), WriteOptions(forget=True, optimizer=optax.sgd(0.1, 0.9))]
     memories = [local_memory(K, V, hidden_sizes=(), options=how) for how in options]
     params = memories[0].init(jax.random.key(0))
     for memory, theirs in itertools.product(memories, memories):

@@ -353,6 +353,13 @@ def test_seeds_may_be_mapped(x64):
             np.testing.assert_allclose(a[i], b, rtol=1e-9, atol=1e-11)
 
 
+def test_auto_never_chooses_factors_on_a_gpu_without_resets(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    wide = MNMCell(D, 6, local_memory(64, 64, hidden_sizes=()), rngs=nnx.Rngs(0))
+    assert [choose_form(wide, steps) for steps in (1, 2, 64)] == ["reversible"] * 3
+    assert choose_form(wide, 1, reset=True) == "factored"
+
+
 def test_auto_chooses_by_length_resets_and_cell():
     cell = make("deep", dtype=jnp.float32)  # widest layer 5, two heads
     wide = MNMCell(D, 6, local_memory(64, 64, hidden_sizes=()), heads=2, rngs=nnx.Rngs(0))

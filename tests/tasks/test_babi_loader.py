@@ -129,7 +129,15 @@ def test_think_steps_of_sentences_by_hand():
     np.testing.assert_array_equal(batch.loss_mask[:, 0], [0, 0, 0, 0, 0, 0, 1, 0])
     np.testing.assert_array_equal(batch.reset_controller[:, 0], np.array([1, 0, 1, 0, 1, 0, 0, 0], bool))
     np.testing.assert_array_equal(layout.kinds(batch, 0), [-1, 3, -1, 3, 0, 1, 2])
-    assert layout.marks == 4 and Layout(sentence_think_steps=1).marks == 2
+    assert layout.marks == 4
+
+
+def test_a_question_of_one_step_is_on_a_fork_of_the_carry_between_sentences_with_think_steps():
+    record = {"words": np.array([[5] * 11, [6] * 11, [4] * 11], np.int32), "answers": np.array([-1, 3, -1])}
+    batch = Layout(words=7, sentence_think_steps=1).arrange(record)
+    np.testing.assert_array_equal(batch.inputs[:, 11], [0, 8, 7, 0, 8])
+    np.testing.assert_array_equal(batch.fork, [False, False, True, False, False])
+    assert batch.fork_memory is None
 
 
 def test_a_record_longer_than_the_batch_is_an_error():

@@ -108,7 +108,10 @@ def test_she_stays_a_woman_and_the_hungry_go_to_the_kitchen():
 
 
 def test_files_without_a_name_of_a_task_are_refused():
-    few = Vocabulary(tuple(word for word in VOCABULARY.words if word != "sandra"), VOCABULARY.answers)
-    with pytest.raises(ValueError, match="^renaming needs all names of task 1, but the files lack sandra: set"):
-        Renaming(few, (16, 1))
-    Renaming(few, (16,))
+    for lost, tasks in (("sandra", (16, 1)), ("west", (1, 4))):
+        few = Vocabulary(tuple(word for word in VOCABULARY.words if word != lost), VOCABULARY.answers)
+        with pytest.raises(
+            ValueError, match=f"^renaming needs all names of task {tasks[1]}, but the files lack {lost}"
+        ):
+            Renaming(few, tasks)
+        Renaming(few, tasks[:1])

@@ -193,7 +193,7 @@ def test_a_question_with_think_steps_is_answered_as_if_its_sentences_were_read_a
     assert compared >= 2 and np.any(batch.loss_mask.sum(0) > 1) != apart
     labels = task.tokens(batch, 0)
     assert labels[labels.index("think 2") - 2].startswith("? where is") and "think" not in task.render(batch, 0)
-    assert (labels[1] == "think 1") == bool(of_sentences)
+    assert (labels[1] == "think 1 of the sentence") == bool(of_sentences)
 
 
 @pytest.mark.parametrize("make_memory", [local_memory, pytest.param(gradient_memory, marks=pytest.mark.slow)])

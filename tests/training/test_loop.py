@@ -71,9 +71,11 @@ def test_a_run_leaves_its_record_and_learns(tiny, tmp_path):
     np.testing.assert_array_equal(again["test/loss"], result.metrics["test/loss"])
 
 
-@pytest.mark.parametrize("reads", [pytest.param(False, marks=pytest.mark.slow), True], ids=["sampled", "read"])
-def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tiny, tmp_path, reads):
-    config = tiny.config(optimizer="adam", learning_rate=0.01)
+@pytest.mark.parametrize(
+    "reads, optimizer", [pytest.param(False, "adam", marks=pytest.mark.slow, id="sampled"), (True, "muon")]
+)
+def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(tiny, tmp_path, reads, optimizer):
+    config = tiny.config(optimizer=optimizer, learning_rate=0.01)
     expected = train(tiny.Recall(reads=reads), tiny.Model, config, tmp_path / "whole")
 
     # Interrupted while reading batch 6 (halfway between two log lines) or while evaluating after step 8.

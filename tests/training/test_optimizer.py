@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from mnm_jax.training import make_optimizer
+from mnm_jax import LSTMCell
+from mnm_jax._params import leaf_names
+from mnm_jax.training import SequenceModel, make_optimizer
 
 
 def sizes(steps, count, **settings):
@@ -70,7 +73,7 @@ def test_names_mean_what_they_mean_in_optax(name, make):
 
 
 def test_muon_makes_the_update_of_a_matrix_orthogonal_and_gives_all_else_to_adamw():
-    """The singular values of a gradient, here 8, 2 and 1, become equal, to within the 30% of its five iterations."""
+    """The singular values of the gradient are 8, 2 and 1; Muon's five iterations make them 1 to within 30%."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.normal(size=shape))[0] for shape in ((4, 3), (3, 3)))
     matrix = jnp.asarray(left @ np.diag([8.0, 2.0, 1.0]) @ right.T, jnp.float32)
@@ -91,6 +94,21 @@ def test_muon_makes_the_update_of_a_matrix_orthogonal_and_gives_all_else_to_adam
     for leaf in ("encoder", "head"):
         np.testing.assert_allclose(*map(jax.tree.leaves, (update[leaf], expected[leaf])), rtol=1e-6)
     np.testing.assert_allclose(update["cell"]["bias"], expected["cell"]["bias"], rtol=1e-6)
+
+
+def test_muon_takes_the_matrices_of_a_sequence_models_cell_and_nothing_else():
+    rngs = nnx.Rngs(0)
+    cell = LSTMCell(3, 4, rngs=rngs)
+    model = SequenceModel(nnx.Linear(2, 3, rngs=rngs), cell, 2, readout_features=5, rngs=rngs)
+    params = nnx.state(model, nnx.Param)
+    optimizer = make_optimizer(name="muon", learning_rate=0.5, steps=1)
+    gradient = jax.tree.map(lambda leaf: jnp.arange(1.0, leaf.size + 1).reshape(leaf.shape), params)
+    update, _ = optimizer.update(gradient, optimizer.init(params), params)
+    sizes = dict(zip(leaf_names(params), (jnp.ptp(jnp.abs(leaf)) for leaf in jax.tree.leaves(update)), strict=True))
+    # The first update of AdamW has the same size in every entry; that of Muon does not.
+    assert {name for name, size in sizes.items() if size > 1e-3} == {"cell.dense_i.kernel", "cell.dense_h.kernel"}
+    with pytest.raises(ValueError, match="^muon updates the matrices of the model's part `cell`, and there are none"):
+        optimizer.init(nnx.state(model.encoder, nnx.Param))
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,12 @@ def test_what_is_shipped_is_evaluated_as_the_run_was(finished, copy):
 def test_a_folder_of_seeds_is_evaluated_as_one_run(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "both" / "seed_10")
     shutil.copytree(finished[0], tmp_path / "both" / "seed_9")
+    with pytest.raises(ValueError, match=r"^two runs in .*both have a seed in common, among "):
+        evaluation_table(tmp_path / "both")
+    path = tmp_path / "both" / "seed_10" / "config.json"
+    config = json.loads(path.read_text())
+    config["training"]["seed"] = 10
+    path.write_text(json.dumps(config))
     alone, both = evaluation_table(finished[0]).splitlines(), evaluation_table(tmp_path / "both").splitlines()
     assert both[0] == f"{tmp_path / 'both'}, step 3"
     assert ["2 seeds" in alone[1], "4 seeds" in both[1]] == [True, True]
