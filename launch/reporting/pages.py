@@ -28,6 +28,7 @@ from launch.runs.registry import MODELS, TASKS
 from mnm_jax._files import whole_file
 
 _RUNS = 40  # rows of the table of runs; of more runs, a table shows the scores by model and group
+_SEED = "--config.training.seed="
 _PATTERNS = 6  # commands shown on a page; the others differ in settings only
 _MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {sources}, not this page. -->"
 _PREAMBLE = """\
@@ -186,7 +187,8 @@ def _commands(page: _Page) -> list[str]:
     block = "```sh\n" + "\n".join(lines) + "\n```"
     hidden = len(patterns) - len(shown)
     where = f"`{page.section.folder.parent.name}/{name}/{SUMMARIES}` has the command of every run as `command`"
-    note = f"RUN is the place of a run, such as `{page.members[0].place}`, MODEL its model; {where}"
+    seed = ", SEED its first seed" if any(f"{_SEED}SEED" in pattern for pattern in patterns) else ""
+    note = f"RUN is the place of a run, such as `{page.members[0].place}`, MODEL its model{seed}; {where}"
     if hidden:
         note += f", also of the {hidden} settings that are not shown"
     return [block, wrap(f"{note}.")]
@@ -197,6 +199,8 @@ def _pattern(run: Run, section: str) -> str:
     for word in shlex.split(run.summary["command"])[1:]:
         if word.startswith("--workdir="):
             continue
+        if word.startswith(_SEED):
+            word = f"{_SEED}SEED"
         if word.endswith(run.place):
             word = word.removesuffix(run.place) + "RUN"
         elif word.endswith((f":{run.summary['model']}", f"={run.summary['model']}")):
