@@ -319,7 +319,7 @@ def test_the_forms_follow_what_is_written_in_pairs(x64):
 
 
 def test_what_is_not_written_in_pairs_runs_plain(x64):
-    for name, form in {"pairs": "factored", "gates": "plain", "adam": "plain"}.items():
+    for name, form in {"pairs": "reversible", "gates": "plain", "adam": "plain"}.items():
         assert choose_form(make_cell(CELL_OPTIONS[name]), 1) == form
     with pytest.raises(ValueError, match="not written only in pairs, so it cannot run in form='reversible'"):
         unroll(make_cell(CELL_OPTIONS["adam"]), None, jnp.zeros((2, B, 4)), form="reversible")
