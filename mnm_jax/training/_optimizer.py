@@ -76,8 +76,8 @@ def make_optimizer(
       name: "adam", "adamw", "muon", "nadam" or "sgd". "muon" replaces the averaged gradient of a matrix by an
         approximation of the nearest orthogonal matrix, scaled as in Liu et al.: the entries of an update have a root
         mean square of about 0.2 times the learning rate, as with Adam, so that values tuned for "adamw" can be kept.
-        It updates the parameters with two axes of `SequenceModel.cell`, whether or not they multiply a vector. All
-        others take "adamw" with Nesterov's momentum.
+        It updates the parameters with two axes of `SequenceModel.cell`, whether or not they multiply a vector; AdamW
+        with Nesterov's momentum updates all other parameters.
       learning_rate: the rate after the warm-up.
       steps: number of updates of the run, at the end of which "cosine" and "trapezoid" reach 0.
       schedule: "constant", "cosine", or "trapezoid": constant, then linear to 0 over the last fifth of the updates.

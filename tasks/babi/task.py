@@ -31,10 +31,11 @@ class Babi(StoryTask):
     r"""The 20 bAbI tasks, any set of them trained jointly, by the protocol of TPR-RNN and STM.
 
     Sequence: a story, one sentence per step, with each question at the place where it is asked. Words are lower-cased;
-    `SentenceEncoder` maps a sentence or a question to a vector. The model answers at the question's step; only these
-    steps count. Each question is on a fork of the carry (`Batch.fork`), so it sees the sentences before it and no other
-    question, as in a sequence of its own. A question sees the last 70 sentences before it, in task 3 the last 130. An
-    answer is one class; a list of answers is one class too. All 20 tasks have 145 words and 60 answers.
+    `SentenceEncoder` maps a sentence or a question to a vector. Without think steps the model answers at the question's
+    step; only these steps count. Each question is on a fork of the carry (`Batch.fork`), so it sees the sentences
+    before it and no other question, as in a sequence of its own. A question sees the last 70 sentences before it, in
+    task 3 the last 130. An answer is one class; a list of answers is one class too. All 20 tasks have 145 words and 60
+    answers.
 
     Meta-training: the task distribution is the training stories of the chosen tasks; an epoch draws each once, or
     several times if its task is `oversampled`. The first `first_epochs` epochs draw only stories of `first_tasks`: a
@@ -43,14 +44,14 @@ class Babi(StoryTask):
     entropy (nats) of the answers. Every tenth story of each training file is held out for validation; the 1,000 test
     questions per task are used for the final numbers only.
 
-    With `think_steps` a question is followed by that many steps without words. The model answers in the last of them,
-    and afterwards the memory is as before the question (`Batch.fork_memory`). With `controller="sentence"` the cell's
-    controller is reset at every sentence and at every question (`Batch.reset_controller`), but not at a think step, so
-    that facts reach an answer through the memory alone; this needs a cell with a neural memory. The reset also
-    discards what the cell has read at a sentence, if it reads after its write. With `sentence_think_steps` a sentence
-    is followed by think steps too, in which the cell can write something that depends on this read. With think steps
-    and `controller="story"` the controller carries each question over to the sentences and questions after it, unless
-    `apart`.
+    With `think_steps` a question is followed by that many steps without words. The model answers in the last of them;
+    then, unless `apart`, the memory is again as before the question (`Batch.fork_memory`). With `controller="sentence"`
+    the cell's controller is reset at every sentence and at every question (`Batch.reset_controller`), but not at a
+    think step, so that facts reach an answer through the memory alone; this needs a cell with a neural memory. The
+    reset also discards what the cell has read at a sentence, if it reads after its write. With `sentence_think_steps` a
+    sentence is followed by think steps too, in which the cell can write something that depends on this read. With think
+    steps and `controller="story"` the controller carries each question over to the sentences and questions after it,
+    unless `apart`.
 
     With `apart` every question is a sequence of its own, as in TPR-RNN and STM: its sentences, the question, and the
     think steps, which read what the question and the think steps before them have written. This takes about twice as
