@@ -29,12 +29,16 @@ def main() -> None:
     if _RESULTS.value is not None and _WORKDIR.value is None:
         if _PUBLISH.value is not None:
             raise ValueError("--publish takes the runs of --workdir; leave out --results.")
+        if _DATA_DIR.value is not None:
+            raise ValueError("--results reads no data; leave out --data_dir.")
         for path in write_results(pathlib.Path(_RESULTS.value)):
             print(f"written: {path}")
         return
     if _WORKDIR.value is None or _RESULTS.value is not None:
         raise ValueError("give either --workdir=DIR or --results=DIR.")
     workdir = pathlib.Path(_WORKDIR.value)
+    if _PUBLISH.value is not None and _DATA_DIR.value is not None:
+        raise ValueError("--publish reads no data; leave out --data_dir.")
     if _PUBLISH.value is not None:
         for place in publish_runs(workdir, pathlib.Path(_PUBLISH.value)):
             print(f"published: {place}")

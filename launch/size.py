@@ -22,7 +22,7 @@ from mnm_jax.recurrence import FORMS
 
 def main() -> None:
     parts = build_parts(_CONFIG.value.to_dict())
-    print(describe(measure(parts.make_model, parts.task), parts.training), flush=True)
+    print(describe(measure(parts.make_model, parts.task, parts.training), parts.training), flush=True)
     for row in update_costs(parts, jax.devices(), _FORMS.value):
         print(describe_cost(row, parts.training.steps), flush=True)
 

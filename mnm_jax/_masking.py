@@ -92,8 +92,8 @@ def check_steps(steps: Steps, *, time_major: bool = True) -> None:
 
 
 def is_memory(node: Any) -> bool:
-    """Returns whether a node of a carry is the state of a neural memory."""
-    return isinstance(node, MemoryState | GatedState)
+    """Returns whether a node of a carry is the state of a neural memory, or belongs to it (`of_memory`)."""
+    return isinstance(node, MemoryState | GatedState) or getattr(node, "of_memory", False)
 
 
 def select(condition: Array, on_true: Any, on_false: Any) -> Any:

@@ -70,7 +70,7 @@ class ActorCritic(abc.ABC):
       value_weight: weight of the value's error in the loss.
       concentration_weight: weight of sum_a pi(a)^2, which keeps the policy from becoming deterministic early.
       first_baseline: compares the returns of all episodes with V of the first episode of the batch, as a published
-        program does; for comparison only.
+        program does; for comparison only. With `parallel="pmap"` it is the first episode of each device.
       evaluation_batches: batches of each evaluation set.
 
     Raises:

@@ -14,7 +14,17 @@ from launch.configs import training_section
 from launch.runs.build import build_parts
 from launch.runs.export import export_run, ship_run
 from launch.runs.load import load_model
-from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
+from mnm_jax import (
+    LSTMCell,
+    MNMCell,
+    NeuralMemoryLayer,
+    WriteOptions,
+    gradient_memory,
+    local_memory,
+    matrix_memory,
+    unroll,
+    unroll_memory,
+)
 from mnm_jax.export import export_step, load_safetensors, save_safetensors, to_arrays
 from mnm_jax.training import save_params, split_model
 
@@ -53,6 +63,29 @@ def test_a_token_of_a_layer_is_exported_for_any_batch():
     for t in range(3):
         carry, outputs = exported.call(to_arrays(layer), carry, x[t])
         np.testing.assert_allclose(outputs, expected[t], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["plain", "gated", "layer", "alone"])
+def test_new_sequences_begin_in_a_batch_of_any_size(model):
+    memory = matrix_memory(4, 4, options=WriteOptions(forget=model == "gated"))
+    cell = MNMCell(D, 6, memory, rngs=nnx.Rngs(0))
+    layer = NeuralMemoryLayer(D, memory, chunk=2, rngs=nnx.Rngs(0))
+    params = memory.init(jax.random.key(0))
+
+    def alone(x):
+        keys = jnp.concatenate([x, x[..., :1]], -1)[:, :, None]
+        return unroll_memory(memory, params, None, keys, keys, jnp.ones(x.shape[:2]), keys)[2]
+
+    run = {
+        "plain": lambda x: unroll(cell, None, x, form="plain")[1].features,
+        "gated": lambda x: unroll(cell, None, x)[1].features,
+        "layer": lambda x: layer(None, x)[1],
+        "alone": alone,
+    }[model]
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("4, b, 3"), jnp.float32)
+    exported = jax.export.export(jax.jit(run))(shape)
+    x = jax.random.normal(jax.random.key(0), (4, 5, D))
+    np.testing.assert_allclose(exported.call(x), jax.jit(run)(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_carry_without_a_common_batch_is_refused():

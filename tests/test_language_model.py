@@ -105,6 +105,9 @@ def test_a_run_learns_and_is_reported(tmp_path, name):
     assert float(row["bits per character"]) == pytest.approx(run.summary["metrics"]["test/bits"]["mean"], abs=1e-4)
     assert float(row["bits per character"]) < 5.5  # initially log2(96) = 6.6
     assert json.loads((tmp_path / "runs" / name / "config.json").read_text()) == config
+    curve = (tmp_path / "runs" / name / "metrics.jsonl").read_bytes()
+    again = program.train(config, tmp_path / "runs" / name, {})  # finished: nothing is read or written
+    assert again == run.summary and (tmp_path / "runs" / name / "metrics.jsonl").read_bytes() == curve
     with pytest.raises(ValueError, match="holds a run of another config"):
         program.train(config | {"model": {"name": "transformer"}}, tmp_path / "runs" / name, {})
     assert jnp.isfinite(run.summary["metrics"]["valid/bits"]["mean"])

@@ -36,8 +36,9 @@ from launch.command import one_line_errors, parse_flags
 from launch.reporting.text_table import format_table
 from launch.runs.metrics import summarise
 from launch.runs.train import versions
-from launch.runs.workdir import SUMMARY, claim, write_json
+from launch.runs.workdir import SUMMARY, claim, read_summary, write_json
 from mnm_jax import NeuralMemoryLayer
+from mnm_jax._files import lock_folder
 from mnm_jax.training import MetricWriter
 
 Array = jax.Array
@@ -84,8 +85,16 @@ def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, 
 
 
 def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Trains a model, writes the files of the run and returns the content of `summary.json`."""
-    claim(workdir, config)
+    """Trains a model, writes the files of the run and returns the content of `summary.json`.
+
+    A finished run of the same config is not trained again. An interrupted one begins anew, since it has no checkpoints.
+    """
+    with lock_folder(workdir):
+        claim(workdir, config)
+        return read_summary(workdir) or _train(config, workdir, texts)
+
+
+def _train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.ndarray]) -> dict[str, Any]:
     training, steps = config["training"], config["task"]["steps"]
     updates, batch, seed = training["steps"], training["batch_size"], training["seed"]
     model = LanguageModel(**config["model"], steps=steps, rngs=nnx.Rngs(seed))
@@ -136,7 +145,6 @@ def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.nda
         "metrics": summarise(metrics),
     }
     write_json(workdir / SUMMARY, summary)
-    print(format_table(summary["metrics"]))
     return summary
 
 
@@ -190,9 +198,10 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; name the model as --model=NAME.")
         sizes = {"steps": _WINDOW.value, "updates": _STEPS.value, "features": 128, "batch": _BATCH.value}
-        files = None
+        files, workdir = None, pathlib.Path(_WORKDIR.value)
         if _SMOKE.value:
             sizes, files = {"steps": 16, "updates": 2, "features": 16, "batch": 2}, 40
+            workdir = workdir.with_name(f"{workdir.name}_smoke")
         config = make_config(
             _MODEL.value,
             **sizes,
@@ -202,7 +211,8 @@ def main(argv: list[str]) -> None:
             shift=_SHIFT.value,
             options=parse_options(_MODEL.value, _OPTION.value),
         )
-        train(config, pathlib.Path(_WORKDIR.value), text.load(most=files))
+        summary = train(config, workdir, text.load(most=files))
+        print(f"{workdir}\n{format_table(summary['metrics'])}")
 
 
 if __name__ == "__main__":
@@ -216,5 +226,5 @@ if __name__ == "__main__":
     _CARRIES = flags.DEFINE_bool("carries", False, "Train on successive windows, with the state of the last one.")
     _SHIFT = flags.DEFINE_integer("shift", 1, "Characters that every feed-forward part receives.", lower_bound=1)
     _SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
-    _SMOKE = flags.DEFINE_bool("smoke", False, "Train tiny sizes, as a test.")
+    _SMOKE = flags.DEFINE_bool("smoke", False, "Train tiny sizes, as a test, in the folder WORKDIR_smoke.")
     app.run(main, flags_parser=parse_flags)

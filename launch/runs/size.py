@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 from mnm_jax.training import SequenceModel, Task, TrainConfig, played
+
+_BATCHES = 20  # of a loader, whose sizes are averaged
 
 
 class Size(NamedTuple):
@@ -19,7 +23,9 @@ class Size(NamedTuple):
       carry: bytes that one example keeps from step to step.
       memory: bytes of fast weights in the carry.
       flops: floating point operations of one example in one step, forward.
-      steps: `T` of the first test batch.
+      steps: `T` of a training batch.
+      rows: `B` of a training batch. If the task reads files, both are the means of the first batches of a run, which
+        differ in size.
     """
 
     parameters: int
@@ -27,7 +33,8 @@ class Size(NamedTuple):
     carry: int
     memory: int
     flops: float
-    steps: int
+    steps: float
+    rows: float
 
 
 def input_shape(task: Task, model: SequenceModel) -> jax.ShapeDtypeStruct:
@@ -37,21 +44,39 @@ def input_shape(task: Task, model: SequenceModel) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda model, batch: played(model, task, batch).inputs[:, :1], model, given)
 
 
-def measure(make_model: Callable[[nnx.Rngs], SequenceModel], task: Task) -> Size:
-    """Returns the size of a model for a task."""
+def batch_shape(task: Task, training: TrainConfig) -> tuple[float, float]:
+    """Returns `T` and `B` of a training batch: from one that is drawn, or the means of the first ones of a loader.
+
+    For a loader, `T` is weighted by `B`, so that their product is the mean number of steps of all rows.
+    """
+    if task.sample is not None:
+        return jax.eval_shape(
+            partial(task.sample, batch_size=training.batch_size, step=0), jax.random.key(0)
+        ).mask.shape
+    assert task.loader is not None  # a task has one of the two
+    loader = task.loader(training.seed, training.batch_size)
+    shapes = np.array([next(loader).mask.shape for _ in range(_BATCHES)])
+    rows = np.mean(shapes[:, 1])
+    return np.mean(shapes[:, 0] * shapes[:, 1]) / rows, rows
+
+
+def measure(make_model: Callable[[nnx.Rngs], SequenceModel], task: Task, training: TrainConfig) -> Size:
+    """Returns the size of a model for a task and its training."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     inputs = input_shape(task, model)
     carry = jax.eval_shape(lambda model: model.start(1), model)
     step = jax.jit(SequenceModel.step).lower(model, carry, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     counted = step.cost_analysis() or {}
+    steps, rows = batch_shape(task, training)
     return Size(
         parameters=sum(leaf.size for leaf in params),
         parameter_bytes=_bytes(params),
         carry=_bytes(carry),
         memory=_bytes(_memories(carry)),
         flops=counted.get("flops", math.nan),
-        steps=inputs.shape[0],
+        steps=steps,
+        rows=rows,
     )
 
 
@@ -60,12 +85,12 @@ def describe(size: Size, training: TrainConfig) -> str:
 
     An update counts its backward pass as two forward passes.
     """
-    update = 3 * size.flops * size.steps * training.batch_size * training.seeds
+    update = 3 * size.flops * size.steps * size.rows * training.seeds
     return (
         f"{size.parameters:,} parameters ({_readable(size.parameter_bytes)}), "
         f"carry {_readable(size.carry)} per example, {_readable(size.memory)} of it fast weights; "
         f"{size.flops / 1e6:,.3f} MFLOP per step, {update / 1e9:,.2f} GFLOP per update "
-        f"(T {size.steps}, B {training.batch_size}, seeds {training.seeds})"
+        f"(T {size.steps:.0f}, B {size.rows:.0f}, seeds {training.seeds})"
     )
 
 

@@ -65,7 +65,7 @@ def train_run(
     plain = json.loads(json.dumps(config.to_dict()))  # as it is read back: tuples become lists
     task, make_model, training = build_parts(plain)
     # Both raise for wrong settings and missing data before a file is written.
-    parameters, size = count_parameters(make_model), describe(measure(make_model, task), training)
+    parameters, size = count_parameters(make_model), describe(measure(make_model, task, training), training)
 
     workdir = pathlib.Path(workdir)
     with lock_workdir(workdir):

@@ -93,12 +93,15 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
         for key, old, new in changes:
             if key not in changeable:
                 where = f"{workdir} holds a run of another config"
-                raise ValueError(f"{where}: {key} is {old} there, {new} here; take another --workdir.")
+                remedy = f"take another --workdir, or continue that run with --config={workdir / CONFIG}"
+                raise ValueError(f"{where}: {key} is {old} there, {new} here; {remedy}.")
         if after_fault:
             _continue_after_fault(workdir, before, config)
         elif before.get(FOLDER) != config.get(FOLDER):
             write_json(workdir / CONFIG, config)  # the user's project has moved, and all settings are equal
         return False
+    if after_fault:
+        raise ValueError(f"{workdir} has no run that could continue after a fault; check --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, config)
     return True

@@ -60,7 +60,7 @@ def make_run(recipe: str, changes: Mapping[str, Any] | None = None) -> SuiteRun:
     """Returns the run of a recipe with some settings changed, such as `{"model.heads": 2}`.
 
     Raises:
-      ValueError: if the recipe has no such setting.
+      ValueError: if the recipe has no such setting, or one of another type.
     """
     file, _, model = recipe.partition(":")
     config = importlib.import_module(f"launch.configs.{file.removesuffix('.py')}").get_config(model)
@@ -68,7 +68,10 @@ def make_run(recipe: str, changes: Mapping[str, Any] | None = None) -> SuiteRun:
         section, key = name.split(".", 1)
         if section not in config or key not in config[section]:
             raise ValueError(f"{recipe} has no setting {name!r}.")
-        config[section][key] = value
+        try:
+            config[section][key] = value
+        except TypeError as error:
+            raise ValueError(f"{name} of {recipe} is {config[section][key]!r}, got {value!r}.") from error
     return SuiteRun(recipe, config, dict(changes or {}))
 
 

@@ -30,6 +30,8 @@ def main() -> None:
         for trial in planned:
             print(shlex.join(trial.command))
         return
+    if _ACCELERATOR.value and not _TOPOLOGY.value and _HOSTS.value == 1:
+        raise ValueError(f"--accelerator={_ACCELERATOR.value} names a TPU slice: give its --topology, or leave it out.")
     resources = {"CPU": _CPUS.value, "GPU": _GPUS.value, "TPU": _TPUS.value}
     host = Host(resources=resources, hosts=_HOSTS.value, topology=_TOPOLOGY.value, accelerator=_ACCELERATOR.value)
     table = run_sweep(

@@ -29,7 +29,7 @@ INTERACTIONS = ("tanh", "layer_norm")
 
 
 class RecentWrites(NamedTuple):
-    """The last tau - 1 writes, newest first.
+    """The last tau - 1 writes that the memory holds, newest first: where a write is discarded, it is no part of them.
 
     Attributes:
       keys: `[B, tau - 1, H, K]`.
@@ -40,6 +40,11 @@ class RecentWrites(NamedTuple):
     keys: Array
     values: Array
     valid: Array
+
+    @property
+    def of_memory(self) -> bool:
+        """True: `reset_controller` and `fork_memory` of `unroll` treat these writes as they treat the memory."""
+        return True
 
 
 class MNMCarry(NamedTuple):

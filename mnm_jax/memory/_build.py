@@ -1,6 +1,7 @@
 """The factories, which build a `Memory` from a network, a rule and options."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,8 @@ def rule_memory(
       hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a matrix.
       activation: of the hidden layers, elementwise.
       use_bias: whether the layers have biases; `forward` then appends a constant one to the inputs of each layer.
-      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
+      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`, unless weight decay
+        shrinks it.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
@@ -147,7 +149,8 @@ def gradient_memory(
         the sum of squares) or "paper" (the derivative of the mean over heads and features, c = 1 / (H V)).
       activation: of the hidden layers, elementwise. The paper: tanh.
       use_bias: whether the layers have biases. The paper: none.
-      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
+      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`, unless weight decay
+        shrinks it.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
@@ -231,7 +234,8 @@ def local_memory(
         It has no effect without hidden layers.
       activation: of the hidden layers, elementwise. The paper: tanh.
       use_bias: whether the layers have biases. The paper: none.
-      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`.
+      learn_initial: whether phi_0 is learned; otherwise it stays the random draw of `init`, unless weight decay
+        shrinks it.
       initial_gain: `W_l ~ N(0, gain^2 / fan_in)` at first; 0 for zeros.
       options: forgetting, momentum, inner steps and more; see `WriteOptions`.
       param_dtype: dtype of parameters and fast weights. Products are computed in the dtype of the keys.
@@ -369,12 +373,36 @@ def _check_order(rule: ErrorRule, hidden_sizes: Sequence[int], options: WriteOpt
         )
 
 
+class _OnlyProducts:
+    """A storage with the members that every storage has; see `Storage`."""
+
+    def __init__(self, storage: Storage):
+        self.batch_size = storage.batch_size
+        self.product, self.product_transposed = storage.product, storage.product_transposed
+        self.subtract = lambda pairs: _OnlyProducts(storage.subtract(pairs))
+        self.slow_product = storage.slow_product
+
+
 def _probe(network: Network, rule: Rule, dtype: jnp.dtype) -> None:
     """Evaluates a user's rule on abstract shapes, two examples with three heads, and checks the shapes of its pairs."""
     batch, heads = 2, 3
     like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
+
+    def compute(targets: Any, weights: tuple[Array, ...], keys: Array, values: Array) -> Any:
+        storage = _OnlyProducts(MemoryState(weights))
+        try:
+            return rule.pairs(network, targets, storage, keys, values)
+        except AttributeError as error:
+            if getattr(error, "obj", None) is not storage:
+                raise
+            raise TypeError(
+                "rule must use the weights only through weights.product, weights.product_transposed and "
+                f"weights.slow_product, or forward and backward, got weights.{error.name}: other uses exist in no fast "
+                "form of unroll."
+            ) from error
+
     result = jax.eval_shape(
-        lambda targets, weights, keys, values: rule.pairs(network, targets, MemoryState(weights), keys, values),
+        compute,
         jax.eval_shape(lambda key: rule.init(network, key, dtype), jax.random.key(0)),
         tuple(like(*shape) for shape in network.shapes),
         like(heads, network.sizes[0]),

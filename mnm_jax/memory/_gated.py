@@ -79,7 +79,7 @@ def descend(
         added = jax.tree.map(lambda s, a: gated(gates["momentum"], s) + a, state.surprise, added)
     weights = state.weights
     if options.forget and first:
-        weights = jax.tree.map(lambda w: gated(1 - gates["forget"], w), weights)
+        weights = jax.tree.map(lambda w: gated(1 - gates["forget"].astype(w.dtype), w), weights)
     weights = jax.tree.map(jnp.add, weights, added)
     return GatedState(weights, added if options.momentum else None, optimizer)
 

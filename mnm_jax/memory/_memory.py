@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from mnm_jax._checks import check_array, check_sizes
 from mnm_jax.memory._gated import GatedState
@@ -115,7 +116,8 @@ def check_batch(params: MemoryParams, batch_size: int) -> None:
     """Raises TypeError or ValueError unless the arguments of `start` fit."""
     if not isinstance(params, MemoryParams):
         raise TypeError(f"params must be MemoryParams, got {type(params).__name__}: use the memory's init.")
-    check_sizes(least=0, batch_size=batch_size)
+    if not export.is_symbolic_dim(batch_size):
+        check_sizes(least=0, batch_size=batch_size)
 
 
 def check_state(state: Any) -> None:
@@ -145,6 +147,14 @@ def check_read(memory: Any, state: Any, keys: Array) -> None:
             f"this memory does not take this {type(state).__name__}, which is of a memory of another kind or with "
             "other write options: use the start of this memory."
         )
+    network, weights = getattr(memory, "network", None), getattr(state, "weights", None)
+    if network is not None and isinstance(weights, tuple):
+        shapes = tuple(weight.shape[1:] for weight in weights)
+        if shapes != network.shapes:
+            raise ValueError(
+                f"this memory has layers of the shapes {list(network.shapes)}, got a state with {list(shapes)}, which "
+                "is of a memory of other sizes: use the start of this memory."
+            )
     check_array("keys", keys, "B H K", B=state.batch_size, K=memory.key_size)
 
 

@@ -16,7 +16,7 @@ class CarryLayout(NamedTuple):
     """The structure of a carry that has the memory's state as one of its nodes. Static.
 
     Attributes:
-      tree: the structure, with the memory's state as one leaf.
+      tree: the structure, with the memory's state, and other nodes that belong to the memory, as leaves.
       place: the index of the memory's state among the leaves.
     """
 
@@ -26,21 +26,17 @@ class CarryLayout(NamedTuple):
     @classmethod
     def of(cls, carry: Any) -> "CarryLayout":
         """Returns the layout of a carry."""
-        leaves, tree = jax.tree.flatten(carry, is_leaf=_is_memory)
-        return cls(tree, next(i for i, leaf in enumerate(leaves) if _is_memory(leaf)))
+        leaves, tree = jax.tree.flatten(carry, is_leaf=is_memory)
+        return cls(tree, next(i for i, leaf in enumerate(leaves) if isinstance(leaf, MemoryState)))
 
-    def split(self, carry: Any) -> tuple[list[Array], Any]:
+    def split(self, carry: Any) -> tuple[list[Any], Any]:
         """Returns the small leaves, and the node in the memory's place, which may have any type."""
         leaves = self.tree.flatten_up_to(carry)
         return leaves[: self.place] + leaves[self.place + 1 :], leaves[self.place]
 
-    def join(self, small: list[Array], memory: Storage) -> Any:
+    def join(self, small: list[Any], memory: Storage) -> Any:
         """Returns the carry made of small leaves and a memory, the inverse of `split`."""
         return jax.tree.unflatten(self.tree, [*small[: self.place], memory, *small[self.place :]])
-
-
-def _is_memory(leaf: Any) -> bool:
-    return isinstance(leaf, MemoryState)
 
 
 def check_carry(carry: Any, batch_size: int) -> None:

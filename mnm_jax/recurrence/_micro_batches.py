@@ -204,7 +204,7 @@ def _find_axes(batch_axis: Any, batch: tuple[Any, ...]) -> tuple[list[int | None
     sizes = {}
     for index, (name, leaf, axis) in enumerate(zip(leaf_names(batch), jax.tree.leaves(batch), axes, strict=True)):
         if axis is None:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,)):
                 raise TypeError(
                     f"the random key batch{name} must not be shared by the examples, since all micro-batches would "
                     "draw the same numbers: pass jax.random.split(key, B) and its axis 0, a key per example."
@@ -248,10 +248,12 @@ def _find_aux_axes(part: Any, whole: Any, examples: tuple[int, int], reduction: 
 
 def _check_devices(devices: Any) -> list[jax.Device]:
     """Returns devices as a list, empty for None; raises TypeError for anything but a sequence of devices."""
-    found = () if devices is None else devices
-    if not isinstance(found, Iterable) or not all(isinstance(device, jax.Device) for device in found):
+    found = list(devices) if isinstance(devices, Iterable) else devices
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(device, jax.Device) for device in found):
         raise TypeError(f"devices must be a list of devices, such as jax.devices(), got {devices!r}.")
-    return list(found)
+    return found
 
 
 def _dividing(devices: Sequence[jax.Device], count: int) -> Sequence[Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps
 from mnm_jax._refuse import reverse_only
 from mnm_jax._vary import vary_alike
@@ -40,7 +41,7 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     begin, memory = vary_alike((layout.split(begin), xs))[0]
     shared = tuple(w[0] for w in memory.weights)
     if carry is None:
-        small = [jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in begin]
+        small = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape[1:])), begin)
         start = Start(shared, None)
     else:
         small, memory = layout.split(carry)
@@ -63,7 +64,7 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     if factored and xs.reset is None and keeps_dense_cotangent():
         program = program._replace(dense_cotangent=True)
 
-    def chunk(carry: tuple[list[Array], Weights], xs: Steps) -> tuple[tuple[list[Array], Weights], Any]:
+    def chunk(carry: tuple[Any, Weights], xs: Steps) -> tuple[tuple[Any, Weights], Any]:
         start = Start(None if xs.reset is None else shared, carry[1])
         small, own, outputs = run(program, theta, kernels, carry[0], start, xs)
         return (small, own), outputs
@@ -74,12 +75,12 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     return layout.join(small, MemoryState(own)), outputs
 
 
-def _step(layout: CarryLayout) -> Callable[..., tuple[list[Array], Any, Any]]:
+def _step(layout: CarryLayout) -> Callable[..., tuple[list[Any], Any, Any]]:
     """Returns the function `Program.step`, with theta = (cell, small carry at the start of a sequence)."""
 
-    def step(theta: Any, small: list[Array], memory: Recorder | Replay, x: Steps) -> tuple[list[Array], Any, Any]:
+    def step(theta: Any, small: list[Any], memory: Recorder | Replay, x: Steps) -> tuple[list[Any], Any, Any]:
         cell, begin = _copy(theta)
-        for index, linear in enumerate(cell.linear_maps()):
+        for index, linear in _ordinary_maps(cell):
             linear.dot_general = memory.dot_general(index)
         small, inputs = x.enter(small, begin)
         carry, outputs = cell(layout.join(x.begin(small, begin), memory), inputs)
@@ -90,11 +91,17 @@ def _step(layout: CarryLayout) -> Callable[..., tuple[list[Array], Any, Any]]:
     return step
 
 
-def _kernels(theta: Any) -> list[Array]:
+def _ordinary_maps(cell: Any) -> list[tuple[int, nnx.Linear]]:
+    """Returns the linear maps with their indices, without those that compute their product in a way of their own."""
+    known = (jax.lax.dot_general, dot_general)
+    return [(index, linear) for index, linear in enumerate(cell.linear_maps()) if linear.dot_general in known]
+
+
+def _kernels(theta: Any) -> dict[int, Array]:
     cell = theta[0]
-    kernels = [linear.kernel.get_value() for linear in cell.linear_maps()]
+    kernels = {index: linear.kernel.get_value() for index, linear in enumerate(cell.linear_maps())}
     targets = cell.memory_params.get_value().targets
-    return kernels if targets is None else [*kernels, targets.kernel]
+    return kernels if targets is None else {**kernels, RULE_MAP: targets.kernel}
 
 
 def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:

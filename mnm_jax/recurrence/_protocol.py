@@ -18,7 +18,8 @@ class MemoryCell(Protocol):
 
     * One node of its carry is the memory's state, a `MemoryState`; all other leaves are floating-point arrays
       `[B, ...]` that are small compared with the fast weights.
-    * It uses the fast weights only through `memory.read`, `memory.write` and `memory.write_read`.
+    * It uses the fast weights only through `memory.read`, `memory.write` and `memory.write_read`. It may drop the state
+      after a write, and read an older one again; the state that it returns has one write or more.
     * It calls every map of `linear_maps()` outside any derivative that it takes within a step.
     * `initialize_carry` needs no random key and is the same for every example.
 

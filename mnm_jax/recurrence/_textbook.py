@@ -36,7 +36,7 @@ from mnm_jax.recurrence._carry import CarryLayout
 
 Array = jax.Array
 Pairs = tuple[Pair, ...]
-Carry = tuple[list[Array], MemoryState]  # the small leaves and the fast weights
+Carry = tuple[list[Any], MemoryState]  # the small leaves and the fast weights
 
 
 def unroll_textbook(

@@ -51,11 +51,12 @@ def unroll(
         the bit-equal carry of the previous step. A question in the middle of a story then does not change the memory.
       reset_controller: `[T, B]` bool, for a cell with a neural memory. True = before the cell receives its input, all
         leaves of its carry except the memory are set to their start s_0 (for `MNMCell` the controller's state, the last
-        read and the recent writes), so that earlier inputs have an influence through the memory only:
+        read and the last keys), so that earlier inputs have an influence through the memory only:
 
             (s_t, phi_t, y_t) = cell(s'_{t-1}, phi_{t-1}; x_t),   s' = s_0 where reset_controller, else s
 
-        A masked or forked step discards this reset, too.
+        A masked or forked step discards this reset, too. The recent writes of `meta_window` stay with the memory, here
+        and in `fork_memory`.
       fork_memory: `[T, B]` bool, for a cell with a neural memory. True = as `fork`, for the memory alone: the step
         reads after its write as usual, and the next step gets the bit-equal memory of the previous step and the new
         rest of the carry. If `reset_controller` is set at the next step without it, such steps equal a fork.

@@ -171,7 +171,7 @@ class _GivenTokens(nnx.RNNCellBase):
         shapes = [(self.heads, key_size), (self.heads, value_size), (self.reads, key_size)]
         ends = list(itertools.accumulate(map(math.prod, shapes)))
         *parts, scalars = jnp.split(inputs, ends, axis=-1)
-        keys, values, read_keys = (x.reshape(len(inputs), *shape) for x, shape in zip(parts, shapes, strict=True))
+        keys, values, read_keys = (x.reshape(inputs.shape[0], *shape) for x, shape in zip(parts, shapes, strict=True))
         rate, *gates = (scalars[:, place] for place in range(scalars.shape[1]))
         named = dict(zip(self.memory.gates, gates, strict=True))
         params = self.memory_params.get_value()

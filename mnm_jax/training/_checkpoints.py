@@ -68,6 +68,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
 
     Raises:
       ImportError: orbax-checkpoint is not installed.
+      FileExistsError: if the run has a checkpoint of this step with another state; an equal one is kept as it is.
       OSError: if the checkpoint could not be written, for example to a full disk; earlier checkpoints are unchanged.
     """
     check_sizes(least=0, step=step)
@@ -75,10 +76,29 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
     final = folder / str(step)
     arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
     with processes.common_errors():
-        if processes.is_first_process() and not final.exists():
+        if processes.is_first_process() and not _holds(final, step, arrays):
             with named_errors(final):
                 _write(folder, final, step, arrays, run)
     return final
+
+
+def _holds(path: pathlib.Path, step: int, arrays: dict[str, np.ndarray]) -> bool:
+    """Returns whether a checkpoint holds these arrays; a damaged one is set aside, others raise FileExistsError."""
+    if not path.exists():
+        return False
+    if problem := find_damage(path, step=step):
+        logging.warning("Checkpoint %s is damaged (%s); it is written again.", path, problem)
+        _set_aside(path, "damaged")
+        return False
+    saved = _read(path)[0]
+    same = saved.keys() == arrays.keys() and all(
+        (saved[name].dtype, saved[name].shape) == (array.dtype, array.shape)
+        and saved[name].tobytes() == array.tobytes()
+        for name, array in arrays.items()
+    )
+    if not same:
+        raise FileExistsError(f"{path} holds another state of update {step}: take another workdir, or remove it.")
+    return True
 
 
 def _write(

@@ -127,7 +127,8 @@ def make_parallel_update(
       state: for "fsdp", a state or its shapes.
 
     Raises:
-      ValueError: if `parallel` is unknown, or the batch size is not a multiple of the number of devices.
+      ValueError: if `parallel` is unknown, the batch size is not a multiple of the number of devices, or "fsdp" has no
+        `state`.
     """
     count = len(devices)
     check_sizes(batch_size=batch_size, accumulate=accumulate)
@@ -137,6 +138,8 @@ def make_parallel_update(
     check_choice("parallel", parallel, PARALLEL)
     if parallel == "pmap" and jax.process_count() > 1:
         raise ValueError("parallel='pmap' needs a single process; use parallel='jit' or 'fsdp' with several.")
+    if parallel == "fsdp" and state is None:
+        raise ValueError("parallel='fsdp' divides the state, and needs it or its shapes: pass state=.")
     placement = make_placement(devices)
 
     settings: Any = {"meta_weight": meta_weight, "batch_size": batch_size, "accumulate": accumulate, "devices": devices}

@@ -63,7 +63,7 @@ class Proposal(NamedTuple):
     @property
     def checked(self) -> Any:
         """The quantities that have to be finite, in the order of `fault_names`."""
-        return self.metrics.loss, self.grads, self.params, self.carry
+        return self.metrics.loss, self.grads, self.params, self.carry, self.opt_state
 
 
 def losses(
@@ -127,7 +127,11 @@ def make_update(
 
     def update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
         proposal = propose(state, batch)
-        checks = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(proposal.checked)])
+        before = jax.tree.leaves(state.opt_state)
+        checked = jax.tree.leaves(proposal.checked)
+        first = len(checked) - len(before)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in checked[:first]]
+        checks = jnp.stack(finite + list(map(_stays_finite, checked[first:], before)))
         healthy = state.fault_step < 0
         fault = healthy & ~jnp.all(checks)
         updated = state._replace(
@@ -166,6 +170,11 @@ def make_proposal(
         """Returns the dropout seeds of this device's examples, `[B]`, the same for any number of devices."""
         if not getattr(nnx.merge(graphdef, params), "dropout", 0):
             return None
+        if optional_member(task, "play"):
+            raise ValueError(
+                f"task {task.name} is played by the model, so that dropout would make the loss that of a policy other "
+                "than the one that acted: set dropout to 0."
+            )
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * examples
         key = jax.random.fold_in(key, _DROPOUT)
         draw = lambda example: jax.random.bits(jax.random.fold_in(key, example))  # noqa: E731
@@ -212,10 +221,24 @@ def make_proposal(
     return propose
 
 
+def _stays_finite(new: Array, old: Array) -> Array:
+    """Returns whether no number of an optimiser's state has ceased to be finite; some states begin with infinity."""
+    if not jnp.issubdtype(new.dtype, jnp.inexact):
+        return jnp.bool_(True)
+    return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+
+
 def fault_names(state: TrainState) -> list[str]:
     """Returns the names of the quantities that an update checks, in the order of the checks."""
     names, carried = leaf_names(state.params), [f"carry {name}".strip() for name in leaf_names(state.carry)]
-    return ["loss", *(f"gradient of {name}" for name in names), *(f"updated {name}" for name in names), *carried]
+    states = [f"optimiser state {name}" for name in leaf_names(state.opt_state)]
+    return [
+        "loss",
+        *(f"gradient of {name}" for name in names),
+        *(f"updated {name}" for name in names),
+        *carried,
+        *states,
+    ]
 
 
 def describe_fault(state: TrainState, first_seed: int) -> str | None:

@@ -29,11 +29,11 @@ class SentenceEncoder(nnx.Module):
     hidden units distinguish pairs of words ("north of", "the office"), which a sum does not. Entities c are words
     picked by attention: the code of a word is the same at every position.
 
-    The initial values are ours. E is normal with variance 1 / 6, about one over the words of a sentence, so that s_t
-    starts with variance near 1. L is normal around 1 with deviation 0.1 by default, so that word order counts from the
-    first update. U[w, p] is -log of the share of word w among all words, so that entities start as the rare words
-    (inverse document frequency). Q falls or rises by 0.7 per word, alternating over the entities, so that the first
-    entity starts at the front of the sentence and the second at its end.
+    The initial values are ours. E is normal with variance 1 / min(6, W), about one over the words of a sentence, so
+    that s_t starts with variance near 1. L is normal around 1 with deviation 0.1 by default, so that word order counts
+    from the first update. U[w, p] is -log of the share of word w among all words, so that entities start as the rare
+    words (inverse document frequency). Q falls or rises by 0.7 per word, alternating over the entities, so that the
+    first entity starts at the front of the sentence and the second at its end.
 
     Args:
       counts: uses of each word id in training, `[words]`; 0 for the padding.
@@ -68,7 +68,7 @@ class SentenceEncoder(nnx.Module):
     ):
         normal = jax.random.normal
         self.entities = entities
-        self.embedding = nnx.Param(normal(rngs.params(), (len(counts), features)) / 6**0.5)
+        self.embedding = nnx.Param(normal(rngs.params(), (len(counts), features)) / min(6, sentence_words) ** 0.5)
         self.position = nnx.Param(1.0 + position_deviation * normal(rngs.params(), (sentence_words, features)))
         linear = functools.partial(nnx.Linear, dot_general=dot_general, rngs=rngs)
         into = linear(features, hidden) if hidden else None

@@ -83,6 +83,11 @@ class BabiStream(StoryTask):
     gets the vector and the entities of this part of a sentence at every step; `ChainCell` needs them. The protocol has
     "word".
 
+    Differences to the published program: validation begins with an empty memory (there with the state of a training
+    stream), and the parameters after the last update are tested (there those with the least validation loss). Since
+    every update continues from a carry, which is a constant, the memory's initial weights are never trained: they keep
+    their random draw, which weight decay shrinks.
+
     Chance: as in `Babi`. Oracle: the stories determine every answer; tests/tasks/test_babi_stream.py.
 
     The files are read when first needed, with the packages of `pip install mnm_jax[data]`.

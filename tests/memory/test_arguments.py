@@ -217,3 +217,12 @@ def test_states_of_other_write_options_are_refused():
             memory.write(params, state, **given, **gates)
         with pytest.raises(TypeError, match="^this memory does not take"):
             memory.read(params, state, given["keys"])
+
+
+def test_the_state_of_a_memory_of_other_sizes_is_refused():
+    """Its surplus layers would be left out of a read without a word."""
+    deep, flat = local_memory(4, 6, hidden_sizes=(6,)), gradient_memory(4, 6, hidden_sizes=())
+    params = flat.init(jax.random.key(0))
+    state = deep.start(deep.init(jax.random.key(0)), B)
+    with pytest.raises(ValueError, match=r"layers of the shapes \[\(4, 6\)\], got a state with \[\(4, 6\), \(6, 6\)\]"):
+        flat.read(params, state, zeros(B, H, 4))

@@ -97,6 +97,11 @@ class NoPairs(Rule):
         (lambda n, w, k, v: ((Pair(k, k),), w.product(0, k)), {}, r"delta \[B, R, 4\] for layer 0, got .*\(2, 3, 5\)"),
         (lambda n, w, k, v: ((Pair(k, v),), k), {}, r"answers \[B, H, 4\], got \(2, 3, 5\) for B = 2 and H = 3"),
         ("delta", {}, "rule must be a function or a Rule, got 'delta': rules by name are in matrix_memory"),
+        (
+            lambda n, w, k, v: (tuple(Pair(k, v) for _ in w.weights), v),
+            {},
+            r"rule must use the weights only through weights.product.*got weights\.weights",
+        ),
         (lambda n, w, k, v: None, {}, r"rule must return \(pairs, answers\), with one Pair per layer, got None"),
         (DeltaRule(), {"hidden_sizes": (3,)}, "got DeltaRule, which writes a single one, with hidden_sizes=.3,.: use"),
         (NoPairs(), {}, r"one Pair per layer, 1 with hidden_sizes=\(\), got \(\)"),

@@ -156,6 +156,13 @@ def sums(params, *batch):
             ValueError,
             r"output '' must have an axis of the 4 examples alone, got shape \(12,\): return it before a reshape",
         ),
+        (
+            lambda params, x, key: params,
+            (X, jax.random.PRNGKey(0)),
+            {"batch_axis": (0, None)},
+            TypeError,
+            r"the random key batch\[1\] must not be shared by the examples",
+        ),
         (lambda params, x: params, (X,), {"devices": 2}, TypeError, "devices must be a list of devices.*got 2"),
         (lambda params, x: params, (X,), {"devices": ["cpu"]}, TypeError, "devices must be a list of devices"),
     ],

@@ -46,6 +46,20 @@ def test_the_newest_two_are_kept(tmp_path, states):
     assert restore(tmp_path, states[0]).step == 100
 
 
+def test_a_second_state_of_the_same_update_is_refused_and_a_damaged_one_written_again(tmp_path, states):
+    path = save(tmp_path, 5, states[0], {})
+    assert save(tmp_path, 5, states[0], {"ignored": 1}) == path  # equal states: nothing is written
+    assert restore(tmp_path, states[0]).run == {}
+    other = states[0]._replace(step=states[0].step + 1)
+    with pytest.raises(FileExistsError, match=r"5 holds another state of update 5: take another workdir"):
+        save(tmp_path, 5, other, {})
+    assert_equal(restore(tmp_path, states[0]).state, states[0])
+    max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size).write_bytes(b"")
+    save(tmp_path, 5, other, {})
+    assert_equal(restore(tmp_path, states[0]).state, other)
+    assert (path.parent / "5.damaged").is_dir()
+
+
 @pytest.mark.parametrize("there, here", [(8, 1), (1, 8)])
 def test_a_run_resumes_with_another_number_of_devices(tmp_path, states, there, here):
     saved, wanted = (make_placement(jax.local_devices()[:count]).replicated for count in (there, here))

@@ -75,6 +75,13 @@ def test_dropout_is_drawn_per_example_and_update_whatever_the_devices(tiny, x64)
     assert np.all(np.abs(first - second) > 1e-6)
 
 
+def test_fsdp_without_a_state_is_refused(tiny):
+    optimizer = make_optimizer(learning_rate=0.1, steps=1)
+    settings = {"meta_weight": 0.0, "batch_size": 8, "devices": jax.devices(), "parallel": "fsdp"}
+    with pytest.raises(ValueError, match="parallel='fsdp' divides the state.*pass state="):
+        make_parallel_update(split_model(tiny.Model), tiny.Recall(), optimizer, **settings)
+
+
 @pytest.mark.parametrize("form, count", [("jit", 8), ("pmap", 2)])
 def test_seeds_mapped_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
     """A CPU runs seeds in sequence; here they are mapped as on an accelerator."""

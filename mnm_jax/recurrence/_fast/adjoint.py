@@ -31,7 +31,7 @@ from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
 from mnm_jax.memory._storage.transposed import TransposedState
-from mnm_jax.recurrence._fast.record import Log, Pairs, Product, Products, Recorder
+from mnm_jax.recurrence._fast.record import Log, Pairs, Product, Products, Recorder, Written
 from mnm_jax.recurrence._fast.replay import Replay, growth
 from mnm_jax.recurrence._fast.states import (
     Growth,
@@ -57,19 +57,19 @@ class Program(NamedTuple):
       factored: whether the weights are kept as factors.
       dense_cotangent: whether their cotangent is kept as matrices; for factored weights this needs own weights at the
         start, and no resets.
-      kernels: `(theta) -> kernels [I, O]` of the slow linear maps whose products the step logs, the rule's last.
+      kernels: `(theta) -> {index of a map: kernel [I, O]}` of the slow linear maps whose products the step logs.
       add_kernels: `(theta, {index of a map: array to add to its kernel}) -> theta`.
     """
 
     step: Callable[..., tuple[Any, Any, Any]]
     factored: bool
     dense_cotangent: bool
-    kernels: Callable[[Any], list[Array]]
+    kernels: Callable[[Any], dict[int, Array]]
     add_kernels: Callable[[Any, dict[int, Array]], Any]
 
-    def transposed_kernels(self, theta: Any) -> list[Array]:
+    def transposed_kernels(self, theta: Any) -> dict[int, Array]:
         """Returns the transposed kernels, computed once for all steps, since transposing is slow on a CPU."""
-        return [kernel.T for kernel in self.kernels(theta)]
+        return {index: kernel.T for index, kernel in self.kernels(theta).items()}
 
 
 class _Shapes(NamedTuple):
@@ -77,13 +77,15 @@ class _Shapes(NamedTuple):
 
     Attributes:
       products: the products with the fast weights.
-      maps: the index of the slow map of each product with a slow map.
-      writes: number of writes of the step.
+      plain: for each call of a slow map, whether it multiplies by the map's own kernel, so that it is logged.
+      maps: the index of the slow map of each logged product with a slow map.
+      writes: largest number of writes that lead to a storage of the step.
       operands: the operands of the products with the fast weights.
       pairs: the pairs that the step writes.
     """
 
     products: list[Product]
+    plain: list[bool]
     maps: list[int]
     writes: int
     operands: list[jax.ShapeDtypeStruct]
@@ -123,7 +125,7 @@ class _Saved(NamedTuple):
 
 
 def run(
-    program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
+    program: Program, theta: Any, kernels: dict[int, Array], small: Any, start: Start, xs: Steps
 ) -> tuple[Any, Weights, Any]:
     """Returns the last small carry, the last weights `[B, I, O]` per layer, and the outputs `[T, ...]` of all steps.
 
@@ -142,7 +144,7 @@ def run(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(
-    program: Program, theta: Any, kernels: list[Array], small: Any, start: Start, xs: Steps
+    program: Program, theta: Any, kernels: dict[int, Array], small: Any, start: Start, xs: Steps
 ) -> tuple[Any, State, Any]:
     return _forward(program, theta, small, start, xs)[0]
 
@@ -150,7 +152,7 @@ def _run(
 def _forward(
     program: Program, theta: Any, small: Any, start: Start, xs: Steps
 ) -> tuple[tuple[Any, State, Any], tuple[_Saved, State]]:
-    shapes = _shapes(program.step, theta, small, start, xs)
+    shapes = _shapes(program, theta, small, start, xs)
 
     def body(carry: tuple[Any, State], x: Steps) -> tuple[tuple[Any, State], tuple[Any, _Saved]]:
         small, storage = carry
@@ -158,7 +160,7 @@ def _forward(
         if isinstance(storage, FactoredState):
             storage = storage if x.reset is None else storage.reset(x.reset)
             resets = (storage.first, storage.was_reset)
-        log = Log()
+        log = Log(shapes.plain)
         join_writes = program.factored and shapes.writes > 1
         recorder = Recorder(storage=storage, log=log, mask=x.mask, discarded=x.discarded, join_writes=join_writes)
         new, recorder, outputs = program.step(theta, small, recorder, x)
@@ -184,7 +186,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     outputs_ct, tree = jax.tree.flatten(outputs_ct, is_leaf=_is_zero)
     used = [not _is_zero(leaf) for leaf in outputs_ct]
     outputs_ct = list(itertools.compress(outputs_ct, used))
-    shapes = _shapes(program.step, theta, jax.tree.map(lambda x: x[0], saved.small), start, xs)
+    shapes = _shapes(program, theta, jax.tree.map(lambda x: x[0], saved.small), start, xs)
 
     def body(carry: tuple[Any, ...], at_step: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         theta_ct, small_ct, weights, weights_ct, pending = carry
@@ -198,7 +200,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
         def replayed(
             weights: Storage | None, theta: Any, small: Any, inputs: Array, probes: Products
         ) -> tuple[tuple[Any, Any, Pairs], Products]:
-            log = Log()
+            log = Log(shapes.plain)
             replay = Replay(
                 storage=weights,
                 log=log,
@@ -208,8 +210,9 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
                 probes=probes,
                 kernels=kernels,
             )
-            small, _, outputs = program.step(theta, small, replay, x._replace(inputs=inputs))
-            return (small, list(itertools.compress(tree.flatten_up_to(outputs), used)), log.pairs), log.operands
+            small, last, outputs = program.step(theta, small, replay, x._replace(inputs=inputs))
+            outputs = list(itertools.compress(tree.flatten_up_to(outputs), used))
+            return (small, outputs, last.written.pairs), log.operands
 
         if program.factored:
             weights, pairs = weights.pop()
@@ -268,7 +271,7 @@ def _instantiate(tree: Any) -> Any:
 
 
 def _kernel_cotangents(
-    shapes: _Shapes, kernels: list[Array], operands: list[Array], results_ct: list[Array]
+    shapes: _Shapes, kernels: dict[int, Array], operands: list[Array], results_ct: list[Array]
 ) -> dict[int, Array]:
     """Returns the cotangents of the slow maps' kernels: one large product per map, over all steps at once.
 
@@ -282,20 +285,42 @@ def _kernel_cotangents(
     return cotangents
 
 
-def _shapes(step: Callable[..., Any], theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
+def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
     """Returns the products and writes of one step, from an abstract trace without computation."""
-    logs: list[Log] = []
+    logs: list[tuple[Log, Written]] = []
     own = start.own
     if own is None:
         own = jax.eval_shape(partial(broadcast, batch_size=xs.inputs.shape[1]), start.shared or ())
 
-    def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[list[Array], Pairs]:
+    def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[Any, ...]:
         log = Log()
-        logs.append(log)
-        step(theta, small, Recorder(storage=MemoryState(own), log=log, mask=x.mask, discarded=x.discarded), x)
-        return log.operands.memory, log.pairs
+        recorder = Recorder(storage=MemoryState(own), log=log, mask=x.mask, discarded=x.discarded)
+        written = program.step(theta, small, recorder, x)[1].written
+        logs.append((log, written))
+        kernels = [kernel for kernel in log.kernels if kernel is not None]
+        return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    operands, pairs = jax.eval_shape(trace, theta, small, own, x)
-    log = logs[0]
-    return _Shapes(products=log.products, maps=log.maps, writes=log.writes, operands=operands, pairs=pairs)
+    jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
+    ((log, written),) = logs
+    if not written.writes:
+        raise ValueError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
+    known = dict(zip(sorted(own_kernels), jaxpr.jaxpr.outvars, strict=False))  # a pytree's keys are sorted
+    casts = {e.outvars[0]: e.invars[0] for e in jaxpr.jaxpr.eqns if e.primitive.name == "convert_element_type"}
+    called = iter(jaxpr.jaxpr.outvars[len(known) :])
+
+    def is_plain(index: int, kernel: Array | None) -> bool:
+        if kernel is None:
+            return False
+        variable = next(called)
+        return index in known and known[index] is casts.get(variable, variable)
+
+    plain = [is_plain(index, kernel) for index, kernel in zip(log.maps, log.kernels, strict=True)]
+    return _Shapes(
+        products=log.products,
+        plain=plain,
+        maps=list(itertools.compress(log.maps, plain)),
+        writes=log.most_writes,
+        operands=operands,
+        pairs=pairs,
+    )

@@ -7,7 +7,7 @@ a step again without any weights: the results of its products are stored by the 
 Shape letters: `B` examples, `Q` rows of one product, `H` rows written, `I`/`O` a layer's inputs and outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from mnm_jax.memory import Pair, Storage
 Array = jax.Array
 Pairs = tuple[Pair, ...]
 
-RULE_MAP = -1  # index of the write rule's slow map, the last of the kernels
+RULE_MAP = -1  # index of the write rule's slow map
 
 
 class Product(NamedTuple):
@@ -41,27 +41,59 @@ class Products(NamedTuple):
     maps: list[Array]
 
 
+class Written(NamedTuple):
+    """The writes of a step that lead to a storage. A state that the step drops has writes of its own.
+
+    Attributes:
+      pairs: the pairs subtracted, `()` before the first write; zero for examples whose step is masked or forked.
+      visible: the pairs that products with the storage include; zero for examples whose step is masked.
+      writes: number of writes.
+    """
+
+    pairs: Pairs = ()
+    visible: Pairs = ()
+    writes: int = 0
+
+    def add(self, pairs: Pairs, mask: Array | None, discarded: Array | None) -> tuple["Written", Pairs, Pairs]:
+        """Returns the writes with one more, its pairs visible to the rest of the step, and those of later steps."""
+        visible = mask_pairs(pairs, mask)
+        carried = visible if discarded is None else mask_pairs(visible, ~discarded)
+        joined = join_pairs(self.pairs, carried)
+        all_visible = joined if discarded is None else join_pairs(self.visible, visible)
+        return Written(pairs=joined, visible=all_visible, writes=self.writes + 1), visible, carried
+
+
 class Log:
-    """The products and the writes of one step, in their order.
+    """The products of one step, in their order.
 
     Attributes:
       products: the products with the fast weights.
       maps: for each product with a slow map, the map's index in the cell's `linear_maps()`, or `RULE_MAP`.
       operands: the left operands of all products.
       results: the results of all products.
-      pairs: the pairs subtracted, `()` before the first write; zero for examples whose step is masked or forked.
-      visible: the pairs that the products after the write include; zero for examples whose step is masked.
-      writes: number of writes.
+      kernels: for each call of a slow map, in a trace that has to find out which of them can be logged, the kernel that
+        it was called with; None for a product along other axes.
+      most_writes: largest number of writes that lead to a storage of the step, also to one that the step drops.
+
+    Args:
+      plain: whether each call of a slow map is an ordinary product with the registered kernel. Other calls are not
+        logged, but differentiated like everything else. None: all are logged, with their kernels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain: Sequence[bool] | None = None) -> None:
         self.products: list[Product] = []
         self.maps: list[int] = []
         self.operands = Products([], [])
         self.results = Products([], [])
-        self.pairs: Pairs = ()
-        self.visible: Pairs = ()
-        self.writes = 0
+        self.kernels: list[Array | None] = []
+        self.most_writes = 0
+        self._plain = plain
+        self._calls = 0
+
+    def logs_call(self) -> bool:
+        """Returns whether this call of a slow map is logged; to be asked once per call."""
+        self._calls += 1
+        return self._plain is None or self._plain[self._calls - 1]
 
     def add_product(self, product: Product, operand: Array, result: Array) -> Array:
         """Logs a product with the fast weights and returns its result."""
@@ -70,21 +102,13 @@ class Log:
         self.results.memory.append(result)
         return result
 
-    def add_map(self, index: int, operand: Array, result: Array) -> Array:
+    def add_map(self, index: int, operand: Array, kernel: Array | None, result: Array) -> Array:
         """Logs a product with a slow map and returns its result."""
         self.maps.append(index)
+        self.kernels.append(kernel)
         self.operands.maps.append(operand)
         self.results.maps.append(result)
         return result
-
-    def add_pairs(self, pairs: Pairs, mask: Array | None, discarded: Array | None) -> tuple[Pairs, Pairs]:
-        """Logs a write; returns the pairs visible to the rest of the step, and the pairs visible to later steps."""
-        self.writes += 1
-        visible = mask_pairs(pairs, mask)
-        carried = visible if discarded is None else mask_pairs(visible, ~discarded)
-        self.pairs = join_pairs(self.pairs, carried)
-        self.visible = self.pairs if discarded is None else join_pairs(self.visible, visible)
-        return visible, carried
 
 
 class Recorder(NamedTuple):
@@ -98,6 +122,7 @@ class Recorder(NamedTuple):
       join_writes: whether `close` adds all writes of the step to the storage as one. Factored storage holds one write
         per step.
       outside: the pairs of this step that products include and the storage does not hold.
+      written: the writes of this step that led here.
     """
 
     storage: Storage
@@ -106,6 +131,7 @@ class Recorder(NamedTuple):
     discarded: Array | None = None
     join_writes: bool = False
     outside: Pairs = ()
+    written: Written = Written()
 
     @property
     def batch_size(self) -> int:
@@ -129,29 +155,33 @@ class Recorder(NamedTuple):
     def dot_general(self, index: int) -> Callable[..., Array]:
         """Returns the `lax.dot_general` of the slow map with this index."""
 
-        def logged(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-            return self.log.add_map(index, x, jax.lax.dot_general(x, kernel, *args, **kwargs))
+        def logged(x: Array, kernel: Array, dimension_numbers: Any, *args: Any, **kwargs: Any) -> Array:
+            result = jax.lax.dot_general(x, kernel, dimension_numbers, *args, **kwargs)
+            ordinary = dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+            return self.log.add_map(index, x, kernel if ordinary else None, result) if self.log.logs_call() else result
 
         return logged
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
         """See `Storage`."""
-        return self.log.add_map(RULE_MAP, x, self.storage.slow_product(x, kernel))
+        result = self.storage.slow_product(x, kernel)
+        return self.log.add_map(RULE_MAP, x, kernel, result) if self.log.logs_call() else result
 
     def subtract(self, pairs: Pairs) -> "Recorder":
         """See `Storage`."""
-        visible, carried = self.log.add_pairs(pairs, self.mask, self.discarded)
+        written, visible, carried = self.written.add(pairs, self.mask, self.discarded)
+        self.log.most_writes = max(self.log.most_writes, written.writes)
         if self.join_writes:
-            return self._replace(outside=join_pairs(self.outside, visible))
-        written = self._replace(storage=self.storage.subtract(carried))
+            return self._replace(outside=join_pairs(self.outside, visible), written=written)
+        after = self._replace(storage=self.storage.subtract(carried), written=written)
         if self.discarded is None:
-            return written
+            return after
         # A write on a fork is never subtracted and added back, which would leave rounding errors in the weights.
-        return written._replace(outside=join_pairs(self.outside, mask_pairs(visible, self.discarded)))
+        return after._replace(outside=join_pairs(self.outside, mask_pairs(visible, self.discarded)))
 
     def close(self) -> Storage:
         """Returns the storage after the step."""
-        return self.storage.subtract(self.log.pairs) if self.join_writes else self.storage
+        return self.storage.subtract(self.written.pairs) if self.join_writes else self.storage
 
 
 def join_pairs(a: Pairs, b: Pairs) -> Pairs:

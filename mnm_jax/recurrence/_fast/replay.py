@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax.memory import Pair, Storage
-from mnm_jax.memory._storage.products import mix_rows
-from mnm_jax.recurrence._fast.record import RULE_MAP, Log, Pairs, Product, Products
+from mnm_jax.memory._storage.products import mix_rows, shared_times
+from mnm_jax.recurrence._fast.record import RULE_MAP, Log, Pairs, Product, Products, Written
 
 Array = jax.Array
 
@@ -20,7 +20,7 @@ Array = jax.Array
 class Replay(NamedTuple):
     """A `Storage` that returns stored results, with the derivatives of products with the weights.
 
-    `log`, `mask` and `discarded` are as in `Recorder`.
+    `log`, `mask`, `discarded` and `written` are as in `Recorder`.
 
     Attributes:
       storage: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:
@@ -37,6 +37,7 @@ class Replay(NamedTuple):
     results: Products
     probes: Products
     kernels: list[Array]
+    written: Written = Written()
 
     @property
     def batch_size(self) -> int:
@@ -55,33 +56,32 @@ class Replay(NamedTuple):
         """Returns the `lax.dot_general` of the slow map with this index."""
 
         def replayed(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-            del kernel, args, kwargs  # the same as in the forward pass, which has computed the result
-            return self._map(index, x)
+            if self.log.logs_call():  # the forward pass has computed the result
+                return self._map(index, x)
+            return jax.lax.dot_general(x, kernel, *args, **kwargs)
 
         return replayed
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
         """See `Storage`."""
-        del kernel
-        return self._map(RULE_MAP, x)
+        return self._map(RULE_MAP, x) if self.log.logs_call() else shared_times(x, kernel)
 
     def subtract(self, pairs: Pairs) -> "Replay":
         """See `Storage`."""
-        self.log.add_pairs(pairs, self.mask, self.discarded)
-        return self
+        return self._replace(written=self.written.add(pairs, self.mask, self.discarded)[0])
 
     def _map(self, index: int, x: Array) -> Array:
         place = len(self.log.maps)
         result = self.results.maps[place]
         if self.storage is not None:
             result = _known_map(x, self.kernels[index], result)
-        return self.log.add_map(index, x, result + self.probes.maps[place])
+        return self.log.add_map(index, x, None, result + self.probes.maps[place])
 
     def _product(self, product: Product, x: Array) -> Array:
         place = len(self.log.products)
         result = self.results.memory[place]
         if self.storage is not None:
-            written = self.log.visible[product.layer] if self.log.visible else None
+            written = self.written.visible[product.layer] if self.written.visible else None
             result = _known_product(product, self.storage, x, written, result)
         return self.log.add_product(product, x, result + self.probes.memory[place])
 

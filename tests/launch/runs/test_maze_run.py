@@ -34,6 +34,12 @@ def test_a_run_is_drawn_over_episodes_with_its_reward_and_a_film_strip(tmp_path,
     assert path == tmp_path / "9x9/mnm-p/figures/episode.png" and title.endswith("a test episode")
 
 
+def test_dropout_of_an_agent_that_acts_without_it_is_refused(tmp_path):
+    config = ConfigDict(CONFIG | {"model": {"name": "lstm", "hidden_features": 4, "dropout": 0.1}})
+    with pytest.raises(ValueError, match="task maze is played by the model.*set dropout to 0"):
+        run(config, tmp_path)
+
+
 def test_rewards_are_drawn_over_episodes_and_all_else_over_updates():
     lines = [{"step": 10, "valid/reward": [1.0, 3.0], "valid/loss": [0.0, 0.0]}]
     (axis,) = figures.Figure().subplots(1, 1, squeeze=False).ravel()

@@ -105,6 +105,7 @@ def test_the_size_of_a_stack_counts_the_memories_of_all_blocks():
     """Two blocks of 1,024 float32 weights, and the windows of their convolutions: 3 steps of 3 * 32 features."""
     config = league.get_config("selective_copy/layer-delta").to_dict()
     task = build_task(config["task"])
-    size = measure(build_make_model(config["model"], task), task)
+    training = TrainConfig(steps=1, batch_size=1, learning_rate=1.0)
+    size = measure(build_make_model(config["model"], task), task, training)
     assert (size.memory, size.carry) == (2 * 4 * 1024, 2 * 4 * (1024 + 3 * 3 * 32))
-    assert "8.0 KiB of it fast weights" in describe(size, TrainConfig(steps=1, batch_size=1, learning_rate=1.0))
+    assert "8.0 KiB of it fast weights" in describe(size, training)

@@ -157,6 +157,8 @@ def test_a_run_that_meets_a_nan_says_how_to_find_it_and_continues_with_another_l
     assert summary["config"]["training"]["learning_rate"] == 0.01 and summary["steps"] == 3
     with pytest.raises(ValueError, match="holds no run that stopped at a fault"):
         train_run(config, workdir, after_fault=True)
+    with pytest.raises(ValueError, match=r"other has no run that could continue after a fault"):
+        train_run(config, tmp_path / "other", after_fault=True)
 
 
 @pytest.mark.parametrize("damaged", ['{"task": {"na', "", "[1, 2]"])

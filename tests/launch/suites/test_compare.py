@@ -101,6 +101,7 @@ def test_settings_and_labels_that_are_none():
         ("cpoy/*", [], "no label matches 'cpoy/\\*'; the labels are copy/mnm-p"),
         ("*", ["seeds=2"], "SECTION.KEY=VALUE, such as training.seeds=2, got 'seeds=2'"),
         ("*", ["training.sedes=2"], "has no setting 'training.sedes'"),
+        ("*", ["training.seeds=2.5"], "training.seeds of algorithmic.py:.* is 5, got 2.5"),
     ):
         with pytest.raises(ValueError, match=message):
             compare.choose(suite, only, settings)

@@ -67,6 +67,12 @@ def test_trials_are_drawn_by_lot_and_a_larger_number_only_adds_some():
         choose_trials(trials, 21)
 
 
+def test_a_space_with_the_same_trial_twice_is_refused():
+    trials = expand({"chain": [{"model.heads": [1, 2]}, {"model.heads": [2, 4]}]})
+    with pytest.raises(ValueError, match=r"the space has a trial twice: \{'model.heads': 2\}"):
+        choose_trials(trials, None)
+
+
 def test_the_plan_of_a_trial_is_its_command_and_its_config():
     config = dictionary.get_config("mnm-g")
     spec = TrialSpec("abc", {"training.learning_rate": 0.5, "model.step_size": "sum"})

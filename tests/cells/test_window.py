@@ -1,0 +1,58 @@
+"""Tests the window of the meta objective where a write is discarded or the controller is reset."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import MNMCell, local_memory, unroll
+
+T, B, F = 4, 2, 3
+FORMS = ("plain", "reversible", "factored")
+
+
+@pytest.fixture
+def cell():
+    return MNMCell(F, 5, local_memory(4, 4, hidden_sizes=(4,)), meta_window=3, rngs=nnx.Rngs(0))
+
+
+def run(cell, form, **flags):
+    inputs = jax.random.normal(jax.random.key(0), (T, B, F))
+    return unroll(cell, None, inputs, form=form, **flags)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_discarded_write_is_not_in_the_window(cell, form):
+    """The second step of the first example writes in vain; the window then holds the first write as the last."""
+    fork = jnp.zeros((T, B), bool).at[1, 0].set(True)
+    carry, outputs = run(cell, form, fork_memory=fork)
+    np.testing.assert_array_equal(carry.recent.valid, [[1, 1], [1, 1]])
+    keys = outputs.trace.write_keys
+    np.testing.assert_allclose(carry.recent.keys[0], [keys[3, 0], keys[2, 0]], rtol=1e-6)
+    second, _ = unroll(cell, None, jax.random.normal(jax.random.key(0), (T, B, F))[:2], fork_memory=fork[:2], form=form)
+    np.testing.assert_array_equal(second.recent.valid, [[1, 0], [1, 1]])
+    np.testing.assert_allclose(second.recent.keys[0, 0], keys[0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_window_stays_with_the_memory_if_the_controller_is_reset(cell, form):
+    carry, outputs = run(cell, form, reset_controller=jnp.zeros((T, B), bool).at[3].set(True))
+    np.testing.assert_array_equal(carry.recent.valid, np.ones((B, 2)))
+    np.testing.assert_allclose(carry.recent.keys[:, 1], outputs.trace.write_keys[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("flag", ["fork_memory", "reset_controller", "fork"])
+def test_every_form_has_the_same_losses_and_gradients(flag, x64):
+    memory = local_memory(4, 4, hidden_sizes=(4,), param_dtype=jnp.float64)
+    cell = MNMCell(F, 5, memory, meta_window=3, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    flags = {flag: jax.random.bernoulli(jax.random.key(1), 0.5, (T, B))}
+    inputs = jax.random.normal(jax.random.key(0), (T, B, F), jnp.float64)
+
+    def loss(cell, inputs, form):
+        _, outputs = unroll(cell, None, inputs, form=form, **flags)
+        return jnp.sum(outputs.meta_loss * jnp.arange(1.0, T + 1)[:, None])
+
+    expected, *others = (jax.value_and_grad(loss, (0, 1))(cell, inputs, form) for form in FORMS)
+    for found in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), found, expected)

@@ -1,0 +1,151 @@
+"""Tests cells that drop writes, read older states or change their kernels: every form computes the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import MNMCell, gradient_memory, local_memory, rule_memory, unroll
+from mnm_jax.memory._rules import LocalRule
+from mnm_jax.recurrence._fast import adjoint
+
+T, B, F = 5, 2, 3
+
+
+class ReadsOlderState(MNMCell):
+    """Reads the state before the write once more after it."""
+
+    def __call__(self, carry, inputs):
+        new, outputs = super().__call__(carry, inputs)
+        params, keys = self.memory_params.get_value(), outputs.trace.write_keys
+        older = self.memory.read(params, carry.memory, keys)
+        return new, outputs._replace(features=outputs.features + jnp.sum(older, (1, 2))[:, None])
+
+
+class DropsWrite(MNMCell):
+    """Writes and reads in a state that it then drops, before or after the write that it keeps."""
+
+    after = False
+
+    def __call__(self, carry, inputs):
+        params, key = self.memory_params.get_value(), jnp.tanh(inputs[:, None] @ jnp.ones((F, 4)) * 0.3)
+        new, outputs = super().__call__(carry, inputs)
+        base = new.memory if self.after else carry.memory
+        dropped, _ = self.memory.write(params, base, key, key, outputs.trace.rate)
+        answer = self.memory.read(params, dropped, outputs.trace.read_keys)
+        return new, outputs._replace(features=outputs.features + jnp.sum(answer, (1, 2))[:, None])
+
+
+class DropsLaterWrite(DropsWrite):
+    after = True
+
+
+class Reparametrised(nnx.Linear):
+    """Multiplies by the tanh of its kernel."""
+
+    def __call__(self, x):
+        return (
+            self.dot_general(x, jnp.tanh(self.kernel.get_value()), (((x.ndim - 1,), (0,)), ((), ())))
+            + self.bias[...][None]
+        )
+
+
+class Transposed(nnx.Linear):
+    """Multiplies by the transposed kernel."""
+
+    def __call__(self, x):
+        return self.dot_general(x, self.kernel.get_value(), (((x.ndim - 1,), (1,)), ((), ()))) + self.bias[...][None]
+
+
+def doubled(x, kernel, *args, **kwargs):
+    return 2 * jax.lax.dot_general(x, kernel, *args, **kwargs)
+
+
+class SquashedTargets(LocalRule):
+    """The local rule, with the tanh of its target maps."""
+
+    def pairs(self, network, targets, weights, keys, values):
+        squashed = targets._replace(kernel=jnp.tanh(targets.kernel))
+        return super().pairs(network, squashed, weights, keys, values)
+
+
+def make_cell(change):
+    double = {"param_dtype": jnp.float64}
+    if change is SquashedTargets:
+        memory = rule_memory(4, 4, SquashedTargets("normalised", 1e-3), hidden_sizes=(4,), **double)
+        return MNMCell(F, 6, memory, **double, rngs=nnx.Rngs(0))
+    memory = local_memory(4, 4, hidden_sizes=(4,), **double)
+    if isinstance(change, type):
+        return change(F, 6, memory, **double, rngs=nnx.Rngs(0))
+    return change(MNMCell(F, 6, memory, out_features=10, **double, rngs=nnx.Rngs(0)))
+
+
+def with_readout(layer):
+    def change(cell):
+        cell.readout = layer(10, 10, param_dtype=jnp.float64, rngs=nnx.Rngs(1))
+        return cell
+
+    return change
+
+
+def with_doubled_product(cell):
+    cell.readout = nnx.Linear(10, 10, dot_general=doubled, param_dtype=jnp.float64, rngs=nnx.Rngs(1))
+    return cell
+
+
+KINDS = {
+    "reads an older state": ReadsOlderState,
+    "drops a write": DropsWrite,
+    "drops a later write": DropsLaterWrite,
+    "reparametrised map": with_readout(Reparametrised),
+    "transposed map": with_readout(Transposed),
+    "product of its own": with_doubled_product,
+    "changed kernel of the rule": SquashedTargets,
+}
+
+
+def value_and_gradient(cell, form, **flags):
+    inputs = jax.random.normal(jax.random.key(1), (T, B, F), jnp.float64)
+
+    def loss(cell, inputs):
+        carry, outputs = unroll(cell, None, inputs, form=form, **flags)
+        return jnp.sum(jnp.sin(outputs.features)) + sum(jnp.sum(w**2) for w in carry.memory.weights)
+
+    return jax.value_and_grad(loss, (0, 1))(cell, inputs)
+
+
+@pytest.mark.parametrize("form", ["reversible", "factored"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_computes_the_same(x64, kind, form):
+    cell = make_cell(KINDS[kind])
+    fork = jnp.zeros((T, B), bool).at[2, 0].set(True)
+    mask = jnp.ones((T, B), bool).at[3:, 1].set(False)
+    for flags in ({}, {"fork": fork, "mask": mask}):
+        expected, found = (value_and_gradient(cell, name, **flags) for name in ("plain", form))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), found, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rule", [local_memory, gradient_memory])
+def test_the_gradients_of_all_maps_of_a_cell_are_one_product_per_sequence(monkeypatch, rule, dtype):
+    """Also if a map casts its kernel: a kernel in doubt would be differentiated step by step, at a higher cost."""
+    traced = []
+    make = adjoint._Shapes
+    monkeypatch.setattr(adjoint, "_Shapes", lambda **fields: traced.append(fields) or make(**fields))
+    memory = rule(4, 4, hidden_sizes=(4,))
+    cell = MNMCell(F, 6, memory, out_features=10, follow_keys=True, dtype=dtype, rngs=nnx.Rngs(0))
+    jax.eval_shape(lambda: unroll(cell, None, jnp.zeros((T, B, F), dtype), form="reversible"))
+    (shapes,) = traced
+    assert shapes["plain"] == [True] * (len(cell.linear_maps()) + (rule is local_memory))
+
+
+def test_a_cell_that_drops_its_only_write_is_refused():
+    class OnlyReads(MNMCell):
+        def __call__(self, carry, inputs):
+            new, outputs = super().__call__(carry, inputs)
+            return new._replace(memory=carry.memory), outputs
+
+    cell = OnlyReads(F, 6, local_memory(4, 4, hidden_sizes=()), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"has no write: use unroll\(\.\.\., form='plain'\)"):
+        unroll(cell, None, jnp.zeros((T, B, F)), form="reversible")
