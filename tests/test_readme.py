@@ -15,7 +15,7 @@ def test_the_programs_run_and_the_first_prints_the_text_below_it():
     first, *_ = blocks(README)
     assert len([line for line in first.code.splitlines() if line]) <= 10
     printed, *_ = run(README, "README.md")
-    assert first.shown is not None and len(NUMBER.findall(printed)) == 6
+    assert first.shown is not None and len(NUMBER.findall(printed)) == 10
     numbers = [[float(n) for n in NUMBER.findall(text)] for text in (printed, first.shown)]
     assert numbers[0] == pytest.approx(numbers[1], abs=2e-4)  # four digits are shown
 
