@@ -65,11 +65,11 @@ def test_a_token_of_a_layer_is_exported_for_any_batch():
         np.testing.assert_allclose(outputs, expected[t], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", ["plain", "gated", "layer", "alone"])
+@pytest.mark.parametrize("model", ["plain", "gated", "never_worse", "layer", "alone"])
 def test_new_sequences_begin_in_a_batch_of_any_size(model):
-    memory = matrix_memory(4, 4, options=WriteOptions(forget=model == "gated"))
+    memory = matrix_memory(4, 4, options=WriteOptions(forget=model == "gated", never_worse=model == "never_worse"))
     cell = MNMCell(D, 6, memory, rngs=nnx.Rngs(0))
-    layer = NeuralMemoryLayer(D, memory, chunk=2, rngs=nnx.Rngs(0))
+    layer = NeuralMemoryLayer(D, matrix_memory(4, 4), chunk=2, rngs=nnx.Rngs(0))
     params = memory.init(jax.random.key(0))
 
     def alone(x):
@@ -79,6 +79,7 @@ def test_new_sequences_begin_in_a_batch_of_any_size(model):
     run = {
         "plain": lambda x: unroll(cell, None, x, form="plain")[1].features,
         "gated": lambda x: unroll(cell, None, x)[1].features,
+        "never_worse": lambda x: unroll(cell, None, x, form="plain")[1].features,
         "layer": lambda x: layer(None, x)[1],
         "alone": alone,
     }[model]

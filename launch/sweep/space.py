@@ -90,10 +90,11 @@ def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSp
     Raises:
       ValueError: if the number is not from 1 to the number of trials, or two trials are the same.
     """
-    names = [_name(changes) for changes in trials]
-    for changes, name in zip(trials, names, strict=True):
-        if names.count(name) > 1:
+    seen: set[str] = set()
+    for changes in trials:
+        if (name := _name(changes)) in seen:
             raise ValueError(f"the space has a trial twice: {changes}; remove one of the two.")
+        seen.add(name)
     if number is not None and not 1 <= number <= len(trials):
         raise ValueError(f"num_trials must be from 1 to {len(trials)}, the trials of the space, got {number}.")
     order = random.Random(0).sample(range(len(trials)), len(trials))

@@ -1,7 +1,6 @@
 """The factories, which build a `Memory` from a network, a rule and options."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,10 @@ from mnm_jax.memory._memory import Memory
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._options import PAPER, WriteOptions, check_options
 from mnm_jax.memory._pair_memory import PairMemory
+from mnm_jax.memory._probe import check_rule
 from mnm_jax.memory._rules import DeltaRule, ErrorRule, FunctionRule, GradientRule, HebbianRule, LocalRule, Pairs, Rule
 from mnm_jax.memory._step_size import STEP_SIZES
-from mnm_jax.memory._storage.dense import MemoryState
-from mnm_jax.memory._types import Pair, Storage
+from mnm_jax.memory._types import Storage
 
 Array = jax.Array
 _MATRIX_RULES = {"delta": DeltaRule(), "hebbian": HebbianRule()}
@@ -104,7 +103,7 @@ def rule_memory(
     if isinstance(rule, ErrorRule):
         _check_order(rule, hidden_sizes, options)
     if type(rule) not in _OWN_RULES:
-        _probe(network, rule, dtype)
+        check_rule(network, rule, dtype, options)
     return PairMemory(
         network=network,
         rule=rule,
@@ -370,59 +369,4 @@ def _check_order(rule: ErrorRule, hidden_sizes: Sequence[int], options: WriteOpt
         raise ValueError(
             f"write_through must be False with {name}={getattr(options, name)!r}, got True: this option changes a "
             "write after the pairs of all layers are computed; leave one of the two out."
-        )
-
-
-class _OnlyProducts:
-    """A storage with the members that every storage has; see `Storage`."""
-
-    def __init__(self, storage: Storage):
-        self.batch_size = storage.batch_size
-        self.product, self.product_transposed = storage.product, storage.product_transposed
-        self.subtract = lambda pairs: _OnlyProducts(storage.subtract(pairs))
-        self.slow_product = storage.slow_product
-
-
-def _probe(network: Network, rule: Rule, dtype: jnp.dtype) -> None:
-    """Evaluates a user's rule on abstract shapes, two examples with three heads, and checks the shapes of its pairs."""
-    batch, heads = 2, 3
-    like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
-
-    def compute(targets: Any, weights: tuple[Array, ...], keys: Array, values: Array) -> Any:
-        storage = _OnlyProducts(MemoryState(weights))
-        try:
-            return rule.pairs(network, targets, storage, keys, values)
-        except AttributeError as error:
-            if getattr(error, "obj", None) is not storage:
-                raise
-            raise TypeError(
-                "rule must use the weights only through weights.product, weights.product_transposed and "
-                f"weights.slow_product, or forward and backward, got weights.{error.name}: other uses exist in no fast "
-                "form of unroll."
-            ) from error
-
-    result = jax.eval_shape(
-        compute,
-        jax.eval_shape(lambda key: rule.init(network, key, dtype), jax.random.key(0)),
-        tuple(like(*shape) for shape in network.shapes),
-        like(heads, network.sizes[0]),
-        like(heads, network.sizes[-1]),
-    )
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], tuple | list):
-        raise TypeError(f"rule must return (pairs, answers), with one Pair per layer, got {result}.")
-    pairs, answers = result
-    if len(pairs) != network.depth or not all(isinstance(pair, Pair) for pair in pairs):
-        layers = f"{network.depth} with hidden_sizes={network.sizes[1:-1]}"
-        raise ValueError(f"rule must return one Pair per layer, {layers}, got {pairs}.")
-    for layer, (pair, (fan_in, fan_out)) in enumerate(zip(pairs, network.shapes, strict=True)):
-        rows = pair.inputs.shape[1:2]
-        if (pair.inputs.shape, pair.delta.shape) != ((batch, *rows, fan_in), (batch, *rows, fan_out)):
-            raise ValueError(
-                f"rule must return pairs of inputs [B, R, {fan_in}] and delta [B, R, {fan_out}] for layer {layer}, "
-                f"got {pair.inputs.shape} and {pair.delta.shape} for B = {batch} and H = {heads}."
-            )
-    if getattr(answers, "shape", None) != (batch, heads, network.sizes[-1]):
-        raise ValueError(
-            f"rule must return answers [B, H, {network.sizes[-1]}], "
-            f"got {getattr(answers, 'shape', answers)} for B = {batch} and H = {heads}."
         )

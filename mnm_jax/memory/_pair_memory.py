@@ -149,7 +149,7 @@ class PairMemory(Memory):
         heads, many = keys.shape[1], len(TRIALS)
         factors = jnp.repeat(jnp.asarray(TRIALS, keys.dtype), heads)[None, :, None]
         errors = self._answers(_Trials(state, pairs, factors), jnp.tile(keys, (1, many, 1)))
-        errors = errors.reshape(len(keys), many, heads, -1) - values[:, None]
+        errors = errors.reshape(keys.shape[0], many, heads, errors.shape[-1]) - values[:, None]
         return longest(mean_square(answers - values), jnp.mean(errors * errors, axis=(2, 3)))
 
 

@@ -94,7 +94,11 @@ def _step(layout: CarryLayout) -> Callable[..., tuple[list[Any], Any, Any]]:
 def _ordinary_maps(cell: Any) -> list[tuple[int, nnx.Linear]]:
     """Returns the linear maps with their indices, without those that compute their product in a way of their own."""
     known = (jax.lax.dot_general, dot_general)
-    return [(index, linear) for index, linear in enumerate(cell.linear_maps()) if linear.dot_general in known]
+    return [
+        (index, linear)
+        for index, linear in enumerate(cell.linear_maps())
+        if getattr(linear, "dot_general", None) in known
+    ]
 
 
 def _kernels(theta: Any) -> dict[int, Array]:

@@ -14,12 +14,15 @@ class MemoryCell(Protocol):
     """A recurrent cell with a neural memory that `unroll` can run in every execution form.
 
     A cell without all of these members runs only in the form "plain". Besides the members, the fast forms rely on
-    four properties of the cell:
+    these properties of the cell:
 
     * One node of its carry is the memory's state, a `MemoryState`; all other leaves are floating-point arrays
       `[B, ...]` that are small compared with the fast weights.
+    * Other nodes of the carry that describe the memory, such as recent writes, may have a property `of_memory` that is
+      True: `reset_controller` and `fork_memory` then treat them as they treat the memory.
     * It uses the fast weights only through `memory.read`, `memory.write` and `memory.write_read`. It may drop the state
-      after a write, and read an older one again; the state that it returns has one write or more.
+      after a write, and read an older one again; the state that it returns has one write or more ("auto" runs a cell
+      without a write in "plain").
     * It calls every map of `linear_maps()` outside any derivative that it takes within a step.
     * `initialize_carry` needs no random key and is the same for every example.
 

@@ -13,6 +13,7 @@ from mnm_jax._masking import Steps, check_steps
 from mnm_jax._vary import vary_alike
 from mnm_jax.recurrence._carry import check_carry, check_has_memory, explain_carry
 from mnm_jax.recurrence._checkpoints import scan_chunks
+from mnm_jax.recurrence._fast.adjoint import NoWriteError
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
 from mnm_jax.recurrence._program import unroll_fast
 from mnm_jax.recurrence._protocol import MemoryCell
@@ -112,6 +113,7 @@ def unroll(
         check_carry(carry, xs.inputs.shape[1])
     cell, carry, xs = vary_alike((cell, carry, xs))
 
+    asked, every = form, checkpoint_every
     if has_forms(cell):
         steps = xs.inputs.shape[0]
         chosen = choose_form(cell, steps, form=form, reset=reset is not None)
@@ -129,7 +131,12 @@ def unroll(
         if form in ("auto", "plain"):
             last, outputs = _unroll_plain(cell, carry, xs, checkpoint_every)
         else:
-            last, outputs = unroll_fast(cell, carry, xs, form, checkpoint_every)
+            try:
+                last, outputs = unroll_fast(cell, carry, xs, form, checkpoint_every)
+            except NoWriteError:
+                if asked != "auto":
+                    raise
+                last, outputs = _unroll_plain(cell, carry, xs, every)
     except (TypeError, ValueError, AttributeError) as error:
         if problem := explain_carry(cell, carry, xs.inputs):
             raise TypeError(problem) from error

@@ -85,7 +85,8 @@ def explain_fault(
         split_model(make_model), task, optimizer, config.meta_weight, config.batch_size, config.accumulate
     )
     origins = find_origins(lambda state, batch: propose(state, batch).checked, state, batch)
-    origin = origins[int(state.fault_leaf)] or next(filter(None, origins), None)
+    others = origins[: len(origins) - len(jax.tree.leaves(state.opt_state))]  # its state may begin with infinity
+    origin = origins[int(state.fault_leaf)] or next(filter(None, others), None)
     if origin is None:
         return (
             f"{fault} Computed one operation at a time, all numbers of this update are finite: the fault is one of the "

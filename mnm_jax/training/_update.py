@@ -223,6 +223,7 @@ def make_proposal(
 
 def _stays_finite(new: Array, old: Array) -> Array:
     """Returns whether no number of an optimiser's state has ceased to be finite; some states begin with infinity."""
+    new = jnp.asarray(new)
     if not jnp.issubdtype(new.dtype, jnp.inexact):
         return jnp.bool_(True)
     return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))

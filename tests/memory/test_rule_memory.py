@@ -114,3 +114,13 @@ class NoPairs(Rule):
 def test_what_does_not_fit_is_an_error_when_the_memory_is_made(rule, settings, message):
     with pytest.raises((ValueError, TypeError), match=message):
         rule_memory(K, V, rule, **settings)
+
+
+def test_a_rule_may_pass_the_weights_to_a_compiled_function():
+    product = jax.jit(lambda weights, keys: weights.product(0, keys))
+
+    def rule(network, weights, keys, values):
+        answers = product(weights, keys)
+        return (Pair(keys, answers - values),), answers
+
+    assert rule_memory(5, 4, rule).value_size == 4

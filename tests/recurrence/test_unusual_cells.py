@@ -140,12 +140,32 @@ def test_the_gradients_of_all_maps_of_a_cell_are_one_product_per_sequence(monkey
     assert shapes["plain"] == [True] * (len(cell.linear_maps()) + (rule is local_memory))
 
 
-def test_a_cell_that_drops_its_only_write_is_refused():
+def test_a_cell_that_drops_its_only_write_runs_plain():
     class OnlyReads(MNMCell):
         def __call__(self, carry, inputs):
             new, outputs = super().__call__(carry, inputs)
             return new._replace(memory=carry.memory), outputs
 
     cell = OnlyReads(F, 6, local_memory(4, 4, hidden_sizes=()), rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(0), (T, B, F))
     with pytest.raises(ValueError, match=r"has no write: use unroll\(\.\.\., form='plain'\)"):
-        unroll(cell, None, jnp.zeros((T, B, F)), form="reversible")
+        unroll(cell, None, inputs, form="reversible")
+    for found, expected in zip(
+        *(jax.tree.leaves(unroll(cell, None, inputs, form=f)) for f in ("auto", "plain")), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_map_without_a_product_of_its_own_is_differentiated_step_by_step(x64):
+    class Kernel(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(jax.random.normal(jax.random.key(0), (10, 10), jnp.float64))
+
+        def __call__(self, x):
+            return x @ self.kernel[...]
+
+    memory = local_memory(4, 4, hidden_sizes=(4,), param_dtype=jnp.float64)
+    cell = MNMCell(F, 6, memory, out_features=10, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell.readout = Kernel()
+    expected, found = (value_and_gradient(cell, form) for form in ("plain", "reversible"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), found, expected)

@@ -186,9 +186,9 @@ def test_fault_names_follow_the_order_of_the_leaves(tiny):
 
     params = nnx.state(Wide(nnx.Rngs(0)), nnx.Param)
     names = [f"layers[{i}]" for i in range(12)] + ["pair[0]", "pair[1]"]
-    state = TrainState(params, *[None] * 5, carry={"h": jnp.ones(1)})
+    state = TrainState(params, {"moment": jnp.ones(1)}, *[None] * 4, carry={"h": jnp.ones(1)})
     parameters = [*(f"gradient of {n}" for n in names), *(f"updated {n}" for n in names)]
-    assert fault_names(state)[: len(parameters) + 2] == ["loss", *parameters, "carry h"]
+    assert fault_names(state) == ["loss", *parameters, "carry h", "optimiser state moment"]
     assert [leaf.shape[0] for leaf in jax.tree.leaves(params)] == [*range(1, 13), 20, 21]
 
 

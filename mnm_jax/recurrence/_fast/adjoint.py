@@ -48,6 +48,10 @@ from mnm_jax.recurrence._fast.states import (
 Array = jax.Array
 
 
+class NoWriteError(ValueError):
+    """A step returns a memory without a write."""
+
+
 class Program(NamedTuple):
     """A cell's step, and the storage of its weights. Static.
 
@@ -57,7 +61,7 @@ class Program(NamedTuple):
       factored: whether the weights are kept as factors.
       dense_cotangent: whether their cotangent is kept as matrices; for factored weights this needs own weights at the
         start, and no resets.
-      kernels: `(theta) -> {index of a map: kernel [I, O]}` of the slow linear maps whose products the step logs.
+      kernels: `(theta) -> {index of a map: kernel [I, O]}` of all slow linear maps, some of which the step logs.
       add_kernels: `(theta, {index of a map: array to add to its kernel}) -> theta`.
     """
 
@@ -304,7 +308,7 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
     jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
     ((log, written),) = logs
     if not written.writes:
-        raise ValueError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
+        raise NoWriteError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
     known = dict(zip(sorted(own_kernels), jaxpr.jaxpr.outvars, strict=False))  # a pytree's keys are sorted
     casts = {e.outvars[0]: e.invars[0] for e in jaxpr.jaxpr.eqns if e.primitive.name == "convert_element_type"}
     called = iter(jaxpr.jaxpr.outvars[len(known) :])

@@ -27,7 +27,7 @@ class Replay(NamedTuple):
         the results are constants of the step.
       results: the results of the forward pass.
       probes: zeros that are added to the results; their cotangents are the cotangents of the results.
-      kernels: the kernels of the slow linear maps, transposed.
+      kernels: the kernels of the slow linear maps by their index, transposed.
     """
 
     storage: Storage | None
@@ -36,7 +36,7 @@ class Replay(NamedTuple):
     discarded: Array | None
     results: Products
     probes: Products
-    kernels: list[Array]
+    kernels: dict[int, Array]
     written: Written = Written()
 
     @property
