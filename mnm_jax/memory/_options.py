@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnm_jax._checks import check_choice, check_flags, check_positive, check_sizes
 
@@ -123,16 +124,18 @@ def check_options(options: WriteOptions) -> None:
 def normalise(keys: Array, how: str | None) -> Array:
     """Returns keys `[..., K]` normalised according to `WriteOptions.key_norm`; a key of zeros stays zero.
 
-    A key whose square is below `SMALLEST` counts as zero.
+    A key whose square is below `SMALLEST` counts as zero. Computed in at least float32: the squares of keys above 256 and
+    below 0.0002 do not exist in float16.
     """
     if how is None:
         return keys
+    dtype, keys = keys.dtype, keys.astype(np.promote_types(keys.dtype, np.float32))
     if how == "layer":
         keys = keys - jnp.mean(keys, -1, keepdims=True)
     square = (jnp.sum if how == "l2" else jnp.mean)(keys * keys, axis=-1, keepdims=True)
     # Below, the root of one is taken instead: the root's derivative there is infinite, and times zero it is NaN.
     positive = square > SMALLEST
-    return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
+    return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0).astype(dtype)
 
 
 def gate_biases(gates: tuple[str, ...], forget: float = FORGET_LITTLE, rate: float = 0.0) -> list[float]:
