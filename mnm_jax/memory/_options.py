@@ -124,8 +124,8 @@ def check_options(options: WriteOptions) -> None:
 def normalise(keys: Array, how: str | None) -> Array:
     """Returns keys `[..., K]` normalised according to `WriteOptions.key_norm`; a key of zeros stays zero.
 
-    A key whose square is below `SMALLEST` counts as zero. Computed in at least float32: the squares of keys above 256 and
-    below 0.0002 do not exist in float16.
+    A key whose square is below `SMALLEST` counts as zero. Computed in at least float32, since float16 has no squares of
+    numbers above 256 or below 0.0002.
     """
     if how is None:
         return keys
