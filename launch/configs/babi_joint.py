@@ -7,7 +7,7 @@ cell with the learned local rule. A colon selects another model: `--config=launc
 `:lstm`, `:lstm-salu`. A batch has about 128 questions, whatever the number of stories; an epoch is 1,366 updates.
 
 People, places and things are renamed in training (`renaming`, an exact symmetry of the stories, see
-`tasks/babi/symmetry.py`); all published results except one were trained without it. The memory is linear: a write with
+`tasks/babi/symmetry.py`); as far as we know, published results were trained without it. The memory is linear: a write with
 the normalised step is then exact from the first update, whereas the layers of a deeper memory must first be trained.
 The encoder selects four words of every sentence, the entities that the chained cell writes and reads.
 

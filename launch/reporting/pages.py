@@ -38,8 +38,9 @@ Every number on this page and on the pages behind the headings is filled in from
 *ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last update; an
 accuracy without a % sign is a fraction, 1 = everything right. *anchor* is the number that a claim is compared with, of
 the paper or of another model. Where a claim starts with "Not" or names another model as better, this library is
-behind. The command repeats a run from the beginning; the bAbI runs also need the simulated stories of task 3 that
-[their page](docs/results/babi.md) describes. *LSTM-SALU*, or the table, is an LSTM with a table that is read by soft
+behind. The command repeats a run from the beginning. The runs on all 20 bAbI tasks used simulated stories of task 3,
+which are not in this repository: with the official archive their results can differ ([their
+page](docs/results/babi.md)). *LSTM-SALU*, or the table, is an LSTM with a table that is read by soft
 attention. A model is on the *plateau* while it has not learned to use its memory.
 """
 _COLUMNS = {

@@ -50,14 +50,15 @@ def unroll(
         packed into one row give the same results as separate runs.
       fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the next step gets
         the bit-equal carry of the previous step. A question in the middle of a story then does not change the memory.
-      reset_controller: `[T, B]` bool, for a cell with a neural memory. True = before the cell receives its input, all
-        leaves of its carry except the memory are set to their start s_0 (for `MNMCell` the controller's state, the last
-        read and the last keys), so that earlier inputs have an influence through the memory only:
+      reset_controller: `[T, B]` bool, for a cell with a neural memory. Here and in `fork_memory`, the memory is the fast
+        weights and every node of the carry with `of_memory`, for `MNMCell` the recent writes of `meta_window`. True =
+        before the cell receives its input, all leaves of its carry except the memory are set to their start s_0 (for
+        `MNMCell` the controller's state, the last read and the last keys), so that earlier inputs have an influence
+        through the memory only:
 
             (s_t, phi_t, y_t) = cell(s'_{t-1}, phi_{t-1}; x_t),   s' = s_0 where reset_controller, else s
 
-        A masked or forked step discards this reset, too. The recent writes of `meta_window` stay with the memory, here
-        and in `fork_memory`.
+        A masked or forked step discards this reset, too.
       fork_memory: `[T, B]` bool, for a cell with a neural memory. True = as `fork`, for the memory alone: the step
         reads after its write as usual, and the next step gets the bit-equal memory of the previous step and the new
         rest of the carry. If `reset_controller` is set at the next step without it, such steps equal a fork.
@@ -69,7 +70,7 @@ def unroll(
         * "reversible": stores no weights; they are computed back from the last ones. Over a reset they cannot
           be computed back, so that with `reset` the form is "factored", with the same results in more memory.
         * "factored": stores the writes; dense weights are formed every C steps only.
-        * "auto": the form that `choose_form` returns.
+        * "auto": the form that `choose_form` returns, or "plain" if a step returns a memory without a write.
       checkpoint_every: `C`. With "plain" and "reversible", only the carry of every C-th step is stored, and the steps
         between are computed again in the backward pass. This takes the memory of T / C carries and of C steps instead
         of T steps, for one more forward pass, and bounds the rounding error of weights that are computed back. With
