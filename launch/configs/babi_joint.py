@@ -7,9 +7,9 @@ cell with the learned local rule. A colon selects another model: `--config=launc
 `:lstm`, `:lstm-salu`. A batch has about 128 questions, whatever the number of stories; an epoch is 1,366 updates.
 
 People, places and things are renamed in training (`renaming`, an exact symmetry of the stories, see
-`tasks/babi/symmetry.py`); as far as we know, published results were trained without it. The memory is linear: a write with
-the normalised step is then exact from the first update, whereas the layers of a deeper memory must first be trained.
-The encoder selects four words of every sentence, the entities that the chained cell writes and reads.
+`tasks/babi/symmetry.py`); as far as we know, published results were trained without it. The memory is linear: a write
+with the normalised step is then exact from the first update, whereas the layers of a deeper memory must first be
+trained. The encoder selects four words of every sentence, the entities that the chained cell writes and reads.
 
 Expected (RESULTS.md; 20,490 updates, one core of a shared CPU), mean test error: chain-p 0.06 +- 0.02% (3 seeds, 52
 minutes each; 0.12% without renaming), chain-g 0.03% (1 seed, 45 minutes), lstm 12.5% (40), lstm-salu 13.9% (68).

@@ -50,11 +50,11 @@ def unroll(
         packed into one row give the same results as separate runs.
       fork: `[T, B]` bool, True = the step computes its output as usual and its carry is discarded: the next step gets
         the bit-equal carry of the previous step. A question in the middle of a story then does not change the memory.
-      reset_controller: `[T, B]` bool, for a cell with a neural memory. Here and in `fork_memory`, the memory is the fast
-        weights and every node of the carry with `of_memory`, for `MNMCell` the recent writes of `meta_window`. True =
-        before the cell receives its input, all leaves of its carry except the memory are set to their start s_0 (for
-        `MNMCell` the controller's state, the last read and the last keys), so that earlier inputs have an influence
-        through the memory only:
+      reset_controller: `[T, B]` bool, for a cell with a neural memory. Here and in `fork_memory`, the memory is the
+        fast weights and every node of the carry with `of_memory`, for `MNMCell` the recent writes of `meta_window`.
+        True = before the cell receives its input, all leaves of its carry except the memory are set to their start s_0
+        (for `MNMCell` the controller's state, the last read and the last keys), so that earlier inputs have an
+        influence through the memory only:
 
             (s_t, phi_t, y_t) = cell(s'_{t-1}, phi_{t-1}; x_t),   s' = s_0 where reset_controller, else s
 
