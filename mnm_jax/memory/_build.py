@@ -65,6 +65,7 @@ def rule_memory(
       Oja's rule with the value as the output, W <- W + beta (k - v W^T) (x) v. It is a Hebbian write whose weights stay
       bounded: the stored part of the key, v W^T, is subtracted from the key.
 
+      >>> from mnm_jax.memory import Pair
       >>> def oja(network, weights, keys, values):
       ...     found = weights.product_transposed(0, values)
       ...     return (Pair(keys - found, -values),), weights.product(0, keys)
