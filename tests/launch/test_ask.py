@@ -59,6 +59,22 @@ def test_answers_follow_the_story_in_any_spelling(tell):
     assert [alike for alike, _, _ in second.sentences] == sorted((s[0] for s in second.sentences), reverse=True)
 
 
+def test_the_weights_of_the_paper_s_cell_follow_a_thing_and_its_places():
+    """Tasks 2 and 3: the place of a thing is that of the person who carries it, now and before."""
+    conversation = Conversation(*load_babi(RUN.parents[2] / "muon/mnm-p"))
+    for line in (
+        "Mary got the milk.",
+        "John went to the office.",
+        "Mary went to the kitchen.",
+        "Mary went to the garden.",
+    ):
+        conversation.tell(line)
+    questions = ("Where is the milk?", "Where was the milk before the garden?", "Where is John?")
+    found = [conversation.tell(question).answers[0] for question in questions]
+    assert [answer for answer, _ in found] == ["garden", "kitchen", "office"]
+    assert min(probability for _, probability in found) > 0.9
+
+
 def test_a_question_does_not_change_the_story(tell):
     story = ["Mary went to the garden.", "John went to the office.", "Where is Mary?"]
     after = tell(story[0], "Where is Mary?", *story[1:])[-1]
