@@ -87,7 +87,8 @@ def evaluate(model: LanguageModel, content: np.ndarray, batch: int, steps: int, 
 def train(config: dict[str, Any], workdir: pathlib.Path, texts: dict[str, np.ndarray]) -> dict[str, Any]:
     """Trains a model, writes the files of the run and returns the content of `summary.json`.
 
-    A finished run of the same config is not trained again. An interrupted one begins anew, since it has no checkpoints.
+    A finished run of the same config is not trained again. An interrupted run starts again at its first
+    update, since it has no checkpoints.
     """
     with lock_folder(workdir):
         claim(workdir, config)

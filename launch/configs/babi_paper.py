@@ -15,8 +15,8 @@ not in `:untuned`:
   question, so that facts reach an answer through the memory alone.
 * `task.apart = True` and `task.think_steps = 3`: every question is a sequence of its own, as in TPR-RNN and STM, and
   the model answers three steps after it. (With `apart = False` a story is read once and batches hold fewer tasks.)
-* `task.sentence_think_steps = 1`: a step without words after each sentence, in which the cell can write something that
-  depends on what it has read at the sentence. An update takes about twice as long, and fewer are needed (a8, a10).
+* `task.sentence_think_steps = 1`: a step without words after each sentence, whose write can depend on the values that
+  the cell has read at the sentence. An update takes about 1.5 times as long, and fewer are needed (a8, a10).
 * `task.position_deviation = 0.7`: the initial position vectors differ more, so that word order counts more.
 * `task.first_tasks`: the first 20 epochs have only stories of tasks 16, 17 and 19, which chain facts and are learned
   late otherwise; after them tasks 3, 17 and 19 are drawn twice as often as the others.

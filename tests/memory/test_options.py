@@ -230,31 +230,6 @@ def test_gradients_through_every_option_are_those_of_finite_differences(x64):
     assert_derivatives(loss, given, order=1)
 
 
-@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
-def test_keys_of_every_size_are_normalised_in_float16(size):
-    """Their squares are out of the range of float16."""
-    memory = gradient_memory(2, 2, hidden_sizes=(), options=WriteOptions(key_norm="l2"))
-    state = memory.start(memory.init(jax.random.key(0)), 1)._replace(weights=(jnp.eye(2)[None],))
-    key = jnp.asarray([[[3 * size, 4 * size]]], jnp.float16)
-    answer = memory.read(memory.init(jax.random.key(0)), state, key)
-    np.testing.assert_allclose(answer, [[[0.6, 0.8]]], rtol=2e-3)
-
-
-def test_a_small_forget_gate_in_bfloat16_still_forgets():
-    """1 - 0.0018 is 1 in bfloat16, while the weights are in float32."""
-    memory = matrix_memory(2, 1, options=WriteOptions(forget=True))
-    state = memory.start(memory.init(jax.random.key(0)), 1)
-    state = state._replace(weights=(jnp.ones((1, 2, 1)),))
-    key, gate = jnp.ones((1, 1, 2), jnp.bfloat16), jnp.full(1, 0.0018, jnp.bfloat16)
-    params, rate = memory.init(jax.random.key(0)), jnp.zeros(1, jnp.bfloat16)
-
-    def write(_, state):
-        return memory.write(params, state, key, key[..., :1], rate, forget=gate)[0]
-
-    state = jax.jit(lambda state: jax.lax.fori_loop(0, 1000, write, state))(state)
-    np.testing.assert_allclose(state.weights[0], (1 - float(gate[0])) ** 1000, rtol=1e-3)
-
-
 def test_the_delta_rule_is_deltanet(x64):
     memory = compiled(matrix_memory(K, V, options=WriteOptions(key_norm="l2"), param_dtype=jnp.float64))
     params = memory.init(jax.random.key(0))

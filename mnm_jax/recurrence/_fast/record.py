@@ -55,7 +55,7 @@ class Written(NamedTuple):
     writes: int = 0
 
     def add(self, pairs: Pairs, mask: Array | None, discarded: Array | None) -> tuple["Written", Pairs, Pairs]:
-        """Returns the writes with one more, its pairs visible to the rest of the step, and those of later steps."""
+        """Returns the writes including a new one, and the new pairs as this step and as later steps see them."""
         visible = mask_pairs(pairs, mask)
         carried = visible if discarded is None else mask_pairs(visible, ~discarded)
         joined = join_pairs(self.pairs, carried)

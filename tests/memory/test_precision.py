@@ -1,0 +1,33 @@
+"""Tests options of a write in numbers of 16 bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnm_jax import WriteOptions, gradient_memory, matrix_memory
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_keys_of_every_size_are_normalised_in_float16(size):
+    """Their squares are out of the range of float16."""
+    memory = gradient_memory(2, 2, hidden_sizes=(), options=WriteOptions(key_norm="l2"))
+    state = memory.start(memory.init(jax.random.key(0)), 1)._replace(weights=(jnp.eye(2)[None],))
+    key = jnp.asarray([[[3 * size, 4 * size]]], jnp.float16)
+    answer = memory.read(memory.init(jax.random.key(0)), state, key)
+    np.testing.assert_allclose(answer, [[[0.6, 0.8]]], rtol=2e-3)
+
+
+def test_a_small_forget_gate_in_bfloat16_still_forgets():
+    """1 - 0.0018 is 1 in bfloat16, while the weights are in float32."""
+    memory = matrix_memory(2, 1, options=WriteOptions(forget=True))
+    state = memory.start(memory.init(jax.random.key(0)), 1)
+    state = state._replace(weights=(jnp.ones((1, 2, 1)),))
+    key, gate = jnp.ones((1, 1, 2), jnp.bfloat16), jnp.full(1, 0.0018, jnp.bfloat16)
+    params, rate = memory.init(jax.random.key(0)), jnp.zeros(1, jnp.bfloat16)
+
+    def write(_, state):
+        return memory.write(params, state, key, key[..., :1], rate, forget=gate)[0]
+
+    state = jax.jit(lambda state: jax.lax.fori_loop(0, 1000, write, state))(state)
+    np.testing.assert_allclose(state.weights[0], (1 - float(gate[0])) ** 1000, rtol=1e-3)
