@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from launch.runs.load import load_model
+from launch.runs.load import load_trained
 from mnm_jax.analysis import MemoryMaps, memory_maps
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "results/pretrained/dictionary"
@@ -19,9 +19,9 @@ SHIPPED = pathlib.Path(__file__).parents[1] / "results/pretrained/dictionary"
 
 def plot(run: str | pathlib.Path = SHIPPED, picture: str = "memory_map.png") -> tuple[str, MemoryMaps]:
     """Draws which write each read resembles; returns the sequence as text, and the maps `[T, T]`."""
-    task, model = load_model(run)
+    task, model = load_trained(run)
     batch = task.sample(jax.random.key(0), 1)
-    output = model(batch.inputs, batch.mask)
+    output = model(batch.inputs, **batch.flags)
     maps = memory_maps(jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), output.cell.trace))
     figure = Figure(figsize=(11, 5), layout="constrained")
     tokens = task.tokens(batch, 0)

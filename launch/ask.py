@@ -43,7 +43,7 @@ from typing import NamedTuple, cast
 from absl import flags
 
 from launch.command import run_command
-from launch.runs.load import load_model
+from launch.runs.load import load_trained
 from mnm_jax.training import SequenceModel, Task
 from tasks.babi import Babi, BabiStream
 from tasks.babi.asking import NEW_STORY, Conversation, Teller, converse
@@ -72,7 +72,7 @@ class Reader(NamedTuple):
 
 
 def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> Reader:
-    """Returns the trained model of a run of bAbI or catbAbI; arguments and errors as in `load_model`.
+    """Returns the trained model of a run of bAbI or catbAbI; arguments and errors as in `load_trained`.
 
     The data set is not read if the folder of the run has a `vocabulary.json` and `data_dir` is None.
 
@@ -90,7 +90,7 @@ def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = 
         if language is not None:
             task.use_vocabulary(language.vocabulary)
 
-    trained = load_model(workdir, seed, data_dir, prepare)
+    trained = load_trained(workdir, seed, data_dir, prepare)
     task = cast(Babi | BabiStream, trained.task)
     return Reader(task, trained.model, functools.cache(lambda: language or find_language(task)))
 

@@ -11,6 +11,11 @@ alone:
     weights, carry = (safetensors.flax.load_file(f"exported/{name}.safetensors") for name in ("weights", "carry"))
     carry, logits = step.call(weights, carry, inputs)
 
+`inputs` are those of one step of the task's batches, as the task's docstring describes them. Flags of the batches are
+the caller's: after a step with `fork`, go on with the carry of before it; after one with `fork_memory`, with the leaves
+`memory...` of before it. If the batches have `reset_controller`, such as bAbI with `controller="sentence"`, `inputs` is
+the pair `(inputs, reset_controller)`, with the flag `[B]` bool.
+
 With --as_run, OUT becomes a folder of the run for the programs of this package, such as `launch.evaluate` and
 `launch.ask`, small enough for a repository: `config.json`, `summary.json` and `params.safetensors`, the weights of all
 seeds rounded to half precision. `launch.evaluate --workdir=OUT` then shows whether the rounding changed the result.

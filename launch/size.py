@@ -5,8 +5,10 @@
 The first line is that of `launch.train`: parameters, carry per example, operations. Then each execution form of
 `mnm_jax.unroll` ("plain" only, for a model without a neural memory) has a line: seconds to compile the update of all
 seeds, temporary memory, time per update and per step of its sequences, and the time of the recipe's updates without
-evaluations. Training uses the form "auto". Other sizes are settings: `--config.training.batch_size=8`,
-`--config.task.support=16`, `--config.model.heads=4`. Nothing is written.
+evaluations. A task that reads files is measured with a batch of the mean size of a run's first 20; where later batches
+are longer (bAbI with `first_tasks` begins with short stories), so is the training. Training uses the form "auto". Other
+sizes are settings: `--config.training.batch_size=8`, `--config.task.support=16`, `--config.model.heads=4`. Nothing is
+written.
 """
 
 import jax

@@ -49,7 +49,9 @@ class Steps(NamedTuple):
     def masked_inputs(self) -> Array:
         """The inputs of one step or of a sequence, zero where masked."""
         # A masked input is replaced before it is used: a cotangent of zero times NaN would still be NaN.
-        return self.inputs if self.mask is None else jnp.where(self.mask[..., None], self.inputs, 0)
+        if self.mask is None:
+            return self.inputs
+        return select(self.mask, self.inputs, jnp.zeros_like(self.inputs))
 
     def enter(self, carry: Any, start: Any) -> tuple[Any, Array]:
         """Returns the carry before this step, and the inputs of the cell, from the carry after the previous step.
@@ -75,9 +77,13 @@ class Steps(NamedTuple):
         if self.fork_memory is not None:
             keep = lambda a, b: select(self.fork_memory, b, a) if is_memory(a) else a  # noqa: E731
             new = jax.tree.map(keep, new, old, is_leaf=is_memory)
-        if self.mask is not None:
-            outputs = select(self.mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
-        return new, outputs
+        return new, self.mask_outputs(outputs)
+
+    def mask_outputs(self, outputs: Any) -> Any:
+        """Returns the outputs of one step or of a sequence, zero where masked."""
+        if self.mask is None:
+            return outputs
+        return select(self.mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
 
 
 def check_steps(steps: Steps, *, time_major: bool = True) -> None:
@@ -97,10 +103,10 @@ def is_memory(node: Any) -> bool:
 
 
 def select(condition: Array, on_true: Any, on_false: Any) -> Any:
-    """Applies `jnp.where` leaf by leaf, with a condition `[B]` and leaves `[B, ...]`."""
+    """Applies `jnp.where` leaf by leaf, with a condition `[B]` and leaves `[B, ...]`, or `[T, B]` and `[T, B, ...]`."""
 
     def pick(a: Array, b: Array) -> Array:
-        return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        return jnp.where(condition.reshape(*condition.shape, *(1,) * (a.ndim - condition.ndim)), a, b)
 
     return jax.tree.map(pick, on_true, on_false)
 

@@ -28,8 +28,8 @@ _DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": j
 def export_step(
     model: nnx.Module,
     carry: Any,
-    inputs: Array | jax.ShapeDtypeStruct,
-    step: Callable[[Any, Any, Array], tuple[Any, Any]] | None = None,
+    inputs: Any,
+    step: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None,
     *,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax.export.Exported:
@@ -44,7 +44,8 @@ def export_step(
     Args:
       model: a cell, a `NeuralMemoryLayer`, or any module that `step` can run.
       carry: a carry of any batch size, or its shapes and dtypes; the first axis of every leaf is `B`.
-      inputs: the inputs of one step `[B, ...]`, or their shapes and dtypes.
+      inputs: the inputs of one step `[B, ...]`, an array or, if `step` takes them so, a tuple or dictionary of arrays;
+        or their shapes and dtypes.
       step: `(model, carry, inputs) -> (carry, outputs)`; None: one step of a cell, whose outputs are its features, or
         one token of a layer.
       platforms: platforms to compile for.
@@ -61,14 +62,14 @@ def export_step(
       >>> features.shape
       (7, 4)
     """
-    take_step: Callable[[Any, Any, Array], tuple[Any, Any]] = step or (
+    take_step: Callable[[Any, Any, Any], tuple[Any, Any]] = step or (
         NeuralMemoryLayer.step if isinstance(model, NeuralMemoryLayer) else _cell_step
     )
     graphdef, weights = nnx.split(model)
     weights_tree, carry_tree = jax.tree.structure(weights), jax.tree.structure(carry)
     names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))
 
-    def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Array) -> tuple[dict[str, Array], Any]:
+    def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Any) -> tuple[dict[str, Array], Any]:
         rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]))
         old = jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names])
         new, outputs = take_step(rebuilt, old, inputs)

@@ -38,7 +38,8 @@ def run(text: str, name: str) -> list[str]:
     """Runs the programs of a page from top to bottom, as a user would in a checkout; returns the printed text of each.
 
     Raises:
-      AssertionError: a program prints other words than the page shows, or numbers that differ by more than 0.03.
+      AssertionError: a program prints other words than the page shows, or a number that differs by more than 0.03, or
+        by more than a fifth and one unit of its last digit.
     """
     names, printed = {"__name__": "page"}, []
     with jax.numpy_dtype_promotion("standard"), warnings.catch_warnings(), contextlib.chdir(ROOT):
@@ -50,8 +51,10 @@ def run(text: str, name: str) -> list[str]:
             printed.append(output.getvalue())
             if shown is not None:
                 assert NUMBER.sub("", printed[-1]) == NUMBER.sub("", shown)
-                numbers = [np.array(NUMBER.findall(text), float) for text in (printed[-1], shown)]
-                np.testing.assert_allclose(*numbers, atol=0.03)
+                for found, number in zip(NUMBER.findall(printed[-1]), NUMBER.findall(shown), strict=True):
+                    digit = 10.0 ** -len(number.partition(".")[2])
+                    tolerance = min(0.03, abs(float(number)) / 5 + digit)
+                    np.testing.assert_allclose(float(found), float(number), rtol=0, atol=tolerance, err_msg=name)
     return printed
 
 

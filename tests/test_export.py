@@ -13,7 +13,7 @@ from flax import nnx
 from launch.configs import training_section
 from launch.runs.build import build_parts
 from launch.runs.export import export_run, ship_run
-from launch.runs.load import load_model
+from launch.runs.load import load_trained
 from mnm_jax import (
     LSTMCell,
     MNMCell,
@@ -175,19 +175,48 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     batch = task.sample(jax.random.key(0), 1)
     np.save(tmp_path / "out" / "inputs.npy", batch.inputs)
     subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path / "out")], check=True, cwd=tmp_path)
-    expected = model(batch.inputs, batch.mask).logits
+    expected = model(batch.inputs, mask=batch.mask).logits
     real = np.asarray(batch.mask[:, 0])
     np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy")[real], expected[real], rtol=1e-4, atol=1e-5)
     (tmp_path / "run/summary.json").write_text("{}")
     files = ship_run(tmp_path / "run", tmp_path / "small")
     assert [path.name for path in files] == ["config.json", "summary.json", "params.safetensors"]
-    _, shipped = load_model(tmp_path / "small", seed=1)
+    _, shipped = load_trained(tmp_path / "small", seed=1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), nnx.state(shipped), seeds[1])
     with pytest.raises(ValueError, match=r"run.* would be read in place of the new weights"):
         ship_run(tmp_path / "run", tmp_path / "run")
     assert not (tmp_path / "run/params.safetensors").exists()
     with pytest.raises(ValueError, match="seed must be from 0 to 1"):
         export_run(tmp_path / "run", tmp_path / "out", seed=2)
+
+
+def test_the_step_of_a_task_that_resets_the_controller_takes_the_flag(tmp_path):
+    folder = tmp_path / "tasks_1-20_v1-2/en"
+    folder.mkdir(parents=True)
+    story = b"1 Mary moved to the bathroom.\n2 John went to the hall.\n3 Where is Mary?\tbathroom\t1\n"
+    for split in ("train", "test"):
+        (folder / f"qa1_example_{split}.txt").write_bytes(10 * story)
+    files = {"tasks": [1], "size": "1k", "data_dir": str(tmp_path), "cache_dir": str(tmp_path)}
+    steps = {"apart": True, "think_steps": 1, "controller": "sentence"}
+    config = {
+        "task": {"name": "babi", "embedding_features": 8, **files, **steps},
+        "model": {"name": "mnm-p", "hidden_features": 8, "memory_features": 4, "memory_layers": 1},
+        "training": training_section(steps=1, batch_size=2, learning_rate=1e-3),
+    }
+    task, make_model, _ = build_parts(config)
+    model = make_model(nnx.Rngs(0))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    save_params(tmp_path / "run", jax.tree.map(lambda leaf: leaf[None], nnx.state(model, nnx.Param)), 1)
+    export_run(tmp_path / "run", tmp_path / "out")
+    step = jax.export.deserialize(bytearray((tmp_path / "out/step.stablehlo").read_bytes()))
+    batch = next(iter(task.evaluations("test", 1)[""]()))
+    np.testing.assert_array_equal(batch.reset_controller[:, 0], [True, True, True, False])  # not at the think step
+    weights, carry, logits = to_arrays(model), to_arrays(model.start(batch.mask.shape[1])), []
+    for inputs in zip(batch.inputs, batch.reset_controller, strict=True):
+        carry, y = step.call(weights, carry, inputs)
+        logits.append(y)
+    np.testing.assert_allclose(np.stack(logits), model(batch.inputs, **batch.flags).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):

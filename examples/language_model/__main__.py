@@ -35,7 +35,7 @@ from examples.language_model.model import MODELS, LanguageModel, Memory, count_p
 from launch.command import one_line_errors, parse_flags
 from launch.reporting.text_table import format_table
 from launch.runs.metrics import summarise
-from launch.runs.train import versions
+from launch.runs.versions import versions
 from launch.runs.workdir import SUMMARY, claim, read_summary, write_json
 from mnm_jax import NeuralMemoryLayer
 from mnm_jax._files import lock_folder

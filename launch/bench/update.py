@@ -12,6 +12,7 @@ from flax import nnx
 from launch.bench.header import count_memory
 from launch.bench.measure import Candidate, Program, Row, measure
 from launch.runs.build import Parts
+from launch.runs.size import typical_batch
 from mnm_jax import choose_form
 from mnm_jax.recurrence import FORMS
 from mnm_jax.training import (
@@ -38,9 +39,9 @@ class _InForm(nnx.Module):
     def dropout(self) -> float:
         return self.model.dropout
 
-    def __call__(self, inputs: Any, mask: Any = None, fork: Any = None, **options: Any) -> Any:
+    def __call__(self, inputs: Any, **options: Any) -> Any:
         form: dict[str, Any] = {"form": self.form} if isinstance(self.cell, nnx.RNNCellBase) else {}
-        return self.model(inputs, mask, fork, **form, **options)
+        return self.model(inputs, **form, **options)
 
     def start(self, batch_size: int) -> Any:
         return self.model.start(batch_size)
@@ -56,12 +57,13 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
     (`B`), devices. A model without a neural memory has the form "plain" only.
 
     Args:
-      parts: task, model and settings of the recipe. A task that reads files is measured with its first batch.
+      parts: task, model and settings of the recipe. A task that reads files is measured with one of its first
+        batches, see `typical_batch`.
       devices: the devices; the largest number of them that divides the batch is used.
       forms: the forms to measure.
     """
     task, make_model, training = parts
-    batch = None if task.loader is None else next(task.loader(training.seed, training.batch_size))
+    batch = None if task.loader is None else typical_batch(task, training)
 
     def mask(model: Any) -> Any:
         drawn = batch

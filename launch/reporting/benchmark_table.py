@@ -87,8 +87,13 @@ def benchmark_commands(folder: pathlib.Path, names: Collection[str]) -> str:
     commands: dict[str, list[str]] = {}
     for path, report in benchmark_files(folder).items():
         if path.name in names:
-            commands.setdefault(f"# {_describe(report)}", []).append(report["command"])
+            commands.setdefault(f"# {_describe(report)}", []).append(benchmark_command(report))
     return "\n".join(line for device, own in commands.items() for line in [device, *dict.fromkeys(own)])
+
+
+def benchmark_command(report: Mapping[str, Any]) -> str:
+    """Returns the command of a benchmark file, with a new file below `runs/`: an existing one is not measured again."""
+    return report["command"].replace("--out=results/", "--out=runs/")
 
 
 def benchmark_files(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:

@@ -19,7 +19,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 
-from launch.reporting.benchmark_table import benchmark_files
+from launch.reporting.benchmark_table import benchmark_command, benchmark_files
 from launch.reporting.placeholders import Section, fill
 from launch.reporting.text_table import ABSENT
 from launch.runs.finished import Run
@@ -88,5 +88,5 @@ def _origin(name: str, section: Section) -> tuple[str, str]:
         run = section.runs[name]
         return str(run.summary["seeds"]), run_command(run, section.folder.name)
     if (section.folder / name).is_file():
-        return ABSENT, benchmark_files(section.folder)[section.folder / name]["command"]
+        return ABSENT, benchmark_command(benchmark_files(section.folder)[section.folder / name])
     raise ValueError(f"{section.folder.parent / CLAIMS}: {section.folder.name} has no run and no file {name!r}.")

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from launch.reporting import figures
 from launch.reporting.table import comparison_rows, sizes_of_test_sets
@@ -20,7 +19,7 @@ from launch.runs.finished import Run, check_run, find_runs, join_seeds, read_run
 from launch.runs.workdir import SUMMARY, read_config
 from mnm_jax.analysis import has_metric
 from mnm_jax.cells import CellOutput
-from mnm_jax.training import Batch, load_params, optional_member, played, split_model
+from mnm_jax.training import Batch, load_model, optional_member, played
 
 # A learning curve shows the first of these metrics that any of the runs has.
 _METRICS = ("valid/accuracy", "valid/reward", "valid/bits", "valid/loss", "train/loss")
@@ -194,8 +193,7 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
     `draw_episode`, the example itself is drawn as well, for every model.
     """
     task, make_model, training = build_parts(read_config(folder, data_dir))
-    params, _ = load_params(folder, make_model)
-    model = nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params))
+    model = load_model(folder, make_model)
     sets = task.evaluations("test", training.batch_size)
     names = [name for name in optional_member(task, "pictured") if name in sets]
     draw_episode = optional_member(task, "draw_episode")
@@ -203,7 +201,7 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
         batches = (jax.device_get(played(model, task, batch)) for batch in sets[name]())
         batch, index = longest(batches, _PICTURED_STEPS if names else None)
         example = jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf[:, i : i + 1]), batch)
-        cell = model(example.inputs, example.mask, example.fork, **example.flags).cell
+        cell = model(example.inputs, **example.flags).cell
         real = np.asarray(example.mask)[:, 0]
         trace = None
         if isinstance(cell, CellOutput):

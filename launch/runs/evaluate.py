@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from launch.runs.build import build_parts, build_training
+from launch.runs.build import build_parts
 from launch.runs.finished import without_seed
 from launch.runs.metrics import natural
 from launch.runs.workdir import CONFIG, read_config
@@ -61,7 +61,7 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
                 "each run with its own --workdir."
             )
     seeds: list[int] = []
-    for training in (build_training(read_config(run)["training"]) for run in runs):
+    for training in (build_parts(read_config(run, data_dir)).training for run in runs):
         seeds += range(training.seed, training.seed + training.seeds)
     if len(set(seeds)) < len(seeds):
         raise ValueError(

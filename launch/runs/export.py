@@ -4,12 +4,13 @@ import importlib
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 
 from launch.runs.build import build_parts
-from launch.runs.load import load_model
-from launch.runs.size import input_shape
+from launch.runs.load import load_trained
+from launch.runs.size import sequence_shape
 from launch.runs.workdir import CONFIG, SUMMARY, read_config
 from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
@@ -21,6 +22,9 @@ def export_run(
     workdir: str | os.PathLike, out: str | os.PathLike, seed: int = 0, data_dir: str | None = None
 ) -> list[pathlib.Path]:
     """Writes step, weights and carry of a run's model into `out` and returns the three paths.
+
+    The step takes the inputs of the task's batches, `[B, ...]`; or, if the batches have the flag `reset_controller`,
+    the pair (inputs, reset_controller `[B]` bool).
 
     Args:
       workdir: folder of the run.
@@ -36,10 +40,14 @@ def export_run(
     for package in ("flatbuffers", "safetensors"):  # checked before the work, which needs them only at its end
         with extra("export"):
             importlib.import_module(package)
-    task, model = load_model(workdir, seed, data_dir)
-    inputs, carry = input_shape(task, model), model.start(1)
-    one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
-    step = export_step(model, carry, one, SequenceModel.step)
+    task, model = load_trained(workdir, seed, data_dir)
+    batch, carry = sequence_shape(task, model), model.start(1)
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch.inputs)
+    if batch.reset_controller is None:
+        step = export_step(model, carry, inputs, SequenceModel.step)
+    else:
+        flag = jax.ShapeDtypeStruct(batch.mask.shape[1:], bool)
+        step = export_step(model, carry, (inputs, flag), _step_with_reset)
 
     paths = [pathlib.Path(out) / name for name in ("step.stablehlo", "weights.safetensors", "carry.safetensors")]
     save_safetensors(paths[1], to_arrays(model))
@@ -47,6 +55,10 @@ def export_run(
     with whole_file(paths[0], "wb") as file:
         file.write(step.serialize())
     return paths
+
+
+def _step_with_reset(model: SequenceModel, carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
+    return model.step(carry, inputs[0], reset_controller=inputs[1])
 
 
 def ship_run(workdir: str | os.PathLike, out: str | os.PathLike, data_dir: str | None = None) -> list[pathlib.Path]:

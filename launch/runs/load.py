@@ -4,14 +4,10 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
 from launch.runs.build import build_parts
 from launch.runs.workdir import read_config
 from mnm_jax._checks import check_sizes
-from mnm_jax.training import SequenceModel, Task, load_params, split_model
+from mnm_jax.training import SequenceModel, Task, load_model
 
 
 class Trained(NamedTuple):
@@ -21,7 +17,7 @@ class Trained(NamedTuple):
     model: SequenceModel
 
 
-def load_model(
+def load_trained(
     workdir: str | os.PathLike,
     seed: int = 0,
     data_dir: str | None = None,
@@ -45,5 +41,4 @@ def load_model(
     check_sizes(least=0, seed=seed)
     if seed >= training.seeds:
         raise ValueError(f"seed must be from 0 to {training.seeds - 1} in {workdir}, got {seed=}.")
-    params, _ = load_params(workdir, make_model)
-    return Trained(task, nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), params)))
+    return Trained(task, load_model(workdir, make_model, seed))

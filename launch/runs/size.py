@@ -1,5 +1,6 @@
 """The size of a model and the operations of a step, as XLA counts them, without compiling or running a program."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mnm_jax.training import SequenceModel, Task, TrainConfig, played
+from mnm_jax.training import Batch, SequenceModel, Task, TrainConfig, played
 
 _BATCHES = 20  # of a loader, whose sizes are averaged
 
@@ -37,11 +38,15 @@ class Size(NamedTuple):
     rows: float
 
 
-def input_shape(task: Task, model: SequenceModel) -> jax.ShapeDtypeStruct:
-    """Returns shape `[T, 1, ...]` and dtype of the inputs of one test sequence, played first if the task is."""
+def sequence_shape(task: Task, model: SequenceModel) -> Batch:
+    """Returns shapes `[T, 1, ...]` and dtypes of one test sequence, played first if the task is."""
     batch = next(iter(task.evaluations("test", 1)[""]()))
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
-    return jax.eval_shape(lambda model, batch: played(model, task, batch).inputs[:, :1], model, given)
+
+    def play(model: SequenceModel, batch: Any) -> Batch:
+        return jax.tree.map(lambda leaf: leaf[:, :1], played(model, task, batch))
+
+    return jax.eval_shape(play, model, given)
 
 
 def batch_shape(task: Task, training: TrainConfig) -> tuple[float, float]:
@@ -53,17 +58,28 @@ def batch_shape(task: Task, training: TrainConfig) -> tuple[float, float]:
         return jax.eval_shape(
             partial(task.sample, batch_size=training.batch_size, step=0), jax.random.key(0)
         ).mask.shape
-    assert task.loader is not None  # a task has one of the two
-    loader = task.loader(training.seed, training.batch_size)
-    shapes = np.array([next(loader).mask.shape for _ in range(_BATCHES)])
+    shapes = np.array([batch.mask.shape for batch in first_batches(task, training)])
     rows = np.mean(shapes[:, 1])
     return np.mean(shapes[:, 0] * shapes[:, 1]) / rows, rows
+
+
+def first_batches(task: Task, training: TrainConfig) -> list[Batch]:
+    """Returns the first batches of a run, for a task that reads files."""
+    assert task.loader is not None
+    return list(itertools.islice(task.loader(training.seed, training.batch_size), _BATCHES))
+
+
+def typical_batch(task: Task, training: TrainConfig) -> Batch:
+    """Returns that of the first batches whose size is nearest to their mean."""
+    batches = first_batches(task, training)
+    sizes = np.array([batch.mask.size for batch in batches])
+    return batches[np.argmin(np.abs(sizes - np.mean(sizes)))]
 
 
 def measure(make_model: Callable[[nnx.Rngs], SequenceModel], task: Task, training: TrainConfig) -> Size:
     """Returns the size of a model for a task and its training."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    inputs = input_shape(task, model)
+    inputs = sequence_shape(task, model).inputs
     carry = jax.eval_shape(lambda model: model.start(1), model)
     step = jax.jit(SequenceModel.step).lower(model, carry, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
     params = jax.tree.leaves(nnx.state(model, nnx.Param))

@@ -1,5 +1,6 @@
 """Trains the runs of a suite, in one process or divided between several."""
 
+import ast
 import contextlib
 import fnmatch
 import json
@@ -152,8 +153,8 @@ def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> No
 
 
 def _parse(value: str) -> Any:
-    """Returns a number, true, false or a list as in JSON; anything else is text."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+    """Returns a number, a bool, None or a list, spelled as in JSON or in Python; anything else is text."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(value)
+    return value

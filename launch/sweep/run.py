@@ -76,11 +76,14 @@ def read_space(path: str) -> Mapping[str, Any]:
     """Returns the space of a JSON file, or `SPACE` of a Python file.
 
     Raises:
-      ValueError: if the Python file has no `SPACE`.
+      ValueError: if the file is no JSON, or a Python file has no `SPACE`.
       FileNotFoundError: if there is no such file.
     """
     if not path.endswith(".py"):
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        try:
+            return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}.") from error
     content = runpy.run_path(path)
     if "SPACE" not in content:
         raise ValueError(f"{path} has no SPACE.")

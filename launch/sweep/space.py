@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -172,7 +173,7 @@ def _name(changes: Changes) -> str:
 def _values(name: str, values: Any) -> list[Changes]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise ValueError(f"{name} takes a list of values, got {values!r}.")
-    return [{name: value} for value in values]
+    return [{name: value.item() if isinstance(value, np.generic) else value} for value in values]
 
 
 def _product(parts: list[list[Changes]]) -> list[Changes]:

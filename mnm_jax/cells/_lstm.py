@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from mnm_jax._masking import Steps
 from mnm_jax.cells._common import Cell, check_step, orthogonal_init
-from mnm_jax.recurrence._checkpoints import scan_chunks
+from mnm_jax.recurrence._scan_chunks import scan_chunks
 
 Array = jax.Array
 Carry = tuple[Array, Array]

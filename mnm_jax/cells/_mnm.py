@@ -29,7 +29,7 @@ INTERACTIONS = ("tanh", "layer_norm")
 
 
 class RecentWrites(NamedTuple):
-    """The last tau - 1 writes that the memory holds, newest first: where a write is discarded, it is no part of them.
+    """The last tau - 1 writes, newest first, without those that were masked, forked or otherwise discarded.
 
     Attributes:
       keys: `[B, tau - 1, H, K]`.

@@ -15,7 +15,7 @@ from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax._masking import select
 from mnm_jax.memory import MemoryParams
 from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
-from mnm_jax.memory._chunks.mixture import Gates, mix, wide
+from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix, wide
 from mnm_jax.memory._options import normalise
 
 Array = jax.Array
@@ -23,6 +23,20 @@ Array = jax.Array
 _EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
 _STRETCH = 0.1  # distance by which `hard_rate` stretches the sigmoid beyond 0 and 1, as the hard concrete distribution
 HARD_BIAS = 1.5  # initial bias with `hard_rate`, 0.88 of the largest rate; from 0, training closed some seeds' gates
+
+
+class _Chunk(NamedTuple):
+    """Tokens of a chunk; of several chunks with a leading axis.
+
+    Attributes:
+      vectors: keys, values and queries, `[C, B, H (2 K + V)]`.
+      gates: `[B, H, C]` each.
+      mixture: the coefficients of the chunk, leaves `[B, H, ...]`.
+    """
+
+    vectors: Array
+    gates: Gates
+    mixture: Mixture
 
 
 class Heads(NamedTuple):
@@ -56,49 +70,56 @@ class Heads(NamedTuple):
           ends: whether the chunk of each example ends after each C tokens, `[T / C, B]`; None if it always does.
           old: whether to compute losses.
         """
-        steps = len(vectors)
-        chunked, by_kernel = self.chunked, self.backend == "pallas" and vectors.shape[1] > 0
         can_choose = self.backend == "auto" and not old and ends is None and gates.reset is None
-        if can_choose and on_measured_gpu(vectors):
-            memories = self.number * vectors.shape[1]
-            by_kernel = load_kernel().wins(chunked.memory, chunked.size, vectors.dtype, steps, memories)
-            if by_kernel:  # measured in these chunks; the rules of the kernel are exact, so the results are the same
-                chunked = dataclasses.replace(chunked, size=load_kernel().CHUNK)
-        chunk = chunked.size
-        whole = steps - steps % chunk
+        chunked, by_kernel = self._choose(vectors, can_choose)
+        steps, size = len(vectors), chunked.size
+        whole = steps - steps % size
         coefficients = jax.vmap(partial(mix, momentum="momentum" in chunked.memory.gates))
-
         # The forward pass stores only `vectors` and the memories between chunks. Computing a chunk and its tokens again
         # in the backward pass is faster than storing and loading the residuals.
-        @jax.checkpoint
-        def run(memory: ChunkState, part: tuple) -> tuple[ChunkState, tuple[Array, ...]]:
-            vectors, gates, mixture = part
-            tokens = self._tokens(vectors, gates)
-            memory, answers = chunked.chunk(self.params, memory, tokens, mixture, old=old)
-            return memory, _reads(answers, tokens.values)
+        run_chunk = jax.checkpoint(partial(self._run_chunk, chunked, old=old))
 
-        def run_whole(memory: ChunkState, part: tuple) -> tuple[ChunkState, tuple[Array, ...]]:
-            memory, reads = run(memory, part[:3])
+        def run_and_restart(memory: ChunkState, now: tuple[_Chunk, Any]) -> tuple[ChunkState, tuple[Array, ...]]:
+            chunk, ends = now
+            memory, reads = run_chunk(memory, chunk)
             restarted = chunked.restart(memory)
-            return restarted if part[3] is None else select(part[3], restarted, memory), reads
+            return restarted if ends is None else select(ends, restarted, memory), reads
 
         parts: list[tuple[Array, ...]] = []
         if whole:
-            chunks = vectors[:whole].reshape(whole // chunk, chunk, *vectors.shape[1:])
-            chunk_gates = jax.tree.map(lambda x: _split(x[:, :, :whole], chunk), gates)
-            mixture = jax.vmap(coefficients)(chunk_gates)
+            by_chunk = jax.tree.map(lambda x: _split(x[:, :, :whole], size), gates)
+            mixture = jax.vmap(coefficients)(by_chunk)
             if by_kernel:
                 tokens = self._tokens(vectors[:whole], jax.tree.map(lambda x: x[:, :, :whole], gates))
                 memory, read = load_kernel().run_sequence(chunked, self.params, memory, tokens, mixture)
                 parts.append((_join_heads(read),))
             else:
-                memory, reads = jax.lax.scan(run_whole, memory, (chunks, chunk_gates, mixture, ends))
+                chunks = _Chunk(vectors[:whole].reshape(whole // size, size, *vectors.shape[1:]), by_chunk, mixture)
+                memory, reads = jax.lax.scan(run_and_restart, memory, (chunks, ends))
                 parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), reads))
         if steps > whole:
             rest = jax.tree.map(lambda x: x[:, :, whole:], gates)
-            memory, reads = run(memory, (vectors[whole:], rest, coefficients(rest)))
+            memory, reads = run_chunk(memory, _Chunk(vectors[whole:], rest, coefficients(rest)))
             parts.append(reads)
         return memory, tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _choose(self, vectors: Array, can_choose: bool) -> tuple[ChunkedMemory, bool]:
+        """Returns the memory in chunks of the chosen size, and whether the kernel runs them."""
+        if not (can_choose and on_measured_gpu(vectors)):
+            return self.chunked, self.backend == "pallas" and vectors.shape[1] > 0
+        steps, memories = len(vectors), self.number * vectors.shape[1]
+        if not load_kernel().wins(self.chunked.memory, self.chunked.size, vectors.dtype, steps, memories):
+            return self.chunked, False
+        # Measured in these chunks; the rules of the kernel are exact, so the results are the same.
+        return dataclasses.replace(self.chunked, size=load_kernel().CHUNK), True
+
+    def _run_chunk(
+        self, chunked: ChunkedMemory, memory: ChunkState, chunk: _Chunk, *, old: bool
+    ) -> tuple[ChunkState, tuple[Array, ...]]:
+        """Returns the memories after a chunk, and its answers and losses, as `run` does."""
+        tokens = self._tokens(chunk.vectors, chunk.gates)
+        memory, answers = chunked.chunk(self.params, memory, tokens, chunk.mixture, old=old)
+        return memory, _reads(answers, tokens.values)
 
     def step(
         self, memory: ChunkState, vectors: Array, gates: Gates, *, old: bool
@@ -137,9 +158,9 @@ class Heads(NamedTuple):
 
 def load_kernel() -> Any:
     """Returns the module of the kernel, whose import loads Pallas."""
-    from mnm_jax.memory._chunks import kernel
+    from mnm_jax.memory._kernels import chunks
 
-    return kernel
+    return chunks
 
 
 def normalise_reads(reads: Array, gain: Array) -> Array:

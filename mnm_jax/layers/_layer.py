@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mnm_jax._auto_axes import with_auto_axes
 from mnm_jax._checks import (
     check_array,
     check_choice,
@@ -283,15 +284,16 @@ class NeuralMemoryLayer(nnx.Module):
         check_steps(steps, time_major=time_major)
         if not time_major:
             steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
-        start = begin(self.initialize_carry, carry, steps.inputs.shape[1:])
-        layer, start, steps = vary_alike((self, start, steps))
+        fresh = carry is None
+        carry = begin(self.initialize_carry, carry, steps.inputs.shape[1:])
         if steps.inputs.shape[0]:
-            start, results = layer._run(start, steps, fresh=carry is None, old=return_loss)
+            run = with_auto_axes(partial(type(self)._run, fresh=fresh, old=return_loss), steps.inputs)
+            carry, results = run(self, carry, steps)
         else:
-            outputs, gates = jnp.zeros(steps.inputs.shape, self.dtype), self.to_gates(steps.inputs)
-            losses = wide(gates[..., : self.heads])
+            outputs = jnp.zeros(steps.inputs.shape, self.dtype)
+            losses = wide(jnp.zeros((*steps.inputs.shape[:2], self.heads), self.dtype))
             results = LayerOutput(outputs, losses) if return_loss else outputs
-        return start, results if time_major else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), results)
+        return carry, results if time_major else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), results)
 
     def step(
         self,
@@ -321,10 +323,8 @@ class NeuralMemoryLayer(nnx.Module):
         carry = begin(self.initialize_carry, carry, inputs.shape)
         if reset is not None:
             check_array("reset", reset, "B", jnp.bool_, B=inputs.shape[0])
-        layer, carry, inputs, reset = vary_alike((self, carry, inputs, reset))
-        if reset is not None:
-            carry = select(reset, layer.initialize_carry(inputs.shape), carry)
-        return layer._run_one(carry, inputs, old=return_loss)
+        run = with_auto_axes(partial(type(self)._run_one, old=return_loss), inputs, axes=1)
+        return run(self, carry, inputs, reset)
 
     def _check_run(self, reset: Array | None, return_loss: bool) -> None:
         """Raises ValueError for arguments that the chunks of this layer do not support."""
@@ -352,7 +352,8 @@ class NeuralMemoryLayer(nnx.Module):
           fresh: whether new sequences begin, so that all examples are at the beginning of a chunk.
           old: whether to compute losses.
         """
-        inputs, mask, position = jax.vmap(lambda step: step.enter((), ())[1])(steps), steps.mask, carry.position
+        self, carry, steps = vary_alike((self, carry, steps))
+        inputs, mask, position = steps.masked_inputs, steps.mask, carry.position
         window, vectors = self._vectors(carry.window, inputs, mask, steps.reset)
         logits, heads = self.to_gates(inputs), self._heads
         if position is None or (fresh and mask is None):
@@ -363,11 +364,14 @@ class NeuralMemoryLayer(nnx.Module):
             vectors, logits = slots.enter((vectors, logits))
             memory, reads = heads.run(carry.memory, vectors, heads.gates(logits, slots.mask), slots.ends, old=old)
             position, reads = slots.position, jax.tree.map(slots.leave, reads)
-        _, results = jax.vmap(lambda step, y: step.leave((), (), y))(steps, self._results(reads, inputs))
+        results = steps.mask_outputs(self._results(reads, inputs))
         return vary_alike((LayerCarry(memory=memory, position=position, window=window), results))
 
-    def _run_one(self, carry: LayerCarry, inputs: Array, *, old: bool) -> tuple[LayerCarry, Any]:
+    def _run_one(self, carry: LayerCarry, inputs: Array, reset: Array | None, *, old: bool) -> tuple[LayerCarry, Any]:
         """Returns the carry and the results of one token."""
+        self, carry, inputs, reset = vary_alike((self, carry, inputs, reset))
+        if reset is not None:
+            carry = select(reset, self.initialize_carry(inputs.shape), carry)
         window, vectors = self._vectors(carry.window, inputs[None])
         heads = self._heads
         memory, reads = heads.step(carry.memory, vectors, heads.gates(self.to_gates(inputs[None])), old=old)
@@ -380,15 +384,13 @@ class NeuralMemoryLayer(nnx.Module):
 
     def _results(self, reads: tuple[Array, ...], inputs: Array) -> Any:
         """Returns the outputs `[T, B, D]` of reads `[T, B, H V]`, or a `LayerOutput` if they come with losses."""
-        outputs = self._outputs(reads[0], inputs)
-        return LayerOutput(outputs, *reads[1:]) if reads[1:] else outputs
-
-    def _outputs(self, reads: Array, inputs: Array) -> Array:
+        read, *losses = reads
         if self.output_gain is not None:
-            reads = normalise_reads(reads, self.output_gain.get_value())
+            read = normalise_reads(read, self.output_gain.get_value())
         if self.to_output_gate is not None:
-            reads = reads * jax.nn.silu(self.to_output_gate(inputs))
-        return self.to_output(reads)
+            read = read * jax.nn.silu(self.to_output_gate(inputs))
+        outputs = self.to_output(read)
+        return LayerOutput(outputs, *losses) if losses else outputs
 
     def _vectors(
         self, window: Array | None, inputs: Array, mask: Array | None = None, reset: Array | None = None

@@ -136,7 +136,7 @@ def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
 
 
 def check_read(memory: Any, state: Any, keys: Array) -> None:
-    """Raises TypeError or ValueError unless the arguments of a read fit the memory, one of ours, and each other."""
+    """Raises TypeError or ValueError unless state and keys belong to this memory, one of this library's own."""
     check_state(state)
     fits = isinstance(state, GatedState) != memory.pairs_only
     if fits and isinstance(state, GatedState):

@@ -45,7 +45,6 @@ class WriteOptions(NamedTuple):
         optimiser that takes a square root needs `eps_root` > 0, since the derivative of the root at zero is infinite.
       momentum: whether a write takes a gate m_t in (0, 1), `[B]`, by the keyword `momentum`.
       forget: whether a write takes a gate alpha_t in (0, 1), `[B]`, by the keyword `forget`.
-
       never_worse: whether to shorten a write that would increase its own loss, the sum of |f(k_h) - v_h|^2 or the loss
         of `custom_memory`: a is the largest of 1, 1/4, 1/16, 1/64 and 0 for which phi_{t-1} - beta_t a G_t has no
         larger loss, as far as the dtype resolves it. a is a constant of every derivative. This takes one more forward

@@ -1,5 +1,6 @@
 """Checks carries, and splits the carry of a memory cell into the memory's state and the other, small leaves."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,16 @@ class CarryLayout(NamedTuple):
         return jax.tree.unflatten(self.tree, [*small[: self.place], memory, *small[self.place :]])
 
 
+def begin_carry(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
+    """Returns the carry at the start of sequences of inputs shaped `input_shape = (B, D)`, of any `nnx.RNNCellBase`.
+
+    Flax's own cells refuse to begin without a random key, which they do not use for a start of zeros.
+    """
+    if "rngs" in inspect.signature(cell.initialize_carry).parameters:
+        return cell.initialize_carry(input_shape, rngs=nnx.Rngs(0))
+    return cell.initialize_carry(input_shape)
+
+
 def check_carry(carry: Any, batch_size: int) -> None:
     """Raises TypeError or ValueError unless the leaves of a carry are arrays `[B, ...]`."""
     for name, leaf in zip(leaf_names(carry), jax.tree.leaves(carry), strict=True):
@@ -56,7 +67,7 @@ def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
     """Raises ValueError if a sequence has flags about the memory, and the cell's carry has no neural memory."""
     given = [name for name in ("reset_controller", "fork_memory") if getattr(xs, name) is not None]
     if given:
-        carry = jax.eval_shape(lambda: cell.initialize_carry((1, xs.inputs.shape[2])))
+        carry = jax.eval_shape(lambda: begin_carry(cell, (1, xs.inputs.shape[2])))
         if not any(map(is_memory, jax.tree.leaves(carry, is_leaf=is_memory))):
             kind = type(cell).__name__
             raise ValueError(f"{given[0]} needs a cell with a neural memory in its carry, and {kind} has none.")
@@ -67,7 +78,7 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
     kind, now = type(cell).__name__, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
     remedy = "cast inputs and carry to the cell's dtype, or build the cell with another dtype."
     try:
-        first = jax.eval_shape(lambda: cell.initialize_carry(now.shape, nnx.Rngs(0)))
+        first = jax.eval_shape(lambda: begin_carry(cell, now.shape))
         carry = first if carry is None else carry
         wanted: Any = jax.tree.structure(first)
         found: Any = jax.tree.structure(carry)

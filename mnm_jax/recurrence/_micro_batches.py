@@ -7,7 +7,8 @@ Shape letters: `T` time steps, `B` examples.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from mnm_jax._checks import check_choice, check_flags, check_functions, check_si
 from mnm_jax._params import leaf_names
 from mnm_jax._vary import vary_alike, zeros_alike
 from mnm_jax.recurrence._protocol import MemoryCell
+
+Array = jax.Array
 
 REDUCTIONS = ("sum", "mean")
 # Bytes of fast weights and cotangents per micro-batch. Measured: twice as many and half as many were not faster.
@@ -124,75 +127,155 @@ def value_and_grad(
         axes, count = _find_axes(batch_axis, batch)
         sharing = _dividing(shared_by, count)
         parts = _divide(count // len(sharing), micro_batch)
-
-        def call(function: Callable, params: Any, leaves: Sequence[Any]) -> Any:
-            return function(params, *jax.tree.unflatten(tree, leaves))
-
-        if len(sharing) * len(parts) * parts[0][0] == 1:
+        if len(sharing) == 1 and parts == [(1, count)]:
             (value, aux), gradient = one(params, *batch)
             return ((value, aux) if has_aux else value), gradient
 
-        first = [_cut(leaf, axis, 0, parts[0][1]) for leaf, axis in zip(leaves, axes, strict=True)]
-        shapes_of = lambda leaves: jax.eval_shape(lambda *args: call(full, *args), params, leaves)  # noqa: E731
-        value, aux = shapes_of(first)
-        of_all = shapes_of(leaves)[1] if any(leaf.shape for leaf in jax.tree.leaves(aux)) else aux
-        aux_axes = _find_aux_axes(aux, of_all, (parts[0][1], count), reduction)
-        kept_axes = [axis for axis in aux_axes if axis is not None]
-        summed = (
-            value,
-            params,
-            [leaf for leaf, axis in zip(jax.tree.leaves(aux), aux_axes, strict=True) if axis is None],
-        )
-        value, gradient, left_out = zeros_alike(summed)
-        value, left_out = vary_alike((value, left_out, params, leaves))[:2]
-        zeros = value, gradient, left_out
-
-        def reduce(params: Any, leaves: Sequence[Any], size: int) -> tuple[Any, list[Any]]:
-            """Returns value, gradient and reduced outputs of a micro-batch, and the outputs to concatenate."""
-            (value, aux), gradient = call(one, params, leaves)
-            outputs = list(zip(jax.tree.leaves(aux), aux_axes, strict=True))
-            value, left_out = vary_alike((value, [x for x, axis in outputs if axis is None], params, leaves))[:2]
-            total = value, gradient, left_out
-            if reduction == "mean":
-                total = jax.tree.map(lambda leaf: leaf * jnp.asarray(size / count, leaf.dtype), total)
-            return total, [leaf for leaf, axis in outputs if axis is not None]
-
-        def on_device(params: Any, *leaves: Any) -> tuple[Any, list[Any]]:
-            results, start = [], 0
-            for number, size in parts:
-                stop = start + number * size
-                own = [_cut(leaf, axis, start, stop) for leaf, axis in zip(leaves, axes, strict=True)]
-                results.append(_scan(reduce, zeros, params, own, axes, kept_axes, number, size))
-                start = stop
-            totals, kept = zip(*results, strict=True)
-            total = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *totals)
-            return total, [jnp.concatenate(k, axis) for k, axis in zip(zip(*kept, strict=True), kept_axes, strict=True)]
-
+        of_leaves = lambda function: lambda params, leaves: function(params, *jax.tree.unflatten(tree, leaves))  # noqa: E731
+        split = _plan(of_leaves(full), params, leaves, axes, parts, count, reduction)
+        compute: Callable = partial(_sum_parts, of_leaves(one), split)
         if len(sharing) > 1:
-            mesh = jax.make_mesh((len(sharing),), (_AXIS,), axis_types=(AxisType.Auto,), devices=sharing)
-            along = lambda axis: P() if axis is None else P(*[None] * axis, _AXIS)  # noqa: E731
-
-            def sum_over_devices(*args: Any) -> tuple[Any, list[Any]]:
-                total, kept = on_device(*args)
-                return jax.lax.psum(total, _AXIS), kept
-
-            mapped = jax.shard_map(
-                sum_over_devices,
-                mesh=mesh,
-                in_specs=(P(), *map(along, axes)),
-                out_specs=(P(), [along(axis) for axis in kept_axes]),
-                check_vma=False,
-            )
-        else:
-            mapped = on_device
-        (value, gradient, reduced), kept = mapped(params, *leaves)
+            compute = _share(compute, split, sharing)
+        (value, gradient, reduced), kept = compute(params, leaves)
         if not has_aux:
             return value, gradient
         left = iter(reduced), iter(kept)
-        ordered = [next(left[axis is not None]) for axis in aux_axes]
-        return (value, jax.tree.unflatten(jax.tree.structure(aux), ordered)), gradient
+        ordered = [next(left[axis is not None]) for axis in split.aux_axes]
+        return (value, jax.tree.unflatten(split.aux_tree, ordered)), gradient
 
     return run
+
+
+class _Split(NamedTuple):
+    """The micro-batches of a batch, and what becomes of their outputs.
+
+    Attributes:
+      axes: axis of the examples per leaf of the batch; None for a shared leaf.
+      parts: the micro-batches of a device, as `_divide` returns them.
+      examples: number of examples of the batch.
+      mean: whether values are averaged over the examples; otherwise they are added.
+      aux_axes: axis of the examples per auxiliary output; None for one that is reduced as the value is.
+      aux_tree: structure of the auxiliary outputs.
+      zeros: value, gradient and reduced outputs of no examples.
+    """
+
+    axes: list[int | None]
+    parts: list[tuple[int, int]]
+    examples: int
+    mean: bool
+    aux_axes: list[int | None]
+    aux_tree: Any
+    zeros: Any
+
+    @property
+    def kept_axes(self) -> list[int]:
+        """The axis of the examples of each auxiliary output that is concatenated."""
+        return [axis for axis in self.aux_axes if axis is not None]
+
+
+def _plan(
+    full: Callable,
+    params: Any,
+    leaves: Sequence[Array],
+    axes: list[int | None],
+    parts: list[tuple[int, int]],
+    count: int,
+    reduction: str,
+) -> _Split:
+    """Returns the split of a batch; `full` is `(params, leaves) -> (value, aux)`."""
+    examples = parts[0][1]
+    value, aux = jax.eval_shape(
+        full, params, [_cut(leaf, axis, 0, examples) for leaf, axis in zip(leaves, axes, strict=True)]
+    )
+    whole = jax.eval_shape(full, params, leaves)[1] if any(leaf.shape for leaf in jax.tree.leaves(aux)) else aux
+    aux_axes = _find_aux_axes(aux, whole, (examples, count), reduction)
+    reduced = [leaf for leaf, axis in zip(jax.tree.leaves(aux), aux_axes, strict=True) if axis is None]
+    value, gradient, reduced = zeros_alike((value, params, reduced))
+    value, reduced = vary_alike((value, reduced, params, leaves))[:2]
+    return _Split(
+        axes=axes,
+        parts=parts,
+        examples=count,
+        mean=reduction == "mean",
+        aux_axes=aux_axes,
+        aux_tree=jax.tree.structure(aux),
+        zeros=(value, gradient, reduced),
+    )
+
+
+def _share(compute: Callable, split: _Split, devices: Sequence[jax.Device]) -> Callable:
+    """Returns `compute` for a batch of which every device has an equal part."""
+    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    along = lambda axis: P() if axis is None else P(*[None] * axis, _AXIS)  # noqa: E731
+
+    def sum_over_devices(params: Any, leaves: Sequence[Array]) -> tuple[Any, list[Array]]:
+        total, kept = compute(params, leaves)
+        return jax.lax.psum(total, _AXIS), kept
+
+    return jax.shard_map(
+        sum_over_devices,
+        mesh=mesh,
+        in_specs=(P(), [along(axis) for axis in split.axes]),
+        out_specs=(P(), [along(axis) for axis in split.kept_axes]),
+        check_vma=False,
+    )
+
+
+def _sum_parts(one: Callable, split: _Split, params: Any, leaves: Sequence[Array]) -> tuple[Any, list[Array]]:
+    """Returns value, gradient and reduced outputs of a device's examples, and the concatenated outputs.
+
+    `one` is `(params, leaves) -> ((value, aux), gradient)`.
+    """
+    results, start = [], 0
+    for number, size in split.parts:
+        stop = start + number * size
+        own = [_cut(leaf, axis, start, stop) for leaf, axis in zip(leaves, split.axes, strict=True)]
+        results.append(_scan(one, split, params, own, number, size))
+        start = stop
+    totals, kept = zip(*results, strict=True)
+    total = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *totals)
+    return total, [jnp.concatenate(x, axis) for x, axis in zip(zip(*kept, strict=True), split.kept_axes, strict=True)]
+
+
+def _reduce(one: Callable, split: _Split, params: Any, leaves: Sequence[Array], size: int) -> tuple[Any, list[Array]]:
+    """Returns value, gradient and reduced outputs of a micro-batch of `size` examples, and the outputs to keep."""
+    (value, aux), gradient = one(params, leaves)
+    outputs = list(zip(jax.tree.leaves(aux), split.aux_axes, strict=True))
+    value, reduced = vary_alike((value, [x for x, axis in outputs if axis is None], params, leaves))[:2]
+    total = value, gradient, reduced
+    if split.mean:
+        total = jax.tree.map(lambda leaf: leaf * jnp.asarray(size / split.examples, leaf.dtype), total)
+    return total, [leaf for leaf, axis in outputs if axis is not None]
+
+
+def _scan(
+    one: Callable, split: _Split, params: Any, leaves: Sequence[Array], number: int, size: int
+) -> tuple[Any, list[Array]]:
+    """Returns the sums over `number` micro-batches of `size` examples, and the outputs to concatenate.
+
+    Micro-batch g holds the examples g, g + number, ... If the compiler divides the batch over devices, every device
+    thus holds a part of every micro-batch.
+    """
+    if number == 1:
+        return _reduce(one, split, params, leaves, size)
+
+    def divide(leaf: Array, axis: int) -> Array:
+        parts = leaf.reshape(*leaf.shape[:axis], size, number, *leaf.shape[axis + 1 :])
+        return jnp.moveaxis(parts, axis + 1, 0)
+
+    def join(leaf: Array, axis: int) -> Array:
+        parts = jnp.moveaxis(leaf, 0, axis + 1)
+        return parts.reshape(*parts.shape[:axis], number * size, *parts.shape[axis + 2 :])
+
+    def add(total: Any, xs: list[Array]) -> tuple[Any, list[Array]]:
+        own = iter(xs)
+        new, kept = _reduce(one, split, params, [leaf if axis is None else next(own) for leaf, axis in divided], size)
+        return jax.tree.map(jnp.add, total, new), kept
+
+    divided = list(zip(leaves, split.axes, strict=True))
+    xs = [divide(leaf, axis) for leaf, axis in divided if axis is not None]
+    total, kept = jax.lax.scan(add, split.zeros, xs)
+    return total, [join(leaf, axis) for leaf, axis in zip(kept, split.kept_axes, strict=True)]
 
 
 def _find_axes(batch_axis: Any, batch: tuple[Any, ...]) -> tuple[list[int | None], int]:
@@ -280,40 +363,3 @@ def _cut(leaf: Any, axis: int | None, start: int, stop: int) -> Any:
     if axis is None or (start, stop) == (0, leaf.shape[axis]):
         return leaf
     return jax.lax.slice_in_dim(leaf, start, stop, axis=axis)
-
-
-def _scan(
-    reduce: Callable,
-    zeros: Any,
-    params: Any,
-    leaves: Sequence[Any],
-    axes: Sequence[int | None],
-    kept_axes: Sequence[int],
-    number: int,
-    size: int,
-) -> tuple[Any, list[Any]]:
-    """Returns the sums over `number` micro-batches, and the outputs to concatenate.
-
-    Micro-batch g holds the examples g, g + number, ... If the compiler divides the batch over devices, every device
-    thus holds a part of every micro-batch.
-    """
-    if number == 1:
-        return reduce(params, leaves, size)
-
-    def split(leaf: Any, axis: int) -> Any:
-        parts = leaf.reshape(*leaf.shape[:axis], size, number, *leaf.shape[axis + 1 :])
-        return jnp.moveaxis(parts, axis + 1, 0)
-
-    def join(leaf: Any, axis: int) -> Any:
-        parts = jnp.moveaxis(leaf, 0, axis + 1)
-        return parts.reshape(*parts.shape[:axis], number * size, *parts.shape[axis + 2 :])
-
-    def add(total: Any, xs: list[Any]) -> tuple[Any, list[Any]]:
-        own = iter(xs)
-        new, kept = reduce(params, [leaf if axis is None else next(own) for leaf, axis in divided], size)
-        return jax.tree.map(jnp.add, total, new), kept
-
-    divided = list(zip(leaves, axes, strict=True))
-    xs = [split(leaf, axis) for leaf, axis in divided if axis is not None]
-    total, kept = jax.lax.scan(add, zeros, xs)
-    return total, [join(leaf, axis) for leaf, axis in zip(kept, kept_axes, strict=True)]

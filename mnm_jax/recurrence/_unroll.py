@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mnm_jax._auto_axes import with_auto_axes
 from mnm_jax._checks import check_choice, check_flags, check_sizes
 from mnm_jax._masking import Steps, check_steps
 from mnm_jax._vary import vary_alike
-from mnm_jax.recurrence._carry import check_carry, check_has_memory, explain_carry
-from mnm_jax.recurrence._checkpoints import scan_chunks
-from mnm_jax.recurrence._fast.adjoint import NoWriteError
+from mnm_jax.recurrence._carry import begin_carry, check_carry, check_has_memory, explain_carry
+from mnm_jax.recurrence._fast.record import StepError
+from mnm_jax.recurrence._fast.unroll import unroll_fast
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
-from mnm_jax.recurrence._program import unroll_fast
 from mnm_jax.recurrence._protocol import MemoryCell
+from mnm_jax.recurrence._scan_chunks import scan_chunks
 
 Array = jax.Array
 
@@ -70,7 +71,7 @@ def unroll(
         * "reversible": stores no weights; they are computed back from the last ones. Over a reset they cannot
           be computed back, so that with `reset` the form is "factored", with the same results in more memory.
         * "factored": stores the writes; dense weights are formed every C steps only.
-        * "auto": the form that `choose_form` returns, or "plain" if a step returns a memory without a write.
+        * "auto": the form that `choose_form` returns, or "plain" for a step that it cannot follow, see `MemoryCell`.
       checkpoint_every: `C`. With "plain" and "reversible", only the carry of every C-th step is stored, and the steps
         between are computed again in the backward pass. This takes the memory of T / C carries and of C steps instead
         of T steps, for one more forward pass, and bounds the rounding error of weights that are computed back. With
@@ -112,32 +113,9 @@ def unroll(
         xs = _swap_axes(xs)
     if carry is not None:
         check_carry(carry, xs.inputs.shape[1])
-    cell, carry, xs = vary_alike((cell, carry, xs))
-
-    asked, every = form, checkpoint_every
-    if has_forms(cell):
-        steps = xs.inputs.shape[0]
-        chosen = choose_form(cell, steps, form=form, reset=reset is not None)
-        if checkpoint_every is None and chosen == "factored":
-            checkpoint_every = choose_fold(cell)
-        if checkpoint_every is None and (form, chosen) == ("auto", "reversible"):
-            checkpoint_every = choose_checkpoints(steps)
-        form = chosen if steps else "plain"
-    elif form not in ("auto", "plain"):
-        lacks = "has no neural memory"
-        if isinstance(cell, MemoryCell):
-            lacks = "has a memory that is not written only in pairs"
-        raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
+    run = with_auto_axes(partial(_run, form=form, checkpoint_every=checkpoint_every), xs.inputs)
     try:
-        if form in ("auto", "plain"):
-            last, outputs = _unroll_plain(cell, carry, xs, checkpoint_every)
-        else:
-            try:
-                last, outputs = unroll_fast(cell, carry, xs, form, checkpoint_every)
-            except NoWriteError:
-                if asked != "auto":
-                    raise
-                last, outputs = _unroll_plain(cell, carry, xs, every)
+        last, outputs = run(cell, carry, xs)
     except (TypeError, ValueError, AttributeError) as error:
         if problem := explain_carry(cell, carry, xs.inputs):
             raise TypeError(problem) from error
@@ -145,11 +123,45 @@ def unroll(
     return last, outputs if time_major else _swap_axes(outputs)
 
 
+def _run(
+    cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, *, form: str, checkpoint_every: int | None
+) -> tuple[Any, Any]:
+    """Returns the last carry and the outputs; arguments as in `unroll`, with time first."""
+    cell, carry, xs = vary_alike((cell, carry, xs))
+    chosen, every = _choose(cell, xs, form, checkpoint_every)
+    if chosen == "plain":
+        return _unroll_plain(cell, carry, xs, every)
+    try:
+        return unroll_fast(cell, carry, xs, chosen, every)
+    except StepError:
+        if form != "auto":
+            raise
+        return _unroll_plain(cell, carry, xs, checkpoint_every)
+
+
+def _choose(cell: nnx.RNNCellBase, xs: Steps, form: str, every: int | None) -> tuple[str, int | None]:
+    """Returns the form that runs, and its number of steps between stored or dense weights."""
+    if not has_forms(cell):
+        if form not in ("auto", "plain"):
+            lacks = "has no neural memory"
+            if isinstance(cell, MemoryCell):
+                lacks = "has a memory that is not written only in pairs"
+            raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
+        return "plain", every
+    steps = xs.inputs.shape[0]
+    chosen = choose_form(cell, steps, form=form, reset=xs.reset is not None)
+    if every is None and chosen == "factored":
+        every = choose_fold(cell)
+    if every is None and (form, chosen) == ("auto", "reversible"):
+        every = choose_checkpoints(steps)
+    return chosen if steps else "plain", every
+
+
 def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: int | None) -> tuple[Any, Any]:
     if carry is None:
-        carry, _ = vary_alike((cell.initialize_carry(xs.inputs.shape[1:]), xs))
+        carry, _ = vary_alike((begin_carry(cell, xs.inputs.shape[1:]), xs))
     resets = xs.reset is not None or xs.reset_controller is not None
-    start = cell.initialize_carry((1, xs.inputs.shape[2])) if resets else None
+    start = begin_carry(cell, (1, xs.inputs.shape[2])) if resets else None
 
     def step(carry: Any, x: Steps) -> tuple[Any, Any]:
         carry, inputs = x.enter(carry, start)

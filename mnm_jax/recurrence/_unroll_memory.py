@@ -123,7 +123,7 @@ def unroll_memory(
             leaves = ", ".join(leaf_names(own))
             raise TypeError(f"state must be from this memory's start or write, with the leaves {leaves}: got others.")
     if backend == "pallas" or (backend == "auto" and on_measured_gpu(keys)):
-        from mnm_jax.memory._recurrence import sequence  # its import loads Pallas
+        from mnm_jax.memory._kernels import sequence  # its import loads Pallas
 
         if backend == "pallas":
             sequence.check_kernel(memory, keys, read_keys, reset)

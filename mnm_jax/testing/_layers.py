@@ -3,7 +3,6 @@
 Shape letters: `T` time steps, `B` examples, `D` features.
 """
 
-import functools
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -62,7 +61,6 @@ def _run_divided(layer: Layer, carry: Any, inputs: Array) -> tuple[Any, Array]:
     return carry, jnp.concatenate([first, second, third])
 
 
-@functools.partial(jax.jit, static_argnums=0)
 @partial(jax.jit, static_argnums=0)  # the checks share its few programs
 def _differentiate(way: Callable, layer: Layer, carry: Any, inputs: Array, weights: Array, **flags: Any) -> Any:
     """Returns a run's results, and the gradients of sum(weights sin(outputs)) with respect to layer and inputs."""

@@ -88,11 +88,9 @@ def batches_fit_model_and_loss(task: Any, batch_size: int) -> None:
         _require(counts.any(), task, "loss_mask must be 1 at some step of a batch")
         _require(not np.any(counts & ~batch.mask), task, "padding must not count: loss_mask 1 where mask is False")
         _require(np.all(np.sort(batch.mask, 0)[::-1] == batch.mask), task, "padding must come last")
-        flags = {"fork": batch.fork} | batch.flags
-        for name, flag in flags.items():
-            if flag is not None:
-                _require(flag.dtype == np.bool_, task, f"{name} must be bool, got {flag.dtype}")
-                _require(not np.any(flag & ~batch.mask), task, f"{name} must be False where mask is False")
+        for name, flag in batch.flags.items():
+            _require(flag.dtype == np.bool_, task, f"{name} must be bool, got {flag.dtype}")
+            _require(not np.any(flag & ~batch.mask), task, f"{name} must be False where mask is False")
         features = jax.eval_shape(encoder, jnp.asarray(batch.inputs))
         expected = (*shape, task.input_features), jnp.dtype(jnp.float32)
         found = features.shape, features.dtype

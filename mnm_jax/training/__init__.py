@@ -6,6 +6,7 @@ The loop, checkpoints and writers need the extra "train" (`pip install 'mnm_jax[
 from mnm_jax.training._checkpoints import (
     Checkpoint,
     discard_fault,
+    load_model,
     load_params,
     restore_checkpoint,
     save_checkpoint,
@@ -50,6 +51,7 @@ __all__ = [
     "first_process_first",
     "init_state",
     "is_first_process",
+    "load_model",
     "load_params",
     "lock_workdir",
     "make_optimizer",

@@ -22,7 +22,7 @@ from mnm_jax._extras import extra
 from mnm_jax._files import find_damage, named_errors, rename_folder, seal_folder
 from mnm_jax._params import leaf_names
 from mnm_jax.training import _processes as processes
-from mnm_jax.training._state import TrainState
+from mnm_jax.training._state import TrainState, merge_model, split_model
 from mnm_jax.training._weights import read_params
 
 _KEEP = 2
@@ -75,6 +75,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
     folder = _folder(workdir)
     final = folder / str(step)
     arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
+    arrays = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
     with processes.common_errors():
         if processes.is_first_process() and not _holds(final, step, arrays):
             with named_errors(final):
@@ -201,6 +202,21 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
     return _unflatten(like, params, path)["params"], step
 
 
+def load_model(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module], index: int = 0) -> Any:
+    """Returns the trained model of one seed of a run; changes nothing on disk.
+
+    Args:
+      workdir: folder of the run.
+      make_model: the function that the run was trained with.
+      index: number of the seed in the run, from 0.
+
+    Raises:
+      ValueError: if the run has no such seed; also raised, as FileNotFoundError and ImportError, for the reasons that
+        `load_params` names.
+    """
+    return merge_model(split_model(make_model), load_params(workdir, make_model)[0], index)
+
+
 def _orbax() -> Any:
     """Returns the module `orbax.checkpoint`, imported at its first use because the import is slow."""
     with extra("train"):
@@ -276,6 +292,8 @@ def _to_host(leaf: Any) -> np.ndarray:
 def _unflatten(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
     """Returns a tree of the structure `like` with its leaves taken from `arrays` by name."""
     names, leaves = leaf_names(like), jax.tree.leaves(like)
+    empty = {name: leaf for name, leaf in zip(names, leaves, strict=True) if not leaf.size}
+    arrays = arrays | {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in empty.items() if name not in arrays}
     for name in sorted(set(names) ^ set(arrays)):
         where = "has" if name in arrays else "lacks"
         raise ValueError(f"checkpoint {path} belongs to another model or optimizer: it {where} {name}; use its config.")

@@ -82,7 +82,12 @@ def explain_fault(
         for _ in range(int(steps[seed]) - checked["step"]):
             batch = next(loader)
     propose = make_proposal(
-        split_model(make_model), task, optimizer, config.meta_weight, config.batch_size, config.accumulate
+        split_model(make_model),
+        task,
+        optimizer,
+        meta_weight=config.meta_weight,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
     )
     origins = find_origins(lambda state, batch: propose(state, batch).checked, state, batch)
     others = origins[: len(origins) - len(jax.tree.leaves(state.opt_state))]  # its state may begin with infinity

@@ -23,7 +23,7 @@ from mnm_jax.training._evaluate import make_evaluate
 from mnm_jax.training._parallel import make_parallel_update, make_placement, pad_batch, state_shardings
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted, StopRequest, stop_request
-from mnm_jax.training._state import init_state, split_model
+from mnm_jax.training._state import init_state, merge_model, split_model
 from mnm_jax.training._task import Loader, Task, optional_member
 from mnm_jax.training._update import TrainingFault, UpdateMetrics, describe_fault
 from mnm_jax.training._writers import MetricWriter, read_metrics
@@ -40,7 +40,7 @@ class TrainResult(NamedTuple):
     """Result of a finished run.
 
     Attributes:
-      params: leaves `[S, ...]`; `nnx.merge(graphdef, jax.tree.map(lambda x: x[i], params))` is the model of seed i.
+      params: leaves `[S, ...]`, one entry per seed.
       graphdef: the model without its parameters.
       metrics: metrics after the last update, `[S]` by name: "train/loss", "valid/accuracy", "test/accuracy", ...
       steps: number of updates made.
@@ -52,6 +52,10 @@ class TrainResult(NamedTuple):
     metrics: dict[str, np.ndarray]
     steps: int
     seconds: float
+
+    def model(self, index: int = 0) -> Any:
+        """Returns the trained model of one seed; `index` counts from 0."""
+        return merge_model(self.graphdef, self.params, index)
 
 
 def train(
@@ -75,10 +79,11 @@ def train(
 
     Args:
       task: the task.
-      make_model: called as `make_model(rngs)` for each seed. The model is called with fields of `Batch`, as
-        `model(inputs, mask, fork, **batch.flags)`, where fork may be None. It returns `logits [T, B, C]` and
-        `meta_loss [T, B]` or None as attributes, as `SequenceModel` does. For a task with `carries` it also takes a
-        keyword `carry`, returns the last carry as attribute `carry`, and has a method `start(batch_size)`.
+      make_model: called as `make_model(rngs)` for each seed. The model is called as
+        `model(batch.inputs, **batch.flags)`: with `mask`, and with the other flags that the task's batches have. It
+        returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as `SequenceModel` does. For a task
+        with `carries` it also takes a keyword `carry`, returns the last carry as attribute `carry`, and has a method
+        `start(batch_size)`.
       config: settings. The caller ensures that a workdir is used with one config only, except for `steps`.
       workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,

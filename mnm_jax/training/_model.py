@@ -11,8 +11,10 @@ from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_fraction, check_functions, check_sizes
 from mnm_jax._linear import dot_general
+from mnm_jax._masking import Steps
 from mnm_jax.cells import output_features, split_output
 from mnm_jax.recurrence import unroll
+from mnm_jax.recurrence._carry import begin_carry
 
 Array = jax.Array
 
@@ -93,9 +95,8 @@ class SequenceModel(nnx.Module):
     def __call__(
         self,
         inputs: Array,
-        mask: Array | None = None,
-        fork: Array | None = None,
         *,
+        mask: Array | None = None,
         noise: Array | None = None,
         carry: Any = None,
         **options: Any,
@@ -105,43 +106,59 @@ class SequenceModel(nnx.Module):
         Args:
           inputs: `[T, B, ...]`.
           mask: see `unroll`.
-          fork: see `unroll`; None for a layer.
           noise: `[B]` uint32, seeds of the dropout of each example; None, as in evaluation: no dropout.
           carry: the cell's carry after earlier inputs, `[B, ...]`; None begins new sequences.
-          **options: other arguments of `unroll`, such as `form` or `reset_controller`; none for a layer.
+          **options: other arguments of `unroll`, such as `form` or `fork`; none for a layer.
 
         Raises:
-          ValueError: for a fork or an option with a layer.
+          ValueError: for an option with a layer.
         """
+        inputs = Steps(inputs, mask=mask).masked_inputs
         features = self._drop(self.encoder(inputs), noise, 0)
-        carry, outputs = self._run(carry, features, mask, fork, options)
+        carry, outputs = self._run(carry, features, mask, options)
         hidden, meta_loss = split_output(outputs)
         logits = self._read_out(self._drop(hidden, noise, 1))
         return SequenceOutput(logits=logits, meta_loss=meta_loss, cell=outputs, carry=carry)
 
     def start(self, batch_size: int) -> Any:
         """Returns the carry before the first step of a sequence or of an endless stream."""
-        return self.cell.initialize_carry((batch_size, self.cell.in_features))
+        shape = (batch_size, self.cell.in_features)
+        return self.cell.initialize_carry(shape) if _is_layer(self.cell) else begin_carry(self.cell, shape)
 
-    def step(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
-        """Returns the carry and the logits `[B, C]` after one step with inputs `[B, ...]`."""
+    def step(self, carry: Any, inputs: Array, *, reset_controller: Array | None = None) -> tuple[Any, Array]:
+        """Returns the carry and the logits `[B, C]` after one step with inputs `[B, ...]`.
+
+        Args:
+          carry: the carry before the step.
+          inputs: `[B, ...]`.
+          reset_controller: `[B]` bool, see `unroll`; None for a layer.
+
+        Raises:
+          ValueError: for `reset_controller` with a layer.
+        """
+        features = self.encoder(inputs[None])[0]
+        if reset_controller is not None:
+            self._check_options({"reset_controller": reset_controller})
+            carry = Steps(features, reset_controller=reset_controller).begin(carry, self.start(1))
         run = self.cell.step if _is_layer(self.cell) else self.cell
-        carry, outputs = run(carry, self.encoder(inputs[None])[0])
+        carry, outputs = run(carry, features)
         return carry, self._read_out(split_output(outputs)[0])
 
-    def _run(
-        self, carry: Any, features: Array, mask: Array | None, fork: Array | None, options: dict[str, Any]
-    ) -> tuple[Any, Any]:
+    def _run(self, carry: Any, features: Array, mask: Array | None, options: dict[str, Any]) -> tuple[Any, Any]:
         """Returns the last carry and the outputs `[T, B, ...]` of the cell or the layer."""
         if not _is_layer(self.cell):
-            return unroll(self.cell, carry, features, mask=mask, fork=fork, **options)
-        given = [name for name, value in {"fork": fork, **options}.items() if value is not None]
-        if given:
+            return unroll(self.cell, carry, features, mask=mask, **options)
+        self._check_options(options)
+        return self.cell(carry, features, mask=mask)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Raises ValueError for an option with a layer."""
+        given = [name for name, value in options.items() if value is not None]
+        if given and _is_layer(self.cell):
             raise ValueError(
                 f"{given[0]} needs a cell, which runs step by step, got a layer, {type(self.cell).__name__}: leave it "
                 "out, or take a cell such as MNMCell."
             )
-        return self.cell(carry, features, mask=mask)
 
     def _drop(self, features: Array, noise: Array | None, place: int) -> Array:
         """Returns features `[T, B, F]` with dropout; `place` distinguishes the draws of one seed."""

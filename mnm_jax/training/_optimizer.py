@@ -11,7 +11,7 @@ from mnm_jax._checks import check_choice, check_not_negative, check_positive, ch
 from mnm_jax._params import leaf_names
 
 _DECAYING = ("adamw", "muon")
-_OF_MUON = "cell."  # the part of a `SequenceModel` whose matrices Muon updates
+_OF_MUON = "cell"  # the part of a `SequenceModel`, or of a model that contains one, whose matrices Muon updates
 _RMS = 0.2  # root mean square of the entries of an update, divided by the learning rate: about that of Adam
 _SCHEDULES = ("constant", "cosine", "trapezoid")
 _FALL = 0.2  # fraction of a run over which "trapezoid" falls
@@ -39,7 +39,7 @@ def _muon(rate: optax.Schedule, *, eps: float, weight_decay: float) -> optax.Gra
     def all_axes(params: Any) -> Any:
         leaves, structure = jax.tree.flatten(params)
         chosen = [
-            optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and name.startswith(_OF_MUON) else None
+            optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and _OF_MUON in name.split(".") else None
             for leaf, name in zip(leaves, leaf_names(params), strict=True)
         ]
         if not any(chosen):

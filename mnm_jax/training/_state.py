@@ -56,6 +56,19 @@ def split_model(make_model: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
     return graphdef
 
 
+def merge_model(graphdef: nnx.GraphDef, params: Any, index: int = 0) -> Any:
+    """Returns the model with the parameters of one seed of `params` `[S, ...]`; `index` counts from 0.
+
+    Raises:
+      ValueError: if there is no such seed.
+    """
+    check_sizes(least=0, index=index)
+    seeds = len(jax.tree.leaves(params)[0])
+    if index >= seeds:
+        raise ValueError(f"index must be < {seeds}, the number of seeds, got {index}.")
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), params))
+
+
 def check_seeds(seed: Any, seeds: Any) -> None:
     """Checks that the seeds `seed, seed + 1, ..., seed + seeds - 1` are int32 numbers from 0."""
     check_sizes(seeds=seeds)

@@ -40,9 +40,9 @@ class Batch(NamedTuple):
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flags about the memory that the batch has, as keyword arguments of the model and of `unroll`."""
-        flags = {"reset_controller": self.reset_controller, "fork_memory": self.fork_memory}
-        return {name: flag for name, flag in flags.items() if flag is not None}
+        """The flags `[T, B]` that the batch has, as keyword arguments of the model and of `unroll`."""
+        names = ("mask", "fork", "reset_controller", "fork_memory")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 class Mean(NamedTuple):

@@ -75,13 +75,15 @@ def losses(
     `carry` `[B, ...]` is the carry before the batch, for a task with `carries`.
     """
     options = {name: value for name, value in (("noise", noise), ("carry", carry)) if value is not None}
-    output = model(batch.inputs, batch.mask, batch.fork, **batch.flags, **options)
+    output = model(batch.inputs, **batch.flags, **options)
     task_loss = task.loss(output.logits, batch)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
     mask = jnp.asarray(batch.mask)
-    total = jnp.sum(jnp.where(mask, output.meta_loss, 0))
-    return task_loss, Mean(total, jnp.sum(mask, dtype=total.dtype)), output
+    # In bfloat16 a sum of ones ends at 256, so that both sums are at least in single precision.
+    dtype = np.promote_types(output.meta_loss.dtype, np.float32)
+    total = jnp.sum(jnp.where(mask, output.meta_loss, 0), dtype=dtype)
+    return task_loss, Mean(total, jnp.sum(mask, dtype=dtype)), output
 
 
 def make_update(
@@ -122,7 +124,15 @@ def make_update(
     check_sizes(batch_size=batch_size, accumulate=accumulate)
     check_not_negative(meta_weight=meta_weight)
     propose = make_proposal(
-        graphdef, task, optimizer, meta_weight, batch_size, accumulate, devices, divide=divide, axis_name=axis_name
+        graphdef,
+        task,
+        optimizer,
+        meta_weight=meta_weight,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        devices=devices,
+        divide=divide,
+        axis_name=axis_name,
     )
 
     def update(state: TrainState, batch: Batch | None) -> tuple[TrainState, UpdateMetrics]:
@@ -151,11 +161,11 @@ def make_proposal(
     graphdef: nnx.GraphDef,
     task: Task,
     optimizer: optax.GradientTransformation,
+    *,
     meta_weight: float,
     batch_size: int,
     accumulate: int = 1,
     devices: Sequence[jax.Device] | None = None,
-    *,
     divide: Callable[[Batch], Batch] = lambda batch: batch,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch | None], Proposal]:

@@ -20,6 +20,7 @@ from mnm_jax._params import leaf_names
 
 _FULL, _HALF = "params.npz", "params.safetensors"
 _STEP, _SUM = "step", "crc32"
+_DTYPE = ":"  # between the name and the dtype of an array stored as integers
 
 
 def save_params(workdir: str | os.PathLike, params: Any, step: int, *, half: bool = False) -> pathlib.Path:
@@ -47,7 +48,8 @@ def save_params(workdir: str | os.PathLike, params: Any, step: int, *, half: boo
         if half:
             file.write(data)
         else:
-            np.savez_compressed(file, **(arrays | {_STEP: step}))
+            content: dict[str, Any] = {**_as_bits(arrays), _STEP: step}
+            np.savez_compressed(file, **content)
     return path
 
 
@@ -72,7 +74,25 @@ def _read_full(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
     """Returns the arrays of `params.npz` and the number of updates."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
         arrays = dict(content.items())
-    return arrays, int(arrays.pop(_STEP))
+    step = int(arrays.pop(_STEP))
+    return _from_bits(arrays), step
+
+
+def _as_bits(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays, those of a dtype that NumPy's format lacks as integers, with the dtype in their name."""
+    bits = {}
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        if array.dtype.kind == "V":  # bfloat16 and others of ml_dtypes
+            name, array = f"{name}{_DTYPE}{array.dtype}", array.view(f"u{array.dtype.itemsize}")
+        bits[name] = array
+    return bits
+
+
+def _from_bits(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays that `_as_bits` was given."""
+    named = ((*name.partition(_DTYPE)[::2], array) for name, array in arrays.items())
+    return {name: array.view(jax.numpy.dtype(dtype)) if dtype else array for name, dtype, array in named}
 
 
 def _read_half(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:

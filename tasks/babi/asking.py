@@ -182,7 +182,7 @@ def format_answer(answer: Answer) -> str:
 
 
 def _run(model: SequenceModel, batch: Batch) -> Any:
-    return model(batch.inputs, batch.mask, batch.fork, **batch.flags)
+    return model(batch.inputs, **batch.flags)
 
 
 def split_line(line: str) -> tuple[int | None, str]:

@@ -268,14 +268,15 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_memories_have_finite_values_and_derivatives(case):
-    """Derivatives of first and second order; each case contains a 0 / 0, a log 0 or a tie."""
+    """Derivatives of first and second order, and of first in float16; each case has a 0 / 0, a log 0 or a tie."""
     function, *arguments = DEGENERATE[case]
     arguments = [np.asarray(x, np.float32) for x in arguments]
     every = tuple(range(len(arguments)))
-    mixed = normal(9, *jax.eval_shape(function, *arguments).shape).astype(np.float32)
+    mixed = normal(9, *jax.eval_shape(function, *arguments).shape)
 
     def value(*arguments):
-        return jnp.sum(mixed * function(*arguments))
+        result = function(*arguments)
+        return jnp.sum(mixed.astype(result.dtype) * result)
 
     def slope(*arguments):
         gradient = jax.grad(value, every)(*arguments)
@@ -285,3 +286,5 @@ def test_degenerate_memories_have_finite_values_and_derivatives(case):
         return function(*arguments), jax.grad(slope, every, has_aux=True)(*arguments)
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(values, *arguments)))
+    half = [x.astype(np.float16) for x in arguments]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(jax.grad(value, every), *half)))

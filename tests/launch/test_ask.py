@@ -119,7 +119,7 @@ def test_sentences_with_think_steps_are_shown_by_their_best_step():
     rows = task.encode([sentence_words(line) for line in story])
     example = task.layout.arrange({"words": rows, "answers": np.array([-1, -1, 0])})
     batch = jax.tree.map(lambda leaf: leaf[:, None], example)
-    trace = model(batch.inputs, batch.mask, batch.fork, **batch.flags).cell.trace
+    trace = model(batch.inputs, **batch.flags).cell.trace
     keys = memory_maps(jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), trace)).keys
     expected = [keys[4:, :2].max(), keys[4:, 2:4].max()]  # steps 0 and 1, 2 and 3, and 4 to 6 for the question
     assert abs(expected[0] - expected[1]) > 1e-3 and len(shown) == 2

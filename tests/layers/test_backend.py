@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from mnm_jax import WriteOptions, _accelerator, gradient_memory, local_memory, matrix_memory
 from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax.layers import _heads
-from mnm_jax.memory._chunks import kernel
+from mnm_jax.memory._kernels import chunks
 from tests.layers.common import assert_close
 from tests.layers.test_pallas import FORGET, by_layer, small_layer, value_and_grad
 
@@ -21,9 +21,9 @@ from tests.layers.test_pallas import FORGET, by_layer, small_layer, value_and_gr
 def measured_gpu(monkeypatch):
     """Makes "auto" choose as on a GPU. The bounds of the measured sizes are smaller, so that a CPU can interpret."""
     monkeypatch.setattr(_heads, "on_measured_gpu", lambda x: 0 not in x.shape)
-    monkeypatch.setattr(kernel, "_LEAST_STEPS", 20)
-    monkeypatch.setattr(kernel, "_MOST_STEPS", 44)
-    monkeypatch.setattr(kernel, "_SIZES", ((16, 16), (16, 16, 16)))
+    monkeypatch.setattr(chunks, "_LEAST_STEPS", 20)
+    monkeypatch.setattr(chunks, "_MOST_STEPS", 44)
+    monkeypatch.setattr(chunks, "_SIZES", ((16, 16), (16, 16, 16)))
 
 
 def uses_kernel(layer, inputs, **given):

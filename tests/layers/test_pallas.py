@@ -9,7 +9,7 @@ from flax import nnx
 from jax import export
 
 from mnm_jax import NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
-from mnm_jax.memory._chunks import on_chip
+from mnm_jax.memory._kernels import on_chip
 from tests.layers.common import assert_close, make_inputs, make_layer, make_memory, write_token_by_token
 
 FORGET = WriteOptions("l2", forget=True)

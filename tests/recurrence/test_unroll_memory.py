@@ -9,9 +9,8 @@ import pytest
 from jax import export
 
 from mnm_jax import WriteOptions, custom_memory, gradient_memory, local_memory, matrix_memory, unroll_memory
-from mnm_jax.memory._chunks import on_chip
-from mnm_jax.memory._recurrence import dots, kernel, sequence
-from mnm_jax.memory._recurrence.steps import steps
+from mnm_jax.memory._kernels import dots, on_chip, sequence, writes
+from mnm_jax.memory._kernels.steps import steps
 from mnm_jax.recurrence import _unroll_memory
 from tests.layers.test_pallas import DERIVATIVES
 
@@ -212,7 +211,7 @@ def test_the_kernel_for_gpus_computes_the_same(x64, monkeypatch):
 
     memory = local_memory(K, V, hidden_sizes=(5,), param_dtype=jnp.float64)
     expected = evaluate(by_kernel, memory, *make_tokens(2, 1))
-    monkeypatch.setattr(kernel, "scan_on_chip", scan)
+    monkeypatch.setattr(writes, "scan_on_chip", scan)
     jax.clear_caches()
     assert_close(evaluate(by_kernel, memory, *make_tokens(2, 1)), expected, 1e-10)
 

@@ -70,6 +70,18 @@ class SquashedTargets(LocalRule):
         return super().pairs(network, squashed, weights, keys, values)
 
 
+class WithOtherLeaves(MNMCell):
+    """Has leaves that have no derivative: a table of integers, and the random keys of a dropout."""
+
+    def __init__(self, *args, rngs, **options):
+        super().__init__(*args, rngs=rngs, **options)
+        self.table = nnx.Variable(jnp.array([1, 0, 2]))
+        self.dropout = nnx.Dropout(0.1, deterministic=True, rngs=rngs)
+
+    def __call__(self, carry, inputs):
+        return super().__call__(carry, self.dropout(inputs[:, self.table[...]]))
+
+
 def make_cell(change):
     double = {"param_dtype": jnp.float64}
     if change is SquashedTargets:
@@ -102,6 +114,7 @@ KINDS = {
     "transposed map": with_readout(Transposed),
     "product of its own": with_doubled_product,
     "changed kernel of the rule": SquashedTargets,
+    "leaves without a derivative": WithOtherLeaves,
 }
 
 
@@ -112,7 +125,9 @@ def value_and_gradient(cell, form, **flags):
         carry, outputs = unroll(cell, None, inputs, form=form, **flags)
         return jnp.sum(jnp.sin(outputs.features)) + sum(jnp.sum(w**2) for w in carry.memory.weights)
 
-    return jax.value_and_grad(loss, (0, 1))(cell, inputs)
+    graphdef, params, others = nnx.split(cell, nnx.Param, ...)
+    join = lambda params, inputs: loss(nnx.merge(graphdef, params, others), inputs)  # noqa: E731
+    return jax.value_and_grad(join, (0, 1))(params, inputs)
 
 
 @pytest.mark.parametrize("form", ["reversible", "factored"])
@@ -154,6 +169,62 @@ def test_a_cell_that_drops_its_only_write_runs_plain():
         *(jax.tree.leaves(unroll(cell, None, inputs, form=f)) for f in ("auto", "plain")), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+class Checkpointed(MNMCell):
+    """Reads once more, in a program that JAX computes again in the backward pass."""
+
+    def __call__(self, carry, inputs):
+        new, outputs = super().__call__(carry, inputs)
+        params = self.memory_params.get_value()
+        answer = jax.checkpoint(lambda keys: self.memory.read(params, new.memory, keys))(outputs.trace.read_keys)
+        return new, outputs._replace(features=outputs.features + jnp.sum(answer, (1, 2))[:, None])
+
+
+class WritesOrNot(MNMCell):
+    """Selects the memory after or before the write, for all examples at once."""
+
+    def __call__(self, carry, inputs):
+        new, outputs = super().__call__(carry, inputs)
+        memory = jax.lax.cond(jnp.sum(inputs) > 0, lambda: new.memory, lambda: carry.memory)
+        return new._replace(memory=memory), outputs
+
+
+class Stopped(MNMCell):
+    """Takes the memory as a constant."""
+
+    def __call__(self, carry, inputs):
+        return super().__call__(carry._replace(memory=jax.lax.stop_gradient(carry.memory)), inputs)
+
+
+class Mapped(MNMCell):
+    """Reads with one key after the other by `jax.vmap`."""
+
+    def __call__(self, carry, inputs):
+        new, outputs = super().__call__(carry, inputs)
+        params, keys = self.memory_params.get_value(), outputs.trace.read_keys
+        answer = jax.vmap(lambda key: self.memory.read(params, new.memory, key[:, None]), 1, 1)(keys)
+        return new, outputs._replace(features=outputs.features + jnp.sum(answer, (1, 2, 3))[:, None])
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, Mapped, WritesOrNot, Stopped])
+def test_a_step_that_transforms_the_memory_runs_plain(x64, kind):
+    cell = make_cell(kind)
+    expected, found = (value_and_gradient(cell, form) for form in ("plain", "auto"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
+    for form in ("reversible", "factored"):
+        with pytest.raises(ValueError, match=r"transformation of JAX.* use unroll\(\.\.\., form='plain'\)"):
+            value_and_gradient(cell, form)
+
+
+@pytest.mark.parametrize("kind", [nnx.GRUCell, nnx.LSTMCell])
+def test_cells_of_flax_begin_sequences_by_themselves(kind):
+    cell = kind(F, 4, rngs=nnx.Rngs(0))
+    inputs, reset = jax.random.normal(jax.random.key(0), (T, B, F)), jnp.zeros((T, B), bool).at[3].set(True)
+    _, outputs = unroll(cell, None, inputs, reset=reset)
+    for part in (slice(0, 3), slice(3, T)):
+        _, expected = unroll(cell, cell.initialize_carry((B, F), nnx.Rngs(1)), inputs[part])
+        np.testing.assert_allclose(outputs[part], expected, atol=1e-6)
 
 
 def test_a_map_without_a_product_of_its_own_is_differentiated_step_by_step(x64):

@@ -89,7 +89,7 @@ def make_model(task, features=16):
 def play(task, model, episodes, seed=0):
     """Returns (logits, batch) of episodes that the model plays."""
     batch = task.play(model, task.sample(jax.random.key(seed), episodes))
-    return model(batch.inputs, batch.mask).logits, batch
+    return model(batch.inputs, mask=batch.mask).logits, batch
 
 
 def learn(kind, tmp_path, **settings):

@@ -154,7 +154,7 @@ def ask_anew(model, sequences):
     for column, sequence in enumerate(sequences):
         inputs[: len(sequence), column] = sequence
         mask[: len(sequence), column] = True
-    logits = np.asarray(nnx.jit(lambda model: model(jnp.asarray(inputs), jnp.asarray(mask)).logits)(model))
+    logits = np.asarray(nnx.jit(lambda model: model(jnp.asarray(inputs), mask=jnp.asarray(mask)).logits)(model))
     return logits[mask.sum(0) - 1, np.arange(len(sequences))]
 
 
@@ -173,7 +173,7 @@ def test_a_question_with_think_steps_is_answered_as_if_its_sentences_were_read_a
     model = SequenceModel(task.encoder(rngs), cell, task.output_features, param_dtype=jnp.float64, rngs=rngs)
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
     batch = jax.tree.map(lambda leaf: leaf[:, :2], list(task.evaluations("test", 16)[""]())[-1])
-    run = nnx.jit(lambda model, batch: model(batch.inputs, batch.mask, batch.fork, **batch.flags).logits)
+    run = nnx.jit(lambda model, batch: model(batch.inputs, **batch.flags).logits)
     logits = np.asarray(run(model, jax.tree.map(jnp.asarray, batch)))
     step = nnx.jit(lambda model, carry, x: model.step(carry, x))
     start, compared = model.start(1), 0
@@ -215,7 +215,7 @@ def test_a_question_in_a_reading_is_answered_as_if_its_sentences_were_read_anew(
     for sequence, logits in zip(sequences, ask_anew(model, sequences), strict=True):
         expected[sequence.tobytes()].append(logits)
 
-    run = nnx.jit(lambda model, inputs, mask, fork: model(inputs, mask, fork).logits)
+    run = nnx.jit(lambda model, inputs, mask, fork: model(inputs, mask=mask, fork=fork).logits)
     later, without_forks = 0, 0.0
     for batch in task.evaluations("test", 16)[""]():
         inputs, mask, fork = map(jnp.asarray, (batch.inputs, batch.mask, batch.fork))

@@ -1,11 +1,12 @@
 """Tests checkpoints: round trips, and files that are refused; tests/faults has damaged and unfinished checkpoints."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mnm_jax.training import init_state, load_params, make_placement, save_params
+from mnm_jax.training import _weights, init_state, load_params, make_placement, save_params
 from mnm_jax.training import restore_checkpoint as restore
 from mnm_jax.training import save_checkpoint as save
 
@@ -107,6 +108,23 @@ def test_parameters_alone_are_loaded_where_there_is_no_checkpoint(tmp_path, stat
     assert step == 10
     assert_equal(params, states[0].params)
     assert path.exists()
+
+
+def test_parameters_in_bfloat16_are_stored_as_they_are(tmp_path, states):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), states[1].params)
+    path = save_params(tmp_path, params, 70)
+    found, step = _weights.read_params(tmp_path)[1:]
+    assert step == 70 and path.name == "params.npz"
+    for (name, array), leaf in zip(found.items(), jax.tree.leaves(params), strict=True):
+        assert name.startswith("params.") and array.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(array, leaf)
+
+
+def test_a_state_with_an_empty_array_is_saved(tmp_path, states):
+    state = states[0]._replace(opt_state={"moments": states[0].step, "none": jnp.zeros((1, 0), jnp.bfloat16)})
+    save(tmp_path, 10, state, {})
+    assert_equal(restore(tmp_path, state).state, state)
+    save(tmp_path, 10, state, {})  # recognised as equal
 
 
 def test_parameters_in_half_precision_are_loaded_as_float32(tmp_path, states):

@@ -3,12 +3,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 
-from mnm_jax.training import evaluate, init_state, split_model
+from mnm_jax.training import Batch, Mean, SequenceOutput, evaluate, init_state, split_model
+from mnm_jax.training._update import losses
 
 
 def test_metrics_are_over_all_counted_steps_of_a_set_and_not_means_of_means(tiny):
@@ -22,7 +24,7 @@ def test_metrics_are_over_all_counted_steps_of_a_set_and_not_means_of_means(tiny
 
     @jax.jit
     def run(model, batch):
-        output = model(batch.inputs, batch.mask, batch.fork)
+        output = model(batch.inputs, **batch.flags)
         return output, tiny.Recall().loss(output.logits, batch).total
 
     for (name, batches), seed in itertools.product(tiny.Recall().evaluations("valid", 8).items(), range(2)):
@@ -39,6 +41,20 @@ def test_metrics_are_over_all_counted_steps_of_a_set_and_not_means_of_means(tiny
         np.testing.assert_allclose(found[f"{prefix}loss"][seed], loss / counted, rtol=1e-5)
         np.testing.assert_allclose(found[f"{prefix}accuracy"][seed], right / counted, rtol=1e-6)
         np.testing.assert_allclose(found[f"{prefix}meta_loss"][seed], norms / real, rtol=1e-5)
+
+
+def test_a_meta_loss_in_bfloat16_is_averaged_in_single_precision():
+    class Model:
+        def __call__(self, inputs, *, mask):
+            return SequenceOutput(inputs, jnp.ones(mask.shape, jnp.bfloat16), None, None)
+
+    class Free:
+        def loss(self, logits, batch):
+            return Mean(jnp.float32(0), jnp.float32(1))
+
+    batch = Batch(inputs=np.zeros((64, 100)), targets=None, loss_mask=None, mask=np.ones((64, 100), bool))
+    mean = losses(Model(), Free(), batch)[1]
+    assert (float(mean.total), float(mean.count)) == (6400.0, 6400.0)
 
 
 def test_a_set_without_batches_is_an_error(tiny):

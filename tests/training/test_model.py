@@ -1,4 +1,4 @@
-"""Tests the model: the dtype of its head, dropout, and a layer in place of a cell."""
+"""Tests the model: the dtype of its head, dropout, single steps, and a layer in place of a cell."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, NeuralMemoryLayer, RNNCell, WriteOptions, matrix_memory, unroll
+from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, RNNCell, WriteOptions, local_memory, matrix_memory, unroll
 from mnm_jax.training import SequenceModel
 
 
@@ -56,6 +56,35 @@ def test_bad_settings_are_named(changes, message):
         SequenceModel(cell=LSTMCell(3, 4, rngs=nnx.Rngs(0)), **settings, rngs=nnx.Rngs(1))
 
 
+def test_padding_that_is_nan_has_no_influence_through_the_encoder():
+    cell = LSTMCell(4, 8, rngs=nnx.Rngs(0))
+    model = SequenceModel(nnx.Linear(3, 4, rngs=nnx.Rngs(2)), cell, 5, rngs=nnx.Rngs(1))
+    inputs = jax.random.normal(jax.random.key(0), (6, 2, 3))
+    mask = jnp.ones((6, 2), bool).at[4:, 1].set(False)
+    gradient = nnx.jit(nnx.grad(lambda model, inputs: jnp.sum(model(inputs, mask=mask).logits ** 2)))
+    spoiled, clean = (gradient(model, jnp.where(mask[..., None], inputs, other)) for other in (jnp.nan, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, spoiled, clean)
+
+
+def test_a_step_resets_the_controller_as_unroll_does():
+    cell = MNMCell(3, 8, local_memory(4, 4, hidden_sizes=()), rngs=nnx.Rngs(0))
+    model = SequenceModel(lambda x: x, cell, 5, rngs=nnx.Rngs(1))
+    inputs = jax.random.normal(jax.random.key(0), (6, 2, 3))
+    reset = jnp.zeros((6, 2), bool).at[jnp.array([2, 3, 4]), jnp.array([0, 1, 0])].set(True)
+
+    @nnx.jit
+    def compute(model):
+        carry, steps = model.start(2), []
+        for x, flag in zip(inputs, reset, strict=True):
+            carry, logits = model.step(carry, x, reset_controller=flag)
+            steps.append(logits)
+        return model(inputs, reset_controller=reset).logits, model(inputs).logits, jnp.stack(steps)
+
+    expected, without, found = compute(model)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found - without).max() > 1e-2
+
+
 def test_a_sequence_model_takes_a_layer():
     memory = matrix_memory(4, 4, options=WriteOptions(key_norm="l2"))
     layer = NeuralMemoryLayer(8, memory, convolution=2, rngs=nnx.Rngs(0))
@@ -64,7 +93,7 @@ def test_a_sequence_model_takes_a_layer():
 
     @nnx.jit
     def compute(model):
-        output, carry, steps = model(inputs, mask), model.start(2), []
+        output, carry, steps = model(inputs, mask=mask), model.start(2), []
         for x in inputs:
             carry, logits = model.step(carry, x)
             steps.append(logits)
@@ -75,6 +104,8 @@ def test_a_sequence_model_takes_a_layer():
     np.testing.assert_allclose(logits[:, 1], jnp.stack(steps)[:, 1], atol=1e-5)
     assert carry.memory.now.weights[0].shape == (2, 1, 4, 4)
     with pytest.raises(ValueError, match="fork needs a cell, which runs step by step, got a layer, NeuralMemoryLayer"):
-        model(inputs, mask, ~mask)
+        model(inputs, mask=mask, fork=~mask)
     with pytest.raises(ValueError, match="form needs a cell"):
-        model(inputs, mask, form="factored")
+        model(inputs, mask=mask, form="factored")
+    with pytest.raises(ValueError, match="reset_controller needs a cell"):
+        model.step(model.start(2), inputs[0], reset_controller=mask[0])

@@ -60,8 +60,8 @@ def test_dropout_is_drawn_per_example_and_update_whatever_the_devices(tiny, x64)
     class Noisy(tiny.Model):
         dropout = 0.5
 
-        def __call__(self, inputs, mask, fork=None, noise=None):
-            output = super().__call__(inputs, mask, fork)
+        def __call__(self, inputs, *, mask, noise=None):
+            output = super().__call__(inputs, mask=mask)
             scale = lambda x, bit: x * bit.reshape(1, -1, *[1] * (x.ndim - 2)).astype(x.dtype)  # noqa: E731
             return output._replace(logits=scale(output.logits, noise % 2), meta_loss=scale(output.meta_loss, noise % 2))
 

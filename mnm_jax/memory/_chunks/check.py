@@ -1,37 +1,13 @@
-"""Checks that a memory can be written in chunks, and computes its targets, which must not depend on the weights.
-
-Shape letters: `B` memories, `C` tokens, `O` outputs of a layer.
-"""
+"""Checks that a memory can be written in chunks."""
 
 from functools import partial
-from typing import cast
 
 import jax
 
+from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._memory import Memory, check_is_memory
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._rules import ErrorRule, SnapshotRule
-from mnm_jax.memory._storage.products import shared_times
-from mnm_jax.memory._types import Storage, TargetMaps
-
-Array = jax.Array
-
-
-class _NoWeights:
-    """The storage with which targets are computed, before the weights of a token are known."""
-
-    def product(self, layer: int, x: Array) -> Array:
-        """Raises ValueError."""
-        raise ValueError(
-            "memory must have a rule whose layer_targets do not depend on the fast weights, which are not known before "
-            "the targets of a chunk: run this memory step by step in MNMCell."
-        )
-
-    product_transposed = product
-
-    def slow_product(self, x: Array, kernel: Array) -> Array:
-        """See `Storage`."""
-        return shared_times(x, kernel)
 
 
 def check_memory(memory: Memory) -> PairMemory:
@@ -71,10 +47,3 @@ def _probe_targets(memory: PairMemory, rule: ErrorRule) -> None:
     keys, values = (jax.ShapeDtypeStruct((1, 1, n), memory.param_dtype) for n in (memory.key_size, memory.value_size))
     params = jax.eval_shape(memory.init, jax.random.key(0))
     jax.eval_shape(partial(compute_targets, memory, rule), params.targets, keys, values)
-
-
-def compute_targets(
-    memory: PairMemory, rule: ErrorRule, maps: TargetMaps | None, keys: Array, values: Array
-) -> tuple[Array, ...]:
-    """Returns the targets of every layer, `[B, C, O]`."""
-    return rule.layer_targets(memory.network, maps, cast(Storage, _NoWeights()), keys, values)

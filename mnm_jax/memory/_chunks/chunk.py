@@ -44,10 +44,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._chunks.check import compute_targets
 from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix, wide
 from mnm_jax.memory._chunks.moved import Moved, Moving, advance
 from mnm_jax.memory._chunks.substitution import substitute
+from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._chunks.triangular import solve_unit_lower
 from mnm_jax.memory._network import forward
 from mnm_jax.memory._pair_memory import PairMemory
@@ -165,7 +165,7 @@ class ChunkedMemory:
         initial: tuple[Array, ...] = ()
         if mixture.of_initial is not None:
             initial = self.start(params, sizes[0]).now.weights
-        targets = self._targets(params, tokens)
+        targets = self.targets(params, tokens)
         state, tokens, mixture, targets, initial = _flatten((state, tokens, mixture, targets, initial))
         rate = tokens.gates.rate
         now = Moved(state.now, mixture, initial)
@@ -197,7 +197,7 @@ class ChunkedMemory:
     ) -> tuple[ChunkState, tuple[Array, ...]]:
         """Writes and reads one token, with fields `[B, H, 1, ...]`, as `chunk` does."""
         sizes = token.keys.shape[:2]
-        flat, one, targets = _flatten((state, token, self._targets(params, token)))
+        flat, one, targets = _flatten((state, token, self.targets(params, token)))
         rule, before = self.memory.rule, Moved(flat.now)
         after = before
         if isinstance(rule, ErrorRule) and rule.write_through:
@@ -219,7 +219,7 @@ class ChunkedMemory:
         corrected = None if state.correction is None else move(state.correction, correction)
         return state._replace(now=move(state.now, pairs), correction=corrected)
 
-    def _targets(self, params: MemoryParams, tokens: Tokens) -> tuple[Array, ...]:
+    def targets(self, params: MemoryParams, tokens: Tokens) -> tuple[Array, ...]:
         """Returns the targets of every layer, `[B, H, C, O]`; empty for a rule without targets.
 
         Only the targets use slow parameters, which differ between heads; everything else treats all memories alike.

@@ -103,6 +103,24 @@ class Mixture(NamedTuple):
         )
 
 
+class _Shares(NamedTuple):
+    """The shares in W_t and, with momentum, in S_t after one token; see `Mixture` and `SurpriseShares`.
+
+    Attributes:
+      of_start: the share of W_0 in W_t, `[B]`.
+      of_writes: the share of each write in W_t, `[B, C]`.
+      of_surprise: the share of S_0 in W_t, `[B]`.
+      kept: the share of S_0 in S_t, `[B]`.
+      kept_writes: the share of each write in S_t, `[B, C]`.
+    """
+
+    of_start: Any
+    of_writes: Any
+    of_surprise: Any = None
+    kept: Any = None
+    kept_writes: Any = None
+
+
 def wide(x: Array) -> Array:
     """Returns an array in at least single precision, as products of many decays close to 1 need it."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
@@ -120,19 +138,20 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
     none = jnp.zeros((batch, size), gates.decay.dtype)
     here = jnp.broadcast_to(jnp.eye(size, dtype=gates.decay.dtype)[:, None], (size, batch, size))
 
-    def plain(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
-        weights, writes = carry
+    def plain(shares: _Shares, now: tuple) -> tuple[_Shares, _Shares]:
         g, counts, here = now
-        carry = g * weights, g[:, None] * writes + counts[:, None] * here
-        return carry, carry
+        shares = _Shares(of_start=g * shares.of_start, of_writes=g[:, None] * shares.of_writes + counts[:, None] * here)
+        return shares, shares
 
-    def with_momentum(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
-        weights, surprise, writes, kept, kept_writes = carry
+    def with_momentum(shares: _Shares, now: tuple) -> tuple[_Shares, _Shares]:
         g, m, counts, here = now
-        kept, kept_writes = m * kept, m[:, None] * kept_writes + here
-        weights, surprise = g * weights, g * surprise + counts * kept
-        writes = g[:, None] * writes + counts[:, None] * kept_writes
-        return (weights, surprise, writes, kept, kept_writes), (weights, surprise, writes)
+        kept, kept_writes = m * shares.kept, m[:, None] * shares.kept_writes + here
+        weights = _Shares(
+            of_start=g * shares.of_start,
+            of_writes=g[:, None] * shares.of_writes + counts[:, None] * kept_writes,
+            of_surprise=g * shares.of_surprise + counts * kept,
+        )
+        return weights._replace(kept=kept, kept_writes=kept_writes), weights
 
     step: Any = with_momentum if momentum else plain
 
@@ -142,7 +161,9 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
         shares, outputs = step(jax.tree.map(lambda x: _where(reset, 0, x), shares), gates)
         return (initial, shares), (initial, outputs)
 
-    start: Any = (one, zero, none, one, none) if momentum else (one, none)
+    start: Any = _Shares(of_start=one, of_writes=none)
+    if momentum:
+        start = start._replace(of_surprise=zero, kept=one, kept_writes=none)
     xs: Any = (gates.decay.T, *(gates.momentum.T,) * momentum, gates.mask.T, here)
     end: Any
     shares: Any
@@ -157,9 +178,13 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
     shares, of_initial = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (shares, of_initial))
     surprise = None
     if momentum:
-        surprise = SurpriseShares(of_start=shares[1], end_of_start=end[3], end_of_writes=end[4])
+        surprise = SurpriseShares(of_start=shares.of_surprise, end_of_start=end.kept, end_of_writes=end.kept_writes)
     return Mixture(
-        of_start=shares[0], of_writes=shares[-1], surprise=surprise, of_initial=of_initial, reset=gates.reset
+        of_start=shares.of_start,
+        of_writes=shares.of_writes,
+        surprise=surprise,
+        of_initial=of_initial,
+        reset=gates.reset,
     )
 
 

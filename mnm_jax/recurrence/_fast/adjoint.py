@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from mnm_jax._masking import Steps
@@ -31,7 +32,7 @@ from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
 from mnm_jax.memory._storage.transposed import TransposedState
-from mnm_jax.recurrence._fast.record import Log, Pairs, Product, Products, Recorder, Written
+from mnm_jax.recurrence._fast.record import TRANSFORMED, Log, Pairs, Product, Products, Recorder, StepError, Written
 from mnm_jax.recurrence._fast.replay import Replay, growth
 from mnm_jax.recurrence._fast.states import (
     Growth,
@@ -46,10 +47,6 @@ from mnm_jax.recurrence._fast.states import (
 )
 
 Array = jax.Array
-
-
-class NoWriteError(ValueError):
-    """A step returns a memory without a write."""
 
 
 class Program(NamedTuple):
@@ -236,7 +233,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
         _, vjp, operands = jax.vjp(partial(replayed, weights), theta, saved.small, x.inputs, probes, has_aux=True)
         theta_ct_now, small_ct, inputs_ct, results_ct = vjp((small_ct, outputs_ct, pairs_ct))
         rows = growth(shapes.products, operands.memory, results_ct.memory, len(pairs))
-        theta_ct = jax.tree.map(jnp.add, theta_ct, theta_ct_now)
+        theta_ct = [total + ct for total, ct in zip(theta_ct, _differentiable(theta_ct_now, theta), strict=True)]
         carry = (theta_ct, small_ct, weights, weights_ct, Growth(rows, x.reset))
         return carry, (inputs_ct, operands.maps, results_ct.maps)
 
@@ -249,12 +246,14 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
             pairs_ct = jax.tree.map(lambda buffer: jnp.moveaxis(buffer, 1, 0), _instantiate(last_ct.pairs))
         dense_ct = tuple(map(jnp.zeros_like, start.own)) if program.dense_cotangent else None
     cotangent = open_cotangent(dense_ct, shapes.multiplied, shapes.dtype, xs)
-    theta_ct, small_ct, _ = vary_alike((jax.tree.map(jnp.zeros_like, theta), _instantiate(small_ct), xs))
+    zeros = [jnp.zeros_like(leaf) for leaf in _differentiable(theta, theta)]
+    theta_ct, small_ct, _ = vary_alike((zeros, _instantiate(small_ct), xs))
     carry = (theta_ct, small_ct, TransposedState.of(storage), *cotangent)
     carry, (inputs_ct, operands, results_ct) = jax.lax.scan(
         body, carry, (xs, saved, outputs_ct, pairs_ct), reverse=True
     )
     theta_ct, small_ct, _, weights_ct, pending = carry
+    theta_ct = _restore(theta_ct, theta)
     theta_ct = program.add_kernels(theta_ct, _kernel_cotangents(shapes, program.kernels(theta), operands, results_ct))
     # Sums of pairs are at least in float32, the weights may be in bfloat16.
     start_ct = start_cotangent(start, pending.add_to(weights_ct))
@@ -263,6 +262,22 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
 
 
 _run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
+
+
+def _differentiable(tree: Any, like: Any) -> list[Array]:
+    """Returns the leaves of a tree where those of `like`, of the same structure, are floating-point arrays."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
+    return [leaf for leaf, other in pairs if jnp.issubdtype(other.dtype, jnp.inexact)]
+
+
+def _restore(leaves: list[Array], like: Any) -> Any:
+    """Returns the tree of which `_differentiable` returned the leaves, with the cotangents of integers and keys."""
+    found = iter(leaves)
+
+    def cotangent(leaf: Any) -> Any:
+        return next(found) if jnp.issubdtype(leaf.dtype, jnp.inexact) else np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.map(cotangent, like)
 
 
 def _is_zero(leaf: Any) -> bool:
@@ -305,10 +320,15 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
+    try:
+        jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
+    except TypeError as error:  # a log is no array that a primitive or a loop could take
+        if Log.__name__ not in str(error):
+            raise
+        raise StepError(TRANSFORMED) from error
     ((log, written),) = logs
     if not written.writes:
-        raise NoWriteError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
+        raise StepError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
     known = dict(zip(sorted(own_kernels), jaxpr.jaxpr.outvars, strict=False))  # a pytree's keys are sorted
     casts = {e.outvars[0]: e.invars[0] for e in jaxpr.jaxpr.eqns if e.primitive.name == "convert_element_type"}
     called = iter(jaxpr.jaxpr.outvars[len(known) :])

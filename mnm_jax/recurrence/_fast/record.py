@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 from mnm_jax._masking import mask_pairs
 from mnm_jax.memory import Pair, Storage
@@ -20,6 +21,14 @@ Array = jax.Array
 Pairs = tuple[Pair, ...]
 
 RULE_MAP = -1  # index of the write rule's slow map
+TRANSFORMED = (
+    "a step of the cell passes the memory, or a map of linear_maps(), through a transformation of JAX, such as "
+    "jax.checkpoint, jax.vmap, jax.grad, jax.lax.cond or jax.lax.stop_gradient: use unroll(..., form='plain')."
+)
+
+
+class StepError(ValueError):
+    """The hand-derived backward pass cannot follow a step of the cell."""
 
 
 class Product(NamedTuple):
@@ -89,6 +98,7 @@ class Log:
         self.most_writes = 0
         self._plain = plain
         self._calls = 0
+        self._trace = _current_trace()
 
     def logs_call(self) -> bool:
         """Returns whether this call of a slow map is logged; to be asked once per call."""
@@ -96,19 +106,33 @@ class Log:
         return self._plain is None or self._plain[self._calls - 1]
 
     def add_product(self, product: Product, operand: Array, result: Array) -> Array:
-        """Logs a product with the fast weights and returns its result."""
+        """Logs a product with the fast weights and returns its result.
+
+        Raises:
+          StepError: within a transformation of JAX, whose arrays must not leave it.
+        """
+        self._check_trace()
         self.products.append(product)
         self.operands.memory.append(operand)
         self.results.memory.append(result)
         return result
 
     def add_map(self, index: int, operand: Array, kernel: Array | None, result: Array) -> Array:
-        """Logs a product with a slow map and returns its result."""
+        """Logs a product with a slow map and returns its result; raises as `add_product`."""
+        self._check_trace()
         self.maps.append(index)
         self.kernels.append(kernel)
         self.operands.maps.append(operand)
         self.results.maps.append(result)
         return result
+
+    def _check_trace(self) -> None:
+        if _current_trace() != self._trace:
+            raise StepError(TRANSFORMED)
+
+
+def _current_trace() -> Any:
+    return get_opaque_trace_state(convention="flax")
 
 
 class Recorder(NamedTuple):

@@ -19,7 +19,8 @@ TRAINING = training_section(steps=100, batch_size=6, seeds=2, learning_rate=1e-3
 
 
 def test_a_model_without_a_memory_has_one_form():
-    parts = build_parts({"task": TASK, "model": {"name": "rnn", "hidden_features": 3}, "training": TRAINING})
+    training = TRAINING | {"optimizer": "muon"}  # which finds the matrices of the cell by their names
+    parts = build_parts({"task": TASK, "model": {"name": "rnn", "hidden_features": 3}, "training": training})
     (row,) = update_costs(parts, jax.devices()[:4])
     steps = next(iter(parts.task.evaluations("test", 1)[""]())).mask.shape[0]
     assert (row["form"], row["chosen"], row["steps"], row["batch"]) == ("plain", "plain", steps, 6)

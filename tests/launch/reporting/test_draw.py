@@ -21,7 +21,7 @@ from launch.runs import build
 from launch.runs.finished import find_runs
 from launch.runs.registry import MODELS
 from launch.train import run
-from mnm_jax.training import Batch, TrainState, load_params, save_checkpoint, save_params, split_model
+from mnm_jax.training import Batch, TrainState, load_model, load_params, save_checkpoint, save_params
 from tasks.dictionary import Dictionary
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -145,7 +145,7 @@ def _trained(write_run, workdir, model):
     write_run(workdir, model["name"])
     (workdir / "config.json").write_text(json.dumps(config))
     save_checkpoint(workdir, 2, TrainState(params, (), zeros, zeros, zeros, zeros), {"seconds": 1.0})
-    return task, nnx.merge(split_model(make_model), jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[0]), params))
+    return task, load_model(workdir, make_model)
 
 
 def test_the_memory_map_is_that_of_the_first_seed_and_test_example(
@@ -158,7 +158,7 @@ def test_the_memory_map_is_that_of_the_first_seed_and_test_example(
     report_run(tmp_path / "run")
     ((trace, tokens, path, title),) = drawn
     batch = next(iter(task.evaluations("test", 8)[""]()))
-    expected = model(batch.inputs, batch.mask).cell.trace
+    expected = model(batch.inputs, mask=batch.mask).cell.trace
     assert trace.read_keys.shape == (6, 2, 3)
     for one, other in zip(trace, expected, strict=True):
         np.testing.assert_allclose(one, other[:, 0], rtol=1e-5, atol=1e-6)
@@ -186,7 +186,7 @@ def test_a_task_may_name_what_is_pictured_and_shipped_parameters_are_enough(tmp_
     ((trace, tokens, path, title),) = drawn
     batch = next(iter(sets(build.build_task(TASK), "test", 8)[""]()))
     np.testing.assert_allclose(
-        trace.read_values, model(batch.inputs, batch.mask).cell.trace.read_values[:, 0], rtol=1e-5, atol=1e-6
+        trace.read_values, model(batch.inputs, mask=batch.mask).cell.trace.read_values[:, 0], rtol=1e-5, atol=1e-6
     )
     assert path == tmp_path / "run/figures/memory_map_other.png"
     assert title == "mnm-p on dictionary: other, a test sequence (seed 4)"

@@ -73,7 +73,7 @@ def test_the_other_models_of_the_example_run(tmp_path):
         task, make_model, _ = build_parts(config)
         model = jax.eval_shape(lambda make=make_model: make(nnx.Rngs(0)))
         batch = jax.eval_shape(lambda task=task: task.sample(jax.random.key(0), 2))
-        output = jax.eval_shape(lambda model, batch: model(batch.inputs, batch.mask), model, batch)
+        output = jax.eval_shape(lambda model, batch: model(batch.inputs, mask=batch.mask), model, batch)
         assert output.logits.shape == (9, 2, 4) and isinstance(output.cell, CellOutput)
 
 

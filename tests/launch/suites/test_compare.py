@@ -92,11 +92,14 @@ def test_the_command_of_a_run_trains_the_same_config(tmp_path):
 def test_settings_and_labels_that_are_none():
     suite = suite_of("algorithmic")
     chosen = compare.choose(
-        suite, "copy/*", ["training.seeds=2", "model.hidden_features=7", "training.schedule=constant"]
+        suite,
+        "copy/*",
+        ["training.seeds=2", "model.hidden_features=7", "training.schedule=constant", "training.clip_norm=None"],
     )
     assert [label.split("/")[0] for label in chosen] == ["copy"] * 6
     assert {cell.config.training.seeds for cell in chosen.values()} == {2}
     assert {cell.config.training.schedule for cell in chosen.values()} == {"constant"}
+    assert {cell.config.training.clip_norm for cell in chosen.values()} == {None}
     for only, settings, message in (
         ("cpoy/*", [], "no label matches 'cpoy/\\*'; the labels are copy/mnm-p"),
         ("*", ["seeds=2"], "SECTION.KEY=VALUE, such as training.seeds=2, got 'seeds=2'"),

@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -22,6 +23,8 @@ def test_spaces_by_hand():
 
     assert pairs(expand({**A, **B})) == pairs(expand({"product": [A, B]})) == [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0)]
     assert pairs(expand({"zip": [A, B]})) == [(1, 0.5), (2, 1.0)]
+    heads = list(np.arange(1, 3))  # integers of NumPy, which JSON does not have
+    assert choose_trials(expand({"model.heads": heads}), None) == choose_trials(expand(A), None)
     assert expand({"chain": [A, B]}) == [{"model.heads": heads} for heads in (1, 2)] + [
         {"training.clip_norm": limit} for limit in (0.5, 1.0)
     ]

@@ -1,4 +1,4 @@
-"""Chunks of an `ErrorRule` in a kernel: the equations of `chunk.py` for one memory, in operations that Pallas supports.
+"""Chunks of an `ErrorRule` in a kernel: the equations of `_chunks/chunk.py` in operations that Pallas supports.
 
 The weights stay on the chip over all chunks of a sequence. For the backward pass the kernel stores them at the
 beginning of each chunk, and a second kernel goes through the chunks from the last to the first: it computes each chunk
@@ -8,7 +8,7 @@ Shape letters: `N` memories, `S` chunks, `C` tokens of a chunk, `K` key features
 and outputs of a layer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,16 +19,16 @@ from mnm_jax._refuse import constant, reverse_only
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
 from mnm_jax.memory._chunks.mixture import Mixture
-from mnm_jax.memory._chunks.on_chip import ONE_DERIVATIVE, scan_on_chip
+from mnm_jax.memory._kernels.dots import column, row
+from mnm_jax.memory._kernels.needs import check_needs, memory_needs, size_need
+from mnm_jax.memory._kernels.on_chip import ONE_DERIVATIVE, scan_on_chip
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._pair_memory import PairMemory
-from mnm_jax.memory._rules import DeltaRule, ErrorRule, LocalRule, Rule
+from mnm_jax.memory._rules import ErrorRule
 from mnm_jax.memory._types import MemoryParams
 
 Array = jax.Array
 Weights = tuple[Array, ...]
-Need = tuple[bool, str, Any]  # whether it is met, the setting that it requires, the setting given
-_ACTIVATIONS = (jnp.tanh, jax.nn.relu, jax.nn.sigmoid, jax.nn.silu)
 _KIBIBYTES = 128  # largest weights and cotangents of a head that compile for an H100 (Triton 3.9, chunks of 16)
 CHUNK = 16  # tokens per chunk with which the kernel was timed
 # Where the kernel was measured to be faster than XLA's program in chunks of 64 (results/accelerator): 1.3 and 1.6 times
@@ -85,44 +85,6 @@ def wins(memory: PairMemory, chunk: int, dtype: Any, steps: int, memories: int) 
     return measured and all(met for met, _, _ in memory_needs(memory, dtype))
 
 
-def size_need(memory: PairMemory, of: str, bound: int, when: str = "") -> Need:
-    """Returns the need that weights and cotangents in single precision fit in `bound` KiB."""
-    size = sum(fan_in * fan_out for fan_in, fan_out in memory.network.shapes) * 8 / 1024
-    return size <= bound, f"the weights of {of} and their cotangents to fit in {bound} KiB{when}", f"{size:.0f} KiB"
-
-
-def memory_needs(memory: PairMemory, dtype: Any, *more_rules: type[Rule]) -> list[Need]:
-    """Returns the needs of a kernel for the local rule, the delta rule and more rules, for a dtype of computation."""
-    network, rule = memory.network, memory.rule
-    sizes = {"key_size": memory.key_size, "value_size": memory.value_size}
-    sizes |= {f"hidden_sizes[{place}]": size for place, size in enumerate(network.sizes[1:-1])}
-    rules: tuple[type[Rule], ...] = (LocalRule, DeltaRule, *more_rules)
-    names = " or ".join(kind.__name__ for kind in rules)
-    needs: list[Need] = [
-        (isinstance(rule, rules), f"a memory with {names}", type(rule).__name__),
-        (not getattr(rule, "write_through", False), "a memory with write_through=False", "write_through=True"),
-        (not memory.options.momentum, "a memory without momentum", "momentum=True"),
-        (not network.use_bias, "a memory without biases", "use_bias=True"),
-        (
-            network.depth == 1 or network.activation in _ACTIVATIONS,
-            f"an activation among {', '.join(f.__name__ for f in _ACTIVATIONS)}",
-            network.activation,
-        ),
-        (dtype == jnp.float32, "dtype=float32", dtype),
-        (memory.param_dtype == jnp.float32, "a memory with param_dtype=float32", memory.param_dtype),
-    ]
-    for name, size in sizes.items():
-        needs.append((size >= 16 and size & (size - 1) == 0, f"{name} to be 16, 32, 64 or a higher power of 2", size))
-    return needs
-
-
-def check_needs(needs: Iterable[Need]) -> None:
-    """Raises ValueError for the first need that is not met."""
-    for met, what, got in needs:
-        if not met:
-            raise ValueError(f"backend='pallas' needs {what}, got {got}: change this setting, or pass backend='auto'.")
-
-
 def run_sequence(
     chunked: ChunkedMemory, params: MemoryParams, state: ChunkState, tokens: Tokens, mixture: Mixture
 ) -> tuple[ChunkState, Array]:
@@ -151,7 +113,7 @@ def run_sequence(
     rows = Rows(
         keys=split(tokens.keys),
         queries=split(tokens.queries),
-        targets=tuple(map(split, chunked._targets(params, tokens))),
+        targets=tuple(map(split, chunked.targets(params, tokens))),
         start_before=shift(start, 1),
         start_after=start,
         writes_before=shift(writes, 0),
@@ -236,7 +198,7 @@ def _substitute(act: Callable[[Array], Array], below: Array, known: Array, targe
     """Returns a with a_t = known_t - sum_{s<t} N_ts (act(a_s) - T_s), `[C, O]`, N = `below`; see `substitution`."""
 
     def step(t: Array, a: Array) -> Array:
-        return a - _column(below, t) * _row(act(a) - target, t)
+        return a - column(below, t) * row(act(a) - target, t)
 
     return jax.lax.fori_loop(0, known.shape[0], step, known)
 
@@ -259,7 +221,7 @@ def _substitute_backward(act: Any, residuals: Any, a_ct: Array) -> tuple[Array, 
 
     def step(count: Array, lambdas: Array) -> Array:
         t = size - 1 - count
-        return lambdas - _column(above, t) * _row(a_ct + slopes * lambdas, t)
+        return lambdas - column(above, t) * row(a_ct + slopes * lambdas, t)
 
     lambdas = jax.lax.fori_loop(0, size, step, vary_alike((a, jnp.zeros_like(a)))[1])
     alphas = a_ct + slopes * lambdas
@@ -267,13 +229,3 @@ def _substitute_backward(act: Any, residuals: Any, a_ct: Array) -> tuple[Array, 
 
 
 _substitute_with_vjp.defvjp(_substitute_forward, _substitute_backward)
-
-
-def _row(x: Array, t: Array) -> Array:
-    """Returns row t, `[1, O]`."""
-    return jnp.sum(jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) == t, x, 0), 0, keepdims=True)
-
-
-def _column(x: Array, t: Array) -> Array:
-    """Returns column t, `[C, 1]`."""
-    return jnp.sum(jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) == t, x, 0), 1, keepdims=True)

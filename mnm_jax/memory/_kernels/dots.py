@@ -31,12 +31,12 @@ class Dots(NamedTuple):
     outer: Callable[[Array, Array], Array]
 
 
-def row(x: Array, h: int) -> Array:
+def row(x: Array, h: int | Array) -> Array:
     """Returns row h, `[1, F]`."""
     return jnp.sum(jnp.where(_index(x, 0) == h, x, 0), 0, keepdims=True)
 
 
-def column(x: Array, h: int) -> Array:
+def column(x: Array, h: int | Array) -> Array:
     """Returns column h, `[H, 1]`."""
     return jnp.sum(jnp.where(_index(x, 1) == h, x, 0), 1, keepdims=True)
 

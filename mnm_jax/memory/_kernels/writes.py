@@ -26,10 +26,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from mnm_jax._refuse import constant, reverse_only
-from mnm_jax.memory._chunks.on_chip import ONE_DERIVATIVE, scan_on_chip
+from mnm_jax.memory._kernels.dots import PRODUCTS, SUMS, Dots
+from mnm_jax.memory._kernels.on_chip import ONE_DERIVATIVE, scan_on_chip
+from mnm_jax.memory._kernels.steps import gradient_deltas, steps
 from mnm_jax.memory._network import Network
-from mnm_jax.memory._recurrence.dots import PRODUCTS, SUMS, Dots
-from mnm_jax.memory._recurrence.steps import gradient_deltas, steps
 from mnm_jax.memory._rules import GradientRule, SizedRule
 
 Array = jax.Array

@@ -13,12 +13,12 @@ from mnm_jax._refuse import reverse_only
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState
 from mnm_jax.recurrence._carry import CarryLayout
-from mnm_jax.recurrence._checkpoints import scan_chunks
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
 from mnm_jax.recurrence._fast.replay import Replay
 from mnm_jax.recurrence._fast.states import Start, Weights, broadcast
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
+from mnm_jax.recurrence._scan_chunks import scan_chunks
 
 Array = jax.Array
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._recurrence.dots import Dots, column, row
+from mnm_jax.memory._kernels.dots import Dots, column, row
 from mnm_jax.memory._rules import RIDGE, GradientRule, SizedRule
 from mnm_jax.memory._step_size import REGRESSION, factor, inverse_norm, is_long, ridge_of
 

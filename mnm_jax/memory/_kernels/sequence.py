@@ -8,12 +8,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._chunks.check import compute_targets
-from mnm_jax.memory._chunks.kernel import Need, check_needs, memory_needs, size_need
+from mnm_jax.memory._chunks.targets import compute_targets
+from mnm_jax.memory._kernels.needs import Need, check_needs, memory_needs, size_need
+from mnm_jax.memory._kernels.writes import Results, Tokens, run
 from mnm_jax.memory._memory import Memory, mean_square
 from mnm_jax.memory._options import normalise
 from mnm_jax.memory._pair_memory import PairMemory, norm_of_pairs, scale_pairs
-from mnm_jax.memory._recurrence.kernel import Results, Tokens, run
 from mnm_jax.memory._rules import GradientRule, LocalRule, SizedRule
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.products import shared_times

@@ -1,1 +1,0 @@
-"""Writes and reads at many steps, for given keys, values and rates, in a Pallas kernel."""

@@ -1,0 +1,85 @@
+"""Tests cells and layers on inputs that are placed on a mesh whose axes are Explicit, JAX's default."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from mnm_jax import (
+    LSTMCell,
+    MNMCell,
+    NeuralMemoryLayer,
+    WriteOptions,
+    local_memory,
+    matrix_memory,
+    unroll,
+    unroll_memory,
+)
+
+T, B, D = 5, 4, 3
+MEMORY = local_memory(4, 4, hidden_sizes=(4,))
+
+
+def make_cell():
+    return MNMCell(D, 5, MEMORY, rngs=nnx.Rngs(0))
+
+
+def make_layer():
+    memory = matrix_memory(4, 4, options=WriteOptions(key_norm="l2", forget=True))
+    return NeuralMemoryLayer(D, memory, heads=2, chunk=4, rngs=nnx.Rngs(0))
+
+
+def run_cell(cell, inputs, mask):
+    return unroll(cell, None, inputs, mask=mask)
+
+
+def run_batch_first(cell, inputs, mask):
+    return unroll(cell, None, jnp.swapaxes(inputs, 0, 1), mask=mask.T, time_major=False)
+
+
+def run_layer(layer, inputs, mask):
+    return layer(None, inputs, mask=mask)
+
+
+def run_step(layer, inputs, mask):
+    return layer.step(None, inputs[0], reset=mask[1])
+
+
+def run_tokens(params, inputs, mask):
+    keys = jnp.concatenate([inputs, inputs[..., :1]], -1)[:, :, None]
+    state, _, reads = unroll_memory(MEMORY, params, None, keys, jnp.sin(keys), inputs[..., 0], keys, mask=mask)
+    return state, reads
+
+
+KINDS = {
+    "cell": (make_cell, run_cell),
+    "cell, batch first": (make_cell, run_batch_first),
+    "LSTM": (lambda: LSTMCell(D, 5, rngs=nnx.Rngs(0)), run_cell),
+    "layer": (make_layer, run_layer),
+    "one step of a layer": (make_layer, run_step),
+    "given tokens": (lambda: MEMORY.init(jax.random.key(0)), run_tokens),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_is_divided_explicitly_gives_the_same(kind):
+    make, run = KINDS[kind]
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    inputs, mask = jax.random.normal(jax.random.key(1), (T, B, D)), jnp.ones((T, B), bool).at[3:, 1].set(False)
+    placed = jax.device_put((inputs, mask), NamedSharding(mesh, jax.P(None, "data")))
+
+    @jax.jit
+    def compute(module, inputs, mask):
+        def loss(module, inputs):
+            carry, outputs = run(module, inputs, mask)
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves((carry, outputs))), (carry, outputs)
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(module, inputs)
+
+    module = make()
+    expected, found = compute(module, inputs, mask), compute(module, *placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    for output in jax.tree.leaves(found[0][1][1]):
+        assert "data" in jax.typeof(output).sharding.spec
