@@ -85,7 +85,7 @@ class NeuralMemoryLayer(nnx.Module):
     form        chunk 4  chunk 16  chunk 64
     ==========  =======  ========  ========
     linearised  0.19     0.31      0.38
-    stale       0.34     31        27,000
+    stale       0.34     > 5       > 10,000
     ==========  =======  ========  ========
 
     **Options.** All are off by default. These were measured alone, each as one change to the first row: bits per

@@ -123,10 +123,10 @@ class BitTask(abc.ABC):
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """Returns a set of all trained lengths (""); for "test" also the largest alone, and each of `lengths`."""
-        sets = {"": self} | (self.wider() if split == "test" else {})
+        sets = {"": self} | (self.wider_sets() if split == "test" else {})
         return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 
-    def wider(self) -> dict[str, Self]:
+    def wider_sets(self) -> dict[str, Self]:
         """Returns the settings that are evaluated at the end besides the trained one, by name."""
         return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
 

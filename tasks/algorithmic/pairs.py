@@ -91,10 +91,10 @@ class Pairs(BitTask):
             mask=mask,
         )
 
-    def wider(self) -> dict[str, Self]:
+    def wider_sets(self) -> dict[str, Self]:
         lengths = dict.fromkeys((self.length, *self.lengths))
         twice = {f"overwriting={n}": dataclasses.replace(self.with_length(2 * n), overwriting=1) for n in lengths}
-        return super().wider() | twice
+        return super().wider_sets() | twice
 
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, shortest=length, overwriting=0)

@@ -89,10 +89,10 @@ class RepeatCopy(BitTask):
             mask=t <= end,
         )
 
-    def wider(self) -> dict[str, Self]:
+    def wider_sets(self) -> dict[str, Self]:
         full = self.with_length(self.length)
         more = {f"repeats={r}": dataclasses.replace(full, repeats=r, fewest=r) for r in self.more_repeats}
-        return super().wider() | more
+        return super().wider_sets() | more
 
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, shortest=length, fewest=self.repeats)

@@ -83,7 +83,7 @@ class NoisyRecall(LengthTask):
         return TokenSequence(
             tokens=jnp.where(noisy[:, None], noise, shown).reshape(self.length),
             targets=jnp.repeat(values[keys], 2),
-            counts=counts.reshape(self.length),
+            loss_mask=counts.reshape(self.length),
             mask=jnp.ones(self.length, bool),
         )
 

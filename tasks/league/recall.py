@@ -93,7 +93,7 @@ class Recall(TokenTask):
         counts = later & ~jax.random.bernoulli(filler_key, float(self.filler), step.shape)
         shown = jnp.where(step % 2 == 1, self.vocabulary // 2 + values[pair], keys[pair])
         tokens = jnp.where(later, jnp.where(counts, keys[pair], self.vocabulary), shown)
-        return TokenSequence(tokens=tokens, targets=values[pair], counts=counts, mask=jnp.ones(self.length, bool))
+        return TokenSequence(tokens=tokens, targets=values[pair], loss_mask=counts, mask=jnp.ones(self.length, bool))
 
     def wider_sets(self) -> dict[str, Self]:
         sizes = dict.fromkeys((self.pairs, *self.more_pairs))

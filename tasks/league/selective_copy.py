@@ -76,7 +76,7 @@ class SelectiveCopy(LengthTask):
         counts = (step >= length) & (step < length + self.items)
         tokens = jnp.where(counts, self.vocabulary + 1, shown)
         targets = items[jnp.clip(step - length, 0, self.items - 1)]
-        return TokenSequence(tokens=tokens, targets=targets, counts=counts, mask=step < length + self.items)
+        return TokenSequence(tokens=tokens, targets=targets, loss_mask=counts, mask=step < length + self.items)
 
     def label(self, token: int) -> str:
         return {self.vocabulary: ".", self.vocabulary + 1: "?"}.get(token, str(token))

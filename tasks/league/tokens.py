@@ -28,14 +28,14 @@ class TokenSequence(NamedTuple):
 
     Attributes:
       tokens: `[T]` int32.
-      targets: classes, `[T]` int32; ignored where `counts` is False.
-      counts: `[T]` bool, True where the answer counts.
+      targets: classes, `[T]` int32; ignored where `loss_mask` is False.
+      loss_mask: `[T]` bool, True where the answer counts.
       mask: `[T]` bool, False = padding.
     """
 
     tokens: Array
     targets: Array
-    counts: Array
+    loss_mask: Array
     mask: Array
 
 
@@ -117,9 +117,9 @@ class TokenTask(abc.ABC):
         """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
         growth = growth_at(step, self.curriculum)
         drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
-        tokens, targets, counts, mask = (x.T for x in drawn)
-        targets = jnp.where(counts, targets, 0)
-        return Batch(inputs=tokens, targets=targets, loss_mask=counts.astype(jnp.float32), mask=mask)
+        tokens, targets, loss_mask, mask = (x.T for x in drawn)
+        targets = jnp.where(loss_mask, targets, 0)
+        return Batch(inputs=tokens, targets=targets, loss_mask=loss_mask.astype(jnp.float32), mask=mask)
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """Returns the trained setting (""); for "test" also the settings of `wider_sets`."""

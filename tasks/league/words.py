@@ -65,7 +65,7 @@ class Words(LengthTask):
         targets = jax.lax.associative_scan(lambda g, h: table[g, h], elements)
         step = jnp.arange(self.length)
         counts = step == length - 1 if self.last else step < length
-        return TokenSequence(tokens=elements, targets=targets, counts=counts, mask=step < length)
+        return TokenSequence(tokens=elements, targets=targets, loss_mask=counts, mask=step < length)
 
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, last=True)
