@@ -38,11 +38,12 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 @contract
-def check_derivatives(cell: Cell) -> None:
+def check_cell_derivatives(cell: Cell) -> None:
     """Checks derivatives of first and second order against finite differences, over two steps, in float64.
 
     Both are checked along random directions: the first order in forward and in reverse mode, the second order as the
-    forward-mode derivative of the gradient. The execution form is "plain"; `check_forms` compares the others with it.
+    forward-mode derivative of the gradient. The execution form is "plain", with which `check_cell_forms` compares the
+    others.
     """
     inputs = cell_inputs(cell, steps=2, batch_size=1)
     require(inputs.dtype == jnp.float64, f"Finite differences need a cell in float64, got {inputs.dtype}.")
@@ -58,7 +59,7 @@ def check_derivatives(cell: Cell) -> None:
 
 
 @contract
-def check_forms(cell: Cell) -> None:
+def check_cell_forms(cell: Cell) -> None:
     """Checks that all execution forms agree in values and gradients, or are refused by an error that names the form."""
     inputs = cell_inputs(cell)
     if choose_form(cell, T, form="reversible") == "plain":
@@ -85,7 +86,7 @@ def check_forms(cell: Cell) -> None:
 
 
 @contract
-def check_compilation(make_cell: Callable[..., Cell]) -> None:
+def check_cell_compilation(make_cell: Callable[..., Cell]) -> None:
     """Checks that new numbers, a returned carry, and a second, equal cell cause no recompilation.
 
     Args:
@@ -107,7 +108,7 @@ def check_compilation(make_cell: Callable[..., Cell]) -> None:
 
 
 @contract
-def check_devices(cell: Cell) -> None:
+def check_cell_devices(cell: Cell) -> None:
     """Checks that a batch divided over devices gives the results and gradients of one device.
 
     The number of devices is the greatest common divisor of those available and the batch of 8. The batch is divided by
@@ -134,7 +135,7 @@ def check_devices(cell: Cell) -> None:
 
 
 @contract
-def check_export(cell: Cell) -> None:
+def check_cell_export(cell: Cell) -> None:
     """Checks that a step exported by `jax.export`, for cpu, cuda and tpu, gives the same numbers after a round trip."""
     inputs = cell_inputs(cell)
     carry, inputs = flagged(cell, inputs).carry, inputs[0]
@@ -152,7 +153,7 @@ def check_export(cell: Cell) -> None:
 
 
 @contract
-def check_pickle(cell: Cell) -> None:
+def check_cell_pickle(cell: Cell) -> None:
     """Checks that a run continues bit-equal after parameters and carry were pickled."""
     inputs = cell_inputs(cell)
     carry = flagged(cell, inputs).carry
@@ -164,7 +165,7 @@ def check_pickle(cell: Cell) -> None:
 
 
 @contract
-def check_donation(cell: Cell) -> None:
+def check_cell_donation(cell: Cell) -> None:
     """Checks that a fresh carry can be donated: every leaf has its own buffer, which no parameter uses."""
     add = lambda carry: jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), carry)  # noqa: E731
     for jit in (jax.jit, nnx.jit):

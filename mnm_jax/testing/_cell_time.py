@@ -35,7 +35,7 @@ Array = jax.Array
 
 
 @contract
-def check_carry(cell: Cell) -> None:
+def check_cell_carry(cell: Cell) -> None:
     """Checks that shapes and dtypes of the carry are constant under a step, `lax.cond` and `vmap`."""
     inputs = cell_inputs(cell)[0]
     carry, size = cell.initialize_carry(inputs.shape), len(inputs)
@@ -51,7 +51,7 @@ def check_carry(cell: Cell) -> None:
 
 
 @contract
-def check_dtypes(make_cell: Callable[..., Cell]) -> None:
+def check_cell_dtypes(make_cell: Callable[..., Cell]) -> None:
     """Checks that parameters and gradients have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast.
 
     The dtypes are float32, bfloat16 and float64, and bfloat16 computation with float32 parameters. The weights of a
@@ -86,7 +86,7 @@ def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:
 
 
 @contract
-def check_unroll(cell: Cell) -> None:
+def check_cell_unroll(cell: Cell) -> None:
     """Checks that two runs joined by the carry equal a loop over all steps, in values and gradients."""
     early, late = cell_inputs(cell), cell_inputs(cell)[::-1]
     both = jnp.concatenate([early, late])
@@ -108,7 +108,7 @@ def _assert_same(found: Run, expected: Run) -> None:
 
 
 @contract
-def check_masking(cell: Cell) -> None:
+def check_cell_masking(cell: Cell) -> None:
     """Checks that padding, NaN included, changes no carry, output or later step and gets exactly zero gradient."""
     inputs = cell_inputs(cell)
     mask = np.ones(inputs.shape[:2], bool)
@@ -124,7 +124,7 @@ def check_masking(cell: Cell) -> None:
 
 
 @contract
-def check_resets(cell: Cell) -> None:
+def check_cell_resets(cell: Cell) -> None:
     """Checks that sequences packed into one row with resets give the results of separate runs."""
     inputs = cell_inputs(cell)
     reset = np.zeros(inputs.shape[:2], bool)
@@ -144,7 +144,7 @@ def _gradient_of_one_answer(cell: Cell) -> np.ndarray:
 
 
 @contract
-def check_causality(cell: Cell) -> None:
+def check_cell_causality(cell: Cell) -> None:
     """Checks that features depend on every input up to their step, and have exactly zero gradient in later ones."""
     gradient = _gradient_of_one_answer(cell)
     require(np.all(gradient[4:] == 0), "Features depend on later inputs.")
@@ -153,7 +153,7 @@ def check_causality(cell: Cell) -> None:
 
 
 @contract
-def check_isolation(cell: Cell) -> None:
+def check_cell_isolation(cell: Cell) -> None:
     """Checks that a change of one example leaves the features of the others bit-equal."""
     inputs = cell_inputs(cell)
     gradient = _gradient_of_one_answer(cell)
@@ -164,7 +164,7 @@ def check_isolation(cell: Cell) -> None:
 
 
 @contract
-def check_extremes(cell: Cell) -> None:
+def check_cell_extremes(cell: Cell) -> None:
     """Checks that values and gradients are finite for inputs of 0 and 10,000, equal inputs, and saturated gates."""
     inputs = cell_inputs(cell)
     equal = jnp.broadcast_to(inputs[:1, :1], inputs.shape)
@@ -187,7 +187,7 @@ def _stream(cell: Cell, carry: Any, key: Array, steps: int) -> tuple[Any, Array]
 
 
 @contract
-def check_stream(cell: Cell, steps: int = 1000) -> None:
+def check_cell_stream(cell: Cell, steps: int = 1000) -> None:
     """Checks that carry and features stay finite over a stream of random inputs.
 
     The stream runs in several calls, each of which continues from the last carry of the previous one.
@@ -204,7 +204,7 @@ def check_stream(cell: Cell, steps: int = 1000) -> None:
 
 
 @contract
-def check_flax_rnn(cell: Cell) -> None:
+def check_cell_flax_rnn(cell: Cell) -> None:
     """Checks that the cell gives the same features inside `nnx.RNN`."""
     inputs = cell_inputs(cell)
     outputs = nnx.RNN(cell, time_major=True, rngs=nnx.Rngs(0))(inputs)
@@ -212,7 +212,7 @@ def check_flax_rnn(cell: Cell) -> None:
 
 
 @contract
-def check_empty(cell: Cell) -> None:
+def check_cell_empty(cell: Cell) -> None:
     """Checks that no steps, and no examples, give empty outputs and gradients, and keep the shapes of the carry."""
 
     def value(inputs: Array, carry: Any) -> tuple[Array, Any]:

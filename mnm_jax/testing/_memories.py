@@ -15,7 +15,7 @@ from flax import nnx
 
 from mnm_jax.cells import MNMCell
 from mnm_jax.memory import Memory, MemoryParams
-from mnm_jax.testing._cell_programs import check_forms
+from mnm_jax.testing._cell_programs import check_cell_forms
 from mnm_jax.testing._contract import (
     assert_close,
     assert_derivatives,
@@ -200,7 +200,7 @@ def check_memory_derivatives(memory: Memory) -> None:
 def check_memory_forms(memory: Memory) -> None:
     """Checks that a cell with the memory gives the same numbers in all execution forms, or refuses them by name."""
     dtype = first_dtype(jax.eval_shape(memory.init, jax.random.key(0)))
-    check_forms(MNMCell(3, 4, memory, heads=H, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    check_cell_forms(MNMCell(3, 4, memory, heads=H, param_dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 def check_memory(make_memory: Callable[..., Memory], *, any_head_order: bool = True) -> None:

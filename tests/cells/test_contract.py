@@ -41,10 +41,10 @@ def test_all_contracts(make):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_single_precision_contracts_in_every_dtype_and_20_000_streamed_steps(make, dtype, x64):
     cell = make(dtype)
-    testing.check_carry(cell)
-    testing.check_extremes(cell)
-    testing.check_donation(cell)
-    testing.check_stream(cell, steps=20_000)
+    testing.check_cell_carry(cell)
+    testing.check_cell_extremes(cell)
+    testing.check_cell_donation(cell)
+    testing.check_cell_stream(cell, steps=20_000)
 
 
 def test_dtypes_and_the_number_of_features(make, common):

@@ -87,22 +87,22 @@ def test_a_users_cell_keeps_all_contracts():
 
 
 CHECKS = {
-    "carry": testing.check_carry,
-    "unroll": testing.check_unroll,
-    "masking": testing.check_masking,
-    "resets": testing.check_resets,
-    "causality": testing.check_causality,
-    "isolation": testing.check_isolation,
-    "extremes": testing.check_extremes,
-    "flax_rnn": testing.check_flax_rnn,
-    "devices": testing.check_devices,
-    "export": testing.check_export,
-    "pickle": testing.check_pickle,
-    "donation": testing.check_donation,
-    "stream": testing.check_stream,
-    "empty": testing.check_empty,
-    "derivatives": testing.check_derivatives,
-    "second derivatives": testing.check_derivatives,
+    "carry": testing.check_cell_carry,
+    "unroll": testing.check_cell_unroll,
+    "masking": testing.check_cell_masking,
+    "resets": testing.check_cell_resets,
+    "causality": testing.check_cell_causality,
+    "isolation": testing.check_cell_isolation,
+    "extremes": testing.check_cell_extremes,
+    "flax_rnn": testing.check_cell_flax_rnn,
+    "devices": testing.check_cell_devices,
+    "export": testing.check_cell_export,
+    "pickle": testing.check_cell_pickle,
+    "donation": testing.check_cell_donation,
+    "stream": testing.check_cell_stream,
+    "empty": testing.check_cell_empty,
+    "derivatives": testing.check_cell_derivatives,
+    "second derivatives": testing.check_cell_derivatives,
 }
 
 
@@ -113,15 +113,15 @@ def test_a_broken_cell_is_caught(fault, x64):
         check(Own(fault, dtype=jnp.float64, param_dtype=jnp.float64))
 
 
-@pytest.mark.parametrize("check", [testing.check_dtypes, testing.check_compilation])
+@pytest.mark.parametrize("check", [testing.check_cell_dtypes, testing.check_cell_compilation])
 def test_a_cell_made_wrong_is_caught(check):
-    fault = check.__name__.removeprefix("check_")
+    fault = check.__name__.removeprefix("check_cell_")
     with pytest.raises(AssertionError, match=f"^{check.__name__} failed"):
         check(functools.partial(Own, fault))
 
 
 @pytest.mark.parametrize(
-    ("check", "flag", "size"), [(testing.check_masking, "mask", 7), (testing.check_resets, "reset", 8)]
+    ("check", "flag", "size"), [(testing.check_cell_masking, "mask", 7), (testing.check_cell_resets, "reset", 8)]
 )
 def test_a_run_that_ignores_its_flags_is_caught(check, flag, size, monkeypatch, x64):
     def careless(*arguments, **options):
@@ -137,13 +137,13 @@ def test_a_broken_execution_form_is_caught(monkeypatch, x64):
     cell = MNMCell(3, 4, memory, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     product = FactoredState.product
     monkeypatch.setattr(FactoredState, "product", lambda self, layer, x: 1.001 * product(self, layer, x))
-    with pytest.raises(AssertionError, match="^check_forms failed"):
-        testing.check_forms(cell)
+    with pytest.raises(AssertionError, match="^check_cell_forms failed"):
+        testing.check_cell_forms(cell)
 
 
 def test_derivatives_in_single_precision_are_refused():
     with pytest.raises(AssertionError, match="Finite differences need a cell in float64, got float32"):
-        testing.check_derivatives(LSTMCell(3, 4, rngs=nnx.Rngs(0)))
+        testing.check_cell_derivatives(LSTMCell(3, 4, rngs=nnx.Rngs(0)))
 
 
 def test_every_contract_is_listed_and_caught():
@@ -153,5 +153,9 @@ def test_every_contract_is_listed_and_caught():
         kind = {"m": testing.check_memory, "l": testing.check_layer}
         prefix = "m" if name.startswith("check_memory") else "l" if name.startswith("check_layer") else ""
         assert f"`{name}`" in kind.get(prefix, testing.check_cell).__doc__, name
-    caught = {check.__name__ for check in CHECKS.values()} | {"check_dtypes", "check_compilation", "check_forms"}
+    caught = {check.__name__ for check in CHECKS.values()} | {
+        "check_cell_dtypes",
+        "check_cell_compilation",
+        "check_cell_forms",
+    }
     assert {name for name in public if not name.startswith(("check_memory", "check_layer"))} == caught
