@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_not_negative, check_sizes
-from mnm_jax.memory._gated import GatedState, begin, descend, distance, limit, scaled, sum_of_squares
+from mnm_jax.memory._gated import GatedState, begin, descend, distance
 from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
+from mnm_jax.memory._norms import limit, scaled, sum_of_squares
 from mnm_jax.memory._options import PAPER, TRIALS, WriteOptions, check_options, longest, normalise
 from mnm_jax.memory._step_size import STEP_SIZES, inverse_norm
 from mnm_jax.memory._types import MemoryParams, WriteInfo

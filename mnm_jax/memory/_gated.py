@@ -3,14 +3,13 @@
 Shape letter: `B` examples.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mnm_jax.memory._norms import gated, norm
 from mnm_jax.memory._options import WriteOptions
 from mnm_jax.memory._storage.dense import MemoryState
 
@@ -84,47 +83,6 @@ def descend(
     return GatedState(weights, added if options.momentum else None, optimizer)
 
 
-def limit(changes: Any, max_norm: float | None) -> Any:
-    """Returns changes `[B, ...]` with the norm of all leaves together bounded by `WriteOptions.max_norm`."""
-    if max_norm is None:
-        return changes
-    return scaled(changes, bound(norm(changes), max_norm))
-
-
-def scaled(changes: Any, factor: Array) -> Any:
-    """Returns changes `[B, ...]` times a factor `[B]`."""
-    return jax.tree.map(lambda x: gated(factor, x), changes)
-
-
-def bound(norm: Array, max_norm: float) -> Array:
-    """Returns min(1, max_norm / norm) `[B]`, the factor that bounds a change of that norm."""
-    most = float(max_norm)
-    return jnp.where(norm > most, most / jnp.maximum(norm, most), 1)
-
-
-def norm(tree: Any) -> Array:
-    """Returns the norm `[B]` of all leaves `[B, ...]` together, in at least float32."""
-    return safe_root(sum_of_squares(tree))
-
-
-def sum_of_squares(tree: Any) -> Array:
-    """Returns the square of `norm`."""
-    leaves = jax.tree.leaves(tree)
-    dtype = np.promote_types(leaves[0].dtype, np.float32)
-    return functools.reduce(jnp.add, [jnp.sum(jnp.square(x.astype(dtype)), tuple(range(1, x.ndim))) for x in leaves])
-
-
 def distance(a: GatedState, b: GatedState) -> Array:
     """Returns |phi_a - phi_b| `[B]`."""
     return norm(jax.tree.map(jnp.subtract, a.weights, b.weights))
-
-
-def safe_root(square: Array) -> Array:
-    """Returns the square root, with derivative 0 at 0: an infinite derivative times a masked 0 would be NaN."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-
-
-def gated(gate: Array, leaf: Array) -> Array:
-    """Returns a gate `[B]` times a leaf `[B, ...]`, in the dtype of the leaf."""
-    return gate.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype) * leaf

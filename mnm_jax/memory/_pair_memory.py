@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnm_jax.memory import _network as networks
-from mnm_jax.memory._gated import GatedState, begin, bound, descend, distance, gated, safe_root
+from mnm_jax.memory._gated import GatedState, begin, descend, distance
 from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
 from mnm_jax.memory._network import Network
+from mnm_jax.memory._norms import bound, gated, safe_root
 from mnm_jax.memory._options import TRIALS, WriteOptions, longest, normalise
 from mnm_jax.memory._rules import ErrorRule, Pairs, Rule, Written
 from mnm_jax.memory._step_size import gram, inner_products

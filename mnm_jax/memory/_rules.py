@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnm_jax.memory._gated import safe_root
 from mnm_jax.memory._network import Activations, Network, backward, forward
+from mnm_jax.memory._norms import safe_root
 from mnm_jax.memory._step_size import factor, gram, inverse_norm, normalised_pairs, solve
 from mnm_jax.memory._types import Pair, Storage, TargetMaps
 

@@ -34,12 +34,12 @@ class Checkpoint(NamedTuple):
     Attributes:
       step: number of updates made.
       state: the state, as host arrays.
-      run: the dictionary that was saved with the state.
+      notes: the dictionary that was saved with the state.
     """
 
     step: int
     state: TrainState
-    run: dict[str, Any]
+    notes: dict[str, Any]
 
 
 class _Stored(NamedTuple):
@@ -48,11 +48,11 @@ class _Stored(NamedTuple):
     path: pathlib.Path
     step: int
     arrays: dict[str, np.ndarray]
-    run: dict[str, Any]
+    notes: dict[str, Any]
     damaged: list[pathlib.Path]
 
 
-def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, run: dict[str, Any]) -> pathlib.Path:
+def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, notes: dict[str, Any]) -> pathlib.Path:
     """Saves a state, waits until it is on disk, and removes all but the newest two checkpoints; collective.
 
     The folder is written under another name and renamed when it is complete. The first process writes.
@@ -61,7 +61,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
       workdir: folder of the run.
       step: number of updates made.
       state: the state.
-      run: a JSON-serialisable dictionary to save with it.
+      notes: a JSON-serialisable dictionary to save with it.
 
     Returns:
       The checkpoint's folder.
@@ -79,7 +79,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, ru
     with processes.common_errors():
         if processes.is_first_process() and not _holds(final, step, arrays):
             with named_errors(final):
-                _write(folder, final, step, arrays, run)
+                _write(folder, final, step, arrays, notes)
     return final
 
 
@@ -103,7 +103,7 @@ def _holds(path: pathlib.Path, step: int, arrays: dict[str, np.ndarray]) -> bool
 
 
 def _write(
-    folder: pathlib.Path, final: pathlib.Path, step: int, arrays: dict[str, np.ndarray], run: dict[str, Any]
+    folder: pathlib.Path, final: pathlib.Path, step: int, arrays: dict[str, np.ndarray], notes: dict[str, Any]
 ) -> None:
     unfinished = final.with_name(f"{final.name}.unfinished")
     for left_over in (*folder.glob("*.unfinished*"), *folder.glob("*.removed")):
@@ -111,7 +111,9 @@ def _write(
     args = _orbax().args
     try:
         with _checkpointer(logging.FATAL) as checkpointer:  # below it, Orbax logs the error that it raises
-            checkpointer.save(unfinished, args=args.Composite(state=args.StandardSave(arrays), run=args.JsonSave(run)))
+            checkpointer.save(
+                unfinished, args=args.Composite(state=args.StandardSave(arrays), run=args.JsonSave(notes))
+            )
     except ValueError as error:  # the array format reports a full disk as a ValueError
         raise OSError(" ".join(str(error).split())) from error
     seal_folder(unfinished, step=step)
@@ -143,7 +145,7 @@ def restore_checkpoint(workdir: str | os.PathLike, like: TrainState, *, change: 
     state = _unflatten(like, stored.arrays, stored.path)
     for other in stored.damaged if change else ():
         _set_aside(other, "damaged")
-    return Checkpoint(step=stored.step, state=state, run=stored.run)
+    return Checkpoint(step=stored.step, state=state, notes=stored.notes)
 
 
 def discard_fault(workdir: str | os.PathLike) -> int:
@@ -257,8 +259,8 @@ def _read_newest(workdir: str | os.PathLike) -> _Stored | None:
         problem = find_damage(path, step=step)
         try:
             if problem is None:
-                arrays, run = _read(path)
-                return _Stored(path=path, step=step, arrays=arrays, run=run, damaged=list(damaged))
+                arrays, notes = _read(path)
+                return _Stored(path=path, step=step, arrays=arrays, notes=notes, damaged=list(damaged))
         except (OSError, ValueError):
             if path.exists():
                 raise

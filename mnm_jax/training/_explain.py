@@ -76,7 +76,7 @@ def explain_fault(
 
     batch = None
     if task.loader is not None:
-        loader, checked = task.loader(config.seed, config.batch_size), saved.run.get("checked", {"step": 0})
+        loader, checked = task.loader(config.seed, config.batch_size), saved.notes.get("checked", {"step": 0})
         if "loader" in checked:
             loader.set_state(checked["loader"])
         for _ in range(int(steps[seed]) - checked["step"]):

@@ -152,23 +152,23 @@ class _Run:
 
         self.started = self.last_save = time.monotonic()
         saved = processes.first_process_first(lambda: restore_checkpoint(workdir, like))
-        start = saved or Checkpoint(step=0, state=init(), run={"seconds": 0.0})
+        start = saved or Checkpoint(step=0, state=init(), notes={"seconds": 0.0})
         if start.step > config.steps:
             raise ValueError(f"{workdir} was trained for {start.step} updates, got steps={config.steps}; increase it.")
         shardings = state_shardings(like, self.placement, parallel)
         self.step, self.state = start.step, processes.to_devices(start.state, shardings)
-        self.seconds_before = start.run["seconds"]
+        self.seconds_before = start.notes["seconds"]
         if self.loader is not None and saved:
-            self.loader.set_state(start.run["loader"])
+            self.loader.set_state(start.notes["loader"])
         self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
         first = processes.is_first_process()
         # The update at the last check for a fault, and the data's position there, from which `explain_fault` reads.
-        self.checked = start.run.get("checked") or {"step": self.step, "loader": self.position()}
+        self.checked = start.notes.get("checked") or {"step": self.step, "loader": self.position()}
         self.writer: MetricWriter | None = None
         with processes.common_errors():
             if first:
-                self.writer = MetricWriter(workdir, step=self.step, saved=start.run.get("metrics"))
+                self.writer = MetricWriter(workdir, step=self.step, saved=start.notes.get("metrics"))
         self.progress = ProgressBar(config.steps, self.step, quiet=not first)
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ def test_the_newest_two_are_kept(tmp_path, states):
 def test_a_second_state_of_the_same_update_is_refused_and_a_damaged_one_written_again(tmp_path, states):
     path = save(tmp_path, 5, states[0], {})
     assert save(tmp_path, 5, states[0], {"ignored": 1}) == path  # equal states: nothing is written
-    assert restore(tmp_path, states[0]).run == {}
+    assert restore(tmp_path, states[0]).notes == {}
     other = states[0]._replace(step=states[0].step + 1)
     with pytest.raises(FileExistsError, match=r"5 holds another state of update 5: take another workdir"):
         save(tmp_path, 5, other, {})
