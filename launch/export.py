@@ -12,9 +12,10 @@ alone:
     carry, logits = step.call(weights, carry, inputs)
 
 `inputs` are those of one step of the task's batches, as the task's docstring describes them. Flags of the batches are
-the caller's: after a step with `fork`, go on with the carry of before it; after one with `fork_memory`, with the leaves
-`memory...` of before it. If the batches have `reset_controller`, such as bAbI with `controller="sentence"`, `inputs` is
-the pair `(inputs, reset_controller)`, with the flag `[B]` bool.
+no part of the step, except `reset_controller`: if the batches have it, such as those of bAbI with
+`controller="sentence"`, `inputs` is the pair `(inputs, reset_controller)`, with the flag `[B]` bool. At a step with
+`fork`, or with `mask` False, keep the carry of before it; at one with `fork_memory`, keep the leaves whose names begin
+with `memory` or `recent`.
 
 With --as_run, OUT becomes a folder of the run for the programs of this package, such as `launch.evaluate` and
 `launch.ask`, small enough for a repository: `config.json`, `summary.json` and `params.safetensors`, the weights of all

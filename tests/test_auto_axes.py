@@ -39,6 +39,11 @@ def run_batch_first(cell, inputs, mask):
     return unroll(cell, None, jnp.swapaxes(inputs, 0, 1), mask=mask.T, time_major=False)
 
 
+def run_twice(cell, inputs, mask):
+    carry, _ = unroll(cell, None, inputs[:2], mask=mask[:2])
+    return unroll(cell, carry, inputs[2:], mask=mask[2:])
+
+
 def run_layer(layer, inputs, mask):
     return layer(None, inputs, mask=mask)
 
@@ -56,6 +61,7 @@ def run_tokens(params, inputs, mask):
 KINDS = {
     "cell": (make_cell, run_cell),
     "cell, batch first": (make_cell, run_batch_first),
+    "cell, continued": (make_cell, run_twice),
     "LSTM": (lambda: LSTMCell(D, 5, rngs=nnx.Rngs(0)), run_cell),
     "layer": (make_layer, run_layer),
     "one step of a layer": (make_layer, run_step),

@@ -153,8 +153,8 @@ def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> No
 
 
 def _parse(value: str) -> Any:
-    """Returns a number, a bool, None or a list, spelled as in JSON or in Python; anything else is text."""
+    """Returns a value spelled as in JSON or in Python, such as a number, a bool, None or a list; or else the text."""
     for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
             return read(value)
     return value

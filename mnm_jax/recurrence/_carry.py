@@ -1,6 +1,5 @@
 """Checks carries, and splits the carry of a memory cell into the memory's state and the other, small leaves."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -43,10 +42,10 @@ class CarryLayout(NamedTuple):
 def begin_carry(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
     """Returns the carry at the start of sequences of inputs shaped `input_shape = (B, D)`, of any `nnx.RNNCellBase`.
 
-    Flax's own cells refuse to begin without a random key, which they do not use for a start of zeros.
+    Flax's own cells refuse to begin without a random key, also for their default, a start of zeros.
     """
-    if "rngs" in inspect.signature(cell.initialize_carry).parameters:
-        return cell.initialize_carry(input_shape, rngs=nnx.Rngs(0))
+    if type(cell).initialize_carry.__module__.startswith("flax."):
+        return cell.initialize_carry(input_shape, nnx.Rngs(0))
     return cell.initialize_carry(input_shape)
 
 

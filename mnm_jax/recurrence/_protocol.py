@@ -20,10 +20,10 @@ class MemoryCell(Protocol):
       `[B, ...]` that are small compared with the fast weights.
     * Other nodes of the carry that describe the memory, such as recent writes, may have a property `of_memory` that is
       True: `reset_controller` and `fork_memory` then treat them as they treat the memory.
-    * It uses the fast weights only through `memory.read`, `memory.write` and `memory.write_read`, outside of
+    * It uses the memory's state only through `memory.read`, `memory.write` and `memory.write_read`, outside of
       transformations such as `jax.checkpoint` or `jax.lax.cond`. It may drop the state after a write, and read an older
-      one again. The state that a step returns contains at least one write of this step. For another step "auto" runs
-      "plain", and the fast forms raise a ValueError.
+      one again. The state that a step returns contains at least one write of this step. For a step that does otherwise
+      "auto" runs "plain", and the fast forms raise a ValueError.
     * It calls every map of `linear_maps()` outside any derivative that it takes within a step.
     * `initialize_carry` needs no random key and is the same for every example.
 

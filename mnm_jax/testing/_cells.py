@@ -35,9 +35,9 @@ DOUBLE_CONTRACTS = (
 def check_cell(make_cell: Callable[..., nnx.RNNCellBase]) -> None:
     """Checks all contracts of a recurrent cell; each of them can also be called separately.
 
-    ===================  ==========================================================================================
-    contract             statement
-    ===================  ==========================================================================================
+    ========================  ======================================================================================
+    contract                  statement
+    ========================  ======================================================================================
     `check_cell_dtypes`       parameters and gradients have `param_dtype`, and carry and outputs `dtype`
     `check_cell_carry`        shapes and dtypes of the carry are constant under a step, `lax.cond` and `vmap`
     `check_cell_unroll`       two runs joined by the carry equal a loop over steps, in values and gradients
@@ -56,7 +56,7 @@ def check_cell(make_cell: Callable[..., nnx.RNNCellBase]) -> None:
     `check_cell_donation`     a fresh carry can be donated
     `check_cell_forms`        all execution forms agree in values and gradients
     `check_cell_derivatives`  derivatives of first and second order agree with finite differences
-    ===================  ==========================================================================================
+    ========================  ======================================================================================
 
     Compilation takes most of the time, up to a minute for a cell with a neural memory. Small sizes are enough.
 

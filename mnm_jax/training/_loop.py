@@ -83,7 +83,7 @@ def train(
         `model(batch.inputs, **batch.flags)`: with `mask`, and with the other flags that the task's batches have. It
         returns `logits [T, B, C]` and `meta_loss [T, B]` or None as attributes, as `SequenceModel` does. For a task
         with `carries` it also takes a keyword `carry`, returns the last carry as attribute `carry`, and has a method
-        `start(batch_size)`.
+        `start(batch_size)`. A model with an attribute `dropout` above 0 takes the seeds of its examples as `noise`.
       config: settings. The caller ensures that a workdir is used with one config only, except for `steps`.
       workdir: folder of the run; receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       parallel: "jit", "pmap" or "fsdp": how several devices share the work. "jit" lets the compiler divide the batch,

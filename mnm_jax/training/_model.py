@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_fraction, check_functions, check_sizes
+from mnm_jax._checks import check_array, check_fraction, check_functions, check_sizes
 from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps
 from mnm_jax.cells import output_features, split_output
 from mnm_jax.recurrence import unroll
-from mnm_jax.recurrence._carry import begin_carry
+from mnm_jax.recurrence._carry import begin_carry, check_has_memory
 
 Array = jax.Array
 
@@ -113,7 +113,9 @@ class SequenceModel(nnx.Module):
         Raises:
           ValueError: for an option with a layer.
         """
-        inputs = Steps(inputs, mask=mask).masked_inputs
+        if mask is not None:
+            check_array("mask", mask, "T B", jnp.bool_, T=inputs.shape[0], B=inputs.shape[1])
+        inputs = Steps(inputs, mask=mask).masked_inputs  # masked inputs may be NaN, which the encoder would pass on
         features = self._drop(self.encoder(inputs), noise, 0)
         carry, outputs = self._run(carry, features, mask, options)
         hidden, meta_loss = split_output(outputs)
@@ -134,12 +136,15 @@ class SequenceModel(nnx.Module):
           reset_controller: `[B]` bool, see `unroll`; None for a layer.
 
         Raises:
-          ValueError: for `reset_controller` with a layer.
+          ValueError: for `reset_controller` with a layer or a cell without a neural memory.
         """
         features = self.encoder(inputs[None])[0]
         if reset_controller is not None:
             self._check_options({"reset_controller": reset_controller})
-            carry = Steps(features, reset_controller=reset_controller).begin(carry, self.start(1))
+            check_array("reset_controller", reset_controller, "B", jnp.bool_, B=features.shape[0])
+            now = Steps(features, reset_controller=reset_controller)
+            check_has_memory(self.cell, Steps(features[None], reset_controller=reset_controller))
+            carry = now.begin(carry, self.start(1))
         run = self.cell.step if _is_layer(self.cell) else self.cell
         carry, outputs = run(carry, features)
         return carry, self._read_out(split_output(outputs)[0])

@@ -3,6 +3,7 @@
 `params.npz` has them as they are. `params.safetensors`, for repositories and downloads, has them in half precision.
 """
 
+import json
 import os
 import pathlib
 import zipfile
@@ -20,7 +21,7 @@ from mnm_jax._params import leaf_names
 
 _FULL, _HALF = "params.npz", "params.safetensors"
 _STEP, _SUM = "step", "crc32"
-_DTYPE = ":"  # between the name and the dtype of an array stored as integers
+_DTYPES = "dtypes"  # of the arrays stored as integers, by name
 
 
 def save_params(workdir: str | os.PathLike, params: Any, step: int, *, half: bool = False) -> pathlib.Path:
@@ -79,20 +80,20 @@ def _read_full(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _as_bits(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays, those of a dtype that NumPy's format lacks as integers, with the dtype in their name."""
-    bits = {}
-    for name, array in arrays.items():
-        array = np.asarray(array)
-        if array.dtype.kind == "V":  # bfloat16 and others of ml_dtypes
-            name, array = f"{name}{_DTYPE}{array.dtype}", array.view(f"u{array.dtype.itemsize}")
-        bits[name] = array
-    return bits
+    """Returns the arrays and, if some have a dtype that NumPy's format lacks, these as integers, and their dtypes."""
+    found = {name: np.asarray(array) for name, array in arrays.items()}
+    dtypes = {name: str(array.dtype) for name, array in found.items() if array.dtype.isbuiltin != 1}
+    if not dtypes:  # bfloat16 and others of ml_dtypes
+        return found
+    bits = {name: found[name].view(f"u{found[name].dtype.itemsize}") for name in dtypes}
+    return found | bits | {_DTYPES: np.array(json.dumps(dtypes))}
 
 
 def _from_bits(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the arrays that `_as_bits` was given."""
-    named = ((*name.partition(_DTYPE)[::2], array) for name, array in arrays.items())
-    return {name: array.view(jax.numpy.dtype(dtype)) if dtype else array for name, dtype, array in named}
+    arrays = dict(arrays)
+    dtypes = json.loads(str(arrays.pop(_DTYPES, "{}")))
+    return arrays | {name: arrays[name].view(jax.numpy.dtype(dtype)) for name, dtype in dtypes.items()}
 
 
 def _read_half(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:

@@ -61,7 +61,7 @@ def test_answers_follow_the_story_in_any_spelling(tell):
 
 def test_the_weights_of_the_paper_s_cell_follow_a_thing_and_its_places():
     """Tasks 2 and 3: the place of a thing is that of the person who carries it, now and before."""
-    conversation = Conversation(*load_babi(RUN.parents[2] / "muon/mnm-p"))
+    conversation = Conversation(*load_babi(RUN.parents[2] / "muon/mnm-p/seed_1"))
     for line in (
         "Mary got the milk.",
         "John went to the office.",

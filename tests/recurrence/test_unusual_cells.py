@@ -106,7 +106,17 @@ def with_doubled_product(cell):
     return cell
 
 
+class Rematerialised(nnx.Linear):
+    """A map that JAX computes again in the backward pass."""
+
+    def __call__(self, x):
+        return jax.checkpoint(lambda kernel: self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))))(
+            self.kernel.get_value()
+        )
+
+
 KINDS = {
+    "map in a transformation": with_readout(Rematerialised),
     "reads an older state": ReadsOlderState,
     "drops a write": DropsWrite,
     "drops a later write": DropsLaterWrite,
@@ -207,7 +217,15 @@ class Mapped(MNMCell):
         return new, outputs._replace(features=outputs.features + jnp.sum(answer, (1, 2, 3))[:, None])
 
 
-@pytest.mark.parametrize("kind", [Checkpointed, Mapped, WritesOrNot, Stopped])
+class ReadsWeights(MNMCell):
+    """Uses the norm of the weights themselves."""
+
+    def __call__(self, carry, inputs):
+        norm = sum(jnp.sum(w**2, (1, 2)) for w in carry.memory.weights)
+        return super().__call__(carry, inputs + norm[:, None])
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, Mapped, WritesOrNot, Stopped, ReadsWeights])
 def test_a_step_that_transforms_the_memory_runs_plain(x64, kind):
     cell = make_cell(kind)
     expected, found = (value_and_gradient(cell, form) for form in ("plain", "auto"))

@@ -85,6 +85,12 @@ def test_a_step_resets_the_controller_as_unroll_does():
     assert np.abs(found - without).max() > 1e-2
 
 
+def test_a_cell_without_a_memory_has_no_reset_of_the_controller():
+    model = SequenceModel(lambda x: x, LSTMCell(3, 4, rngs=nnx.Rngs(0)), 5, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match="reset_controller needs a cell with a neural memory"):
+        model.step(model.start(2), jnp.zeros((2, 3)), reset_controller=jnp.ones(2, bool))
+
+
 def test_a_sequence_model_takes_a_layer():
     memory = matrix_memory(4, 4, options=WriteOptions(key_norm="l2"))
     layer = NeuralMemoryLayer(8, memory, convolution=2, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""What the kernels need of a memory."""
+"""Conditions that a memory must fulfil to run in a kernel, and the error that names the first one it does not."""
 
 from collections.abc import Iterable
 from typing import Any

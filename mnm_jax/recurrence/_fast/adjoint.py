@@ -17,6 +17,7 @@ derivation is in `docs/derivation.md`.
 """
 
 import itertools
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
 from mnm_jax.memory._storage.transposed import TransposedState
-from mnm_jax.recurrence._fast.record import TRANSFORMED, Log, Pairs, Product, Products, Recorder, StepError, Written
+from mnm_jax.recurrence._fast.record import TRANSFORMED, Pairs, Product, Products, Recorder, StepError, StepLog, Written
 from mnm_jax.recurrence._fast.replay import Replay, growth
 from mnm_jax.recurrence._fast.states import (
     Growth,
@@ -161,7 +162,7 @@ def _forward(
         if isinstance(storage, FactoredState):
             storage = storage if x.reset is None else storage.reset(x.reset)
             resets = (storage.first, storage.was_reset)
-        log = Log(shapes.plain)
+        log = StepLog(shapes.plain)
         join_writes = program.factored and shapes.writes > 1
         recorder = Recorder(storage=storage, log=log, mask=x.mask, discarded=x.discarded, join_writes=join_writes)
         new, recorder, outputs = program.step(theta, small, recorder, x)
@@ -201,7 +202,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
         def replayed(
             weights: Storage | None, theta: Any, small: Any, inputs: Array, probes: Products
         ) -> tuple[tuple[Any, Any, Pairs], Products]:
-            log = Log(shapes.plain)
+            log = StepLog(shapes.plain)
             replay = Replay(
                 storage=weights,
                 log=log,
@@ -306,13 +307,13 @@ def _kernel_cotangents(
 
 def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
     """Returns the products and writes of one step, from an abstract trace without computation."""
-    logs: list[tuple[Log, Written]] = []
+    logs: list[tuple[StepLog, Written]] = []
     own = start.own
     if own is None:
         own = jax.eval_shape(partial(broadcast, batch_size=xs.inputs.shape[1]), start.shared or ())
 
     def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[Any, ...]:
-        log = Log()
+        log = StepLog()
         recorder = Recorder(storage=MemoryState(own), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
         logs.append((log, written))
@@ -323,7 +324,7 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
     try:
         jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
     except TypeError as error:  # a log is no array that a primitive or a loop could take
-        if Log.__name__ not in str(error):
+        if not re.search(rf"\b{StepLog.__name__}\b", str(error)):
             raise
         raise StepError(TRANSFORMED) from error
     ((log, written),) = logs

@@ -22,12 +22,13 @@ Pairs = tuple[Pair, ...]
 
 RULE_MAP = -1  # index of the write rule's slow map
 TRANSFORMED = (
-    "a step of the cell passes the memory, or a map of linear_maps(), through a transformation of JAX, such as "
-    "jax.checkpoint, jax.vmap, jax.grad, jax.lax.cond or jax.lax.stop_gradient: use unroll(..., form='plain')."
+    "a step of the cell uses the memory's state other than through read, write and write_read, or inside a "
+    "transformation of JAX, such as jax.checkpoint, jax.vmap, jax.grad, jax.lax.cond or jax.lax.stop_gradient: use "
+    "unroll(..., form='plain')."
 )
 
 
-class StepError(ValueError):
+class StepError(ValueError, AttributeError):
     """The hand-derived backward pass cannot follow a step of the cell."""
 
 
@@ -72,7 +73,7 @@ class Written(NamedTuple):
         return Written(pairs=joined, visible=all_visible, writes=self.writes + 1), visible, carried
 
 
-class Log:
+class StepLog:
     """The products of one step, in their order.
 
     Attributes:
@@ -81,7 +82,7 @@ class Log:
       operands: the left operands of all products.
       results: the results of all products.
       kernels: for each call of a slow map, in a trace that has to find out which of them can be logged, the kernel that
-        it was called with; None for a product along other axes.
+        it was called with; None for a product along other axes or inside a transformation of JAX.
       most_writes: largest number of writes that lead to a storage of the step, also to one that the step drops.
 
     Args:
@@ -111,24 +112,24 @@ class Log:
         Raises:
           StepError: within a transformation of JAX, whose arrays must not leave it.
         """
-        self._check_trace()
+        if not self.is_outermost():
+            raise StepError(TRANSFORMED)
         self.products.append(product)
         self.operands.memory.append(operand)
         self.results.memory.append(result)
         return result
 
     def add_map(self, index: int, operand: Array, kernel: Array | None, result: Array) -> Array:
-        """Logs a product with a slow map and returns its result; raises as `add_product`."""
-        self._check_trace()
+        """Logs a product with a slow map and returns its result."""
         self.maps.append(index)
         self.kernels.append(kernel)
         self.operands.maps.append(operand)
         self.results.maps.append(result)
         return result
 
-    def _check_trace(self) -> None:
-        if _current_trace() != self._trace:
-            raise StepError(TRANSFORMED)
+    def is_outermost(self) -> bool:
+        """Returns whether the program is in no other transformation of JAX than when the log was made."""
+        return _current_trace() == self._trace
 
 
 def _current_trace() -> Any:
@@ -150,12 +151,15 @@ class Recorder(NamedTuple):
     """
 
     storage: Storage
-    log: Log
+    log: StepLog
     mask: Array | None
     discarded: Array | None = None
     join_writes: bool = False
     outside: Pairs = ()
     written: Written = Written()
+
+    def __getattr__(self, name: str) -> Any:
+        raise StepError(f"{TRANSFORMED} Here it reads {name!r} of the state.")
 
     @property
     def batch_size(self) -> int:
@@ -181,7 +185,7 @@ class Recorder(NamedTuple):
 
         def logged(x: Array, kernel: Array, dimension_numbers: Any, *args: Any, **kwargs: Any) -> Array:
             result = jax.lax.dot_general(x, kernel, dimension_numbers, *args, **kwargs)
-            ordinary = dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+            ordinary = dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and self.log.is_outermost()
             return self.log.add_map(index, x, kernel if ordinary else None, result) if self.log.logs_call() else result
 
         return logged
@@ -189,7 +193,8 @@ class Recorder(NamedTuple):
     def slow_product(self, x: Array, kernel: Array) -> Array:
         """See `Storage`."""
         result = self.storage.slow_product(x, kernel)
-        return self.log.add_map(RULE_MAP, x, kernel, result) if self.log.logs_call() else result
+        known = kernel if self.log.is_outermost() else None
+        return self.log.add_map(RULE_MAP, x, known, result) if self.log.logs_call() else result
 
     def subtract(self, pairs: Pairs) -> "Recorder":
         """See `Storage`."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.products import mix_rows, shared_times
-from mnm_jax.recurrence._fast.record import RULE_MAP, Log, Pairs, Product, Products, Written
+from mnm_jax.recurrence._fast.record import RULE_MAP, Pairs, Product, Products, StepLog, Written
 
 Array = jax.Array
 
@@ -31,7 +31,7 @@ class Replay(NamedTuple):
     """
 
     storage: Storage | None
-    log: Log
+    log: StepLog
     mask: Array | None
     discarded: Array | None
     results: Products
