@@ -21,21 +21,20 @@ def with_auto_axes(run: Callable[..., tuple[Any, Any]], inputs: Array, axes: int
       inputs: its inputs, `[T, B, ...]`, or `[B, ...]` for one step.
       axes: number of leading axes that outputs share with the inputs: 2, or 1 for one step.
     """
-    sharding = jax.typeof(inputs).sharding
-    kinds = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
-    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
-    if not explicit:
-        return run
 
-    def run_explicit(*args: Any) -> tuple[Any, Any]:
+    def run_anywhere(*args: Any) -> tuple[Any, Any]:
+        shardings = (jax.typeof(leaf).sharding for leaf in jax.tree.leaves(args))
+        placed = [sharding for sharding in shardings if any(axis is not None for axis in sharding.spec)]
+        if not placed:  # axes of other types are no part of an array's type
+            return run(*args)
+        mesh, spec = placed[0].mesh, jax.typeof(inputs).sharding.spec
+        kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
         carry, outputs = jax.eval_shape(run, *shapes)
-        of_inputs = P(*sharding.spec[:axes])
-        places = (
-            jax.tree.map(lambda _: P(sharding.spec[axes - 1]), carry),
-            jax.tree.map(lambda _: of_inputs, outputs),
-        )
-        with jax.sharding.use_abstract_mesh(sharding.mesh):
+        batch, of_inputs = P(*spec[axes - 1 : axes]), P(*spec[:axes])
+        places = jax.tree.map(lambda _: batch, carry), jax.tree.map(lambda _: of_inputs, outputs)
+        with jax.sharding.use_abstract_mesh(mesh):
             return jax.sharding.auto_axes(run, axes=explicit, out_sharding=places)(*args)
 
-    return run_explicit
+    return run_anywhere

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from mnm_jax import (
     LSTMCell,
@@ -72,7 +72,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_that_is_divided_explicitly_gives_the_same(kind):
     make, run = KINDS[kind]
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
     inputs, mask = jax.random.normal(jax.random.key(1), (T, B, D)), jnp.ones((T, B), bool).at[3:, 1].set(False)
     placed = jax.device_put((inputs, mask), NamedSharding(mesh, jax.P(None, "data")))
 
@@ -89,3 +89,33 @@ def test_a_batch_that_is_divided_explicitly_gives_the_same(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
     for output in jax.tree.leaves(found[0][1][1]):
         assert "data" in jax.typeof(output).sharding.spec
+
+
+def test_parameters_that_are_placed_explicitly_and_inputs_that_are_not():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    cell, inputs = LSTMCell(D, 4, rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (T, B, D))
+    _, expected = unroll(cell, None, inputs)
+    graphdef, params = nnx.split(cell)
+    places = jax.tree.map(lambda x: NamedSharding(mesh, jax.P(None, "data") if x.ndim == 2 else jax.P()), params)
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda params: unroll(nnx.merge(graphdef, params), None, inputs)[1])
+        np.testing.assert_allclose(run(jax.device_put(params, places)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_program_per_device_over_one_of_two_axes(kind, form):
+    """`jax.shard_map` with `axis_names` leaves the other axis as it is."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2, devices=jax.devices()[:4])
+    cell, inputs = make_cell(), jax.random.normal(jax.random.key(1), (T, B, D))
+
+    def value(cell, inputs):
+        return jnp.sum(unroll(cell, None, inputs, form=form)[1].features ** 2)
+
+    def divided(cell, inputs):
+        total = lambda cell, inputs: jax.lax.psum(value(cell, inputs), "data")  # noqa: E731
+        specs = {"in_specs": (jax.P(), jax.P(None, "data")), "out_specs": jax.P()}
+        return jax.shard_map(total, mesh=mesh, axis_names={"data"}, **specs)(cell, inputs)
+
+    found, expected = (jax.jit(jax.value_and_grad(f))(cell, inputs) for f in (divided, value))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)

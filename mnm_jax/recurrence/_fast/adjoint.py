@@ -321,6 +321,8 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+    # Without mesh axes: JAX 0.10 fails for those of a `jax.shard_map` over a part of the axes.
+    own = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in own)
     try:
         jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
     except TypeError as error:  # a log is no array that a primitive or a loop could take
