@@ -17,8 +17,9 @@ other models. Not of the protocol: the chained cells get the words of the senten
 Published test accuracy, question / language mode: fast weight memory (FWM) 96.75 / 93.04%, Transformer-XL 87.66 /
 90.23%, MNM-p 88.97 / 69.3%, AWD-LSTM 80.88 / 80.15%.
 
-Expected: unknown; no model has been trained to the end. Results with our training file of task 3 are marked: qa3 train
-= 1,925 genuine + 8,075 simulated questions.
+Expected of chain-p with `--config.training.steps=6000 --config.training.schedule=trapezoid`: 94.5% of the test answers,
+90% of the validation answers after 4,000 updates (1 seed, 133 minutes on one core of a CPU whose other core was busy;
+qa3 train = 1,925 genuine + 8,075 simulated questions). No model has been trained for all 50,000 updates.
 """
 
 from ml_collections import ConfigDict
