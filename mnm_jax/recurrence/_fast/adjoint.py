@@ -308,12 +308,12 @@ def _kernel_cotangents(
 def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
     """Returns the products and writes of one step, from an abstract trace without computation."""
     logs: list[tuple[StepLog, Written]] = []
-    own = start.own
-    if own is None:
-        own = jax.eval_shape(partial(broadcast, batch_size=xs.inputs.shape[1]), start.shared or ())
+    batch_size = xs.inputs.shape[1]
 
-    def trace(theta: Any, small: Any, own: Weights, x: Steps) -> tuple[Any, ...]:
+    def trace(theta: Any, small: Any, start: Start, x: Steps) -> tuple[Any, ...]:
         log = StepLog()
+        # Made here, since JAX 0.10 fails for shapes with the axes of a `jax.shard_map` over a part of a mesh.
+        own = broadcast(start.shared or (), batch_size) if start.own is None else start.own
         recorder = Recorder(storage=MemoryState(own), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
         logs.append((log, written))
@@ -321,10 +321,8 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    # Without mesh axes: JAX 0.10 fails for those of a `jax.shard_map` over a part of the axes.
-    own = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in own)
     try:
-        jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, own, x)
+        jaxpr, (own_kernels, _, operands, pairs) = jax.make_jaxpr(trace, return_shape=True)(theta, small, start, x)
     except TypeError as error:  # a log is no array that a primitive or a loop could take
         if not re.search(rf"\b{StepLog.__name__}\b", str(error)):
             raise
