@@ -11,11 +11,10 @@ alone:
     weights, carry = (safetensors.flax.load_file(f"exported/{name}.safetensors") for name in ("weights", "carry"))
     carry, logits = step.call(weights, carry, inputs)
 
-`inputs` are those of one step of the task's batches, as the task's docstring describes them. Flags of the batches are
-no part of the step, except `reset_controller`: if the batches have it, such as those of bAbI with
-`controller="sentence"`, `inputs` is the pair `(inputs, reset_controller)`, with the flag `[B]` bool. At a step with
-`fork`, or with `mask` False, keep the carry of before it; at one with `fork_memory`, keep the leaves whose names begin
-with `memory` or `recent`.
+The docstring of the task describes `inputs`, one step of a batch. Of a batch's flags the step takes only
+`reset_controller`: if the task's batches have it, as bAbI's do with `controller="sentence"`, `inputs` is the pair
+`(inputs, reset_controller)`, with the flag `[B]` bool. At a step with `fork`, or with `mask` False, keep the carry from
+before the step; at a step with `fork_memory`, keep its leaves whose names begin with `memory` or `recent`.
 
 With --as_run, OUT becomes a folder of the run for the programs of this package, such as `launch.evaluate` and
 `launch.ask`, small enough for a repository: `config.json`, `summary.json` and `params.safetensors`, the weights of all

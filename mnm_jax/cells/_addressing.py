@@ -11,7 +11,8 @@ References:
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from mnm_jax._precision import wide
 
 Array = jax.Array
 
@@ -31,17 +32,12 @@ def content_weighting(memory: Array, keys: Array, strengths: Array) -> Array:
       NTM, equations 5 and 6; DNC, "Content-based addressing".
     """
     dtype = keys.dtype
-    memory, keys, strengths = map(_wide, (memory, keys, strengths))
+    memory, keys, strengths = map(wide, (memory, keys, strengths))
     keys = keys * jax.lax.rsqrt(jnp.sum(keys * keys, -1, keepdims=True) + _NORM_EPSILON)
     # The product is divided by the slots' norms instead of the memory, because it is smaller.
     similarity = jnp.einsum("bhw,bnw->bhn", keys, memory)
     similarity = similarity * jax.lax.rsqrt(jnp.sum(memory * memory, -1) + _NORM_EPSILON)[:, None]
     return jax.nn.softmax(strengths[..., None] * similarity, axis=-1).astype(dtype)
-
-
-def _wide(x: Array) -> Array:
-    """Returns an array in at least single precision, since half precision has neither the constants nor their roots."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def interpolate(content: Array, last: Array, gate: Array) -> Array:
@@ -69,7 +65,7 @@ def sharpen(weighting: Array, sharpness: Array) -> Array:
     References:
       NTM, equation 9.
     """
-    logits = _wide(sharpness)[..., None] * jnp.log(_wide(weighting) + _LOG_EPSILON)
+    logits = wide(sharpness)[..., None] * jnp.log(wide(weighting) + _LOG_EPSILON)
     return jax.nn.softmax(logits, axis=-1).astype(weighting.dtype)
 
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax._masking import select
+from mnm_jax._precision import wide
 from mnm_jax.memory import MemoryParams
 from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
-from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix, wide
+from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix
 from mnm_jax.memory._options import normalise
 
 Array = jax.Array

@@ -27,6 +27,7 @@ from mnm_jax._checks import (
 from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps, check_steps, select
 from mnm_jax._params import ParamTree
+from mnm_jax._precision import wide
 from mnm_jax._vary import vary_alike
 from mnm_jax.layers._carry import LayerCarry, LayerOutput, begin
 from mnm_jax.layers._convolution import ShortConvolution
@@ -35,7 +36,6 @@ from mnm_jax.layers._slots import align
 from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.check import check_memory
 from mnm_jax.memory._chunks.chunk import ChunkedMemory
-from mnm_jax.memory._chunks.mixture import wide
 from mnm_jax.memory._options import FORGET_LITTLE, gate_biases
 
 Array = jax.Array
@@ -284,8 +284,7 @@ class NeuralMemoryLayer(nnx.Module):
         check_steps(steps, time_major=time_major)
         if not time_major:
             steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
-        fresh = carry is None
-        carry = begin(self.initialize_carry, carry, steps.inputs.shape[1:])
+        carry, fresh = begin(self.initialize_carry, carry, steps.inputs.shape[1:]), carry is None
         if steps.inputs.shape[0]:
             run = with_auto_axes(partial(type(self)._run, fresh=fresh, old=return_loss), steps.inputs)
             carry, results = run(self, carry, steps)
@@ -373,9 +372,8 @@ class NeuralMemoryLayer(nnx.Module):
         if reset is not None:
             carry = select(reset, self.initialize_carry(inputs.shape), carry)
         window, vectors = self._vectors(carry.window, inputs[None])
-        heads = self._heads
+        heads, position = self._heads, carry.position
         memory, reads = heads.step(carry.memory, vectors, heads.gates(self.to_gates(inputs[None])), old=old)
-        position = carry.position
         if position is not None:
             position = (position + 1) % self.chunk
             memory = select(position == 0, self._chunked.restart(memory), memory)

@@ -80,7 +80,7 @@ def _read_full(path: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _as_bits(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays and, if some have a dtype that NumPy's format lacks, these as integers, and their dtypes."""
+    """Returns the arrays; those with a dtype that NumPy's format cannot store become integers beside their dtypes."""
     found = {name: np.asarray(array) for name, array in arrays.items()}
     dtypes = {name: str(array.dtype) for name, array in found.items() if array.dtype.isbuiltin != 1}
     if not dtypes:  # bfloat16 and others of ml_dtypes

@@ -44,7 +44,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix, wide
+from mnm_jax._precision import wide
+from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix
 from mnm_jax.memory._chunks.moved import Moved, Moving, advance
 from mnm_jax.memory._chunks.substitution import substitute
 from mnm_jax.memory._chunks.targets import compute_targets

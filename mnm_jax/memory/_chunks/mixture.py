@@ -121,11 +121,6 @@ class _Shares(NamedTuple):
     kept_writes: Any = None
 
 
-def wide(x: Array) -> Array:
-    """Returns an array in at least single precision, as products of many decays close to 1 need it."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
-
-
 def mix(gates: Gates, *, momentum: bool) -> Mixture:
     """Returns the coefficients of a chunk.
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax.memory._chunks.mixture import Gates, Mixture, wide
+from mnm_jax._precision import wide
+from mnm_jax.memory._chunks.mixture import Gates, Mixture
 from mnm_jax.memory._rules import Pairs
 from mnm_jax.memory._storage.products import times
 from mnm_jax.memory._types import Pair

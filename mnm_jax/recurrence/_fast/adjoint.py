@@ -266,7 +266,7 @@ _run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
 
 
 def _differentiable(tree: Any, like: Any) -> list[Array]:
-    """Returns the leaves of a tree where those of `like`, of the same structure, are floating-point arrays."""
+    """Returns the leaves of a tree at the places of floating-point arrays in `like`, a tree of the same structure."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
     return [leaf for leaf, other in pairs if jnp.issubdtype(other.dtype, jnp.inexact)]
 
