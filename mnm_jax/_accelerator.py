@@ -1,9 +1,10 @@
-"""Detects the GPUs for which `backend="auto"` may select a kernel."""
+"""The backends, and the GPUs for which "auto" may select a kernel."""
 
 import jax
 
 from mnm_jax._vary import varying_axes
 
+BACKENDS = ("auto", "xla", "pallas")
 # Settings with which a Hopper GPU computes products of float32 in TF32.
 _PRECISIONS = (None, "default", "tensorfloat32")
 

@@ -105,7 +105,7 @@ def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **s
     Args:
       name: name of the argument.
       array: the argument.
-      axes: letters of its axes, such as "B H K"; a leading "..." stands for any number of axes.
+      axes: letters of its axes, such as "B H K".
       dtype: `jnp.floating`, `jnp.integer` or `jnp.bool_`.
       **sizes: sizes of the axes by letter; an axis without one may have any size.
 
@@ -119,10 +119,8 @@ def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **s
     if not jnp.issubdtype(kind, dtype):
         raise TypeError(f"{name} must be an array of {_KINDS[dtype]}, got dtype {kind}: use astype.")
     letters = axes.split()
-    rest = letters[:1] == ["..."]
     wanted = [sizes.get(letter, letter) for letter in letters]
-    named, found = wanted[rest:], shape[max(len(shape) - len(wanted[rest:]), 0) * rest :]
-    if len(named) != len(found) or any(w != n for w, n in zip(named, found, strict=True) if not isinstance(w, str)):
+    if len(wanted) != len(shape) or any(w != n for w, n in zip(wanted, shape, strict=True) if not isinstance(w, str)):
         expected = f"[{', '.join(letters)}]" + f" = [{', '.join(map(str, wanted))}]" * bool(sizes)
         raise ValueError(f"{name} must have shape {expected}, got {tuple(shape)}.")
 

@@ -106,7 +106,7 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
     """Applies `jnp.where` leaf by leaf, with a condition `[B]` and leaves `[B, ...]`, or `[T, B]` and `[T, B, ...]`."""
 
     def pick(a: Array, b: Array) -> Array:
-        return jnp.where(condition.reshape(*condition.shape, *(1,) * (a.ndim - condition.ndim)), a, b)
+        return jnp.where(jnp.expand_dims(condition, range(condition.ndim, a.ndim)), a, b)
 
     return jax.tree.map(pick, on_true, on_false)
 

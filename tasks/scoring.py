@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mnm_jax._precision import wide
 from mnm_jax.training import Batch, Mean
 
 Array = jax.Array
@@ -18,7 +19,7 @@ Array = jax.Array
 
 def cross_entropy(logits: Array, batch: Batch) -> Mean:
     """Returns -log softmax(logits)[target] in nats per counted step, in float32 or wider; logits `[T, B, C]`."""
-    return _mean(optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), batch.targets), batch)
+    return _mean(optax.softmax_cross_entropy_with_integer_labels(wide(logits), batch.targets), batch)
 
 
 def accuracy(logits: Array, batch: Batch) -> Mean:
@@ -34,7 +35,7 @@ def accuracy_and_error(logits: Array, batch: Batch) -> Mapping[str, Mean]:
 
 def bit_cross_entropy(logits: Array, batch: Batch) -> Mean:
     """Returns the sigmoid cross entropy in nats per bit of counted steps; logits and targets `[T, B, C]`."""
-    return _mean(jnp.mean(optax.sigmoid_binary_cross_entropy(_at_least_float32(logits), batch.targets), -1), batch)
+    return _mean(jnp.mean(optax.sigmoid_binary_cross_entropy(wide(logits), batch.targets), -1), batch)
 
 
 def bit_accuracy(logits: Array, batch: Batch) -> Mean:
@@ -55,10 +56,6 @@ def _mean(values: Array, batch: Batch) -> Mean:
     """Returns the mean of values `[T, B]` over counted steps."""
     # jnp.where, not a product: 0 times an infinite or undefined value is undefined.
     return Mean(total=jnp.sum(jnp.where(batch.loss_mask > 0, values, 0)), count=jnp.sum(batch.loss_mask))
-
-
-def _at_least_float32(logits: Array) -> Array:
-    return logits.astype(jnp.float32) if jnp.finfo(logits.dtype).bits < 32 else logits
 
 
 def _right_bits(logits: Array, batch: Batch) -> Array:

@@ -53,8 +53,9 @@ def _run(file: str, choice: list[str]) -> ConfigDict:
     is_own = folder.resolve() != _RECIPES.resolve()
     if is_own:
         add_folder(str(folder))
-    loader = importlib.machinery.SourceFileLoader("recipe", file)
+    loader = importlib.machinery.SourceFileLoader("_recipe", file)  # a name of its own: a recipe may import recipe.py
     module = types.ModuleType(loader.name)
+    module.__file__ = file
     sys.modules[loader.name] = module  # as for any import; dataclasses look their module up
     try:
         loader.exec_module(module)

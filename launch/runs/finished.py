@@ -12,7 +12,7 @@ import numpy as np
 from launch.runs.light import SUMMARIES, LightRun, read_light, write_light
 from launch.runs.metrics import natural, summarise
 from launch.runs.own import FOLDER
-from launch.runs.workdir import CONFIG, SUMMARY, TUNING
+from launch.runs.workdir import CONFIG, PLACES, SUMMARY, TUNING
 from mnm_jax._files import LOCK
 from mnm_jax.training import read_metrics
 
@@ -184,10 +184,11 @@ def _light_runs(root: pathlib.Path) -> list[Run]:
 
 
 def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config without its seed and without the folder of the user's project."""
+    """Returns a config without its seed and without the folders that it names, `PLACES`."""
     seedless = copy.deepcopy(dict(config))
-    seedless.get("training", {}).pop("seed", None)
-    seedless.pop(FOLDER, None)
+    for place in ("training.seed", *PLACES):
+        section, _, key = place.rpartition(".")
+        (seedless.get(section, {}) if section else seedless).pop(key, None)
     return seedless
 
 

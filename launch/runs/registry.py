@@ -198,8 +198,15 @@ def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
             step_size=step_size,
             options=options,
         )
-        keys: Any = {"follow_keys": follow_keys, "equal_keys": equal_keys}
-        return MNMCell(features, hidden_features, memory, heads=heads, rngs=rngs, **keys)
+        return MNMCell(
+            features,
+            hidden_features,
+            memory,
+            heads=heads,
+            follow_keys=follow_keys,
+            equal_keys=equal_keys,
+            rngs=rngs,
+        )
 
     return make
 

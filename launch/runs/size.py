@@ -40,7 +40,10 @@ class Size(NamedTuple):
 
 def sequence_shape(task: Task, model: SequenceModel) -> Batch:
     """Returns shapes `[T, 1, ...]` and dtypes of one test sequence, played first if the task is."""
-    batch = next(iter(task.evaluations("test", 1)[""]()))
+    sets = task.evaluations("test", 1)
+    if "" not in sets:
+        raise ValueError(f'task {task.name} must have the trained setting as the set "", got {list(sets)}.')
+    batch = next(iter(sets[""]()))
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
 
     def play(model: SequenceModel, batch: Any) -> Batch:

@@ -1,6 +1,5 @@
 """Trains one run: checks its config, runs the training loop, and writes the files at its end."""
 
-import json
 import os
 import pathlib
 import shlex
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from launch.runs.build import build_parts, count_parameters
 from launch.runs.metrics import summarise
+from launch.runs.plain import plain_config
 from launch.runs.size import describe, measure
 from launch.runs.versions import commit_at_start, versions
 from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, read_earlier, read_summary, write_json
@@ -62,7 +62,7 @@ def train_run(
       Interrupted: if a signal arrives; the state is saved.
     """
     commit_at_start()  # before others change the files
-    plain = json.loads(json.dumps(config.to_dict()))  # as it is read back: tuples become lists
+    plain = plain_config(config)
     task, make_model, training = build_parts(plain)
     # Both raise for wrong settings and missing data before a file is written.
     parameters, size = count_parameters(make_model), describe(measure(make_model, task, training), training)

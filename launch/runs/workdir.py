@@ -17,6 +17,8 @@ from mnm_jax.training import discard_fault
 
 CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
 TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
+# Keys that say where files are, not what a run computes: a run continues when they have moved.
+PLACES = (FOLDER, "task.data_dir", "task.cache_dir")
 # Settings with which a run may continue after a fault: they change no array of its checkpoints.
 _CHANGEABLE = ("learning_rate", "schedule", "warmup_steps", "clip_norm", "weight_decay", "epsilon", "meta_weight")
 
@@ -64,14 +66,17 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
 def read_earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the earlier configs of a run, each with the number of updates after which it changed, `until`."""
     path = workdir / EARLIER
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); bring the file back, or remove it.") from error
 
 
 def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = False) -> bool:
     """Makes `workdir` the folder of a run of `config`, or checks that it is one already; returns whether it is new.
 
-    A finished run accepts a config that differs only in a larger `training.steps`. It is then unfinished again, and its
-    summary remains as `summary_STEPS.json`.
+    The folders that a config names may differ (`PLACES`), since projects and data move. A finished run also accepts a
+    config with a larger `training.steps`. It is then unfinished again, and its summary remains as `summary_STEPS.json`.
 
     Args:
       workdir: folder of the run.
@@ -80,12 +85,12 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
         optimiser may then differ; the earlier config is added to `earlier_configs.json`.
 
     Raises:
-      ValueError: if it is the folder of a run of another config, or `after_fault` is given and there is no fault; its
-        files stay unchanged.
+      ValueError: if it is the folder of a run of another config, or of a run whose config is missing, or `after_fault`
+        is given and there is no fault; its files stay unchanged.
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
-        changes = [found for found in _differences(before, config) if found[0] != FOLDER]
+        changes = [found for found in _differences(before, config) if found[0] not in PLACES]
         only_steps = [key for key, _, _ in changes] == ["training.steps"]
         if only_steps and _continue(workdir, before["training"]["steps"], config):
             return False
@@ -97,9 +102,14 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
                 raise ValueError(f"{where}: {key} is {old} there, {new} here; {remedy}.")
         if after_fault:
             _continue_after_fault(workdir, before, config)
-        elif before.get(FOLDER) != config.get(FOLDER):
-            write_json(workdir / CONFIG, config)  # the user's project has moved, and all settings are equal
+        elif before != config:
+            write_json(workdir / CONFIG, config)  # the user's project or data have moved, and all settings are equal
         return False
+    if left := [name for name in ("checkpoints", SUMMARY) if (workdir / name).exists()]:
+        raise ValueError(
+            f"{workdir} has {left[0]} of a run, but no {CONFIG}; bring the file back ({SUMMARY} holds its content), or "
+            "take another --workdir."
+        )
     if after_fault:
         raise ValueError(f"{workdir} has no run that could continue after a fault; check --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -109,7 +119,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
 
 def continued_at(workdir: pathlib.Path) -> list[int]:
     """Returns the numbers of updates at which a finished run was continued, in order."""
-    return sorted(int(path.stem.removeprefix("summary_")) for path in workdir.glob("summary_[0-9]*.json"))
+    names = (path.stem.removeprefix("summary_") for path in workdir.glob("summary_*.json"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from launch.configs import algorithmic, league, maze, pairs
 from launch.runs.build import build_make_model, build_task, count_parameters
+from launch.runs.changes import apply
 
 _EQUAL_PARAMETERS = 100_000
 _WIDEST = 4096
@@ -64,15 +65,8 @@ def make_run(recipe: str, changes: Mapping[str, Any] | None = None) -> SuiteRun:
     """
     file, _, model = recipe.partition(":")
     config = importlib.import_module(f"launch.configs.{file.removesuffix('.py')}").get_config(model)
-    for name, value in (changes or {}).items():
-        section, key = name.split(".", 1)
-        if section not in config or key not in config[section]:
-            raise ValueError(f"{recipe} has no setting {name!r}.")
-        try:
-            config[section][key] = value
-        except TypeError as error:
-            raise ValueError(f"{name} of {recipe} is {config[section][key]!r}, got {value!r}.") from error
-    return SuiteRun(recipe, config, dict(changes or {}))
+    changes = dict(changes or {})
+    return SuiteRun(recipe, apply(config, changes), changes)
 
 
 def algorithmic_suite() -> Suite:

@@ -1,5 +1,6 @@
 """The result of a sweep: its trials from best to worst as rows, and a figure of parallel coordinates."""
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ def make_rows(
 
     Args:
       trials: the trials of the sweep.
-      defaults: the recipe's values of all settings that the space has.
+      defaults: the recipe's values of all settings that the space has; "default" for one that the recipe leaves out.
       folder: folder with one folder per trial.
       metric: metric of the evaluations, such as "valid/accuracy".
       errors: error messages, by name of the trial.
@@ -87,13 +88,13 @@ def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
     axes = figure.add_subplot()
     heights, ticks = [], []
     for name in names:
-        column = [tuple(value) if isinstance(value := row["settings"][name], list) else value for row in shown]
-        values = sorted(set(column), key=lambda value: (str(type(value)), value))
-        places = {value: index / max(len(values) - 1, 1) for index, value in enumerate(values)}
-        heights.append([places[value] for value in column])
-        ticks.append(
-            [(place, f"{value:g}" if isinstance(value, float) else str(value)) for value, place in places.items()]
-        )
+        column = [row["settings"][name] for row in shown]
+        named = {json.dumps(value): value for value in column}
+        texts = sorted(named, key=lambda text: _order(named[text], text))
+        places = {text: index / max(len(texts) - 1, 1) for index, text in enumerate(texts)}
+        heights.append([places[json.dumps(value)] for value in column])
+        labels = [f"{value:g}" if isinstance(value := named[text], float) else str(value) for text in texts]
+        ticks.append(list(zip(places.values(), labels, strict=True)))
     areas = np.array([row["area"] for row in shown])
     low, high = areas.min(), max(areas.max(), areas.min() + 1e-9)
     heights.append(((areas - low) / (high - low)).tolist())
@@ -118,3 +119,9 @@ def draw(rows: Sequence[Row], metric: str, path: pathlib.Path) -> None:
     axes.spines[:].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), frameon=False)
     save_figure(figure, path)
+
+
+def _order(value: Any, text: str) -> tuple[bool, float, str]:
+    """Returns the key that sorts numbers by size, and other values after them by their text."""
+    is_number = isinstance(value, int | float)
+    return not is_number, value if is_number else 0, text

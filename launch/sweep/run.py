@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from launch.reporting.text_table import format_columns, format_markdown
 from launch.runs.build import build_parts
+from launch.runs.plain import plain_config
 from launch.runs.workdir import write_json
 from launch.sweep.space import PlannedTrial, TrialSpec, choose_trials, expand, plan
 from mnm_jax._extras import extra
@@ -147,7 +148,8 @@ def run_sweep(
 
     errors = tuning.run(planned, workdir, metric=metric, largest=largest, host=host, address=address, **options)
     names = dict.fromkeys(name for spec in specs for name in spec.changes)
-    defaults = {name: config[name.split(".", 1)[0]][name.split(".", 1)[1]] for name in names}
+    recipe, parts = plain_config(config), {name: name.split(".", 1) for name in names}
+    defaults = {name: recipe[section].get(key, "default") for name, (section, key) in parts.items()}
     rows = leaderboard.make_rows(specs, defaults, workdir / "trials", metric, errors, largest=largest)
     write_json(workdir / "leaderboard.json", rows)
     text = leaderboard.describe(rows)

@@ -10,7 +10,6 @@ A space consists of mappings and lists, so that it can be written as JSON:
 """
 
 import ast
-import copy
 import hashlib
 import itertools
 import json
@@ -22,6 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from launch.runs.changes import apply
+from launch.runs.plain import plain_config
 
 Changes = dict[str, Any]  # values of settings by name, such as "training.learning_rate"
 DEFAULT = "recipe"
@@ -103,24 +105,6 @@ def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSp
     return [TrialSpec(DEFAULT, {}), *(TrialSpec(_name(changes), changes) for changes in chosen if changes)]
 
 
-def apply(config: ConfigDict, changes: Changes) -> ConfigDict:
-    """Returns a recipe's config with some settings changed.
-
-    Raises:
-      ValueError: if the recipe has no such setting, or one of another type.
-    """
-    changed = copy.deepcopy(config)  # with the types that `define_config` allows
-    for name, value in changes.items():
-        section, key = name.split(".", 1)
-        if section not in changed or key not in changed[section]:
-            raise ValueError(f"the recipe has no setting {name!r}.")
-        try:
-            changed[section][key] = value
-        except TypeError as error:
-            raise ValueError(f"{name} of the recipe is {changed[section][key]!r}, got {value!r}.") from error
-    return changed
-
-
 def plan(spec: TrialSpec, config: ConfigDict, words: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
     """Returns a trial that is ready to start; raises as `apply`.
 
@@ -136,7 +120,7 @@ def plan(spec: TrialSpec, config: ConfigDict, words: Sequence[str], workdir: pat
     words = [word for word in words if word.partition("=")[0].removeprefix("--") not in changes]
     words += [_word(name, value) for name, value in changes.items()]
     command = ["python", "-m", "launch.train", *words, f"--workdir={workdir / 'trials' / spec.name}"]
-    return PlannedTrial(spec.name, command, json.loads(json.dumps(changed.to_dict())))
+    return PlannedTrial(spec.name, command, plain_config(changed))
 
 
 def recipe_flags(flag: flags.Flag) -> list[str]:

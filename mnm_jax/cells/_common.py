@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from mnm_jax._checks import check_array, check_dtypes, check_input_shape, check_rngs, check_sizes
 from mnm_jax._linear import dot_general
 from mnm_jax._params import set_bias
+from mnm_jax._precision import wide_dtype
 from mnm_jax.memory import Memory, WriteInfo
 from mnm_jax.memory._options import gate_biases
 
@@ -153,8 +154,7 @@ def split_gates(memory: Memory, gates: Array) -> tuple[Array, dict[str, Array]]:
 
 def orthogonal_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Returns a random orthogonal matrix of any dtype; the QR decomposition runs in float32 or float64."""
-    drawn_in = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-    return jax.nn.initializers.orthogonal()(key, shape, drawn_in).astype(dtype)
+    return jax.nn.initializers.orthogonal()(key, shape, wide_dtype(dtype)).astype(dtype)
 
 
 def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[str, ...] = ()) -> Array:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_array, check_choice, check_flags, check_sizes
 from mnm_jax._params import ParamTree
+from mnm_jax._precision import wide_dtype
 from mnm_jax.cells._common import (
     Cell,
     CellOutput,
@@ -308,7 +309,7 @@ def _equal_keys_init(heads: int, key_size: int, value_size: int) -> nnx.Initiali
 def _rotate(keys: Array, angles: Array) -> Array:
     """Returns R k for keys k `[B, N, K]` and the learned part a `[K / 2]` of the angles."""
     # Rounding cosine and sine to fewer bits would make every key longer, or shorter, step by step.
-    dtype = keys.dtype if jnp.finfo(keys.dtype).bits >= 32 else jnp.float32
+    dtype = wide_dtype(keys.dtype)
     # In the unit pi / K, an update of the optimiser moves the angles little, and keys stay nearly orthogonal.
     theta = np.pi / keys.shape[-1] * (2 * jnp.arange(len(angles), dtype=dtype) + 1 + angles.astype(dtype))
     cos, sin = (f(theta)[None, None] for f in (jnp.cos, jnp.sin))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mnm_jax._accelerator import BACKENDS
 from mnm_jax._auto_axes import with_auto_axes
 from mnm_jax._checks import (
     check_array,
@@ -26,7 +27,7 @@ from mnm_jax._checks import (
 )
 from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps, check_steps, select
-from mnm_jax._params import ParamTree
+from mnm_jax._params import ParamTree, set_bias
 from mnm_jax._precision import wide
 from mnm_jax._vary import vary_alike
 from mnm_jax.layers._carry import LayerCarry, LayerOutput, begin
@@ -39,8 +40,6 @@ from mnm_jax.memory._chunks.chunk import ChunkedMemory
 from mnm_jax.memory._options import FORGET_LITTLE, gate_biases
 
 Array = jax.Array
-
-BACKENDS = ("auto", "xla", "pallas")
 
 
 class NeuralMemoryLayer(nnx.Module):
@@ -224,7 +223,7 @@ class NeuralMemoryLayer(nnx.Module):
         self.convolution = nnx.data(taps)
         self.to_gates = linear(features, heads * (1 + len(memory.gates)))
         biases = gate_biases(memory.gates, FORGET_LITTLE if forget_bias is None else forget_bias, HARD_BIAS * hard_rate)
-        self.to_gates.bias = nnx.Param(jnp.tile(jnp.asarray(biases, param_dtype), heads))
+        set_bias(self.to_gates, jnp.tile(jnp.asarray(biases, param_dtype), heads))
         if hard_rate:
             self.to_gates.kernel[:, :: len(biases)] = 0.0
         read = heads * memory.value_size

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from mnm_jax._precision import wide_dtype
 
 Array = jax.Array
 
@@ -39,7 +40,7 @@ def norm(tree: Any) -> Array:
 def sum_of_squares(tree: Any) -> Array:
     """Returns the square of `norm`."""
     leaves = jax.tree.leaves(tree)
-    dtype = np.promote_types(leaves[0].dtype, np.float32)
+    dtype = wide_dtype(leaves[0].dtype)
     return functools.reduce(jnp.add, [jnp.sum(jnp.square(x.astype(dtype)), tuple(range(1, x.ndim))) for x in leaves])
 
 
@@ -50,5 +51,5 @@ def safe_root(square: Array) -> Array:
 
 
 def gated(gate: Array, leaf: Array) -> Array:
-    """Returns a gate `[B]` times a leaf `[B, ...]`, in the dtype of the leaf."""
-    return gate.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype) * leaf
+    """Returns a gate `[...]` times a leaf whose first axes are those of the gate, in the dtype of the leaf."""
+    return jnp.expand_dims(gate, range(gate.ndim, leaf.ndim)).astype(leaf.dtype) * leaf

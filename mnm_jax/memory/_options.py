@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mnm_jax._checks import check_choice, check_flags, check_positive, check_sizes
+from mnm_jax._precision import wide
 
 Array = jax.Array
 
@@ -128,7 +128,7 @@ def normalise(keys: Array, how: str | None) -> Array:
     """
     if how is None:
         return keys
-    dtype, keys = keys.dtype, keys.astype(np.promote_types(keys.dtype, np.float32))
+    dtype, keys = keys.dtype, wide(keys)
     if how == "layer":
         keys = keys - jnp.mean(keys, -1, keepdims=True)
     square = (jnp.sum if how == "l2" else jnp.mean)(keys * keys, axis=-1, keepdims=True)

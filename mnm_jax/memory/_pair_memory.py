@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnm_jax._precision import wide
 from mnm_jax.memory import _network as networks
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
 from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
@@ -176,7 +177,7 @@ def _storage(state: Any) -> Storage:
 
 
 def scale_pairs(pairs: Pairs, factor: Array) -> Pairs:
-    return tuple(Pair(p.inputs, factor[:, None, None].astype(p.delta.dtype) * p.delta) for p in pairs)
+    return tuple(Pair(p.inputs, gated(factor, p.delta)) for p in pairs)
 
 
 def _dense(pair: Pair, like: Array) -> Array:
@@ -195,8 +196,7 @@ def _join(written: list[Pairs]) -> Pairs:
 
 def norm_of_pairs(pairs: Pairs) -> Array:
     """Returns |sum_h x_h (x) delta_h| over all layers, `[B]`, in at least float32."""
-    dtype = np.promote_types(pairs[0].delta.dtype, np.float32)
-    squares = [_square(p.inputs.astype(dtype), p.delta.astype(dtype)) for p in pairs]
+    squares = [_square(wide(p.inputs), wide(p.delta)) for p in pairs]
     return safe_root(functools.reduce(jnp.add, squares))
 
 

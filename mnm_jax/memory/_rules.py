@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mnm_jax._precision import wide
 from mnm_jax.memory._network import Activations, Network, backward, forward
 from mnm_jax.memory._norms import safe_root
 from mnm_jax.memory._step_size import factor, gram, inverse_norm, normalised_pairs, solve
@@ -57,7 +57,9 @@ class ErrorRule(Rule):
 
         pairs = steps([x_1, ..., x_L], [z_1 - t_1, ..., z_L - t_L])
 
-    `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token.
+    `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token. For this a delta
+    must be an error times a factor that does not depend on the error: for a single row, `steps` must return its input
+    and `step_scale` times its error.
 
     Attributes:
       write_through: whether a layer's inputs x_l are computed after the write to the layers below it, not before.
@@ -268,22 +270,20 @@ class GradientRule(SnapshotRule):
         if self.step_size != "normalised":
             cotangent = factor(self.step_size, *error.shape[1:]) * error
             deltas = backward(network, weights, passed, cotangent)
-        elif error.shape[1] == 1:
-            # One head: c is a multiple of e, and so are its deltas.
-            of_error = backward(network, weights, passed, error)
-            kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
+            return tuple(map(Pair, passed.inputs, deltas)), passed.outputs[-1]
+        of_error = backward(network, weights, passed, error)
+        kernel = _scalar_kernel(passed.inputs, of_error)
+        if error.shape[1] == 1:  # c is a multiple of e, and so are its deltas
             scale = jnp.square(inverse_norm(kernel, self.epsilon)).astype(error.dtype)
             deltas = tuple(scale * delta for delta in of_error)
         else:
-            of_error = backward(network, weights, passed, error)
-            kernel = _scalar_kernel(tuple(map(gram, passed.inputs)), of_error, axes=(-2, -1))
             deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon, RIDGE))
         return tuple(map(Pair, passed.inputs, deltas)), passed.outputs[-1]
 
     def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
         """See `SnapshotRule`."""
         linear = self.linearise(network, weights, keys, values)
-        return linear.pairs(linear.errors)
+        return linear.pairs((linear.scale * wide(linear.errors)).astype(linear.errors.dtype))
 
     def linearise(self, network: Network, weights: Storage, keys: Array, values: Array) -> Linearised:
         """Returns the rule for rows that are separate writes, with psi = [sqrt(s_1) x_1; ...; x_L].
@@ -299,10 +299,10 @@ class GradientRule(SnapshotRule):
         gains = map(safe_root, _gains(of_error, axes=(-1,)))
         inner = [gain.astype(x.dtype) * x for gain, x in zip(gains, passed.inputs[:-1], strict=True)]
         features = jnp.concatenate([*inner, passed.inputs[-1]], -1)
-        scale = _row_scale(self.step_size, features, error.shape[-1], self.epsilon)
+        scale = _row_scale(self.step_size, wide(features), error.shape[-1], self.epsilon)
 
-        def pairs(errors: Array) -> Pairs:
-            return tuple(map(Pair, passed.inputs, backward(network, weights, passed, scale * errors)))
+        def pairs(deltas: Array) -> Pairs:
+            return tuple(map(Pair, passed.inputs, backward(network, weights, passed, deltas)))
 
         return Linearised(errors=error, features=features, scale=scale, pairs=pairs)
 
@@ -368,10 +368,10 @@ def _errors(network: Network, weights: Storage, keys: Array, values: Array) -> t
     return passed, passed.outputs[-1] - values
 
 
-def _scalar_kernel(grams: tuple[Array, ...], deltas: tuple[Array, ...], axes: tuple[int, ...]) -> Array:
-    """Returns N = sum_l s_l X_l X_l^T, `[B, H, H]`, from X_l X_l^T of every layer; see `_gains`."""
-    kernel = grams[-1]
-    for gain, inner in zip(_gains(deltas, axes), grams[:-1], strict=True):
+def _scalar_kernel(inputs: tuple[Array, ...], deltas: tuple[Array, ...]) -> Array:
+    """Returns N = sum_l s_l X_l X_l^T, `[B, H, H]`, from the inputs of every layer; see `_gains`."""
+    *grams, kernel = map(gram, inputs)
+    for gain, inner in zip(_gains(deltas, axes=(-2, -1)), grams, strict=True):
         kernel = kernel + gain * inner
     return kernel
 
@@ -383,8 +383,7 @@ def _gains(deltas: tuple[Array, ...], axes: tuple[int, ...]) -> list[Array]:
       deltas: the error, passed back to every layer; the last entry is the error itself.
       axes: the axes of a delta that belong to one write: heads and features, or only features.
     """
-    wide = np.promote_types(deltas[-1].dtype, np.float32)
-    *squares, last = [jnp.sum(delta * delta, axis=axes, keepdims=True).astype(wide) for delta in deltas]
+    *squares, last = [jnp.sum(jnp.square(wide(delta)), axis=axes, keepdims=True) for delta in deltas]
     # Derivatives of second order divide by the third power of this, which must not be zero.
-    size = last + float(jnp.finfo(wide).tiny) ** 0.25
+    size = last + float(jnp.finfo(last.dtype).tiny) ** 0.25
     return [square / size for square in squares]

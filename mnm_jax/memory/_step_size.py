@@ -55,6 +55,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from mnm_jax._precision import wide, wide_dtype
 from mnm_jax.memory._options import SMALLEST
 from mnm_jax.memory._types import Pair
 
@@ -83,23 +84,23 @@ def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: 
     if heads == 1:
         maps = jnp.square(inverse_norm(_stack([gram(x) for x in inputs]), epsilon))
         return tuple(map(Pair, inputs, map(_apply, _divide(maps, layers), errors)))
-    dtype = np.promote_types(inputs[0].dtype, np.float32)
-    wide = [x.astype(dtype) for x in inputs]
-    squares = _stack([jnp.sum(x * x, -1, keepdims=True) for x in wide])
+    keys = [wide(x) for x in inputs]
+    squares = _stack([jnp.sum(x * x, -1, keepdims=True) for x in keys])
     scale = inverse_norm(squares, epsilon)
     mix = _mix(inputs, jax.lax.stop_gradient(scale))
-    divided = zip(_divide(mix, layers), _divide(scale, layers), wide, strict=True)
+    divided = zip(_divide(mix, layers), _divide(scale, layers), keys, strict=True)
     rows = [_mixed(a, s * x).astype(inputs[0].dtype) for a, s, x in divided]
     missing = jnp.where(is_long(squares, epsilon), 0, 1 - squares * jnp.square(scale))  # on the diagonal of C
-    weights = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], 1))
-    system = _stack([gram(x) for x in rows]) + weights[:, heads:]
+    both = _product(mix, jnp.concatenate([_transpose(mix), missing * _transpose(mix)], 1))
+    metric, mixed_missing = both[:, :heads], both[:, heads:]  # A A^T, and the same with `missing` between
+    system = _stack([gram(x) for x in rows]) + mixed_missing
     ridge = ridge_of(errors[0].dtype)
-    weight = None if heads == 2 else weights[:, :heads]
-    maps = _filter(system, ridge, mix * _transpose(scale), weight)
+    maps = _filter(system, ridge, mix * _transpose(scale), None if heads == 2 else metric)
     return tuple(map(Pair, rows, map(_apply, _divide(maps, layers), errors)))
 
 
 def ridge_of(dtype: DTypeLike) -> float:
+    """Returns r for errors of a dtype."""
     return float(jnp.finfo(dtype).eps) ** 0.95
 
 
@@ -126,8 +127,7 @@ def gram(x: Array) -> Array:
 
 def inner_products(x: Array, y: Array) -> Array:
     """Returns X Y^T, `[B, H, I], [B, H, I] -> [B, H, H]`, in at least float32."""
-    dtype = np.promote_types(x.dtype, np.float32)
-    return jnp.einsum("bhi,bgi->bhg", x, y, precision=_EXACT, preferred_element_type=dtype)
+    return jnp.einsum("bhi,bgi->bhg", x, y, precision=_EXACT, preferred_element_type=wide_dtype(x.dtype))
 
 
 @gram.defjvp
@@ -198,19 +198,19 @@ def _mix(inputs: Sequence[Array], scale: Array) -> Array:
     return _eliminate(jnp.where(_identity(correlations) > 0, 1 + REGRESSION, correlations), divide=False)
 
 
-def _filter(system: Array, ridge: float, right: Array, weight: Array | None = None) -> Array:
+def _filter(system: Array, ridge: float, right: Array, metric: Array | None = None) -> Array:
     """Returns M (I + 2 N) (I - N) F with M = (S + r P)^-1 and N = r P M, for S, F and a constant P `[H, H, N]`.
 
     The factors are applied from right to left, so that the large M multiplies what I - N has made small. S is
-    `system`, F is `right`, and P is `weight`, or the identity if `weight` is None.
+    `system`, F is `right`, and P is `metric`, or the identity if `metric` is None.
     """
 
-    def weigh(x: Array) -> Array:
-        return ridge * (x if weight is None else _product(weight, x))
+    def times_ridge(x: Array) -> Array:
+        return ridge * (x if metric is None else _product(metric, x))
 
-    solution = _solver(system + weigh(_identity(system)))
-    left = right - weigh(solution(right))
-    return solution(left + 2 * weigh(solution(left)))
+    solution = _solver(system + times_ridge(_identity(system)))
+    left = right - times_ridge(solution(right))
+    return solution(left + 2 * times_ridge(solution(left)))
 
 
 def _solver(system: Array) -> Callable[[Array], Array]:

@@ -83,17 +83,17 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
         found: Any = jax.tree.structure(carry)
         if wanted != found:
             return f"carry must have the leaves {leaf_names(first)} as of {kind}, got {leaf_names(carry)}."
-        if change := _first_change(first, carry):
+        if change := first_change(first, carry):
             return f"carry must have the types of {kind}.initialize_carry, but {change}; {remedy}"
         new = jax.eval_shape(lambda carry, now: cell(carry, now)[0], first, now)
-        if change := _first_change(first, new):
+        if change := first_change(first, new):
             return f"a step of {kind} with inputs in {now.dtype} changes the carry: {change}; {remedy}"
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         pass  # the cell fails by itself
     return None
 
 
-def _first_change(expected: Any, found: Any) -> str | None:
+def first_change(expected: Any, found: Any) -> str | None:
     """Returns a description of the first leaf whose shape or dtype differs."""
     for name, a, b in zip(leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):

@@ -101,7 +101,7 @@ def unroll(
       >>> carry.memory.weights[0].shape
       (5, 4, 4)
     """
-    if isinstance(cell, type) or not hasattr(cell, "initialize_carry"):
+    if not isinstance(cell, nnx.RNNCellBase):
         raise TypeError(f"cell must be an nnx.RNNCellBase, got {cell!r}: pass an instance, such as MNMCell(...).")
     check_choice("form", form, FORMS)
     check_flags(time_major=time_major)

@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mnm_jax._accelerator import on_measured_gpu
+from mnm_jax._accelerator import BACKENDS, on_measured_gpu
 from mnm_jax._checks import check_array, check_choice
 from mnm_jax._params import ParamTree, leaf_names
 from mnm_jax.memory import Memory, MemoryParams, WriteInfo
 from mnm_jax.memory._memory import check_batch, check_gates, check_is_memory, check_state
+from mnm_jax.recurrence._carry import first_change
 from mnm_jax.recurrence._unroll import unroll
 
 Array = jax.Array
-
-BACKENDS = ("auto", "xla", "pallas")
 
 
 def unroll_memory(
@@ -122,6 +121,8 @@ def unroll_memory(
         if wanted != jax.tree.structure(state):
             leaves = ", ".join(leaf_names(own))
             raise TypeError(f"state must be from this memory's start or write, with the leaves {leaves}: got others.")
+        if change := first_change(own, state):
+            raise TypeError(f"state must be from this memory's start or write, but {change}.")
     if backend == "pallas" or (backend == "auto" and on_measured_gpu(keys)):
         from mnm_jax.memory._kernels import sequence  # its import loads Pallas
 

@@ -55,9 +55,9 @@ from mnm_jax.testing._memories import (
 from mnm_jax.testing._tasks import check_task
 
 __all__ = [
+    "check_cell",
     "check_cell_carry",
     "check_cell_causality",
-    "check_cell",
     "check_cell_compilation",
     "check_cell_derivatives",
     "check_cell_devices",
@@ -69,6 +69,11 @@ __all__ = [
     "check_cell_flax_rnn",
     "check_cell_forms",
     "check_cell_isolation",
+    "check_cell_masking",
+    "check_cell_pickle",
+    "check_cell_resets",
+    "check_cell_stream",
+    "check_cell_unroll",
     "check_layer",
     "check_layer_carry",
     "check_layer_causality",
@@ -79,7 +84,6 @@ __all__ = [
     "check_layer_isolation",
     "check_layer_masking",
     "check_layer_steps",
-    "check_cell_masking",
     "check_memory",
     "check_memory_derivatives",
     "check_memory_dtypes",
@@ -90,9 +94,5 @@ __all__ = [
     "check_memory_isolation",
     "check_memory_reads",
     "check_memory_zero_rate",
-    "check_cell_pickle",
-    "check_cell_resets",
-    "check_cell_stream",
     "check_task",
-    "check_cell_unroll",
 ]

@@ -14,6 +14,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnm_jax.cells import split_output
+from mnm_jax.export import PLATFORMS
 from mnm_jax.recurrence import choose_form, unroll
 from mnm_jax.testing._cell_runs import (
     Cell,
@@ -34,7 +35,6 @@ from mnm_jax.testing._cell_runs import (
 from mnm_jax.testing._contract import assert_close, assert_derivatives, assert_equal, contract, require
 
 Array = jax.Array
-_PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 @contract
@@ -147,7 +147,7 @@ def check_cell_export(cell: Cell) -> None:
         cell, carry, inputs = jax.tree.unflatten(tree, leaves)
         return jax.tree.leaves(cell(carry, inputs))
 
-    file = export.export(program, platforms=_PLATFORMS)(*leaves).serialize()
+    file = export.export(program, platforms=PLATFORMS)(*leaves).serialize()
     expected = jax.tree.leaves(take_step(cell, carry, inputs))
     assert_close(export.deserialize(file).call(*leaves), expected)
 

@@ -29,11 +29,11 @@ Layer = Any  # a module with the interface of `NeuralMemoryLayer`; see `check_la
 T, B = 7, 3
 
 
-def _inputs(layer: Layer, steps: int = T) -> Array:
+def _inputs(layer: Layer) -> Array:
     """Returns random inputs `[T, B, D]` in the dtype of the layer's outputs."""
     tokens = jax.ShapeDtypeStruct((1, B, layer.features), jnp.float32)
     dtype = _run.eval_shape(layer, None, tokens)[1].dtype
-    return normal((steps, B, layer.features), dtype)
+    return normal((T, B, layer.features), dtype)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ Shape letters: `T` time steps, `B` examples, `D` input features, `C` outputs.
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -55,6 +56,26 @@ def equal_seeds_give_equal_bytes(task: Any, batch_size: int) -> None:
     _require(_same(first, again), task, "equal seeds must give equal batches: draw everything from the key")
     _require(not _same(first[0], first[1]), task, "two batches of one run must differ")
     _require(not _same(first[0], other[0]), task, "other seeds must give other batches")
+
+
+def loaders_resume(task: Any, batch_size: int) -> None:
+    """Checks that a loader continues from the state of another one, which JSON can hold, as a resumed run does."""
+    if task.sample is not None:
+        return
+    first, other = (task.loader(3, batch_size) for _ in range(2))
+    for _ in range(2):
+        next(first)
+    try:
+        state = json.loads(json.dumps(first.get_state()))
+    except TypeError as error:
+        raise AssertionError(f"task {task.name}: a loader's get_state must return values of JSON, {error}.") from error
+    other.set_state(state)
+    expected = [next(first) for _ in range(2)]
+    _require(
+        _same(expected, [next(other) for _ in range(2)]),
+        task,
+        "a loader must continue from a state that is set: get_state and set_state must hold its whole position",
+    )
 
 
 def steps_may_be_integers(task: Any, batch_size: int) -> None:
@@ -210,6 +231,7 @@ def pictures_show_every_step(task: Any, batch_size: int) -> None:
 TASK_CHECKS: tuple[Callable[[Any, int], None], ...] = (
     batches_have_one_source,
     equal_seeds_give_equal_bytes,
+    loaders_resume,
     steps_may_be_integers,
     batches_fit_model_and_loss,
     targets_score_full_marks,

@@ -6,6 +6,8 @@ so that a run can resume with another number of devices.
 """
 
 import contextlib
+import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -50,6 +52,28 @@ class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     notes: dict[str, Any]
     damaged: list[pathlib.Path]
+
+
+def check_notes(position: Any) -> None:
+    """Raises, before the first update, errors that would otherwise occur at the first checkpoint.
+
+    Args:
+      position: the position of the task's loader, or None.
+
+    Raises:
+      ImportError: orbax-checkpoint is not installed.
+      ValueError: the position cannot be saved.
+    """
+    with extra("train"):
+        if importlib.util.find_spec("orbax") is None or importlib.util.find_spec("orbax.checkpoint") is None:
+            raise ModuleNotFoundError("No module named 'orbax.checkpoint'", name="orbax.checkpoint")
+    try:
+        json.dumps(position)
+    except TypeError as error:
+        raise ValueError(
+            f"a loader's get_state must return values of JSON, got {position!r} ({error}): use int(...) for a number "
+            "of NumPy."
+        ) from error
 
 
 def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, notes: dict[str, Any]) -> pathlib.Path:
@@ -167,7 +191,7 @@ def discard_fault(workdir: str | os.PathLike) -> int:
         found.append(stored.step)
         _set_aside(stored.path, "fault")
     step = stored.step if stored else 0
-    if max(found, default=-1) < step or not found:
+    if max(found, default=-1) < step:
         raise ValueError(f"{workdir} holds no run that stopped at a fault; its newest checkpoint is of update {step}.")
     return step
 

@@ -29,9 +29,7 @@ _LIBRARIES = tuple(f"{pathlib.Path(str(package.__file__)).parent}{os.sep}" for p
 # Calls of functions, by the name of the primitive: the parameter that holds the function.
 _CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
     "custom_jvp_call": "call_jaxpr",

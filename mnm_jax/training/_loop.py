@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.training import _processes as processes
-from mnm_jax.training._checkpoints import Checkpoint, restore_checkpoint, save_checkpoint
+from mnm_jax.training._checkpoints import Checkpoint, check_notes, restore_checkpoint, save_checkpoint
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._evaluate import make_evaluate
 from mnm_jax.training._parallel import make_parallel_update, make_placement, pad_batch, state_shardings
@@ -97,7 +97,8 @@ def train(
       OSError: if a file cannot be written, for example to a full disk; the message names it.
       TrainingFault: if a loss, gradient or updated parameter was not finite. That seed stopped before the update (other
         seeds trained until the next log line, where the fault is noticed), and the state was saved.
-      ValueError: if settings contradict each other, or all checkpoints are damaged.
+      ValueError: if settings contradict each other, the model holds an array that is no parameter, or all checkpoints
+        are damaged.
     """
     devices = list(devices or jax.devices())
     if (task.sample is None) == (task.loader is None):
@@ -112,7 +113,13 @@ def train(
         stop = stack.enter_context(stop_request())
         run = _Run(task, make_model, config, pathlib.Path(workdir), parallel, devices, stop)
         stack.callback(run.close)
-        return run.train()
+        try:
+            return run.train()
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "the model holds an array that was computed while it was built, which its compiled programs cannot "
+                "use: compute the array in the call, or keep it in a closure as an array of NumPy."
+            ) from error
 
 
 class _Run:
@@ -147,7 +154,7 @@ class _Run:
             state=like,
         )
         self.evaluate = make_evaluate(self.graphdef, task, devices, placed=True)
-        share = {"part": processes.process_part()} if jax.process_count() > 1 else {}
+        share = {"part": (jax.process_index(), jax.process_count())} if jax.process_count() > 1 else {}
         self.loader: Loader | None = task.loader and task.loader(config.seed, config.batch_size, **share)
 
         self.started = self.last_save = time.monotonic()
@@ -160,6 +167,7 @@ class _Run:
         self.seconds_before = start.notes["seconds"]
         if self.loader is not None and saved:
             self.loader.set_state(start.notes["loader"])
+        check_notes(self.position())
         self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
         first = processes.is_first_process()
@@ -169,6 +177,8 @@ class _Run:
         with processes.common_errors():
             if first:
                 self.writer = MetricWriter(workdir, step=self.step, saved=start.notes.get("metrics"))
+                written = [line["seconds"] for line in self.writer.lines[-1:]]  # later than a checkpoint: after a test
+                self.seconds_before = max([self.seconds_before, *written])
         self.progress = ProgressBar(config.steps, self.step, quiet=not first)
 
     def close(self) -> None:

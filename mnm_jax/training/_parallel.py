@@ -142,10 +142,18 @@ def make_parallel_update(
         raise ValueError("parallel='fsdp' divides the state, and needs it or its shapes: pass state=.")
     placement = make_placement(devices)
 
-    settings: Any = {"meta_weight": meta_weight, "batch_size": batch_size, "accumulate": accumulate, "devices": devices}
-
     def seeds_update(divide: Callable[[Batch], Batch], axis_name: str | None = None) -> Callable:
-        update = make_update(graphdef, task, optimizer, divide=divide, axis_name=axis_name, **settings)
+        update = make_update(
+            graphdef,
+            task,
+            optimizer,
+            meta_weight=meta_weight,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            devices=devices,
+            divide=divide,
+            axis_name=axis_name,
+        )
         return map_seeds(update, devices)
 
     if parallel != "pmap":

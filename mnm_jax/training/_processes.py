@@ -25,11 +25,6 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def process_part() -> tuple[int, int]:
-    """Returns the index of this process and the number of processes."""
-    return jax.process_index(), jax.process_count()
-
-
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """Returns for each flag whether it is True in any process; collective."""
     if jax.process_count() == 1:

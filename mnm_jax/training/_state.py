@@ -86,7 +86,7 @@ def init_state(
 ) -> TrainState:
     """Returns the state before the first update, for the seeds `seed, seed + 1, ..., seed + seeds - 1`.
 
-    A seed's numbers do not depend on the other seeds.
+    A seed's parameters and random keys do not depend on the other seeds.
 
     Args:
       make_model: called as `make_model(rngs)` for each seed.

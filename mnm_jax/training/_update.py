@@ -14,6 +14,7 @@ from flax import nnx
 
 from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax._params import leaf_names
+from mnm_jax._precision import wide_dtype
 from mnm_jax.recurrence import choose_micro_batch, value_and_grad
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._task import Batch, Mean, Task, optional_member, played
@@ -81,7 +82,7 @@ def losses(
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
     mask = jnp.asarray(batch.mask)
     # In bfloat16 a sum of ones ends at 256, so that both sums are at least in single precision.
-    dtype = np.promote_types(output.meta_loss.dtype, np.float32)
+    dtype = wide_dtype(output.meta_loss.dtype)
     total = jnp.sum(jnp.where(mask, output.meta_loss, 0), dtype=dtype)
     return task_loss, Mean(total, jnp.sum(mask, dtype=dtype)), output
 
@@ -211,8 +212,10 @@ def make_proposal(
         largest = min(part, choose_micro_batch(cell, devices[0].platform) or part)
         # A divisor, so that every device holds as many examples of a micro-batch as the others.
         size = max(size for size in range(1, largest + 1) if part % size == 0)
-        settings: Any = {"batch_axis": (1, 0, 0), "reduction": "sum", "has_aux": True, "micro_batch": sharing * size}
-        return value_and_grad(objective, **settings)(params, batch, noise, carry)
+        differentiate = value_and_grad(
+            objective, batch_axis=(1, 0, 0), reduction="sum", has_aux=True, micro_batch=sharing * size
+        )
+        return differentiate(params, batch, noise, carry)
 
     def propose(state: TrainState, batch: Batch | None) -> Proposal:
         key = jax.random.fold_in(state.key, state.step)

@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from mnm_jax import NeuralMemoryLayer, WriteOptions, custom_memory
-from mnm_jax.memory import Pair, rule_memory
+from mnm_jax.memory import ErrorRule, Pair, rule_memory
+from mnm_jax.testing import check_layer_steps
 from tests.layers.common import TWO_LAYERS, D, K, V, make_layer, make_memory
 
 
@@ -14,7 +15,26 @@ def hebb(network, weights, keys, values):
     return (Pair(keys, -values),), weights.product(0, keys)
 
 
+class Clipped(ErrorRule):
+    """The delta rule with clipped errors, which `step_scale` cannot describe."""
+
+    def layer_targets(self, network, targets, weights, keys, values):
+        return (values,)
+
+    def steps(self, inputs, errors):
+        return tuple(Pair(x, 0.5 * jnp.clip(error, -9.0, 9.0)) for x, error in zip(inputs, errors, strict=True))
+
+    def step_scale(self, inputs, features):
+        return jnp.full_like(inputs[..., :1], 0.5)
+
+
+class Halved(Clipped):
+    def steps(self, inputs, errors):
+        return tuple(Pair(x, 0.5 * error) for x, error in zip(inputs, errors, strict=True))
+
+
 REFUSED = {
+    "steps": (lambda: rule_memory(K, V, Clipped()), "steps of the rule Clipped must be, for one row, the pair of its"),
     "optimizer": (
         lambda: make_memory("gradient", WriteOptions(optimizer=optax.sgd(0.1)), jnp.float32),
         r"WriteOptions\(optimizer=.*leave optimizer=None, or run this memory step by step in MNMCell",
@@ -40,6 +60,12 @@ def test_a_memory_that_chunks_cannot_follow_is_refused_when_the_layer_is_made(na
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         NeuralMemoryLayer(D, make(), rngs=nnx.Rngs(0))
+
+
+def test_a_rule_of_ones_own_whose_steps_are_its_step_scale_runs_in_chunks():
+    layer = NeuralMemoryLayer(D, rule_memory(K, V, Halved()), chunk=3, rngs=nnx.Rngs(0))
+    assert layer.exact
+    check_layer_steps(layer)
 
 
 @pytest.mark.parametrize(

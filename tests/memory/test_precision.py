@@ -31,3 +31,35 @@ def test_a_small_forget_gate_in_bfloat16_still_forgets():
 
     state = jax.jit(lambda state: jax.lax.fori_loop(0, 1000, write, state))(state)
     np.testing.assert_allclose(state.weights[0], (1 - float(gate[0])) ** 1000, rtol=1e-3)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("size", [100.0, 200.0])
+def test_large_values_are_written_in_float16_as_in_float32(heads, size):
+    """The squares of the error and of its derivatives are out of the range of float16."""
+    memory = gradient_memory(8, 8, hidden_sizes=(16,))
+    params = memory.init(jax.random.key(0))
+    state = memory.start(params, 3)
+    keys, values = (jax.random.normal(jax.random.key(seed), (3, heads, 8)) for seed in (1, 2))
+
+    def change(dtype):
+        arguments = (x.astype(dtype) for x in (keys, size * values, jnp.ones(3)))
+        written, _ = memory.write(params, state, *arguments)
+        return [new - old for new, old in zip(written.weights, state.weights, strict=True)]
+
+    for half, full in zip(change(jnp.float16), change(jnp.float32), strict=True):
+        assert jnp.linalg.norm(half - full) < 0.01 * jnp.linalg.norm(full)
+
+
+def test_writes_of_long_keys_in_a_chunk_are_not_lost_in_float16():
+    """|psi|^2, the squared length of the features of the linearised network, is out of the range of float16."""
+    memory = gradient_memory(16, 4, hidden_sizes=(16,), activation=jax.nn.relu)
+    state = memory.start(memory.init(jax.random.key(0)), 2)
+    keys, values = (jax.random.normal(jax.random.key(seed), (2, 3, size)) for seed, size in ((1, 16), (2, 4)))
+
+    def deltas(dtype):
+        pairs = memory.rule.row_pairs(memory.network, state, (100 * keys).astype(dtype), values.astype(dtype))
+        return [pair.delta.astype(jnp.float32) for pair in pairs]
+
+    for half, full in zip(deltas(jnp.float16), deltas(jnp.float32), strict=True):
+        assert jnp.linalg.norm(half - full) < 0.02 * jnp.linalg.norm(full)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, MNMCell, NTMCell, WriteOptions, choose_form, local_memory, unroll
+from mnm_jax import LSTMCell, MNMCell, NTMCell, WriteOptions, choose_form, gradient_memory, local_memory, unroll
 
 T, B, D = 5, 2, 3
 MNM = MNMCell(D, 4, local_memory(4, 2, hidden_sizes=()), rngs=nnx.Rngs(0))
@@ -73,6 +73,16 @@ def test_a_carry_that_is_not_the_cells_is_refused():
         unroll(LSTM, (1, 2), X)
     with pytest.raises(TypeError, match=r"carry must have the leaves .*memory.weights\[0\].* as of MNMCell, got \["):
         unroll(MNM, MNM.initialize_carry((B, D)).controller, X)
+
+
+@pytest.mark.parametrize("form", ["auto", "plain", "reversible", "factored"])
+@pytest.mark.parametrize("resets", [False, True])
+def test_the_memory_of_another_cell_is_refused_in_every_form(form, resets):
+    """A fast form would otherwise run the other network, whose widths its steps do not read."""
+    cells = [MNMCell(D, 4, gradient_memory(4, 2, hidden_sizes=(width,)), rngs=nnx.Rngs(0)) for width in (3, 5)]
+    message = r"types of MNMCell.initialize_carry, but 'memory.weights\[0\]' is float32\[2, 4, 5\] instead of .*3\]"
+    with pytest.raises(TypeError, match=message):
+        unroll(cells[0], cells[1].initialize_carry((B, D)), X, form=form, reset=NONE if resets else None)
 
 
 def cast(tree, dtype):

@@ -337,6 +337,17 @@ def test_wrong_arguments_are_refused_by_name(change, error, message):
         unroll_memory(**(given() | change))
 
 
+@pytest.mark.parametrize("backend", ["auto", "xla", "pallas"])
+def test_the_state_of_another_memory_is_refused(backend):
+    memories = [local_memory(16, 16, hidden_sizes=(width,)) for width in (16, 32)]
+    params, others = (memory.init(jax.random.key(0)) for memory in memories)
+    state = memories[1].start(others, 2)
+    with pytest.raises(
+        TypeError, match=r"state must be from this memory's start .*'weights\[0\]' is float32\[2, 16, 32"
+    ):
+        unroll_memory(**(given() | {"params": params, "state": state, "backend": backend}))
+
+
 def test_a_state_of_another_batch_is_refused():
     arguments = given()
     state = jax.eval_shape(lambda params: arguments["memory"].start(params, 3), arguments["params"])

@@ -10,7 +10,7 @@ import pytest
 from launch.runs.build import build_task
 from launch.runs.registry import TASKS
 from mnm_jax.testing import check_task
-from mnm_jax.testing._tasks import TASK_CHECKS
+from mnm_jax.testing._tasks import TASK_CHECKS, loaders_resume
 from mnm_jax.training import Batch, Mean
 
 SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()} | {
@@ -104,6 +104,44 @@ class Last:
 
 def test_a_task_without_a_fault_passes():
     check_task(Last())
+
+
+class Files(Last):
+    """Reads the batches of `Last`, with a loader that has a fault."""
+
+    sample = None
+
+    def loader(self, seed, batch_size, part=(0, 1)):
+        return Positioned(seed, batch_size, self.fault)
+
+
+class Positioned:
+    def __init__(self, seed, batch_size, fault):
+        self.seed, self.batch_size, self.fault, self.position = seed, batch_size, fault, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.position += 1
+        return jax.device_get(Last().sample(jax.random.key(1000 * self.seed + self.position), self.batch_size))
+
+    def get_state(self):
+        return {"position": np.int64(self.position) if self.fault == "numpy" else self.position}
+
+    def set_state(self, state):
+        if self.fault != "no position":
+            self.position = state["position"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("no position", "a loader must continue from a state that is set"), ("numpy", "must return values of JSON")],
+)
+def test_a_loader_that_does_not_resume_is_found(fault, message):
+    loaders_resume(Files("none"), 4)
+    with pytest.raises(AssertionError, match=f"^task last: .*{message}"):
+        check_task(Files(fault))
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,21 @@ def test_a_crashed_run_resumes_from_the_last_checkpoint_and_times_add_up(tiny, t
     assert result.seconds == 12 * 100.0
 
 
+def test_the_seconds_of_a_run_trained_further_include_those_of_its_test(tiny, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mnm_jax.training._loop.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    task = tiny.Recall(
+        reads=True, before=lambda *_: pass_time(100.0), on_evaluate=lambda split: pass_time(1000.0 * (split == "test"))
+    )
+    assert train(task, tiny.Model, tiny.config(steps=2, seeds=1), tmp_path).seconds == 1200.0
+    pass_time(10**6)  # until someone trains it further
+    assert train(task, tiny.Model, tiny.config(steps=4, seeds=1), tmp_path).seconds == 2400.0
+
+
 def test_a_run_killed_during_its_test_evaluation_resumes_with_it(tiny, tmp_path):
     kills = ["test"]
 
@@ -226,6 +241,31 @@ def test_bad_settings_are_refused_in_one_line(changes, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         TrainConfig(**{"steps": 10, "batch_size": 8, "learning_rate": 0.1} | changes)
     assert str(caught.value) == message
+
+
+def test_a_model_with_an_array_made_while_it_is_built_is_refused_in_one_line(tiny, tmp_path):
+    class Constant(tiny.Model):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            table = jax.numpy.ones((1, 1, 3))
+            self.scaled = lambda logits: logits * table
+
+        def __call__(self, *args, **kwargs):
+            output = super().__call__(*args, **kwargs)
+            return output._replace(logits=self.scaled(output.logits))
+
+    with pytest.raises(ValueError, match="the model holds an array that was computed while it was built"):
+        train(tiny.Recall(), Constant, tiny.config(), tmp_path)
+
+
+def test_a_position_that_cannot_be_saved_is_refused_before_the_first_update(tiny, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the run trains")
+
+    task = tiny.Recall(reads=True, before=refuse)
+    monkeypatch.setattr(type(task.loader(0, 8)), "get_state", lambda self: {"position": np.int64(self.position)})
+    with pytest.raises(ValueError, match=r"get_state must return values of JSON, got \{'position': np.int64\(0\)\}"):
+        train(task, tiny.Model, tiny.config(), tmp_path)
 
 
 def test_a_task_has_one_source_of_batches(tiny, tmp_path):

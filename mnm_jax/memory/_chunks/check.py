@@ -3,11 +3,13 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._memory import Memory, check_is_memory
 from mnm_jax.memory._pair_memory import PairMemory
-from mnm_jax.memory._rules import ErrorRule, SnapshotRule
+from mnm_jax.memory._rules import ErrorRule, SizedRule, SnapshotRule
 
 
 def check_memory(memory: Memory) -> PairMemory:
@@ -27,6 +29,7 @@ def check_memory(memory: Memory) -> PairMemory:
         )
     if isinstance(rule, ErrorRule):
         _probe_targets(memory, rule)
+        _probe_steps(memory, rule)
     refused = {
         "optimizer": (options.optimizer is not None, None),
         "inner_steps": (options.inner_steps != 1, 1),
@@ -47,3 +50,21 @@ def _probe_targets(memory: PairMemory, rule: ErrorRule) -> None:
     keys, values = (jax.ShapeDtypeStruct((1, 1, n), memory.param_dtype) for n in (memory.key_size, memory.value_size))
     params = jax.eval_shape(memory.init, jax.random.key(0))
     jax.eval_shape(partial(compute_targets, memory, rule), params.targets, keys, values)
+
+
+def _probe_steps(memory: PairMemory, rule: ErrorRule) -> None:
+    """Raises ValueError if a user's `steps` differ from `step_scale`, for a small and a large error of one row."""
+    if (type(rule).steps, type(rule).step_scale) == (SizedRule.steps, SizedRule.step_scale):
+        return
+    fan_in, fan_out = memory.network.shapes[0]
+    with jax.ensure_compile_time_eval():
+        row, small = (jnp.asarray(np.cos(np.arange(n))[None, None], jnp.float32) for n in (fan_in, fan_out))
+        for error in (small, 1e3 * small):
+            (pair,) = rule.steps([row], [error])
+            for found, expected in zip(pair, (row, rule.step_scale(row, fan_out) * error), strict=True):
+                if not np.allclose(found, expected, rtol=1e-4):
+                    raise ValueError(
+                        f"the steps of the rule {type(rule).__name__} must be, for one row, the pair of its input and "
+                        "its error times `step_scale`, which cannot depend on the error: correct step_scale, give "
+                        "rule_memory a SnapshotRule, or run this memory step by step in MNMCell."
+                    )

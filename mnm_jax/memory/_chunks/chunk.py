@@ -257,7 +257,8 @@ class ChunkedMemory:
         coupling = corrected.coupling(linear.features, linear.scale, rate)
         if coupling is not None:
             errors = solve_unit_lower(coupling, wide(errors)).astype(errors.dtype)
-        return linear.pairs(errors), (Pair(linear.features, linear.scale * errors),)
+        deltas = (linear.scale * wide(errors)).astype(errors.dtype)
+        return linear.pairs(deltas), (Pair(linear.features, deltas),)
 
     def _error_pairs(
         self, rule: ErrorRule, tokens: Tokens, targets: tuple[Array, ...], before: Moved, after: Moved

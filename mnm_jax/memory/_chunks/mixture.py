@@ -16,7 +16,7 @@ shares of W_0, S_0 and of all earlier writes are zero.
 Shape letters: `B` examples, `C` tokens of a chunk.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,9 @@ class Mixture(NamedTuple):
         def shift(shares: Array, first: int, at_reset: int = 0) -> Array:
             firsts = jnp.full_like(shares[:, :1], first)
             shifted = jnp.concatenate([firsts, shares[:, :-1]], 1)
-            return shifted if self.reset is None else _where(self.reset, at_reset, shifted)
+            if self.reset is None:
+                return shifted
+            return jnp.where(jnp.expand_dims(self.reset, range(2, shares.ndim)), at_reset, shifted)
 
         surprise = self.surprise
         if surprise is not None:
@@ -103,24 +105,6 @@ class Mixture(NamedTuple):
         )
 
 
-class _Shares(NamedTuple):
-    """The shares in W_t and, with momentum, in S_t after one token; see `Mixture` and `SurpriseShares`.
-
-    Attributes:
-      of_start: the share of W_0 in W_t, `[B]`.
-      of_writes: the share of each write in W_t, `[B, C]`.
-      of_surprise: the share of S_0 in W_t, `[B]`.
-      kept: the share of S_0 in S_t, `[B]`.
-      kept_writes: the share of each write in S_t, `[B, C]`.
-    """
-
-    of_start: Any
-    of_writes: Any
-    of_surprise: Any = None
-    kept: Any = None
-    kept_writes: Any = None
-
-
 def mix(gates: Gates, *, momentum: bool) -> Mixture:
     """Returns the coefficients of a chunk.
 
@@ -129,60 +113,26 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
       momentum: whether the memory has momentum.
     """
     batch, size = gates.decay.shape
-    zero, one = jnp.zeros((batch,), gates.decay.dtype), jnp.ones((batch,), gates.decay.dtype)
-    none = jnp.zeros((batch, size), gates.decay.dtype)
-    here = jnp.broadcast_to(jnp.eye(size, dtype=gates.decay.dtype)[:, None], (size, batch, size))
+    # The shares in W_t and in S_t are rows: of W_0, S_0 and phi_0, then of every write.
+    old, running, initial, *writes = jnp.eye(3 + size, dtype=gates.decay.dtype)
 
-    def plain(shares: _Shares, now: tuple) -> tuple[_Shares, _Shares]:
-        g, counts, here = now
-        shares = _Shares(of_start=g * shares.of_start, of_writes=g[:, None] * shares.of_writes + counts[:, None] * here)
-        return shares, shares
+    def step(shares: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], Array]:
+        (w, s), (g, m, counts, reset, here) = shares, now
+        if reset is not None:
+            w, s = jnp.where(reset[:, None], initial, w), jnp.where(reset[:, None], 0, s)
+        s = m[:, None] * s + here if momentum else jnp.broadcast_to(here, s.shape)
+        w = g[:, None] * w + counts[:, None] * s
+        return (w, s), w
 
-    def with_momentum(shares: _Shares, now: tuple) -> tuple[_Shares, _Shares]:
-        g, m, counts, here = now
-        kept, kept_writes = m * shares.kept, m[:, None] * shares.kept_writes + here
-        weights = _Shares(
-            of_start=g * shares.of_start,
-            of_writes=g[:, None] * shares.of_writes + counts[:, None] * kept_writes,
-            of_surprise=g * shares.of_surprise + counts * kept,
-        )
-        return weights._replace(kept=kept, kept_writes=kept_writes), weights
-
-    step: Any = with_momentum if momentum else plain
-
-    def resetting(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
-        (initial, shares), (reset, gates) = carry, now
-        initial = gates[0] * _where(reset, 1, initial)
-        shares, outputs = step(jax.tree.map(lambda x: _where(reset, 0, x), shares), gates)
-        return (initial, shares), (initial, outputs)
-
-    start: Any = _Shares(of_start=one, of_writes=none)
-    if momentum:
-        start = start._replace(of_surprise=zero, kept=one, kept_writes=none)
-    xs: Any = (gates.decay.T, *(gates.momentum.T,) * momentum, gates.mask.T, here)
-    end: Any
-    shares: Any
-    of_initial: Any = None
-    if gates.reset is None:
-        start, xs = vary_alike((start, xs))
-        end, shares = jax.lax.scan(step, start, xs)
-    else:
-        start, xs = vary_alike(((zero, start), (gates.reset.T, xs)))
-        ends, outputs = jax.lax.scan(resetting, start, xs)
-        end, (of_initial, shares) = ends[1], outputs
-    shares, of_initial = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (shares, of_initial))
-    surprise = None
-    if momentum:
-        surprise = SurpriseShares(of_start=shares.of_surprise, end_of_start=end.kept, end_of_writes=end.kept_writes)
+    start = jnp.broadcast_to(old, (batch, 3 + size)), jnp.broadcast_to(running, (batch, 3 + size))
+    by_token = jax.tree.map(jnp.transpose, (gates.decay, gates.momentum, gates.mask, gates.reset))
+    start, xs = vary_alike((start, (*by_token, jnp.stack(writes))))
+    (_, s), w = jax.lax.scan(step, start, xs)
+    w = jnp.moveaxis(w, 0, 1)
     return Mixture(
-        of_start=shares.of_start,
-        of_writes=shares.of_writes,
-        surprise=surprise,
-        of_initial=of_initial,
+        of_start=w[..., 0],
+        of_writes=w[..., 3:],
+        surprise=SurpriseShares(w[..., 1], s[:, 1], s[:, 3:]) if momentum else None,
+        of_initial=None if gates.reset is None else w[..., 2],
         reset=gates.reset,
     )
-
-
-def _where(condition: Array, value: int, otherwise: Array) -> Array:
-    """Returns `jnp.where` for a condition with fewer trailing axes than the array `otherwise`."""
-    return jnp.where(condition.reshape(*condition.shape, *(1,) * (otherwise.ndim - condition.ndim)), value, otherwise)

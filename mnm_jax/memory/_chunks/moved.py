@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mnm_jax._precision import wide
 from mnm_jax.memory._chunks.mixture import Gates, Mixture
+from mnm_jax.memory._norms import gated
 from mnm_jax.memory._rules import Pairs
 from mnm_jax.memory._storage.products import times
 from mnm_jax.memory._types import Pair
@@ -48,11 +49,11 @@ class Moved(NamedTuple):
         mixed, mixture = times(x, self.moving.weights[layer]), self.mixture
         if mixture is None:
             return mixed
-        mixed = _rows(mixture.of_start, mixed)
+        mixed = gated(mixture.of_start, mixed)
         if mixture.surprise is not None:
-            mixed = mixed + _rows(mixture.surprise.of_start, times(x, self.moving.surprise[layer]))
+            mixed = mixed + gated(mixture.surprise.of_start, times(x, self.moving.surprise[layer]))
         if mixture.of_initial is not None:
-            mixed = mixed + _rows(mixture.of_initial, times(x, self.initial[layer]))
+            mixed = mixed + gated(mixture.of_initial, times(x, self.initial[layer]))
         return mixed
 
     def coupling(self, x: Array, scale: Array, rate: Array) -> Array | None:
@@ -72,13 +73,13 @@ class Moved(NamedTuple):
         assert self.mixture is not None  # only a chunk has an end
         mixture, shares, weights, surprise = self.mixture, self.mixture.surprise, [], []
         for layer, w in enumerate(self.moving.weights):
-            end = _scaled(mixture.of_start[:, -1], w) - _sum(pairs[layer], mixture.of_writes[:, -1] * rate, w)
+            end = gated(mixture.of_start[:, -1], w) - _sum(pairs[layer], mixture.of_writes[:, -1] * rate, w)
             if shares is not None:
                 s = self.moving.surprise[layer]
-                end, kept = end + _scaled(shares.of_start[:, -1], s), _scaled(shares.end_of_start, s)
+                end, kept = end + gated(shares.of_start[:, -1], s), gated(shares.end_of_start, s)
                 surprise.append(kept - _sum(pairs[layer], shares.end_of_writes * rate, s))
             if mixture.of_initial is not None:
-                end = end + _scaled(mixture.of_initial[:, -1], self.initial[layer])
+                end = end + gated(mixture.of_initial[:, -1], self.initial[layer])
             weights.append(end)
         return Moving(tuple(weights), tuple(surprise))
 
@@ -89,23 +90,12 @@ def advance(moving: Moving, pairs: Pairs, gates: Gates) -> Moving:
     for layer, w in enumerate(moving.weights):
         added = -_sum(pairs[layer], gates.rate[..., None], w)
         if moving.surprise:
-            added = _scaled(gates.momentum, moving.surprise[layer]) + added
+            added = gated(gates.momentum, moving.surprise[layer]) + added
             surprise.append(added)
-        weights.append(_scaled(gates.decay, w) + _scaled(gates.mask, added))
+        weights.append(gated(gates.decay, w) + gated(gates.mask, added))
     return Moving(tuple(weights), tuple(surprise))
 
 
 def _sum(pair: Pair, factor: Array, like: Array) -> Array:
     """Returns sum_t factor_t x_t (x) delta_t in the dtype of `like`, for factors `[..., C]`."""
-    rows = pair.inputs * factor[..., None].astype(pair.inputs.dtype)
-    return (jnp.swapaxes(rows, -2, -1) @ pair.delta).astype(like.dtype)
-
-
-def _scaled(factor: Array, w: Array) -> Array:
-    """Returns weights `[..., I, O]` times a factor `[...]`, in the dtype of the weights."""
-    return factor[..., None, None].astype(w.dtype) * w
-
-
-def _rows(factor: Array, x: Array) -> Array:
-    """Returns rows `[N, C, O]` times a factor `[N, C]`, in the dtype of the rows."""
-    return factor[..., None].astype(x.dtype) * x
+    return (jnp.swapaxes(gated(factor, pair.inputs), -2, -1) @ pair.delta).astype(like.dtype)

@@ -125,7 +125,7 @@ def write_read_all(
         return x.reshape(batch, steps, *x.shape[1:])
 
     def without_padding(x: Array) -> Array:
-        return x if mask is None else jnp.where(join(mask).reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+        return x if mask is None else jnp.where(jnp.expand_dims(join(mask), range(1, x.ndim)), x, 0)
 
     keys, queries, values, rate = (without_padding(join(x)) for x in (keys, read_keys, values, rate))
     keys, queries = normalise(keys, how), normalise(queries, how)

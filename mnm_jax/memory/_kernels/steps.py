@@ -31,8 +31,8 @@ def steps(dots: Dots, rule: SizedRule, x: Array, errors: Array) -> tuple[Array, 
     missing = jnp.where(is_long(squares, rule.epsilon), 0, 1 - squares * scale * scale)
     rows = dots.times(mix, scale * x)
     system = dots.times_transposed(rows, rows) + dots.times_transposed(mix * missing.T, mix)
-    weight = ridge_of(errors.dtype) * dots.times_transposed(mix, mix)
-    return rows, _filter(dots, system, weight, dots.times(mix, scale * errors))
+    ridge = ridge_of(errors.dtype) * dots.times_transposed(mix, mix)
+    return rows, _filter(dots, system, ridge, dots.times(mix, scale * errors))
 
 
 def gradient_deltas(
@@ -73,9 +73,9 @@ def _mix(dots: Dots, unit: Array) -> Array:
     return _eliminate(jnp.where(rows == columns, 1 + REGRESSION, correlations), divide=False)
 
 
-def _filter(dots: Dots, system: Array, weight: Array, right: Array) -> Array:
-    """Returns M (I + 2 N) (I - N) F with M = (S + R)^-1, N = R M; S is `system`, R is `weight`, F is `right`."""
-    whole = system + weight
+def _filter(dots: Dots, system: Array, ridge: Array, right: Array) -> Array:
+    """Returns M (I + 2 N) (I - N) F with M = (S + R)^-1, N = R M; S is `system`, R is `ridge`, F is `right`."""
+    whole = system + ridge
     inverse = _eliminate(jax.lax.stop_gradient(whole), divide=True)
 
     def solution(right: Array) -> Array:
@@ -83,8 +83,8 @@ def _filter(dots: Dots, system: Array, weight: Array, right: Array) -> Array:
         first = jax.lax.stop_gradient(dots.times(inverse, right))
         return first + dots.times(inverse, right - dots.times(whole, first))
 
-    left = right - dots.times(weight, solution(right))
-    return solution(left + 2 * dots.times(weight, solution(left)))
+    left = right - dots.times(ridge, solution(right))
+    return solution(left + 2 * dots.times(ridge, solution(left)))
 
 
 def _eliminate(matrix: Array, *, divide: bool) -> Array:

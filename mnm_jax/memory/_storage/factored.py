@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mnm_jax._precision import wide_dtype
 from mnm_jax.memory._storage.products import shared_times
 from mnm_jax.memory._types import Pair
 
@@ -66,7 +67,7 @@ class FactoredState(NamedTuple):
         return shared_times(x, kernel)
 
     def reset(self, flags: Array) -> "FactoredState":
-        """Returns the storage with W_t = `shared` (zero without it) for the flagged examples `[B]`; needs `first`."""
+        """Returns the storage with W_t = `shared`, zero without W_0, for the flagged examples `[B]`; needs `first`."""
         assert self.first is not None  # `reset` is only called with buffers that record it
         was_reset = None if self.was_reset is None else self.was_reset | flags
         return self._replace(first=jnp.where(flags, self.count, self.first), was_reset=was_reset)
@@ -99,13 +100,9 @@ class FactoredState(NamedTuple):
         for layer, (inputs, delta) in enumerate(self.pairs):
             rows = _rows(inputs * valid[..., None, None])
             written = jnp.einsum("bri,bro->bio", rows, _rows(delta), preferred_element_type=dtype)
-            shared: Array | int = 0 if self.shared is None else self.shared[layer][None]
-            base: Array | int
-            if self.was_reset is not None and self.own is not None:
-                base = jnp.where(self.was_reset[:, None, None], shared, self.own[layer])
-            else:
-                base = shared if self.own is None else self.own[layer]
-            folded.append(base - written)
+            shared = None if self.shared is None else self.shared[layer][None]
+            base = self._of_start(shared, None if self.own is None else self.own[layer])
+            folded.append(-written if base is None else base - written)
         return tuple(folded)
 
     def sum_of_pairs(self) -> tuple[Array, ...]:
@@ -124,8 +121,7 @@ class FactoredState(NamedTuple):
         weights = self.shared or self.own
         if weights:
             return weights[0].dtype
-        dtype = self.pairs[0].inputs.dtype
-        return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        return wide_dtype(self.pairs[0].inputs.dtype)
 
     def _valid(self) -> Array:
         """Returns 1 for the writes since the last reset, else 0, `[B or 1, C]`, in the dtype of the buffers."""
@@ -150,11 +146,13 @@ class FactoredState(NamedTuple):
             shared = jnp.einsum("bqo,io->bqi" if transposed else "bqi,io->bqo", x, self.shared[layer].astype(x.dtype))
         if self.own is not None:
             own = jnp.einsum("bqo,bio->bqi" if transposed else "bqi,bio->bqo", x, self.own[layer].astype(x.dtype))
-        if self.was_reset is None:
-            return own if shared is None else shared
-        if own is None:
-            return shared
-        return jnp.where(self.was_reset[:, None, None], 0 if shared is None else shared, own)
+        return self._of_start(shared, own)
+
+    def _of_start(self, shared: Array | None, own: Array | None) -> Array | None:
+        """Returns, of two results of the shared W_0 and of its own, that of each example's W_0; None: W_0 is zero."""
+        if shared is None or own is None:
+            return shared if own is None else own
+        return own if self.was_reset is None else jnp.where(self.was_reset[:, None, None], shared, own)
 
 
 def empty_pairs(

@@ -41,7 +41,6 @@ from mnm_jax.recurrence._fast.states import (
     Start,
     State,
     Weights,
-    broadcast,
     open_cotangent,
     open_weights,
     start_cotangent,
@@ -313,8 +312,7 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
     def trace(theta: Any, small: Any, start: Start, x: Steps) -> tuple[Any, ...]:
         log = StepLog()
         # Made here, since JAX 0.10 fails for shapes with the axes of a `jax.shard_map` over a part of a mesh.
-        own = broadcast(start.shared or (), batch_size) if start.own is None else start.own
-        recorder = Recorder(storage=MemoryState(own), log=log, mask=x.mask, discarded=x.discarded)
+        recorder = Recorder(storage=start.dense(batch_size), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
         logs.append((log, written))
         kernels = [kernel for kernel in log.kernels if kernel is not None]

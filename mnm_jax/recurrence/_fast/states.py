@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mnm_jax._masking import Steps
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory._storage.dense import MemoryState
+from mnm_jax.memory._storage.dense import start as start_dense
 from mnm_jax.memory._storage.factored import FactoredState, empty_pairs
 from mnm_jax.recurrence._fast.record import Pairs
 
@@ -27,6 +28,10 @@ class Start(NamedTuple):
 
     shared: Weights | None
     own: Weights | None
+
+    def dense(self, batch_size: int) -> MemoryState:
+        """Returns the first weights of every example."""
+        return start_dense(self.shared or (), batch_size) if self.own is None else MemoryState(self.own)
 
 
 class Growth(NamedTuple):
@@ -52,7 +57,7 @@ def open_weights(start: Start, factored: bool, sizes: Sizes, dtype: jnp.dtype, x
     """Returns the storage of the first weights, with room for the writes of all steps if it is factored."""
     steps, batch_size = xs.inputs.shape[:2]
     if not factored:
-        return MemoryState(start.own or broadcast(start.shared or (), batch_size))
+        return start.dense(batch_size)
     state = FactoredState(
         shared=start.shared if start.own is None or xs.reset is not None else None,
         own=start.own,
@@ -95,8 +100,3 @@ def start_cotangent(start: Start, cotangent: State) -> Start:
         return Start(None, own)
     # Every episode that did not begin with an example's own weights began with the shared ones.
     return Start(tuple(all_ - jnp.sum(w, 0) for all_, w in zip(cotangent.sum_of_pairs(), own, strict=True)), own)
-
-
-def broadcast(weights: Weights, batch_size: int) -> Weights:
-    """Returns shared weights `[I, O]` once per example, `[B, I, O]`."""
-    return tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights)

@@ -16,7 +16,7 @@ from mnm_jax.recurrence._carry import CarryLayout
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
 from mnm_jax.recurrence._fast.replay import Replay
-from mnm_jax.recurrence._fast.states import Start, Weights, broadcast
+from mnm_jax.recurrence._fast.states import Start, Weights
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
 from mnm_jax.recurrence._scan_chunks import scan_chunks
 
@@ -45,6 +45,8 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         start = Start(shared, None)
     else:
         small, memory = layout.split(carry)
+        if [(w.shape[1:], w.dtype) for w in memory.weights] != [(w.shape, w.dtype) for w in shared]:
+            raise ValueError("the memory in the carry has other layers than that of the cell.")  # `unroll` names them
         start = Start(None if xs.reset is None else shared, memory.weights)
     factored = form == "factored"
     theta = (cell, begin)
@@ -60,7 +62,7 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         small, own, outputs = run(program, theta, kernels, small, start, xs)
         return layout.join(small, MemoryState(own)), outputs
 
-    own = start.own or broadcast(shared, batch_size)
+    own = start.dense(batch_size).weights
     if factored and xs.reset is None and keeps_dense_cotangent():
         program = program._replace(dense_cotangent=True)
 

@@ -5,15 +5,19 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from launch.reporting.draw import report_runs
 from launch.runs.build import build_parts
-from launch.runs.config_flag import _Parser
+from launch.runs.config_flag import _Parser, _run
 from launch.runs.evaluate import evaluate_folder
-from launch.runs.own import place_of
+from launch.runs.finished import without_seed
+from launch.runs.own import load, place_of
+from launch.runs.plain import plain_config
 from launch.runs.train import train_run
 from launch.runs.workdir import claim, read_config
 from mnm_jax.cells import CellOutput
@@ -144,9 +148,39 @@ def test_an_error_in_a_module_of_the_user_is_reported_with_its_place(tmp_path):
     assert place_of(ValueError("of this program")) == ""
 
 
-def test_a_project_that_has_moved_continues_its_run(tmp_path):
-    """The place of the recipe is no setting; the run records where it was found last."""
-    config = {"task": {"name": "own_x:Task"}, "folder": "/old"}
+def test_a_project_or_data_that_have_moved_continue_their_run(tmp_path):
+    """Places are no settings; the run records where they were found last."""
+    config = {"task": {"name": "own_x:Task", "data_dir": "/old"}, "training": {"steps": 1}, "folder": "/old"}
     assert claim(tmp_path / "run", config)
-    assert not claim(tmp_path / "run", config | {"folder": "/new"})
-    assert read_config(tmp_path / "run")["folder"] == "/new"
+    config["folder"] = "/new"
+    assert not claim(tmp_path / "run", config)
+    assert read_config(tmp_path / "run") == config
+    moved = config | {"task": config["task"] | {"data_dir": "/new"}}
+    assert not claim(tmp_path / "run", moved)
+    assert read_config(tmp_path / "run") == moved
+    assert without_seed(moved) == without_seed(config) == {"task": {"name": "own_x:Task"}, "training": {"steps": 1}}
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "summary.json"])
+def test_a_run_that_lost_its_config_is_not_taken_for_another(tmp_path, left):
+    (tmp_path / left).mkdir()
+    with pytest.raises(ValueError, match=rf"has {left} of a run, but no config.json; bring the file back"):
+        claim(tmp_path, {"task": {}})
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_recipe_may_name_and_import_a_file_recipe(tmp_path, monkeypatch):
+    (tmp_path / "recipe.py").write_text("VALUE = 7\n\n\ndef make():\n    pass\n")
+    text = "from ml_collections import ConfigDict\nfrom recipe import VALUE\n"
+    text += "def get_config():\n    return ConfigDict({'task': {'name': 'recipe:make', 'value': VALUE}})\n"
+    (tmp_path / "other.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = _run(str(tmp_path / "other.py"), [])
+    assert config.task.value == 7 and callable(load(config.task.name, str(tmp_path)))
+
+
+def test_numbers_of_numpy_are_plain_in_a_config_and_other_values_are_named():
+    config = ConfigDict({"task": {"a": np.float32(0.5), "b": (np.int64(1), jnp.int32(2)), "c": None}})
+    assert plain_config(config) == {"task": {"a": 0.5, "b": [1, 2], "c": None}}
+    with pytest.raises(ValueError, match="task.f must be a number, a text, .*, got <built-in function len> of type"):
+        plain_config(ConfigDict({"task": {"f": len}}))

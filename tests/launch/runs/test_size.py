@@ -9,7 +9,7 @@ import pytest
 
 from launch.configs import training_section
 from launch.runs.build import build_make_model, build_training
-from launch.runs.size import batch_shape, describe, measure
+from launch.runs.size import batch_shape, describe, measure, sequence_shape
 from tasks.dictionary import Dictionary
 from tasks.maze import MazeTask
 
@@ -44,6 +44,12 @@ def test_a_task_that_is_played_is_measured_without_playing():
     task = MazeTask(size=5, episode_steps=7)
     size = measure(build_make_model({"name": "lstm", "hidden_features": 8}, task), task, TRAINING)
     assert (size.steps, size.rows) == (7, 8)
+
+
+def test_a_task_without_the_trained_setting_is_named():
+    task = types.SimpleNamespace(name="own", evaluations=lambda split, batch_size: {"long": list})
+    with pytest.raises(ValueError, match=r'task own must have the trained setting as the set "", got \[.long'):
+        sequence_shape(task, None)
 
 
 def test_the_batches_of_a_loader_are_averaged_over_all_their_steps():

@@ -100,11 +100,14 @@ def test_settings_and_labels_that_are_none():
     assert {cell.config.training.seeds for cell in chosen.values()} == {2}
     assert {cell.config.training.schedule for cell in chosen.values()} == {"constant"}
     assert {cell.config.training.clip_norm for cell in chosen.values()} == {None}
+    followed = compare.choose(suite, "copy/mnm-p", ["model.follow_keys=true"])  # a key that the recipe leaves out
+    assert followed["copy/mnm-p"].config.model.follow_keys is True
     for only, settings, message in (
         ("cpoy/*", [], "no label matches 'cpoy/\\*'; the labels are copy/mnm-p"),
         ("*", ["seeds=2"], "SECTION.KEY=VALUE, such as training.seeds=2, got 'seeds=2'"),
-        ("*", ["training.sedes=2"], "has no setting 'training.sedes'"),
-        ("*", ["training.seeds=2.5"], "training.seeds of algorithmic.py:.* is 5, got 2.5"),
+        ("*", ["training.sedes=2"], "training has an unknown key 'sedes'; did you mean 'seeds'"),
+        ("*", ["trainign.seeds=2"], "the recipe has no section 'trainign'"),
+        ("*", ["training.seeds=2.5"], "training.seeds of the recipe is 5, got 2.5"),
     ):
         with pytest.raises(ValueError, match=message):
             compare.choose(suite, only, settings)

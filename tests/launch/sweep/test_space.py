@@ -10,8 +10,9 @@ from absl import flags
 
 from launch.command import parse_flags
 from launch.configs import dictionary
+from launch.runs.changes import apply
 from launch.runs.config_flag import define_config
-from launch.sweep.space import TrialSpec, apply, choose_trials, expand, plan, recipe_flags
+from launch.sweep.space import TrialSpec, choose_trials, expand, plan, recipe_flags
 
 A = {"model.heads": [1, 2]}
 B = {"training.clip_norm": [0.5, 1.0]}
@@ -89,7 +90,8 @@ def test_the_plan_of_a_trial_is_its_command_and_its_config():
     expected["model"]["step_size"] = "sum"
     assert trial.config == expected
     assert config.training.learning_rate == 3e-3
-    with pytest.raises(ValueError, match=r"the recipe has no setting 'model\.head'"):
+    assert apply(config, {"training.epsilon": 1e-4}).training.epsilon == 1e-4  # the recipe leaves it out
+    with pytest.raises(ValueError, match="model mnm-g has an unknown key 'head'; did you mean 'heads'"):
         apply(config, {"model.head": 2})
     with pytest.raises(ValueError, match=r"training\.steps of the recipe is 1500, got 'many'"):
         apply(config, {"training.steps": "many"})

@@ -121,6 +121,7 @@ def test_the_recipe_is_told_at_its_end_so_that_it_is_not_stopped(tmp_path, monke
 
 def test_a_finished_run_is_told_and_not_started_again(tmp_path, monkeypatch):
     write_metrics(tmp_path / "abc", [(0.5,), (1.0,)])
+    (tmp_path / "abc" / "config.json").write_text('{"training": {"steps": 30}}')
     (tmp_path / "abc" / "summary.json").write_text("{}")
     trial, _ = make_trial(tmp_path, monkeypatch, "abc")
     assert [trial.step()["done"], trial.step()["done"]] == [False, True]
@@ -274,6 +275,10 @@ def test_the_leaderboard_by_hand(tmp_path):
     lists = [row | {"settings": {"task.sizes": [8, row["step"]]}} for row in rows]
     draw(lists, "valid/accuracy", tmp_path / "lists.png")
     assert (tmp_path / "lists.png").is_file()
+    settings = ({"a": 1}, [[1], 2], [None, 1], "default", 0.5)
+    mixed = [row | {"settings": {"task.x": value}} for row, value in zip(rows, settings, strict=True)]
+    draw(mixed, "valid/accuracy", tmp_path / "mixed.png")
+    assert (tmp_path / "mixed.png").is_file()
     draw(rows, "valid/accuracy", tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     draw(rows[-1:], "valid/accuracy", tmp_path / "nothing.png")

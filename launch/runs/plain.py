@@ -1,0 +1,34 @@
+"""The content of a config as plain values, those of JSON."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+
+def plain_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config as it is read back from JSON: tuples become lists, and numbers of NumPy those of Python.
+
+    Raises:
+      ValueError: for a value that JSON does not have; the message names its key.
+    """
+    return _plain(config.to_dict(), "")
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, name) for part in value]
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a number, a text, True, False, None, or a list or mapping of these, got {value!r} of type "
+            f"{type(value).__name__}."
+        ) from error
