@@ -35,8 +35,19 @@ class ParamTree(nnx.Module):
         return jax.tree.unflatten(self.structure, [getattr(self, name).get_value() for name in self.names])
 
     def set_value(self, tree: Any) -> None:
-        """Replaces the tree by one of the same structure."""
-        for name, leaf in zip(self.names, self.structure.flatten_up_to(tree), strict=True):
+        """Replaces the tree.
+
+        Args:
+          tree: a tree of the same structure, with leaves of the same shapes.
+
+        Raises:
+          ValueError: for another structure or shape.
+        """
+        leaves = self.structure.flatten_up_to(tree)
+        for name, leaf in zip(self.names, leaves, strict=True):
+            if leaf.shape != (shape := getattr(self, name).get_value().shape):
+                raise ValueError(f"{name} must have the shape {shape}, got {leaf.shape}: use params of equal sizes.")
+        for name, leaf in zip(self.names, leaves, strict=True):
             getattr(self, name).set_value(leaf)
 
 

@@ -60,3 +60,6 @@ def test_a_tree_comes_back_as_it_was_and_takes_one_of_its_structure_alone():
     assert sorted(nnx.to_flat_state(nnx.state(params)).paths) == [("a[0]",), ("b[0]",)]
     with pytest.raises(ValueError, match="Dict key mismatch"):
         params.set_value({"a": (jnp.zeros(2), None)})
+    with pytest.raises(ValueError, match=r"b\[0\] must have the shape \(3,\), got \(4,\): use params of equal sizes"):
+        params.set_value({"a": (jnp.ones(2), None), "b": [jnp.ones(4)]})
+    np.testing.assert_array_equal(params.get_value()["a"][0], np.ones(2))  # nothing was replaced

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_not_negative, check_sizes
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
-from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
+from mnm_jax.memory._memory import Memory, check_batch, check_params, check_read, check_write, mean_square
 from mnm_jax.memory._norms import limit, scaled, sum_of_squares
 from mnm_jax.memory._options import PAPER, TRIALS, WriteOptions, check_options, longest, normalise
 from mnm_jax.memory._step_size import STEP_SIZES, inverse_norm
@@ -149,7 +149,7 @@ class CustomMemory(Memory):
         """See `Memory`."""
         del params  # the state holds the fast weights
         check_read(self, state, keys)
-        return jax.vmap(self._answers)(state.weights, normalise(keys, self.options.key_norm))
+        return jax.vmap(self._answers)(state.weights, normalise(jnp.asarray(keys), self.options.key_norm))
 
     def write_read(
         self,
@@ -162,7 +162,9 @@ class CustomMemory(Memory):
         **gates: Array,
     ) -> tuple[GatedState, WriteInfo, Array]:
         """See `Memory`."""
+        check_params(params)
         check_write(self, state, keys, values, rate, read_keys, gates)
+        keys, values, rate = map(jnp.asarray, (keys, values, rate))
         options, old = self.options, state
         given = normalise(keys, options.key_norm)
         predicted = jax.vmap(self._answers)(state.weights, given)

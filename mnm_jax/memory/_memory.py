@@ -112,10 +112,15 @@ def check_is_memory(memory: Memory) -> None:
         raise TypeError(f"memory must be a Memory, got {memory!r}: make one with local_memory or another factory.")
 
 
-def check_batch(params: MemoryParams, batch_size: int) -> None:
-    """Raises TypeError or ValueError unless the arguments of `start` fit."""
+def check_params(params: MemoryParams) -> None:
+    """Raises TypeError for anything that is not the parameters of a memory."""
     if not isinstance(params, MemoryParams):
         raise TypeError(f"params must be MemoryParams, got {type(params).__name__}: use the memory's init.")
+
+
+def check_batch(params: MemoryParams, batch_size: int) -> None:
+    """Raises TypeError or ValueError unless the arguments of `start` fit."""
+    check_params(params)
     if not export.is_symbolic_dim(batch_size):
         check_sizes(least=0, batch_size=batch_size)
 

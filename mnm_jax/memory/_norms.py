@@ -46,8 +46,8 @@ def sum_of_squares(tree: Any) -> Array:
 
 def safe_root(square: Array) -> Array:
     """Returns the square root, with derivative 0 at 0: an infinite derivative times a masked 0 would be NaN."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    zero = square == 0  # NaN is not zero, and stays NaN
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
 def gated(gate: Array, leaf: Array) -> Array:

@@ -133,8 +133,8 @@ def normalise(keys: Array, how: str | None) -> Array:
         keys = keys - jnp.mean(keys, -1, keepdims=True)
     square = (jnp.sum if how == "l2" else jnp.mean)(keys * keys, axis=-1, keepdims=True)
     # Below, the root of one is taken instead: the root's derivative there is infinite, and times zero it is NaN.
-    positive = square > SMALLEST
-    return jnp.where(positive, keys * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0).astype(dtype)
+    zero = square <= SMALLEST  # not NaN, which stays NaN
+    return jnp.where(zero, 0, keys * jax.lax.rsqrt(jnp.where(zero, 1, square))).astype(dtype)
 
 
 def gate_biases(gates: tuple[str, ...], forget: float = FORGET_LITTLE, rate: float = 0.0) -> list[float]:

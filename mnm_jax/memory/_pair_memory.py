@@ -15,7 +15,7 @@ import numpy as np
 from mnm_jax._precision import wide
 from mnm_jax.memory import _network as networks
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
-from mnm_jax.memory._memory import Memory, check_batch, check_read, check_write, mean_square
+from mnm_jax.memory._memory import Memory, check_batch, check_params, check_read, check_write, mean_square
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._norms import bound, gated, safe_root
 from mnm_jax.memory._options import TRIALS, WriteOptions, longest, normalise
@@ -72,15 +72,22 @@ class PairMemory(Memory):
 
     def init(self, key: Array) -> MemoryParams:
         """See `Memory`."""
-        weights_key, targets_key = jax.random.split(key)
-        targets = self.rule.init(self.network, targets_key, self.param_dtype)
-        if targets is None:
-            weights_key = key  # not split, since nothing else is drawn
+        draw = lambda key: self.rule.init(self.network, key, self.param_dtype)  # noqa: E731
+        weights_key, targets = key, None
+        if jax.eval_shape(draw, key) is not None:  # otherwise nothing else is drawn
+            weights_key, targets_key = jax.random.split(key)
+            targets = draw(targets_key)
         return MemoryParams(networks.init(self.network, weights_key, self.initial_gain, self.param_dtype), targets)
 
     def start(self, params: MemoryParams, batch_size: int) -> Any:
         """See `Memory`."""
         check_batch(params, batch_size)
+        shapes = tuple(w.shape for w in params.weights)
+        if shapes != self.network.shapes:
+            raise ValueError(
+                f"this memory has layers of the shapes {list(self.network.shapes)}, got params with {list(shapes)}, "
+                "which are of a memory of other sizes: use the init of this memory."
+            )
         weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
         state = dense.start(weights, batch_size)
         return state if self.pairs_only else begin(state.weights, self.options)
@@ -89,7 +96,7 @@ class PairMemory(Memory):
         """See `Memory`."""
         del params  # the state holds the fast weights
         check_read(self, state, keys)
-        return self._answers(state, normalise(keys, self.options.key_norm))
+        return self._answers(state, normalise(jnp.asarray(keys), self.options.key_norm))
 
     def write_read(
         self,
@@ -102,7 +109,9 @@ class PairMemory(Memory):
         **gates: Array,
     ) -> tuple[Any, WriteInfo, Array]:
         """See `Memory`."""
+        check_params(params)
         check_write(self, state, keys, values, rate, read_keys, gates)
+        keys, values, rate, read_keys = map(jnp.asarray, (keys, values, rate, read_keys))
         how = self.options
         keys, read_keys = normalise(keys, how.key_norm), normalise(read_keys, how.key_norm)
         old, predicted, written = state, [], []

@@ -207,6 +207,12 @@ class LocalRule(SizedRule):
         if targets is None:
             raise ValueError("params must have the target maps of the local rule, got None: use this memory's init.")
         context = jnp.concatenate([values, keys], -1) if self.condition_on_key else values
+        shape = context.shape[-1], sum(network.sizes[1:])
+        if targets.kernel.shape != shape:
+            raise ValueError(
+                f"the target maps of this memory's rule have a kernel of shape {list(shape)}, got params with "
+                f"{list(targets.kernel.shape)}: use this memory's init."
+            )
         wanted = weights.slow_product(context, targets.kernel) + targets.bias.astype(context.dtype)[None, None]
         ends = list(itertools.accumulate(network.sizes[1:]))
         return tuple(jnp.split(wanted, ends[:-1], axis=-1))

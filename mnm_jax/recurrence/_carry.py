@@ -75,7 +75,7 @@ def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
 def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> str | None:
     """Returns the reason why a run failed if its carry does not fit cell and inputs `[T, B, D]`; None if it fits."""
     kind, now = type(cell).__name__, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
-    remedy = "cast inputs and carry to the cell's dtype, or build the cell with another dtype."
+    cast = "cast inputs and carry to the cell's dtype, or build the cell with another dtype."
     try:
         first = jax.eval_shape(lambda: begin_carry(cell, now.shape))
         carry = first if carry is None else carry
@@ -84,10 +84,12 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
         if wanted != found:
             return f"carry must have the leaves {leaf_names(first)} as of {kind}, got {leaf_names(carry)}."
         if change := first_change(first, carry):
+            same = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, first, carry))
+            remedy = cast if same else "use a carry of this cell, from initialize_carry or an earlier run."
             return f"carry must have the types of {kind}.initialize_carry, but {change}; {remedy}"
         new = jax.eval_shape(lambda carry, now: cell(carry, now)[0], first, now)
         if change := first_change(first, new):
-            return f"a step of {kind} with inputs in {now.dtype} changes the carry: {change}; {remedy}"
+            return f"a step of {kind} with inputs in {now.dtype} changes the carry: {change}; {cast}"
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         pass  # the cell fails by itself
     return None

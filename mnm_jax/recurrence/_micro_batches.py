@@ -282,8 +282,15 @@ def _find_axes(batch_axis: Any, batch: tuple[Any, ...]) -> tuple[list[int | None
     """Returns the axis of the examples per leaf, None for a shared leaf, and the number of examples."""
     axes: list[int | None] = []
     prefix = (batch_axis,) * len(batch) if isinstance(batch_axis, int) else batch_axis
+    prefix = tuple(prefix) if isinstance(prefix, list) else prefix
     spread = lambda axis, part: axes.extend([axis] * len(jax.tree.leaves(part)))  # noqa: E731
-    jax.tree.map(spread, prefix, batch, is_leaf=lambda axis: axis is None)
+    try:
+        jax.tree.map(spread, prefix, batch, is_leaf=lambda axis: axis is None)
+    except ValueError as error:
+        raise ValueError(
+            f"batch_axis must be an axis, or a tuple with an entry for each of the {len(batch)} arguments after the "
+            f"parameters, got {batch_axis!r}: an entry is an axis, None, or a tree of these that fits the argument."
+        ) from error
     sizes = {}
     for index, (name, leaf, axis) in enumerate(zip(leaf_names(batch), jax.tree.leaves(batch), axes, strict=True)):
         if axis is None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 
 from mnm_jax._auto_axes import with_auto_axes
 from mnm_jax._checks import check_choice, check_flags, check_sizes
@@ -102,7 +103,10 @@ def unroll(
       (5, 4, 4)
     """
     if not isinstance(cell, nnx.RNNCellBase):
-        raise TypeError(f"cell must be an nnx.RNNCellBase, got {cell!r}: pass an instance, such as MNMCell(...).")
+        raise TypeError(
+            f"cell must be an nnx.RNNCellBase, got {cell!r}: pass an instance, such as MNMCell(...); a layer is called "
+            "itself."
+        )
     check_choice("form", form, FORMS)
     check_flags(time_major=time_major)
     if checkpoint_every is not None:
@@ -150,6 +154,10 @@ def _choose(cell: nnx.RNNCellBase, xs: Steps, form: str, every: int | None) -> t
             raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
         return "plain", every
     steps = xs.inputs.shape[0]
+    if export.is_symbolic_dim(steps):
+        if form not in ("auto", "plain"):
+            raise ValueError(f"{form=} needs a number of steps, got the symbolic size {steps}: use form='plain'.")
+        return "plain", every
     chosen = choose_form(cell, steps, form=form, reset=xs.reset is not None)
     if every is None and chosen == "factored":
         every = choose_fold(cell)
@@ -171,7 +179,8 @@ def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: in
 
     scan: Callable[[Any, Steps], tuple[Any, Any]] = partial(jax.lax.scan, step)
     # A cell may have a faster program for all steps. A subclass does not inherit it, since its step may differ.
-    if (own := vars(type(cell)).get("_scan_steps")) and xs.inputs.shape[0]:
+    steps = xs.inputs.shape[0]
+    if (own := vars(type(cell)).get("_scan_steps")) and not export.is_symbolic_dim(steps) and steps:
         scan = partial(own, cell)
     if every is None:
         return scan(carry, xs)

@@ -105,6 +105,9 @@ def unroll_memory(
     scalars = {"rate": rate} | {name: gates[name] for name in memory.gates}
     for name, gate in scalars.items():
         check_array(name, gate, "T B", **sizes)
+    keys, values, read_keys = map(jnp.asarray, (keys, values, read_keys))  # float64 of NumPy becomes float32
+    scalars = {name: jnp.asarray(gate) for name, gate in scalars.items()}
+    rate = scalars["rate"]
     for name, array in {"values": values, "read_keys": read_keys, **scalars}.items():
         if array.dtype != keys.dtype:
             raise ValueError(f"{name} must have the dtype of keys, {keys.dtype}, got {array.dtype}: use astype.")

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnm_jax import unroll_memory
 from mnm_jax.memory import Pair, WriteOptions, custom_memory, gradient_memory, local_memory, matrix_memory, rule_memory
 
 B, H, K, V = 2, 2, 4, 3
@@ -199,6 +200,46 @@ def test_parameters_and_states_of_another_kind_are_refused():
         memory.write(params, None, **given)
     with pytest.raises(ValueError, match="^params must have the target maps of the local rule"):
         memory.write(other.init(jax.random.key(0)), state, **given)
+    with pytest.raises(TypeError, match="^params must be MemoryParams, got dict: use the memory's init"):
+        memory.write(params._asdict(), state, **given)
+
+
+def test_parameters_of_a_memory_of_other_sizes_are_refused():
+    memory, wider = (local_memory(K, V, hidden_sizes=(width,)) for width in (3, 5))
+    params = memory.init(jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"^this memory has layers of the shapes \[.* 3\), .*, got params with \[.* 5\)"
+    ):
+        memory.start(wider.init(jax.random.key(0)), B)
+    other = local_memory(K, V, hidden_sizes=(3,), condition_on_key=True)
+    given = {name: WRITE[name] for name in ("keys", "values", "rate")}
+    with pytest.raises(ValueError, match=r"^the target maps of this memory's rule have a kernel of shape \["):
+        other.write(params, other.start(params, B), **given)
+
+
+@pytest.mark.parametrize("make", [local_memory, gradient_memory])
+def test_numbers_of_numpy_in_float64_are_those_in_float32(make):
+    """Without a warning, which the tests' settings raise."""
+    memory = make(K, V, hidden_sizes=(3,))
+    params = memory.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    keys, values, rate = rng.normal(size=(B, H, K)), rng.normal(size=(B, H, V)), rng.uniform(size=B)
+    found = memory.write(params, memory.start(params, B), keys, values, rate)
+    single = (jnp.asarray(x, jnp.float32) for x in (keys, values, rate))
+    expected = memory.write(params, memory.start(params, B), *single)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    np.testing.assert_array_equal(
+        memory.read(params, found[0], keys), memory.read(params, found[0], jnp.asarray(keys, jnp.float32))
+    )
+    sequence = [np.stack([x, 2 * x]) for x in (keys, values, rate)]
+    _, _, reads = unroll_memory(memory, params, None, *sequence, sequence[0])
+    assert reads.dtype == jnp.float32
+
+
+def test_no_random_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        for make in (local_memory, gradient_memory):
+            make(K, V, hidden_sizes=(3,)).init(jax.random.key(0))
 
 
 def test_states_of_other_write_options_are_refused():

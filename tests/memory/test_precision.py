@@ -18,6 +18,17 @@ def test_keys_of_every_size_are_normalised_in_float16(size):
     np.testing.assert_allclose(answer, [[[0.6, 0.8]]], rtol=2e-3)
 
 
+@pytest.mark.parametrize("how", ["l2", "layer"])
+def test_undefined_keys_stay_undefined(how):
+    """Zeros would hide damaged weights."""
+    memory = matrix_memory(3, 2, options=WriteOptions(key_norm=how))
+    params = memory.init(jax.random.key(0))
+    keys = jnp.asarray([[[1.0, jnp.nan, 2.0]], [[0.0, 0.0, 0.0]]])
+    state, info = memory.write(params, memory.start(params, 2), keys, jnp.ones((2, 1, 2)), jnp.ones(2))
+    for numbers in (memory.read(params, state, keys), state.weights[0], info.update_norm):
+        assert jnp.all(jnp.isnan(numbers[0])) and jnp.all(numbers[1] == 0)
+
+
 def test_a_small_forget_gate_in_bfloat16_still_forgets():
     """1 - 0.0018 is 1 in bfloat16, while the weights are in float32."""
     memory = matrix_memory(2, 1, options=WriteOptions(forget=True))

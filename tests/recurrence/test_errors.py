@@ -80,7 +80,7 @@ def test_a_carry_that_is_not_the_cells_is_refused():
 def test_the_memory_of_another_cell_is_refused_in_every_form(form, resets):
     """A fast form would otherwise run the other network, whose widths its steps do not read."""
     cells = [MNMCell(D, 4, gradient_memory(4, 2, hidden_sizes=(width,)), rngs=nnx.Rngs(0)) for width in (3, 5)]
-    message = r"types of MNMCell.initialize_carry, but 'memory.weights\[0\]' is float32\[2, 4, 5\] instead of .*3\]"
+    message = r"types of MNMCell.init.*, but 'memory.weights\[0\]' is float32\[2, 4, 5\] instead of .*3\]; use a carry"
     with pytest.raises(TypeError, match=message):
         unroll(cells[0], cells[1].initialize_carry((B, D)), X, form=form, reset=NONE if resets else None)
 

@@ -133,6 +133,8 @@ def sums(params, *batch):
         (1, (X,), {}, TypeError, "loss must be a function, got 1"),
         (sums, (X, KEY), {"batch_axis": (1, None)}, TypeError, r"batch\[1\] must not be shared .* jax.random.split"),
         (sums, (X, X.T), {}, ValueError, r"same number of examples, got batch\[0\]: 4, batch\[1\]: 3"),
+        (sums, (X, X), {"batch_axis": (1,)}, ValueError, r"batch_axis must be .* of the 2 arguments .*, got \(1,\)"),
+        (sums, (X,), {"batch_axis": {"x": 1}}, ValueError, "batch_axis must be an axis, or a tuple .*, got {'x': 1}"),
         (sums, (X,), {"batch_axis": (None,)}, ValueError, "same number of examples, got no array"),
         (sums, (X,), {"batch_axis": 2}, ValueError, r"must be an axis of every array, got 2 for batch\[0\] \(3, 4\)"),
         (

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 from mnm_jax import MNMCell, gradient_memory, local_memory, rule_memory, unroll
 from mnm_jax.memory._rules import LocalRule
@@ -243,6 +244,50 @@ def test_cells_of_flax_begin_sequences_by_themselves(kind):
     for part in (slice(0, 3), slice(3, T)):
         _, expected = unroll(cell, cell.initialize_carry((B, F), nnx.Rngs(1)), inputs[part])
         np.testing.assert_allclose(outputs[part], expected, atol=1e-6)
+
+
+def low_rank(cell):
+    return nnx.LoRA(
+        6, 2, cell.interaction.out_features, base_module=cell.interaction, param_dtype=jnp.float64, rngs=nnx.Rngs(1)
+    )
+
+
+@pytest.mark.parametrize("form", ["auto", "reversible", "factored"])
+@pytest.mark.parametrize(
+    ("name", "replace"),
+    [("interaction", low_rank), ("readout", lambda cell: nnx.Sequential(cell.readout, nnx.tanh))],
+)
+def test_a_module_in_place_of_a_map_is_differentiated_step_by_step(x64, form, name, replace):
+    memory = local_memory(4, 4, hidden_sizes=(4,), param_dtype=jnp.float64)
+    cell = MNMCell(F, 6, memory, out_features=10, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    setattr(cell, name, nnx.data(replace(cell)))
+    if name == "interaction":
+        cell.interaction.lora_b[...] = jax.random.normal(jax.random.key(3), cell.interaction.lora_b.shape)
+    expected, found = (value_and_gradient(cell, form) for form in ("plain", form))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), found, expected)
+
+
+@pytest.mark.parametrize("form", ["reversible", "factored"])
+def test_a_search_for_leaked_tracers_finds_none(form):
+    cell = MNMCell(F, 5, local_memory(4, 4, hidden_sizes=(5,)), rngs=nnx.Rngs(0))
+
+    def loss(cell, x):
+        return jnp.sum(unroll(cell, None, x, form=form)[1].features)
+
+    with jax.check_tracer_leaks():
+        jax.eval_shape(jax.grad(loss, 1), cell, jnp.ones((T, B, F)))
+
+
+def test_a_sequence_of_symbolic_length_runs_plain():
+    cell = MNMCell(F, 5, local_memory(4, 4, hidden_sizes=()), rngs=nnx.Rngs(0))
+    steps, batch = export.symbolic_shape("t, b")
+    shape = jax.ShapeDtypeStruct((steps, batch, F), jnp.float32)
+    file = export.export(jax.jit(lambda x: unroll(cell, None, x)[1].features))(shape)
+    for size in ((3, 2, F), (5, 1, F)):
+        x = jax.random.normal(jax.random.key(0), size)
+        np.testing.assert_allclose(file.call(x), unroll(cell, None, x)[1].features, atol=1e-6)
+    with pytest.raises(ValueError, match="form='reversible' needs a number of steps, got the symbolic size t"):
+        export.export(jax.jit(lambda x: unroll(cell, None, x, form="reversible")[1].features))(shape)
 
 
 def test_a_map_without_a_product_of_its_own_is_differentiated_step_by_step(x64):

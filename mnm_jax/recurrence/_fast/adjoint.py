@@ -33,7 +33,7 @@ from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
 from mnm_jax.memory._storage.transposed import TransposedState
-from mnm_jax.recurrence._fast.record import TRANSFORMED, Pairs, Product, Products, Recorder, StepError, StepLog, Written
+from mnm_jax.recurrence._fast.record import TRANSFORMED, Pairs, Product, Products, Recorder, StepError, StepLog
 from mnm_jax.recurrence._fast.replay import Replay, growth
 from mnm_jax.recurrence._fast.states import (
     Growth,
@@ -306,7 +306,7 @@ def _kernel_cotangents(
 
 def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -> _Shapes:
     """Returns the products and writes of one step, from an abstract trace without computation."""
-    logs: list[tuple[StepLog, Written]] = []
+    logs: list[tuple[Any, ...]] = []  # without traced values, for jax_check_tracer_leaks
     batch_size = xs.inputs.shape[1]
 
     def trace(theta: Any, small: Any, start: Start, x: Steps) -> tuple[Any, ...]:
@@ -314,7 +314,8 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         # Made here, since JAX 0.10 fails for shapes with the axes of a `jax.shard_map` over a part of a mesh.
         recorder = Recorder(storage=start.dense(batch_size), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
-        logs.append((log, written))
+        logged = [kernel is not None for kernel in log.kernels]
+        logs.append((log.products, log.maps, logged, log.most_writes, written.writes))
         kernels = [kernel for kernel in log.kernels if kernel is not None]
         return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
@@ -325,25 +326,25 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         if not re.search(rf"\b{StepLog.__name__}\b", str(error)):
             raise
         raise StepError(TRANSFORMED) from error
-    ((log, written),) = logs
-    if not written.writes:
+    ((products, maps, logged, most_writes, writes),) = logs
+    if not writes:
         raise StepError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
     known = dict(zip(sorted(own_kernels), jaxpr.jaxpr.outvars, strict=False))  # a pytree's keys are sorted
     casts = {e.outvars[0]: e.invars[0] for e in jaxpr.jaxpr.eqns if e.primitive.name == "convert_element_type"}
     called = iter(jaxpr.jaxpr.outvars[len(known) :])
 
-    def is_plain(index: int, kernel: Array | None) -> bool:
-        if kernel is None:
+    def is_plain(index: int, has_kernel: bool) -> bool:
+        if not has_kernel:
             return False
         variable = next(called)
         return index in known and known[index] is casts.get(variable, variable)
 
-    plain = [is_plain(index, kernel) for index, kernel in zip(log.maps, log.kernels, strict=True)]
+    plain = [is_plain(index, has_kernel) for index, has_kernel in zip(maps, logged, strict=True)]
     return _Shapes(
-        products=log.products,
+        products=products,
         plain=plain,
-        maps=list(itertools.compress(log.maps, plain)),
-        writes=log.most_writes,
+        maps=list(itertools.compress(maps, plain)),
+        writes=most_writes,
         operands=operands,
         pairs=pairs,
     )

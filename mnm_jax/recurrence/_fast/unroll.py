@@ -105,7 +105,7 @@ def _ordinary_maps(cell: Any) -> list[tuple[int, nnx.Linear]]:
 
 def _kernels(theta: Any) -> dict[int, Array]:
     cell = theta[0]
-    kernels = {index: linear.kernel.get_value() for index, linear in enumerate(cell.linear_maps())}
+    kernels = {index: linear.kernel.get_value() for index, linear in _ordinary_maps(cell)}
     targets = cell.memory_params.get_value().targets
     return kernels if targets is None else {**kernels, RULE_MAP: targets.kernel}
 
