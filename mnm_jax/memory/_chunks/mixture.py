@@ -119,8 +119,8 @@ def mix(gates: Gates, *, momentum: bool) -> Mixture:
     def step(shares: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], Array]:
         (w, s), (g, m, counts, reset, here) = shares, now
         if reset is not None:
-            w, s = jnp.where(reset[:, None], initial, w), jnp.where(reset[:, None], 0, s)
-        s = m[:, None] * s + here if momentum else jnp.broadcast_to(here, s.shape)
+            w, s = jnp.where(reset[:, None], initial[None], w), jnp.where(reset[:, None], 0, s)
+        s = m[:, None] * s + here[None] if momentum else jnp.broadcast_to(here[None], s.shape)
         w = g[:, None] * w + counts[:, None] * s
         return (w, s), w
 
