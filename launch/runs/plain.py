@@ -1,4 +1,4 @@
-"""The content of a config as plain values, those of JSON."""
+"""The content of a config as values that JSON has."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def plain_config(config: ConfigDict) -> dict[str, Any]:
-    """Returns a config as it is read back from JSON: tuples become lists, and numbers of NumPy those of Python.
+    """Returns a config as it is read back from JSON: tuples become lists, and NumPy's numbers Python's.
 
     Raises:
       ValueError: for a value that JSON does not have; the message names its key.
