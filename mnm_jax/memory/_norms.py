@@ -51,5 +51,5 @@ def safe_root(square: Array) -> Array:
 
 
 def gated(gate: Array, leaf: Array) -> Array:
-    """Returns a gate `[...]` times a leaf whose first axes are those of the gate, in the dtype of the leaf."""
+    """Returns a gate `[...]` times a leaf that begins with the axes of the gate, in the dtype of the leaf."""
     return jnp.expand_dims(gate, range(gate.ndim, leaf.ndim)).astype(leaf.dtype) * leaf

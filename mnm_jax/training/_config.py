@@ -30,8 +30,8 @@ class TrainConfig:
       meta_weight: weight of the meta loss in the objective.
       seed: the first seed.
       seeds: number of seeds trained in one program: `seed, seed + 1, ...`. They differ in their initial parameters, and
-        in their batches if the task draws them (`Task.sample`). A task with a `loader` gives all of them the same
-        batches, those of `seed`; start runs with one seed each if their order should vary too.
+        in their batches if the task draws them (`Task.sample`). If the task has a `loader`, all of them get the batches
+        of the first seed; start one run per seed if the order of the batches should differ, too.
       log_every: number of updates between two lines of training metrics; each line holds the metrics of one update.
       eval_every: number of updates between two evaluations on "valid"; the last update is always followed by one.
       checkpoint_seconds: seconds between two checkpoints; the last update is always followed by one.

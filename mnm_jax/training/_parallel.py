@@ -3,6 +3,7 @@
 Shape letters: `T` time steps, `B` examples, `S` seeds.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -142,19 +143,12 @@ def make_parallel_update(
         raise ValueError("parallel='fsdp' divides the state, and needs it or its shapes: pass state=.")
     placement = make_placement(devices)
 
+    make = functools.partial(
+        make_update, meta_weight=meta_weight, batch_size=batch_size, accumulate=accumulate, devices=devices
+    )
+
     def seeds_update(divide: Callable[[Batch], Batch], axis_name: str | None = None) -> Callable:
-        update = make_update(
-            graphdef,
-            task,
-            optimizer,
-            meta_weight=meta_weight,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            devices=devices,
-            divide=divide,
-            axis_name=axis_name,
-        )
-        return map_seeds(update, devices)
+        return map_seeds(make(graphdef, task, optimizer, divide=divide, axis_name=axis_name), devices)
 
     if parallel != "pmap":
         kept = _with_carry(placement.replicated, placement.divided)
