@@ -71,7 +71,7 @@ class Reader(NamedTuple):
         return Conversation(self.task, self.model, self.language)
 
 
-def load_babi(workdir: str | os.PathLike, seed: int = 0, data_dir: str | None = None) -> Reader:
+def load_babi(workdir: str | os.PathLike, seed: int | None = None, data_dir: str | None = None) -> Reader:
     """Returns the trained model of a run of bAbI or catbAbI; arguments and errors as in `load_trained`.
 
     The data set is not read if the folder of the run has a `vocabulary.json` and `data_dir` is None.
@@ -113,7 +113,7 @@ def main() -> None:
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _STORY = flags.DEFINE_string("story", None, "File with stories and questions; stdin if not given.")
-    _SEED = flags.DEFINE_integer("seed", 0, "Index of the seed in the run, from 0.")
+    _SEED = flags.DEFINE_integer("seed", None, "One of the run's seeds; without it the first.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the bAbI archive, instead of the one in the config.")
     _SAVE_VOCABULARY = flags.DEFINE_bool("save_vocabulary", False, "Write vocabulary.json into the folder and stop.")
     run_command(main, "give the story as --story=FILE.")

@@ -33,7 +33,7 @@ def main() -> None:
             raise ValueError("--as_run writes the weights of all seeds; leave out --seed.")
         paths = ship_run(_WORKDIR.value, _OUT.value, _DATA_DIR.value)
     else:
-        paths = export_run(_WORKDIR.value, _OUT.value, _SEED.value or 0, _DATA_DIR.value)
+        paths = export_run(_WORKDIR.value, _OUT.value, _SEED.value, _DATA_DIR.value)
     for path in paths:
         print(f"{path}  {path.stat().st_size:,} bytes")
 
@@ -41,7 +41,7 @@ def main() -> None:
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
-    _SEED = flags.DEFINE_integer("seed", None, "Index of the seed in the run, from 0; without it the first.")
+    _SEED = flags.DEFINE_integer("seed", None, "One of the run's seeds; without it the first.")
     _AS_RUN = flags.DEFINE_bool("as_run", False, "Write a small folder of the run, with the weights of all seeds.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the task's data, instead of the one in the config.")
     run_command(main, "name the folder as --out=DIR.")

@@ -22,7 +22,8 @@ therefore has none of them.
 
 Results (docs/results/league.md): on parity, layer-deep-after, layer-delta, layer-delta-normalised and layer-lstm have
 the last answer of 256 steps right in three seeds (14 minutes for the ten models on one core, without tuning). In recall
-with 1,024 values and in noisy recall every matrix is ahead of every deep memory. No layer learns S3 in its updates.
+with 1,024 values and in noisy recall the mean of every matrix is above that of every deep memory. No layer learns S3 in
+its updates.
 """
 
 from typing import Any, NamedTuple

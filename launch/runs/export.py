@@ -19,7 +19,7 @@ from mnm_jax.training import SequenceModel, load_params, save_params
 
 
 def export_run(
-    workdir: str | os.PathLike, out: str | os.PathLike, seed: int = 0, data_dir: str | None = None
+    workdir: str | os.PathLike, out: str | os.PathLike, seed: int | None = None, data_dir: str | None = None
 ) -> list[pathlib.Path]:
     """Writes step, weights and carry of a run's model into `out` and returns the three paths.
 
@@ -29,7 +29,7 @@ def export_run(
     Args:
       workdir: folder of the run.
       out: folder to write to; created if missing.
-      seed: index of the seed in the run, from 0.
+      seed: one of the run's seeds; None: the first.
       data_dir: folder of the task's data; None: the one that the config names.
 
     Raises:

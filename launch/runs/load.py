@@ -19,7 +19,7 @@ class Trained(NamedTuple):
 
 def load_trained(
     workdir: str | os.PathLike,
-    seed: int = 0,
+    seed: int | None = None,
     data_dir: str | None = None,
     prepare: Callable[[Task], None] | None = None,
 ) -> Trained:
@@ -27,7 +27,7 @@ def load_trained(
 
     Args:
       workdir: folder of the run.
-      seed: index of the seed in the run, from 0.
+      seed: one of the run's seeds, `training.seed` and those that follow it; None: the first.
       data_dir: folder of the task's data; None: the one that the config names.
       prepare: called with the task before the model is made; may change it, or raise an error.
 
@@ -38,7 +38,9 @@ def load_trained(
     task, make_model, training = build_parts(read_config(workdir, data_dir))
     if prepare is not None:
         prepare(task)
+    first = training.seed
+    seed = first if seed is None else seed
     check_sizes(least=0, seed=seed)
-    if seed >= training.seeds:
-        raise ValueError(f"seed must be from 0 to {training.seeds - 1} in {workdir}, got {seed=}.")
-    return Trained(task, load_model(workdir, make_model, seed))
+    if not first <= seed < first + training.seeds:
+        raise ValueError(f"{workdir} has the seeds {first} to {first + training.seeds - 1}, got {seed=}.")
+    return Trained(task, load_model(workdir, make_model, seed - first))

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,18 +90,30 @@ def train_run(
         summary = _summarise(result, plain, task.name, parameters, command)
         more = {"continued_at": earlier, "earlier_configs": read_earlier(workdir)}
         summary |= {name: value for name, value in more.items() if value}
-        before, now = (found["metrics"].keys() if found else set() for found in (finished, summary))
-        lacking = sorted(before - now)
-        keep = finished and finished["steps"] == summary["steps"] and (lacking or now <= before)
-        if keep and lacking:
-            logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
-        elif is_first_process():
-            save_params(workdir, *load_params(workdir, make_model))
-        if finished and keep:
-            summary = finished  # with commit, versions and command of the start that trained it
-        elif is_first_process():
-            write_json(workdir / SUMMARY, summary)
+        summary = _finish(workdir, finished, summary, make_model)
         wait_for_processes("the summary is written")
+    return summary
+
+
+def _finish(
+    workdir: pathlib.Path, finished: dict[str, Any] | None, summary: dict[str, Any], make_model: Callable
+) -> dict[str, Any]:
+    """Writes the parameters and the summary of a run that has ended, and returns the summary that counts.
+
+    A run that had ended before keeps its summary, with commit, versions and command of the start that trained it,
+    unless this start has more metrics or more updates.
+    """
+    if finished and finished["steps"] == summary["steps"]:
+        before, now = (found["metrics"].keys() for found in (finished, summary))
+        if lacking := sorted(before - now):
+            logging.warning("%s is kept: this start of the run has no %s.", workdir / SUMMARY, ", ".join(lacking))
+            return finished
+        if now == before:
+            summary = finished
+    if is_first_process():
+        save_params(workdir, *load_params(workdir, make_model))
+        if summary is not finished:
+            write_json(workdir / SUMMARY, summary)
     return summary
 
 

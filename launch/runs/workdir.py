@@ -124,7 +124,13 @@ def continued_at(workdir: pathlib.Path) -> list[int]:
 
 
 def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config: dict[str, Any]) -> None:
-    step = discard_fault(workdir)
+    try:
+        step = discard_fault(workdir)
+    except ValueError:
+        # The same command again, for a run that has got beyond its fault and was interrupted: it resumes.
+        if before != config or (workdir / SUMMARY).exists() or not any((workdir / "checkpoints").glob("*.fault*")):
+            raise
+        return
     logging.warning("%s continues after update %d.", workdir, step)
     if step and before != config:
         write_json(workdir / EARLIER, [*read_earlier(workdir), {"until": step, "config": before}])

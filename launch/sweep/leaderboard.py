@@ -1,6 +1,7 @@
 """The result of a sweep: its trials from best to worst as rows, and a figure of parallel coordinates."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def make_rows(
     """Returns a row per trial: name, state, area, last, step, settings, error.
 
     The area is the mean of the metric over the evaluations. Finished trials come first, then trials stopped
-    early, each from the best area to the worst, then failed trials.
+    early, each from the best area to the worst, then failed trials. An area with a value that is not finite is None, as
+    that of a trial without evaluations, and comes last.
 
     Args:
       trials: the trials of the sweep.
@@ -52,8 +54,8 @@ def make_rows(
             {
                 "trial": spec.name,
                 "state": state,
-                "area": score and score.area,
-                "last": score and score.last,
+                "area": _finite(score and score.area),
+                "last": _finite(score and score.last),
                 "step": score.step if score else 0,
                 "settings": {**defaults, **spec.changes},
                 "error": errors.get(spec.name),
@@ -62,6 +64,11 @@ def make_rows(
     sign = -1.0 if largest else 1.0
     order = lambda area: np.inf if area is None else sign * area  # noqa: E731
     return sorted(rows, key=lambda row: (_STATES.index(row["state"]), order(row["area"])))
+
+
+def _finite(number: float | None) -> float | None:
+    """Returns the number, or None if it is not finite; JSON has no other way to say so."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def describe(rows: Sequence[Row]) -> list[dict[str, str]]:

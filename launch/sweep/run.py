@@ -96,6 +96,8 @@ def plan_trials(
 ) -> tuple[list[TrialSpec], list[PlannedTrial]]:
     """Returns the trials of a sweep, and the same trials ready to start.
 
+    The unchanged recipe is the first; a trial of the space that is equal to it is left out.
+
     Args:
       space: the search space.
       number: number of trials drawn from it; None: all.
@@ -110,7 +112,8 @@ def plan_trials(
     planned = [plan(spec, config, words, workdir) for spec in specs]
     for trial in planned:
         build_parts(trial.config)
-    return specs, planned
+    kept = [index for index, trial in enumerate(planned) if not index or trial.config != planned[0].config]
+    return [specs[index] for index in kept], [planned[index] for index in kept]
 
 
 def run_sweep(

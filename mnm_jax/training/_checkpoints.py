@@ -204,7 +204,8 @@ def _set_aside(path: pathlib.Path, reason: str) -> None:
 def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, int]:
     """Returns the parameters `[S, ...]` of a run and the number of updates; changes nothing on disk.
 
-    They come from the newest complete checkpoint, or from the file of `save_params` if the run has no checkpoints.
+    They come from the newest complete checkpoint, or from the file of `save_params` if the run has no checkpoints. If
+    the run stopped at a fault, they are the parameters before the faulty update, and so is the number of updates.
 
     Args:
       workdir: folder of the run.
@@ -212,12 +213,27 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
 
     Raises:
       FileNotFoundError: if the run has neither checkpoints nor a file of parameters.
-      ValueError: if all checkpoints or the file are damaged, or they are of another model.
+      ValueError: if all checkpoints or the file are damaged, they are of another model, or the seeds differ in their
+        number of updates, because some stopped at a fault.
       ImportError: if the file is of half precision and safetensors is not installed.
     """
+    params, steps = _load_seeds(workdir, make_model)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"{workdir} stopped at a fault, and its seeds have {steps} updates, so their parameters are not of one "
+            "update: continue the run after the fault (`discard_fault`), or load one seed with `load_model`."
+        )
+    return params, steps[0]
+
+
+def _load_seeds(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, list[int]]:
+    """Returns the parameters `[S, ...]` of a run and the number of updates of each seed."""
+    steps = None
     if stored := _read_newest(workdir):
         path, step = stored.path, stored.step
         params = {name: array for name, array in stored.arrays.items() if name.startswith("params.")}
+        fault = stored.arrays["fault_step"]  # the update that a seed was stopped before; noticed at a later one
+        steps = np.where(fault < 0, step, fault - 1).tolist()
     elif found := read_params(workdir):
         path, params, step = found
     else:
@@ -225,7 +241,7 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
     seeds = len(next(iter(params.values()), ()))
     one = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
     like = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), one)}
-    return _unflatten(like, params, path)["params"], step
+    return _unflatten(like, params, path)["params"], steps or [step] * seeds
 
 
 def load_model(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.Module], index: int = 0) -> Any:
@@ -240,7 +256,7 @@ def load_model(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx.
       ValueError: if the run has no such seed; also raised, as FileNotFoundError and ImportError, for the reasons that
         `load_params` names.
     """
-    return merge_model(split_model(make_model), load_params(workdir, make_model)[0], index)
+    return merge_model(split_model(make_model), _load_seeds(workdir, make_model)[0], index)
 
 
 def _orbax() -> Any:

@@ -21,6 +21,7 @@ from jax.extend import core
 
 from mnm_jax.training._checkpoints import restore_checkpoint
 from mnm_jax.training._config import TrainConfig
+from mnm_jax.training._parallel import pad_batch
 from mnm_jax.training._state import init_state, split_model
 from mnm_jax.training._task import Task, optional_member
 from mnm_jax.training._update import describe_fault, make_proposal
@@ -78,7 +79,7 @@ def explain_fault(
         if "loader" in checked:
             loader.set_state(checked["loader"])
         for _ in range(int(steps[seed]) - checked["step"]):
-            batch = next(loader)
+            batch = pad_batch(next(loader), config.accumulate)
     propose = make_proposal(
         split_model(make_model),
         task,

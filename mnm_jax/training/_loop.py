@@ -234,7 +234,8 @@ class _Run:
     def one_update(self) -> UpdateMetrics:
         batch = None
         if self.loader is not None:
-            own = pad_batch(next(self.loader), self.placement.divided.num_devices // jax.process_count())
+            local_devices = self.placement.divided.num_devices // jax.process_count()
+            own = pad_batch(next(self.loader), local_devices * self.config.accumulate)
             batch = processes.join_batches(own, self.placement.divided)
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
         compiled = shapes in self.shapes

@@ -73,9 +73,9 @@ def place_batch(batch: Batch, placement: Placement) -> Batch:
     return to_devices(batch, placement.divided if divisible else placement.replicated)
 
 
-def pad_batch(batch: Batch, devices: int) -> Batch:
-    """Repeats the last example of a batch, with all its steps masked, until `B` is a multiple of `devices`."""
-    missing = -np.shape(batch.mask)[1] % devices
+def pad_batch(batch: Batch, multiple: int) -> Batch:
+    """Repeats the last example of a batch, with all its steps masked, until `B` is a multiple of `multiple`."""
+    missing = -np.shape(batch.mask)[1] % multiple
     if not missing:
         return batch
 

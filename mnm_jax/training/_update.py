@@ -209,9 +209,9 @@ def make_proposal(
         if examples % accumulate:
             raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
         part = examples // accumulate
-        largest = min(part, choose_micro_batch(cell, devices[0].platform) or part)
-        # A divisor, so that every device holds as many examples of a micro-batch as the others.
-        size = max(size for size in range(1, largest + 1) if part % size == 0)
+        size = min(part, choose_micro_batch(cell, devices[0].platform) or part)
+        if sharing > 1:  # a divisor, so that every device holds as many examples of a micro-batch as the others
+            size = max(divisor for divisor in range(1, size + 1) if part % divisor == 0)
         differentiate = value_and_grad(
             objective, batch_axis=(1, 0, 0), reduction="sum", has_aux=True, micro_batch=sharing * size
         )

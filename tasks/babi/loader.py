@@ -7,7 +7,6 @@ Shape letters: `T` steps, `B` examples, `W` words of a sentence, `N` records of 
 
 import functools
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from mnm_jax.training import Batch
 from tasks.babi.cache import Split
+from tasks.babi.curriculum import Curriculum, fingerprint
 from tasks.babi.layout import EMPTY, Layout
 
 # Readings have rows of sentences and questions: most tasks 3, 6, 10, 12 or 15, at most 75; task 3 up to 135.
@@ -96,18 +96,6 @@ def epoch_plan(buckets: Sequence[Bucket], seed: int, epoch: int) -> list[tuple[i
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
-class Curriculum(NamedTuple):
-    """The records and the number of the first epochs of a training.
-
-    Attributes:
-      drawn: places in the split of the records of each of these epochs, `[n]`.
-      epochs: their number.
-    """
-
-    drawn: np.ndarray
-    epochs: int
-
-
 class BabiLoader:
     """An endless iterator of training batches, shuffled per epoch, whose position is saved and restored exactly.
 
@@ -145,7 +133,7 @@ class BabiLoader:
         self._records, self._seed, self._change, self._part = split.records, seed, change, part
         self._layout = layout
         self._identity: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "questions": questions}
-        self._identity["first_epochs"] = [first.epochs, zlib.crc32(first.drawn.tobytes())] if first else None
+        self._identity["first_epochs"] = fingerprint(first)
         buckets = make_buckets(split, lengths, batch_size, drawn)
         self.batches = _count_batches(buckets)  # per epoch, after the first epochs
         self._first_epochs, self._first_batches, first_buckets = 0, 0, buckets

@@ -12,6 +12,7 @@ import numpy as np
 
 from mnm_jax.training import Batch
 from tasks.babi.cache import Split
+from tasks.babi.curriculum import Curriculum, fingerprint
 from tasks.babi.encode import WORDS
 from tasks.babi.vocabulary import PADDING, Vocabulary
 
@@ -113,7 +114,7 @@ class Window(NamedTuple):
 class StreamLoader:
     """Endless windows of streams of samples, whose position is saved and restored exactly.
 
-    Every epoch has a new random order of all samples. The samples of all epochs, one epoch after another, are dealt out
+    Every epoch has a new random order of its samples. The samples of all epochs, one epoch after another, are dealt out
     to the streams in turn, so that a stream depends only on the seed, the number of streams and its own number.
 
     Args:
@@ -123,6 +124,7 @@ class StreamLoader:
       seed: seed of the orders, >= 0.
       streams: `B`, over all parts.
       part: (index, count): this loader returns one of `count` equal parts of the streams, of neighbouring ones.
+      first: epochs that precede the epochs of all samples; None: there are none.
     """
 
     def __init__(
@@ -133,21 +135,27 @@ class StreamLoader:
         seed: int,
         streams: int,
         part: tuple[int, int] = (0, 1),
+        first: Curriculum | None = None,
     ):
         size = streams // part[1]
         self._samples, self._make_batch, self._window, self._streams = samples, make_batch, window, streams
         self._own = range(part[0] * size, (part[0] + 1) * size)
-        self._identity = {"seed": seed, "streams": streams, "window": window, "words": len(samples.words)}
-        count = len(samples.starts) - 1
-        self._order = functools.lru_cache(maxsize=2)(
-            lambda epoch: np.random.default_rng([seed, epoch]).permutation(count)
-        )
+        self._identity: dict[str, Any] = {"seed": seed, "streams": streams, "window": window}
+        self._identity |= {"words": len(samples.words), "first_epochs": fingerprint(first)}
+        every = np.arange(len(samples.starts) - 1)
+        first_epochs, drawn = (first.epochs, first.drawn) if first else (0, every)
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch: int) -> np.ndarray:
+            return np.random.default_rng([seed, epoch]).permutation(drawn if epoch < first_epochs else every)
+
+        self._order = order
+        self._dealt = lambda epoch: min(epoch, first_epochs) * len(drawn) + max(epoch - first_epochs, 0) * len(every)
         self._seek(0)
 
     def _share(self, epoch: int, stream: int) -> np.ndarray:
         """Returns the samples of a stream in an epoch: every B-th sample, counted from the first epoch."""
-        order = self._order(epoch)
-        return order[(stream - epoch * len(order)) % self._streams :: self._streams]
+        return self._order(epoch)[(stream - self._dealt(epoch)) % self._streams :: self._streams]
 
     def _seek(self, position: int) -> None:
         """Moves to a window, given its number since the start."""

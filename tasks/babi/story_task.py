@@ -13,6 +13,7 @@ from mnm_jax.training import Batch, Mean
 from tasks.arguments import unwrap_numbers
 from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
+from tasks.babi.curriculum import Curriculum
 from tasks.babi.encoder import SentenceEncoder
 from tasks.scoring import cross_entropy
 
@@ -33,6 +34,8 @@ class StoryTask:
       entities: words that the encoder picks from each sentence; `ChainCell` needs them.
       entity_features: features of an entity's code.
       position_deviation: deviation of the encoder's initial position vectors around 1; see `SentenceEncoder`.
+      first_tasks: tasks of the first `first_epochs` epochs, each story drawn once per epoch; () for none.
+      first_epochs: number of epochs that draw from `first_tasks` only; 0 for none.
       cache_dir: folder of the encoded stories; made when first needed.
 
     Raises:
@@ -47,6 +50,8 @@ class StoryTask:
     entities: int = 0
     entity_features: int = 48
     position_deviation: float = 0.1
+    first_tasks: tuple[int, ...] = ()
+    first_epochs: int = 0
     cache_dir: str = "~/.cache/mnm_jax"
 
     sample: ClassVar[None] = None
@@ -68,6 +73,27 @@ class StoryTask:
         check_sizes(embedding_features=self.embedding_features, entity_features=self.entity_features)
         check_sizes(least=0, hidden_features=self.hidden_features, entities=self.entities)
         check_not_negative(position_deviation=self.position_deviation)
+        check_sizes(least=0, first_epochs=self.first_epochs)
+        self._check_chosen("first_tasks")
+        if bool(self.first_tasks) != bool(self.first_epochs):
+            raise ValueError(
+                f"first_tasks and first_epochs belong together, got {self.first_tasks} and {self.first_epochs}: set "
+                "both, or leave both out."
+            )
+
+    def _check_chosen(self, name: str) -> None:
+        """Sorts a field that names tasks, and raises ValueError if one of them is not among `tasks`."""
+        named = getattr(self, name)
+        numbers = {str(number) for number in self.tasks}  # as text, since True and 1.0 equal 1
+        if not isinstance(named, tuple | list) or not set(map(str, named)) <= numbers:
+            raise ValueError(f"{name} must be a tuple of chosen tasks, {self.tasks}, got {named!r}.")
+        object.__setattr__(self, name, tuple(sorted(named)))
+
+    def _curriculum(self, tasks: np.ndarray) -> Curriculum | None:
+        """Returns the records of the first epochs, given the task of each record, `[n]`."""
+        if not self.first_epochs:
+            return None
+        return Curriculum(np.flatnonzero(np.isin(tasks, self.first_tasks)), self.first_epochs)
 
     @property
     def input_features(self) -> int:

@@ -68,6 +68,7 @@ class BabiStream(StoryTask):
     word "<end>", which is also the last target of the sample before it. A model reads `B` streams in parallel, in
     windows of `window` words. Its carry, with the memory, is passed from window to window, also within and between
     stories, and is never reset; the gradient ends at the border of a window (`carries`, see `mnm_jax.training.Task`).
+    Streams may begin with samples of a few tasks only, `first_tasks` (not in the protocol).
 
     The target of every step is the next word, among all words. In the mode "question" only the steps at a "?" count, so
     the target is the answer; in the mode "language" all steps count. In both modes accuracy is the share of right
@@ -230,7 +231,9 @@ class BabiStream(StoryTask):
         check_sizes(batch_size=batch_size)
         samples = self._samples("train")
         make_batch = functools.partial(self._batch, samples)
-        return StreamLoader(samples, make_batch, self.window, int(seed), int(batch_size), part)
+        # A sample without a question belongs to no task; the archive has none.
+        first = self._curriculum(np.maximum.reduceat(samples.asked, samples.starts[:-1]))
+        return StreamLoader(samples, make_batch, self.window, int(seed), int(batch_size), part, first)
 
     def encoder(self, rngs: nnx.Rngs) -> StreamEncoder:
         """Returns a module from inputs `[T, B, ...]` to features `[T, B, D]`."""

@@ -77,10 +77,7 @@ class Babi(StoryTask):
       controller: "story" or "sentence": where the cell's controller is reset.
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
       oversampled: tasks whose training stories are drawn more often: once more per epoch for each time that a task is
-        named.
-      first_tasks: tasks of the first `first_epochs` epochs, each story drawn once per epoch (`oversampled` does not
-        apply); () for none.
-      first_epochs: number of epochs that draw from `first_tasks` only; 0 for none.
+        named; not in the first epochs.
         Other arguments: see `tasks.babi.story_task.StoryTask`.
 
     Raises:
@@ -123,8 +120,6 @@ class Babi(StoryTask):
     controller: Literal["story", "sentence"] = "story"
     apart: bool = False
     oversampled: tuple[int, ...] = ()
-    first_tasks: tuple[int, ...] = ()
-    first_epochs: int = 0
 
     name: ClassVar[str] = "babi"
     pictured: ClassVar[tuple[str, ...]] = ("task=2", "task=3", "task=15")  # two facts, three facts, deduction
@@ -133,20 +128,9 @@ class Babi(StoryTask):
         super().__post_init__()
         check_sizes(max_sentences=self.max_sentences, max_sentences_task3=self.max_sentences_task3)
         check_sizes(least=0, think_steps=self.think_steps, sentence_think_steps=self.sentence_think_steps)
-        check_sizes(least=0, first_epochs=self.first_epochs)
         check_choice("controller", self.controller, CONTROLLERS)
         check_flags(renaming=self.renaming, apart=self.apart)
-        numbers = {str(number) for number in self.tasks}  # as text, since True and 1.0 equal 1
-        for name in ("oversampled", "first_tasks"):
-            named = getattr(self, name)
-            if not isinstance(named, tuple | list) or not set(map(str, named)) <= numbers:
-                raise ValueError(f"{name} must be a tuple of chosen tasks, {self.tasks}, got {named!r}.")
-            object.__setattr__(self, name, tuple(sorted(named)))
-        if bool(self.first_tasks) != bool(self.first_epochs):
-            raise ValueError(
-                f"first_tasks and first_epochs belong together, got {self.first_tasks} and {self.first_epochs}: set "
-                "both, or leave both out."
-            )
+        self._check_chosen("oversampled")
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
@@ -232,15 +216,13 @@ class Babi(StoryTask):
         """
         check_sizes(least=0, seed=seed)
         check_sizes(batch_size=batch_size)
-        from tasks.babi.loader import BabiLoader, Curriculum
+        from tasks.babi.loader import BabiLoader
 
         change = Renaming(self.vocabulary, self.tasks) if self.renaming else None
         split = self._splits["train"]
         draws = 1 + np.bincount(self.oversampled, minlength=21)
         drawn = np.repeat(np.arange(len(split.steps)), draws[split.tasks])
-        first = None
-        if self.first_epochs:
-            first = Curriculum(np.flatnonzero(np.isin(split.tasks, self.first_tasks)), self.first_epochs)
+        first = self._curriculum(split.tasks)
         return BabiLoader(split, drawn, self._lengths, int(seed), int(batch_size), change, part, self.layout, first)
 
     def encoder(self, rngs: nnx.Rngs) -> SentenceEncoder:

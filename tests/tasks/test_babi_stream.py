@@ -123,9 +123,24 @@ def test_training_reads_every_sample_once_per_epoch_in_streams_that_others_do_no
         jax.tree.map(lambda a, *b: np.testing.assert_array_equal(a, np.concatenate(b, 1)), whole, *parts)
 
 
+def test_the_first_epochs_draw_the_first_tasks_alone(make_task):
+    """Three epochs of the 5 samples of task 6, dealt out over their borders, then epochs of all 10."""
+    task = make_task(first_tasks=(6,), first_epochs=3)
+    batches = list(itertools.islice(task.loader(1, 2), 90))
+    streams = [samples(task, batches, stream)[:-1] for stream in range(2)]
+    dealt = [sample for row in zip(*streams, strict=False) for sample in row]
+    for begin in (0, 5, 10):
+        assert sorted(dealt[begin : begin + 5]) == sorted(ANN_STREAM.format(i) for i in range(5))
+    for begin in (15, 25):
+        assert sorted(dealt[begin : begin + 10]) == expected_samples(5)
+    with pytest.raises(ValueError, match=r"the saved loader has first_epochs=None, this one first_epochs=\[3, "):
+        task.loader(1, 2).set_state(make_task().loader(1, 2).get_state())
+
+
 @pytest.mark.parametrize("position", [0, 1, 40])
-def test_a_loader_resumes_at_the_same_words(make_task, position):
-    running, resumed = make_task().loader(5, 3), make_task().loader(5, 3)
+@pytest.mark.parametrize("settings", [{}, {"first_tasks": (1,), "first_epochs": 2}])
+def test_a_loader_resumes_at_the_same_words(make_task, position, settings):
+    running, resumed = (make_task(**settings).loader(5, 3) for _ in range(2))
     for _ in range(position):
         next(running)
     resumed.set_state(json.loads(json.dumps(running.get_state())))
@@ -270,6 +285,7 @@ def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_numbers(make_t
         ({"reads": "story"}, "reads must be one of 'word', 'sentence', got 'story'"),
         ({"entities": 2}, "entities are picked from a sentence: set reads='sentence', got entities=2"),
         ({"tasks": (21,)}, "tasks must be numbers from 1 to 20, got 21"),
+        ({"tasks": (1,), "first_tasks": (2,), "first_epochs": 1}, r"first_tasks must be a tuple of chosen tasks"),
         ({"cache_dir": 3}, "cache_dir must be the path of a folder, got 3"),
     ],
 )

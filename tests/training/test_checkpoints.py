@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnm_jax.training import _weights, init_state, load_params, make_placement, save_params
+from mnm_jax.training import _weights, init_state, load_model, load_params, make_placement, save_params
 from mnm_jax.training import restore_checkpoint as restore
 from mnm_jax.training import save_checkpoint as save
 
@@ -59,6 +59,20 @@ def test_a_second_state_of_the_same_update_is_refused_and_a_damaged_one_written_
     save(tmp_path, 5, other, {})
     assert_equal(restore(tmp_path, states[0]).state, other)
     assert (path.parent / "5.damaged").is_dir()
+
+
+def test_parameters_of_a_stopped_run_have_the_number_of_updates_before_the_fault(tmp_path, states):
+    """A fault at update 8 is noticed at 10, when the run is next logged; the other seed may have gone on."""
+    faulty = states[0]._replace(fault_step=jnp.int32([8, 8]))
+    save(tmp_path / "both", 10, faulty, {})
+    params, steps = load_params(tmp_path / "both", make_model())
+    assert steps == 7
+    assert_equal(params, states[0].params)
+    save(tmp_path / "one", 10, faulty._replace(fault_step=jnp.int32([8, -1])), {})
+    with pytest.raises(ValueError, match=r"one stopped at a fault, and its seeds have \[7, 10\] updates"):
+        load_params(tmp_path / "one", make_model())
+    model = load_model(tmp_path / "one", make_model(), 1)
+    np.testing.assert_array_equal(model.head, states[0].params["head"][1])
 
 
 @pytest.mark.parametrize("there, here", [(8, 1), (1, 8)])

@@ -190,6 +190,19 @@ def test_a_run_interrupted_on_8_devices_resumes_on_one_and_under_pmap(tiny, tmp_
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_accumulation_pads_a_batch_that_it_does_not_divide(tiny, tmp_path):
+    def cut(position, batch):
+        return jax.tree.map(lambda leaf: leaf[:, : 6 - position % 2], batch)
+
+    def run(accumulate):
+        settings = {"steps": 4, "accumulate": accumulate}
+        task = tiny.Recall(reads=True, before=cut)
+        return train(task, tiny.Model, tiny.config(**settings), tmp_path / str(accumulate), devices=jax.devices()[:1])
+
+    for a, b in zip(jax.tree.leaves(run(4).params), jax.tree.leaves(run(1).params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_nan_stops_the_run_names_the_leaf_and_keeps_the_last_good_state(tiny, tmp_path):
     def zero(position, batch):
         return batch._replace(inputs=np.zeros_like(batch.inputs)) if position == 4 else None

@@ -93,17 +93,19 @@ def test_seeds_mapped_as_on_an_accelerator(tiny, x64, monkeypatch, form, count):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
-@pytest.mark.parametrize("form, count", [("jit", 1), ("jit", 8), ("pmap", 8)])
-def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form, count):
+@pytest.mark.parametrize(
+    "form, count, examples, micro_batch", [("jit", 1, 40, 8), ("jit", 1, 37, 8), ("jit", 8, 40, 8), ("pmap", 8, 40, 1)]
+)
+def test_a_batch_that_is_read_may_have_another_size(tiny, x64, monkeypatch, form, count, examples, micro_batch):
     """A loader chooses the batch size: the micro-batches of a device follow it."""
-    expected = run(tiny, tiny.draw_forks, "jit", 1)
+    expected = run(tiny, tiny.draw_forks, "jit", 1, batch_size=examples)
     sizes = []
     update = "mnm_jax.training._update"
     monkeypatch.setattr(f"{update}.choose_micro_batch", lambda cell, platform: 8 // count)
     record = lambda loss, **settings: sizes.append(settings["micro_batch"]) or value_and_grad(loss, **settings)  # noqa: E731
     monkeypatch.setattr(f"{update}.value_and_grad", record)
-    found = run(tiny, tiny.draw_forks, form, count, batch_size=40)
-    assert set(sizes) == {{("jit", 1): 8, ("jit", 8): 8, ("pmap", 8): 1}[form, count]}
+    found = run(tiny, tiny.draw_forks, form, count, batch_size=examples)
+    assert set(sizes) == {micro_batch}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 

@@ -157,6 +157,13 @@ def test_a_run_that_meets_a_nan_says_how_to_find_it_and_continues_with_another_l
     assert summary["config"]["training"]["learning_rate"] == 0.01 and summary["steps"] == 3
     with pytest.raises(ValueError, match="holds no run that stopped at a fault"):
         train_run(config, workdir, after_fault=True)
+    # As if it had been interrupted before its end: the same command resumes it, one with other settings does not.
+    (workdir / "summary.json").unlink()
+    assert train_run(config, workdir, after_fault=True)["metrics"] == summary["metrics"]
+    (workdir / "summary.json").unlink()
+    config.training.learning_rate = 0.02
+    with pytest.raises(ValueError, match="holds no run that stopped at a fault"):
+        train_run(config, workdir, after_fault=True)
     with pytest.raises(ValueError, match=r"other has no run that could continue after a fault"):
         train_run(config, tmp_path / "other", after_fault=True)
 

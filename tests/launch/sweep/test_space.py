@@ -12,6 +12,7 @@ from launch.command import parse_flags
 from launch.configs import dictionary
 from launch.runs.changes import apply
 from launch.runs.config_flag import define_config
+from launch.sweep.run import plan_trials
 from launch.sweep.space import TrialSpec, choose_trials, expand, plan, recipe_flags
 
 A = {"model.heads": [1, 2]}
@@ -75,6 +76,14 @@ def test_a_space_with_the_same_trial_twice_is_refused():
     trials = expand({"chain": [{"model.heads": [1, 2]}, {"model.heads": [2, 4]}]})
     with pytest.raises(ValueError, match=r"the space has a trial twice: \{'model.heads': 2\}"):
         choose_trials(trials, None)
+
+
+def test_a_trial_that_is_equal_to_the_recipe_is_left_out(tmp_path):
+    config = dictionary.get_config("lstm")
+    rate = config.training.learning_rate
+    specs, planned = plan_trials({"training.learning_rate": [rate, 2 * rate]}, None, config, [], tmp_path)
+    assert [spec.changes for spec in specs] == [{}, {"training.learning_rate": 2 * rate}]
+    assert [trial.name for trial in planned] == [spec.name for spec in specs]
 
 
 def test_the_plan_of_a_trial_is_its_command_and_its_config():

@@ -259,6 +259,11 @@ def test_the_leaderboard_by_hand(tmp_path):
     ]
     losses = make_rows(trials, {"model.heads": 1}, tmp_path, "valid/accuracy", {}, largest=False)
     assert [row["trial"] for row in losses[:2]] == ["recipe", "a"]
+    write_metrics(tmp_path / "b", [(0.1,), (None,)])  # a loss that was not finite
+    for largest in (True, False):
+        diverged = make_rows(trials[:-1], {}, tmp_path, "valid/accuracy", {}, largest=largest)
+        assert (diverged[-1]["trial"], diverged[-1]["area"], diverged[-1]["last"]) == ("b", None, None)
+        json.dumps(diverged, allow_nan=False)
     assert json.loads(json.dumps(rows)) == rows
     assert describe(rows)[-1] == {
         "trial": "d",
