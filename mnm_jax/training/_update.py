@@ -203,17 +203,11 @@ def make_proposal(
             sums = task_part, meta_part
             return task_part + meta_weight * meta_part, (sums, output.carry if carries else None)
 
-        cell = getattr(nnx.merge(graphdef, params), "cell", None)
+        fits = choose_micro_batch(getattr(nnx.merge(graphdef, params), "cell", None), devices[0].platform)
         sharing = len(devices) if axis_name is None else 1
-        examples = batch.mask.shape[1] // sharing
-        if examples % accumulate:
-            raise ValueError(f"accumulate must divide the {examples} examples of a device, got {accumulate=}.")
-        part = examples // accumulate
-        size = min(part, choose_micro_batch(cell, devices[0].platform) or part)
-        if sharing > 1:  # a divisor, so that every device holds as many examples of a micro-batch as the others
-            size = max(divisor for divisor in range(1, size + 1) if part % divisor == 0)
+        micro_batch = _micro_batch(batch.mask.shape[1], sharing, accumulate, fits)
         differentiate = value_and_grad(
-            objective, batch_axis=(1, 0, 0), reduction="sum", has_aux=True, micro_batch=sharing * size
+            objective, batch_axis=(1, 0, 0), reduction="sum", has_aux=True, micro_batch=micro_batch
         )
         return differentiate(params, batch, noise, carry)
 
@@ -232,6 +226,25 @@ def make_proposal(
         return Proposal(metrics=metrics, grads=grads, params=params, opt_state=opt_state, carry=carry)
 
     return propose
+
+
+def _micro_batch(examples: int, sharing: int, accumulate: int, fits: int | None) -> int:
+    """Returns the number of examples that are processed at once, on all devices that share the batch.
+
+    Args:
+      examples: `B`.
+      sharing: number of devices that share them.
+      accumulate: least number of micro-batches.
+      fits: largest number per device that is processed fast; None: all.
+    """
+    own = examples // sharing
+    if own % accumulate:
+        raise ValueError(f"accumulate must divide the {own} examples of a device, got {accumulate=}.")
+    part = own // accumulate
+    size = min(part, fits or part)
+    if sharing > 1:  # a divisor, so that every device holds as many examples of a micro-batch as the others
+        size = max(divisor for divisor in range(1, size + 1) if part % divisor == 0)
+    return sharing * size
 
 
 def _stays_finite(new: Array, old: Array) -> Array:

@@ -37,6 +37,7 @@ Array = jax.Array
 
 MODES = ("question", "language")
 READS = ("word", "sentence")
+CONTROLLERS = ("stream", "sentence")
 _WHOLE = 10**6  # sentences that a question sees: all
 _EVALUATION_SEED = 2**31  # larger than the seed of any run
 _ASKED, _WORD = 0, 1  # columns of the inputs
@@ -68,7 +69,7 @@ class BabiStream(StoryTask):
     word "<end>", which is also the last target of the sample before it. A model reads `B` streams in parallel, in
     windows of `window` words. Its carry, with the memory, is passed from window to window, also within and between
     stories, and is never reset; the gradient ends at the border of a window (`carries`, see `mnm_jax.training.Task`).
-    Streams may begin with samples of a few tasks only, `first_tasks` (not in the protocol).
+    Streams may begin with samples of a few tasks only, `first_tasks`.
 
     The target of every step is the next word, among all words. In the mode "question" only the steps at a "?" count, so
     the target is the answer; in the mode "language" all steps count. In both modes accuracy is the share of right
@@ -84,6 +85,10 @@ class BabiStream(StoryTask):
     gets the vector and the entities of this part of a sentence at every step; `ChainCell` needs them. The protocol has
     "word".
 
+    With `controller="sentence"` the cell's controller is reset before the first word of every sentence and question,
+    before an answer and before "<end>" (`Batch.reset_controller`), so that facts reach an answer through the memory
+    alone; this needs a cell with a neural memory. Neither this reset nor `first_tasks` are in the protocol.
+
     Differences to the published program: validation begins with an empty memory (there with the state of a training
     stream), and the parameters after the last update are tested (there those with the least validation loss). Since
     every update continues from a carry, which is a constant, the memory's initial weights are never trained: they keep
@@ -97,6 +102,7 @@ class BabiStream(StoryTask):
       window: `T`, words between two truncations of the gradient.
       mode: "question" or "language": which steps count.
       reads: "word" or "sentence": the words that a step's features are computed from.
+      controller: "stream" or "sentence": where the cell's controller is reset; "stream": nowhere.
         Other arguments: see `tasks.babi.story_task.StoryTask`; entities need `reads="sentence"`.
 
     Raises:
@@ -135,6 +141,7 @@ class BabiStream(StoryTask):
     window: int = 200
     mode: Literal["question", "language"] = "question"
     reads: Literal["word", "sentence"] = "word"
+    controller: Literal["stream", "sentence"] = "stream"
 
     name: ClassVar[str] = "catbabi"
     carries: ClassVar[bool] = True
@@ -144,6 +151,7 @@ class BabiStream(StoryTask):
         check_sizes(window=self.window)
         check_choice("mode", self.mode, MODES)
         check_choice("reads", self.reads, READS)
+        check_choice("controller", self.controller, CONTROLLERS)
         if self.entities and self.reads == "word":
             raise ValueError(
                 f"entities are picked from a sentence: set reads='sentence', got entities={self.entities}."
@@ -212,6 +220,7 @@ class BabiStream(StoryTask):
             targets=np.where(counted, samples.next_words[indices], PADDING).astype(np.int32),
             loss_mask=counted.astype(np.float32),
             mask=mask,
+            reset_controller=mask & (samples.places[indices] == 0) if self.controller == "sentence" else None,
         )
 
     @property

@@ -63,6 +63,8 @@ class StreamConversation:
 
     def _read(self, words: Sequence[str], mark: str = "") -> jax.Array:
         """Reads the words of a sentence and its mark; returns the logits after the last one, `[C]`."""
-        for inputs in self._task.encode(words, mark):
-            self._carry, logits = self._step(self._model, self._carry, jnp.asarray(inputs)[None])
+        resets = self._task.controller == "sentence"
+        for place, inputs in enumerate(self._task.encode(words, mark)):
+            flag = {"reset_controller": jnp.array([place == 0])} if resets else {}
+            self._carry, logits = self._step(self._model, self._carry, jnp.asarray(inputs)[None], **flag)
         return logits[0]

@@ -90,6 +90,12 @@ def test_a_stream_by_hand(make_task):
     np.testing.assert_array_equal(np.flatnonzero(batch.loss_mask[start:][:18]), [7, 16])
     assert [task.vocabulary.words[target - 1] for target in targets[[start + 7, start + 16]]] == ["a,b", "yes"]
     np.testing.assert_array_equal(np.flatnonzero(inputs[start:][:17, 0] == 1), [7, 16])  # the number of the task
+    assert batch.reset_controller is None
+    (resets,) = make_task(window=80, controller="sentence").evaluations("test", 5)[""]()
+    np.testing.assert_array_equal(
+        np.flatnonzero(resets.reset_controller[start:, 0][:18]), [0, 1, 4, 8, 9, 13, 17]
+    )  # <end>, mary1, where, a,b, john, is, yes
+    assert not resets.reset_controller[~resets.mask].any()
     # A step has the words of its sentence so far; an answer and an end have none before them.
     ids = task.vocabulary.word_ids()
     sentences = {0: "<end>", 2: "mary1 left", 3: "mary1 left .", 7: "where is mary1 ?", 8: "a,b", 9: "john", 17: "yes"}
@@ -220,10 +226,13 @@ def test_the_number_of_the_task_does_not_reach_the_model(make_task):
         np.testing.assert_array_equal(encoder(jnp.asarray(inputs)), encoder(jnp.asarray(without)))
 
 
-@pytest.mark.parametrize("reads", ["word", "sentence"])
-def test_a_conversation_is_one_stream_with_the_answers_of_the_model(make_task, reads):
-    task = make_task(reads=reads)
-    model = make_model(task, "lstm")(nnx.Rngs(0))
+@pytest.mark.parametrize(
+    "reads, controller, name",
+    [("word", "stream", "lstm"), ("sentence", "stream", "lstm"), ("word", "sentence", "mnm-p")],
+)
+def test_a_conversation_is_one_stream_with_the_answers_of_the_model(make_task, reads, controller, name):
+    task = make_task(reads=reads, controller=controller)
+    model = make_model(task, name)(nnx.Rngs(0))
     (batch,) = make_task(reads=reads, window=80).evaluations("test", 1)[""]()
     start = task.tokens(batch, 0).index("mary1") + 3
     written = np.where(np.arange(batch.inputs.shape[-1]) == 0, 0, batch.inputs[:, 0])  # without the task's number
@@ -241,7 +250,11 @@ def test_a_conversation_is_one_stream_with_the_answers_of_the_model(make_task, r
             sentences = [text.split() for text in texts]
             marks = [words.pop() if len(words) > 1 else "" for words in sentences]
             steps = list(map(task.encode, sentences, marks))
-            logits = jax.jit(lambda x: model(x).logits)(jnp.asarray(np.concatenate(steps))[:, None])[-1, 0]
+            first = np.concatenate([np.arange(len(rows)) == 0 for rows in steps])[:, None]
+            flags = {"reset_controller": jnp.asarray(first)} if controller == "sentence" else {}
+            logits = jax.jit(lambda x, **flags: model(x, **flags).logits)(
+                jnp.asarray(np.concatenate(steps))[:, None], **flags
+            )[-1, 0]
             expected = np.asarray(jax.nn.softmax(logits))[1:]
             best = np.argsort(-expected)[:3]
             assert [word for word, _ in answer.answers] == [task.vocabulary.words[place] for place in best]
@@ -282,6 +295,7 @@ def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_numbers(make_t
     [
         ({"window": 0}, "window must be >= 1, got 0"),
         ({"mode": "answers"}, "mode must be one of 'question', 'language', got 'answers'"),
+        ({"controller": "story"}, "controller must be one of 'stream', 'sentence', got 'story'"),
         ({"reads": "story"}, "reads must be one of 'word', 'sentence', got 'story'"),
         ({"entities": 2}, "entities are picked from a sentence: set reads='sentence', got entities=2"),
         ({"tasks": (21,)}, "tasks must be numbers from 1 to 20, got 21"),
