@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from launch.runs.memory_cells import chain_cell, mnm_cell
 from launch.runs.own import load
 from launch.runs.stack import layer_stack
-from mnm_jax.cells import ChainCell, DNCCell, LSTMCell, MNMCell, NTMCell, PlasticCell, RNNCell, SALUCell
-from mnm_jax.memory import Memory, WriteOptions, gradient_memory, local_memory
+from mnm_jax.cells import DNCCell, LSTMCell, NTMCell, PlasticCell, RNNCell, SALUCell
+from mnm_jax.memory import gradient_memory, local_memory
 from mnm_jax.training import Task
 
 
@@ -169,68 +170,6 @@ def _dnc(
     return DNCCell(features, hidden_features, slots=slots, memory_features=memory_features, read_heads=heads, rngs=rngs)
 
 
-def _mnm(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
-    def make(
-        *,
-        features: int,
-        hidden_features: int,
-        memory_features: int,
-        rngs: nnx.Rngs,
-        heads: int = 1,
-        memory_layers: int = 3,
-        memory_width: int | None = None,
-        step_size: str = "normalised",
-        key_norm: str | None = None,
-        max_norm: float | None = None,
-        inner_steps: int = 1,
-        momentum: bool = False,
-        forget: bool = False,
-        follow_keys: bool = False,
-        equal_keys: bool = False,
-    ) -> MNMCell:
-        options = WriteOptions(
-            key_norm=key_norm, max_norm=max_norm, inner_steps=inner_steps, momentum=momentum, forget=forget
-        )
-        memory = make_memory(
-            memory_features,
-            memory_features,
-            hidden_sizes=(memory_features if memory_width is None else memory_width,) * (memory_layers - 1),
-            step_size=step_size,
-            options=options,
-        )
-        return MNMCell(
-            features,
-            hidden_features,
-            memory,
-            heads=heads,
-            follow_keys=follow_keys,
-            equal_keys=equal_keys,
-            rngs=rngs,
-        )
-
-    return make
-
-
-def _chain(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
-    def make(
-        *,
-        features: int,
-        entities: int,
-        entity_features: int,
-        hidden_features: int,
-        rngs: nnx.Rngs,
-        heads: int = 2,
-        hops: int = 3,
-        relation_features: int = 8,
-        step_size: str = "normalised",
-    ) -> ChainCell:
-        key_size = entity_features * relation_features
-        memory = make_memory(key_size, entity_features, hidden_sizes=(), step_size=step_size)
-        return ChainCell(features, hidden_features, memory, entities=entities, heads=heads, hops=hops, rngs=rngs)
-
-    return make
-
-
 _MEMORY = {"hidden_features": 100, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "normalised"}
 _SLOTS = {"hidden_features": 100, "slots": 64, "memory_features": 32}
 _HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, "step_size": "normalised"}
@@ -238,25 +177,25 @@ _HOPS = {"hidden_features": 128, "heads": 2, "hops": 3, "relation_features": 8, 
 # Colours: Okabe and Ito's palette, then Tol's.
 MODELS: dict[str, ModelEntry] = {
     "mnm-p": ModelEntry(
-        make=_mnm(local_memory),
+        make=mnm_cell(local_memory),
         settings=_MEMORY,
         colour="#0072B2",
         formula="W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)",
     ),
     "mnm-g": ModelEntry(
-        make=_mnm(gradient_memory),
+        make=mnm_cell(gradient_memory),
         settings=_MEMORY,
         colour="#D55E00",
         formula="W ← W − β ∇_W Σ_h |f(k_h; W) − v_h|²",
     ),
     "chain-p": ModelEntry(
-        make=_chain(local_memory),
+        make=chain_cell(local_memory),
         settings=_HOPS,
         colour="#56B4E9",
         formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-p",
     ),
     "chain-g": ModelEntry(
-        make=_chain(gradient_memory),
+        make=chain_cell(gradient_memory),
         settings=_HOPS,
         colour="#E69F00",
         formula="r_n = f(r_{n−1} ⊗ c_n; W), written as mnm-g",
