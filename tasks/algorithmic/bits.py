@@ -1,11 +1,10 @@
-"""Common parts of the tasks on bits: sampling, curriculum, evaluation sets, score and pictures.
+"""Common parts of the tasks on bits: lengths, encoding, score and texts.
 
 Shape letters: `T` time steps, `B` examples, `D` input features, `C` bits of an answer.
 """
 
-import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import jax
@@ -15,10 +14,9 @@ from flax import nnx
 
 from mnm_jax._checks import check_sizes
 from mnm_jax.training import Batch, Mean
-from tasks.arguments import to_sizes, unwrap_numbers
-from tasks.sampling import draw_up_to, evaluation_set, growth_at
+from tasks.arguments import to_sizes
+from tasks.sampling import DrawnTask, draw_up_to
 from tasks.scoring import bit_accuracy, bit_cross_entropy, whole_sequences
-from tasks.timeline import time_line
 
 Array = jax.Array
 
@@ -40,7 +38,7 @@ class BitSequence(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BitTask(abc.ABC):
+class BitTask(DrawnTask):
     """A task whose inputs and answers are vectors of random bits.
 
     Inputs: a bit is +1 or -1, and 0 if a step shows nothing; flags have channels of their own after the bits. An answer
@@ -61,9 +59,8 @@ class BitTask(abc.ABC):
       length: largest length trained on; each task defines what its length counts.
       shortest: smallest length.
       bits: bits per vector.
-      curriculum: updates until the largest length is trained on; 0: from the first update on.
-      lengths: lengths evaluated at the end (split "test"), besides the largest trained on.
-      evaluation_batches: batches of each evaluation set.
+      lengths: lengths evaluated at the end (split "test"), besides the largest trained on. Other arguments: see
+        `DrawnTask`.
 
     Raises:
       TypeError: an argument that is not a whole number, or lengths that are no tuple.
@@ -73,20 +70,14 @@ class BitTask(abc.ABC):
     length: int
     shortest: int = 1
     bits: int = 8
-    curriculum: int = 0
     lengths: tuple[int, ...] = ()
-    evaluation_batches: int = 8
 
-    name: ClassVar[str]
     flags: ClassVar[tuple[str, ...]] = ("|",)
-    loader: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        unwrap_numbers(self)
+        super().__post_init__()
         object.__setattr__(self, "lengths", to_sizes("lengths", self.lengths))
-        names = ("length", "shortest", "bits", "evaluation_batches")
-        check_sizes(**{name: getattr(self, name) for name in names})
-        check_sizes(least=0, curriculum=self.curriculum)
+        check_sizes(length=self.length, shortest=self.shortest, bits=self.bits)
         if self.shortest > self.length:
             raise ValueError(f"shortest must be <= length = {self.length}, got {self.shortest}.")
 
@@ -100,10 +91,6 @@ class BitTask(abc.ABC):
         """`C`."""
         return self.bits
 
-    @abc.abstractmethod
-    def draw(self, key: Array, growth: Array) -> BitSequence:
-        """Returns a new sequence. `growth`: progress of the curriculum, from 0 to 1."""
-
     def draw_length(self, key: Array, growth: Array) -> Array:
         """Returns the length of a new sequence."""
         return draw_up_to(key, self.shortest, self.length, growth)
@@ -113,21 +100,14 @@ class BitTask(abc.ABC):
         del rngs
         return lambda inputs: inputs
 
-    def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
-        """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
-        growth = growth_at(step, self.curriculum)
-        drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
-        inputs, answers, loss_mask, mask = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
+    def to_batch(self, drawn: BitSequence) -> Batch:
+        """Returns sequences `[T, B, ...]` as a batch."""
+        inputs, answers, loss_mask, mask = drawn
         targets = jnp.where(loss_mask[..., None], (answers + 1) / 2, 0)
         return Batch(inputs=inputs, targets=targets, loss_mask=loss_mask.astype(inputs.dtype), mask=mask)
 
-    def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """Returns a set of all trained lengths (""); for "test" also the largest alone, and each of `lengths`."""
-        sets = {"": self} | (self.wider_sets() if split == "test" else {})
-        return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
-
     def wider_sets(self) -> dict[str, Self]:
-        """Returns the settings that are evaluated at the end besides the trained one, by name."""
+        """Returns the largest trained length alone, and each of `lengths`."""
         return {f"length={n}": self.with_length(n) for n in dict.fromkeys((self.length, *self.lengths))}
 
     def with_length(self, length: int) -> Self:
@@ -147,25 +127,14 @@ class BitTask(abc.ABC):
             "chance": Mean(total=right.count / 2, count=right.count),
         }
 
-    def tokens(self, batch: Batch, index: int) -> list[str]:
-        """Returns the input of each step: bits as a hexadecimal number, a flag by its sign, "." for nothing."""
-        return [self.token(row) for row in np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]]
-
     def token(self, row: np.ndarray) -> str:
-        """Returns the input of one step `[D]` as text."""
+        """Returns the input of one step `[D]`: bits as a hexadecimal number, a flag by its sign, "." for nothing."""
         flags = [flag for flag, value in zip(self.flags, row[self.bits :], strict=True) if value]
         return "".join((as_hex(row[: self.bits]) if row[: self.bits].any() else "", *flags)) or "."
 
-    def answer(self, bits: np.ndarray) -> str:
+    def answer(self, target: np.ndarray) -> str:
         """Returns the answer of one step, C bits as 0 and 1, as text."""
-        return as_hex(2 * bits - 1)
-
-    def render(self, batch: Batch, index: int) -> str:
-        """Returns example `index` as a time-line of inputs and answers."""
-        tokens = self.tokens(batch, index)
-        steps = zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
-        answers = [self.answer(bits) if counts else "" for bits, counts in steps]
-        return time_line(tokens, answers[: len(tokens)])
+        return as_hex(2 * target - 1)
 
 
 def signs(key: Array, shape: tuple[int, ...]) -> Array:

@@ -101,5 +101,5 @@ class RepeatCopy(BitTask):
         *bits, flag, number = row
         return f"|x{round(number * _DEVIATION + _MEAN)}" if flag else as_hex(bits) if any(bits) else "."
 
-    def answer(self, bits: np.ndarray) -> str:
-        return "end" if bits[-1] else super().answer(bits[:-1])
+    def answer(self, target: np.ndarray) -> str:
+        return "end" if target[-1] else super().answer(target[:-1])

@@ -87,8 +87,8 @@ class NoisyRecall(LengthTask):
             mask=jnp.ones(self.length, bool),
         )
 
-    def label(self, token: int) -> str:
-        kind, number = divmod(token, self.vocabulary)
+    def token(self, row: int) -> str:
+        kind, number = divmod(row, self.vocabulary)
         return "kv#"[kind] + str(number)
 
     def answer(self, target: int) -> str:

@@ -102,9 +102,9 @@ class Recall(TokenTask):
             for n in sizes
         }
 
-    def label(self, token: int) -> str:
+    def token(self, row: int) -> str:
         half = self.vocabulary // 2
-        return "." if token == self.vocabulary else f"k{token}" if token < half else f"v{token - half}"
+        return "." if row == self.vocabulary else f"k{row}" if row < half else f"v{row - half}"
 
     def answer(self, target: int) -> str:
         return f"v{target}"

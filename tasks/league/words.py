@@ -70,8 +70,8 @@ class Words(LengthTask):
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, last=True)
 
-    def label(self, token: int) -> str:
-        return self.elements[token]
+    def token(self, row: int) -> str:
+        return self.elements[row]
 
     def answer(self, target: int) -> str:
         return self.elements[target]
