@@ -60,7 +60,7 @@ class DrawnTask(abc.ABC):
         """Returns sequences as a batch; leaves `[T, B, ...]`, otherwise as `draw` returns them."""
 
     @abc.abstractmethod
-    def token(self, row: Any) -> str:
+    def token(self, shown: Any) -> str:
         """Returns the input of one step as text."""
 
     @abc.abstractmethod
@@ -78,13 +78,13 @@ class DrawnTask(abc.ABC):
         return self.to_batch(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), drawn))
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
-        """Returns the trained setting (""); for "test" also those of `wider_sets`, unless `wider` is False."""
+        """Returns the evaluation sets by name: "" is the trained setting; "test" adds `wider_sets` if `wider`."""
         sets = {"": self} | (self.wider_sets() if split == "test" and self.wider else {})
         return {name: evaluation_set(task, split, self.evaluation_batches, batch_size) for name, task in sets.items()}
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
         """Returns the input of each step of example `index` as text."""
-        return [self.token(row) for row in np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]]
+        return [self.token(shown) for shown in np.asarray(batch.inputs[:, index])[np.asarray(batch.mask[:, index])]]
 
     def render(self, batch: Batch, index: int) -> str:
         """Returns example `index` as a time-line of inputs and answers."""

@@ -186,7 +186,7 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     with pytest.raises(ValueError, match=r"run.* would be read in place of the new weights"):
         ship_run(tmp_path / "run", tmp_path / "run")
     assert not (tmp_path / "run/params.safetensors").exists()
-    with pytest.raises(ValueError, match="run has the seeds 3 to 4, got seed=2"):
+    with pytest.raises(ValueError, match="seed must be one of the run's seeds, 3, 4, in .*run, got seed=2"):
         export_run(tmp_path / "run", tmp_path / "out", seed=2)
 
 

@@ -42,5 +42,6 @@ def load_trained(
     seed = first if seed is None else seed
     check_sizes(least=0, seed=seed)
     if not first <= seed < first + training.seeds:
-        raise ValueError(f"{workdir} has the seeds {first} to {first + training.seeds - 1}, got {seed=}.")
+        seeds = ", ".join(map(str, range(first, first + training.seeds)))
+        raise ValueError(f"seed must be one of the run's seeds, {seeds}, in {workdir}, got {seed=}.")
     return Trained(task, load_model(workdir, make_model, seed - first))

@@ -15,14 +15,15 @@ from mnm_jax.cells import ChainCell, MNMCell
 from mnm_jax.memory import Memory, WriteOptions
 
 _HELD = (int, bool, float, str, int | None, float | None, str | None)
-_SET_HERE = ("out_features", "options")
+_EXCLUDED = ("out_features",)  # `SequenceModel` has the read-out
 _GROUPS = ("of_cell", "of_memory")
 
 
 def mnm_cell(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
     """Returns `(*, features, hidden_features, memory_features, rngs, memory_layers, memory_width, ...) -> MNMCell`.
 
-    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, None: `memory_features`.
+    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, or
+    `memory_features` if that is None.
     """
 
     def make(
@@ -47,7 +48,8 @@ def mnm_cell(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
 def chain_cell(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
     """Returns `(*, features, entities, entity_features, hidden_features, rngs, memory_layers, ...) -> ChainCell`.
 
-    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, None: `entity_features`.
+    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, or
+    `entity_features` if that is None.
     """
 
     def make(
@@ -72,8 +74,15 @@ def chain_cell(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
 
 
 def _with_options(make: Callable, init_cell: Callable[..., None], make_memory: Callable[..., Memory]) -> Callable:
-    """Returns `make` with the options of cell, memory and writes as keyword arguments in place of the two groups."""
+    """Returns `make` with the options of cell, memory and writes in place of its arguments `of_cell` and `of_memory`.
+
+    Raises:
+      ValueError: if two of the three have an option of the same name.
+    """
     of_cell, of_memory, of_writes = _options(init_cell), _options(make_memory), _options(WriteOptions)
+
+    if len(of_cell | of_memory | of_writes) < len(of_cell) + len(of_memory) + len(of_writes):
+        raise ValueError(f"an option has one place, got {list(of_cell)}, {list(of_memory)} and {list(of_writes)}.")
 
     @functools.wraps(make)
     def make_with_options(**settings: Any) -> nnx.RNNCellBase:
@@ -95,5 +104,5 @@ def _options(function: Callable) -> dict[str, inspect.Parameter]:
     return {
         name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not parameter.empty and parameter.annotation in _HELD and name not in _SET_HERE
+        if parameter.default is not parameter.empty and parameter.annotation in _HELD and name not in _EXCLUDED
     }

@@ -127,7 +127,7 @@ def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config:
     try:
         step = discard_fault(workdir)
     except ValueError:
-        # The same command again, for a run that has got beyond its fault and was interrupted: it resumes.
+        # The run has passed its fault and was interrupted; the same command resumes it.
         if before != config or (workdir / SUMMARY).exists() or not any((workdir / "checkpoints").glob("*.fault*")):
             raise
         return

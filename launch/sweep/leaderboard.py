@@ -32,8 +32,8 @@ def make_rows(
     """Returns a row per trial: name, state, area, last, step, settings, error.
 
     The area is the mean of the metric over the evaluations. Finished trials come first, then trials stopped
-    early, each from the best area to the worst, then failed trials. An area with a value that is not finite is None, as
-    that of a trial without evaluations, and comes last.
+    early, each from the best area to the worst, then failed trials. `area` and `last` are
+    None if they are not finite or there is no evaluation; a trial without an area is the last of its state.
 
     Args:
       trials: the trials of the sweep.
@@ -67,7 +67,7 @@ def make_rows(
 
 
 def _finite(number: float | None) -> float | None:
-    """Returns the number, or None if it is not finite; JSON has no other way to say so."""
+    """Returns the number, or None if it is not finite; JSON has no NaN or infinity."""
     return number if number is not None and math.isfinite(number) else None
 
 

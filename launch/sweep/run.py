@@ -100,7 +100,7 @@ def plan_trials(
 
     Args:
       space: the search space.
-      number: number of trials drawn from it; None: all.
+      number: number of trials drawn from it, before equal ones are left out; None: all.
       config: the config of the recipe.
       words: words of the command line that choose and change the recipe.
       workdir: folder of the sweep.
@@ -112,8 +112,9 @@ def plan_trials(
     planned = [plan(spec, config, words, workdir) for spec in specs]
     for trial in planned:
         build_parts(trial.config)
-    kept = [index for index, trial in enumerate(planned) if not index or trial.config != planned[0].config]
-    return [specs[index] for index in kept], [planned[index] for index in kept]
+    recipe, *others = zip(specs, planned, strict=True)
+    kept = [recipe, *(trial for trial in others if trial[1].config != recipe[1].config)]
+    return [spec for spec, _ in kept], [trial for _, trial in kept]
 
 
 def run_sweep(

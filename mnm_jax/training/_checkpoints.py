@@ -205,7 +205,7 @@ def load_params(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
     """Returns the parameters `[S, ...]` of a run and the number of updates; changes nothing on disk.
 
     They come from the newest complete checkpoint, or from the file of `save_params` if the run has no checkpoints. If
-    the run stopped at a fault, they are the parameters before the faulty update, and so is the number of updates.
+    the run stopped at a fault, parameters and number are those before the faulty update.
 
     Args:
       workdir: folder of the run.

@@ -79,7 +79,7 @@ def explain_fault(
         if "loader" in checked:
             loader.set_state(checked["loader"])
         for _ in range(int(steps[seed]) - checked["step"]):
-            batch = pad_batch(next(loader), config.accumulate)
+            batch = pad_batch(next(loader), 1 if streams else config.accumulate)
     propose = make_proposal(
         split_model(make_model),
         task,

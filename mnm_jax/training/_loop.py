@@ -235,7 +235,9 @@ class _Run:
         batch = None
         if self.loader is not None:
             local_devices = self.placement.divided.num_devices // jax.process_count()
-            own = pad_batch(next(self.loader), local_devices * self.config.accumulate)
+            # Streams with a carry cannot be padded: the update refuses a number that `accumulate` does not divide.
+            parts = 1 if self.state.carry is not None else self.config.accumulate
+            own = pad_batch(next(self.loader), local_devices * parts)
             batch = processes.join_batches(own, self.placement.divided)
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
         compiled = shapes in self.shapes

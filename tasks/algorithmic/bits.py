@@ -59,8 +59,8 @@ class BitTask(DrawnTask):
       length: largest length trained on; each task defines what its length counts.
       shortest: smallest length.
       bits: bits per vector.
-      lengths: lengths evaluated at the end (split "test"), besides the largest trained on. Other arguments: see
-        `DrawnTask`.
+      lengths: lengths evaluated at the end (split "test"), besides the largest trained on.
+        Other arguments: see `DrawnTask`.
 
     Raises:
       TypeError: an argument that is not a whole number, or lengths that are no tuple.
@@ -127,10 +127,10 @@ class BitTask(DrawnTask):
             "chance": Mean(total=right.count / 2, count=right.count),
         }
 
-    def token(self, row: np.ndarray) -> str:
+    def token(self, shown: np.ndarray) -> str:
         """Returns the input of one step `[D]`: bits as a hexadecimal number, a flag by its sign, "." for nothing."""
-        flags = [flag for flag, value in zip(self.flags, row[self.bits :], strict=True) if value]
-        return "".join((as_hex(row[: self.bits]) if row[: self.bits].any() else "", *flags)) or "."
+        flags = [flag for flag, value in zip(self.flags, shown[self.bits :], strict=True) if value]
+        return "".join((as_hex(shown[: self.bits]) if shown[: self.bits].any() else "", *flags)) or "."
 
     def answer(self, target: np.ndarray) -> str:
         """Returns the answer of one step, C bits as 0 and 1, as text."""

@@ -99,8 +99,8 @@ class Pairs(BitTask):
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, shortest=length, overwriting=0)
 
-    def token(self, row: np.ndarray) -> str:
-        value, key = row[: self.bits], row[self.bits :]
+    def token(self, shown: np.ndarray) -> str:
+        value, key = shown[: self.bits], shown[self.bits :]
         return as_hex(key) + (f"={as_hex(value)}" if value.any() else "")
 
 

@@ -56,6 +56,6 @@ class PrioritySort(BitTask):
             mask=mask,
         )
 
-    def token(self, row: np.ndarray) -> str:
-        *bits, flag, priority = row
+    def token(self, shown: np.ndarray) -> str:
+        *bits, flag, priority = shown
         return f"{as_hex(bits)}{priority:+.2f}" if any(bits) else "|" if flag else "."

@@ -97,8 +97,8 @@ class RepeatCopy(BitTask):
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, shortest=length, fewest=self.repeats)
 
-    def token(self, row: np.ndarray) -> str:
-        *bits, flag, number = row
+    def token(self, shown: np.ndarray) -> str:
+        *bits, flag, number = shown
         return f"|x{round(number * _DEVIATION + _MEAN)}" if flag else as_hex(bits) if any(bits) else "."
 
     def answer(self, target: np.ndarray) -> str:

@@ -7,11 +7,11 @@ import numpy as np
 
 
 class Curriculum(NamedTuple):
-    """The records and the number of the first epochs of a training.
+    """First epochs that draw only some of the training stories.
 
     Attributes:
-      drawn: places in the split of the records of each of these epochs, `[n]`.
-      epochs: their number.
+      drawn: indices of the stories that each of these epochs draws, `[n]`.
+      epochs: number of these epochs.
     """
 
     drawn: np.ndarray
@@ -19,5 +19,5 @@ class Curriculum(NamedTuple):
 
 
 def fingerprint(first: Curriculum | None) -> list[int] | None:
-    """Returns what a saved position records of the first epochs; JSON can hold it."""
+    """Returns the number of first epochs and a checksum of their stories, for a saved position; None without them."""
     return None if first is None else [first.epochs, zlib.crc32(first.drawn.tobytes())]

@@ -143,15 +143,19 @@ class StreamLoader:
         self._identity: dict[str, Any] = {"seed": seed, "streams": streams, "window": window}
         self._identity |= {"words": len(samples.words), "first_epochs": fingerprint(first)}
         every = np.arange(len(samples.starts) - 1)
-        first_epochs, drawn = (first.epochs, first.drawn) if first else (0, every)
+        first = first or Curriculum(drawn=every, epochs=0)
 
         @functools.lru_cache(maxsize=2)
         def order(epoch: int) -> np.ndarray:
-            return np.random.default_rng([seed, epoch]).permutation(drawn if epoch < first_epochs else every)
+            return np.random.default_rng([seed, epoch]).permutation(first.drawn if epoch < first.epochs else every)
 
-        self._order = order
-        self._dealt = lambda epoch: min(epoch, first_epochs) * len(drawn) + max(epoch - first_epochs, 0) * len(every)
+        self._order, self._first, self._count = order, first, len(every)
         self._seek(0)
+
+    def _dealt(self, epoch: int) -> int:
+        """Returns the number of samples that are dealt out before an epoch."""
+        short = min(epoch, self._first.epochs)
+        return short * len(self._first.drawn) + (epoch - short) * self._count
 
     def _share(self, epoch: int, stream: int) -> np.ndarray:
         """Returns the samples of a stream in an epoch: every B-th sample, counted from the first epoch."""

@@ -69,7 +69,7 @@ class BabiStream(StoryTask):
     word "<end>", which is also the last target of the sample before it. A model reads `B` streams in parallel, in
     windows of `window` words. Its carry, with the memory, is passed from window to window, also within and between
     stories, and is never reset; the gradient ends at the border of a window (`carries`, see `mnm_jax.training.Task`).
-    Streams may begin with samples of a few tasks only, `first_tasks`.
+    The first `first_epochs` epochs have only samples of `first_tasks`.
 
     The target of every step is the next word, among all words. In the mode "question" only the steps at a "?" count, so
     the target is the answer; in the mode "language" all steps count. In both modes accuracy is the share of right
@@ -87,7 +87,8 @@ class BabiStream(StoryTask):
 
     With `controller="sentence"` the cell's controller is reset before the first word of every sentence and question,
     before an answer and before "<end>" (`Batch.reset_controller`), so that facts reach an answer through the memory
-    alone; this needs a cell with a neural memory. Neither this reset nor `first_tasks` are in the protocol.
+    alone; this needs a cell with a neural memory. Neither this reset nor `first_tasks` is part of the
+    protocol.
 
     Differences to the published program: validation begins with an empty memory (there with the state of a training
     stream), and the parameters after the last update are tested (there those with the least validation loss). Since

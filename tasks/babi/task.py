@@ -77,7 +77,7 @@ class Babi(StoryTask):
       controller: "story" or "sentence": where the cell's controller is reset.
       apart: whether every question is a sequence of its own, instead of on a fork in the middle of its story.
       oversampled: tasks whose training stories are drawn more often: once more per epoch for each time that a task is
-        named; not in the first epochs.
+        named; it has no effect in the first epochs.
         Other arguments: see `tasks.babi.story_task.StoryTask`.
 
     Raises:

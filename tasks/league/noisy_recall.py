@@ -87,8 +87,8 @@ class NoisyRecall(LengthTask):
             mask=jnp.ones(self.length, bool),
         )
 
-    def token(self, row: int) -> str:
-        kind, number = divmod(row, self.vocabulary)
+    def token(self, shown: int) -> str:
+        kind, number = divmod(shown, self.vocabulary)
         return "kv#"[kind] + str(number)
 
     def answer(self, target: int) -> str:

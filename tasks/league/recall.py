@@ -102,9 +102,9 @@ class Recall(TokenTask):
             for n in sizes
         }
 
-    def token(self, row: int) -> str:
+    def token(self, shown: int) -> str:
         half = self.vocabulary // 2
-        return "." if row == self.vocabulary else f"k{row}" if row < half else f"v{row - half}"
+        return "." if shown == self.vocabulary else f"k{shown}" if shown < half else f"v{shown - half}"
 
     def answer(self, target: int) -> str:
         return f"v{target}"

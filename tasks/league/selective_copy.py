@@ -78,5 +78,5 @@ class SelectiveCopy(LengthTask):
         targets = items[jnp.clip(step - length, 0, self.items - 1)]
         return TokenSequence(tokens=tokens, targets=targets, loss_mask=counts, mask=step < length + self.items)
 
-    def token(self, row: int) -> str:
-        return {self.vocabulary: ".", self.vocabulary + 1: "?"}.get(row, str(row))
+    def token(self, shown: int) -> str:
+        return {self.vocabulary: ".", self.vocabulary + 1: "?"}.get(shown, str(shown))

@@ -52,7 +52,8 @@ class TokenTask(DrawnTask):
     A subclass defines `name`, `tokens_known`, `output_features`, `draw` and `token`; see `SelectiveCopy`.
 
     Args:
-      embedding_features: `D`, features of the learned embedding of a token. Other arguments: see `DrawnTask`.
+      embedding_features: `D`, features of the learned embedding of a token.
+        Other arguments: see `DrawnTask`.
 
     Raises:
       TypeError: an argument that is not a whole number, or sizes that are no tuple.
@@ -110,8 +111,8 @@ class LengthTask(TokenTask):
 
     Args:
       length: length trained on; each task defines what its length counts.
-      lengths: lengths evaluated at the end (split "test"), besides the one trained on. Other arguments: see
-        `TokenTask`.
+      lengths: lengths evaluated at the end (split "test"), besides the one trained on.
+        Other arguments: see `TokenTask`.
 
     Raises:
       TypeError, ValueError: see `TokenTask`.

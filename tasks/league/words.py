@@ -70,8 +70,8 @@ class Words(LengthTask):
     def with_length(self, length: int) -> Self:
         return dataclasses.replace(self, length=length, last=True)
 
-    def token(self, row: int) -> str:
-        return self.elements[row]
+    def token(self, shown: int) -> str:
+        return self.elements[shown]
 
     def answer(self, target: int) -> str:
         return self.elements[target]

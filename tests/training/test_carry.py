@@ -169,6 +169,12 @@ def test_training_equals_a_loop_whose_gradient_ends_at_the_border_of_a_window(tr
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
+def test_accumulation_that_does_not_divide_the_streams_is_refused(tmp_path):
+    config = TrainConfig(steps=1, batch_size=6, accumulate=4, learning_rate=0.1)
+    with pytest.raises(ValueError, match="accumulate must divide the 6 examples of a device, got accumulate=4"):
+        train(Streams(), make_model, config, tmp_path, devices=jax.devices()[:1])
+
+
 @pytest.mark.parametrize(
     ("devices", "parallel", "accumulate"),
     [

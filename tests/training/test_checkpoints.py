@@ -62,7 +62,7 @@ def test_a_second_state_of_the_same_update_is_refused_and_a_damaged_one_written_
 
 
 def test_parameters_of_a_stopped_run_have_the_number_of_updates_before_the_fault(tmp_path, states):
-    """A fault at update 8 is noticed at 10, when the run is next logged; the other seed may have gone on."""
+    """A fault at update 8 is noticed at 10, when the run is next logged; the other seed may have continued."""
     faulty = states[0]._replace(fault_step=jnp.int32([8, 8]))
     save(tmp_path / "both", 10, faulty, {})
     params, steps = load_params(tmp_path / "both", make_model())
