@@ -86,7 +86,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
 
     Raises:
       ValueError: if it is the folder of a run of another config, or of a run whose config is missing, or `after_fault`
-        is given and there is no fault; its files stay unchanged.
+        is given and the run has no fault, unless it has passed its fault with this config and was interrupted; its
+        files stay unchanged.
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)

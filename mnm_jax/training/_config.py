@@ -19,7 +19,8 @@ class TrainConfig:
         number, see `mnm_jax.training.train`.
       batch_size: `B`, over all devices; a multiple of their number.
       accumulate: number of parts into which a device's share of the batch is divided, for a batch that exceeds the
-        device's memory. Gradients are summed over them, so that the result is that of the whole batch.
+        device's memory. Gradients are summed over them, so that the result is that of the whole batch. A batch that a
+        loader reads is padded to a multiple; a sampled batch, and one with a carry, must be one.
       learning_rate: the rate after the warm-up.
       optimizer: "adam", "adamw", "muon", "nadam" or "sgd"; see `mnm_jax.training.make_optimizer`.
       schedule: "constant", "cosine" or "trapezoid"; see `mnm_jax.training.make_optimizer`.
