@@ -233,7 +233,7 @@ def _load_seeds(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
         path, step = stored.path, stored.step
         params = {name: array for name, array in stored.arrays.items() if name.startswith("params.")}
         fault = stored.arrays["fault_step"]  # the update that a seed was stopped before; noticed at a later one
-        steps = np.where(fault < 0, step, fault - 1).tolist()
+        steps = np.where(fault > 0, fault - 1, step).tolist()
     elif found := read_params(workdir):
         path, params, step = found
     else:
