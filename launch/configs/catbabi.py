@@ -21,8 +21,8 @@ Expected of chain-p with `--config.training.steps=6000 --config.training.schedul
 90% of the validation answers after 4,000 updates; continued with `--config.training.steps=13000`: 96.6%; and then
 with 17000: 96.8% (1 seed; 133, another 133 and 71 minutes on one core of a CPU whose other core was busy; qa3 train =
 1,925 genuine + 8,075 simulated questions). No model has been trained for all 50,000 updates. mnm-p was stopped below
-70% of the validation answers in all trials, also with `--config.task.controller=sentence` and `first_tasks`; the page
-of results says what each trial gave.
+70% of the validation answers in all trials, also with `--config.task.controller=sentence` and `first_tasks`
+(`docs/results/catbabi.md`).
 """
 
 from ml_collections import ConfigDict

@@ -22,8 +22,8 @@ _GROUPS = ("of_cell", "of_memory")
 def mnm_cell(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
     """Returns `(*, features, hidden_features, memory_features, rngs, memory_layers, memory_width, ...) -> MNMCell`.
 
-    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, or
-    `memory_features` if that is None.
+    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, or `memory_features` if that is
+    None.
     """
 
     def make(
@@ -48,8 +48,8 @@ def mnm_cell(make_memory: Callable[..., Memory]) -> Callable[..., MNMCell]:
 def chain_cell(make_memory: Callable[..., Memory]) -> Callable[..., ChainCell]:
     """Returns `(*, features, entities, entity_features, hidden_features, rngs, memory_layers, ...) -> ChainCell`.
 
-    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, or
-    `entity_features` if that is None.
+    The memory has `memory_layers` layers; its hidden layers have `memory_width` units, or `entity_features` if that is
+    None.
     """
 
     def make(

@@ -67,8 +67,8 @@ def unroll(
         rest of the carry. If `reset_controller` is set at the next step without it, such steps equal a fork.
       form: the execution form, which decides what a cell with a neural memory stores for the backward pass. All forms
         return the same values and derivatives of all orders up to rounding; forward mode through the run needs "plain"
-        (forward over reverse does not). With fast weights in bfloat16 the gradients of two forms differed by 5 to
-        13% over 300 steps: keep them in float32, also in a cell whose `dtype` is bfloat16.
+        (forward over reverse does not). Each form rounds at other places, so that with fast weights in bfloat16 the
+        gradients of two forms can differ visibly: keep them in float32, also in a cell whose `dtype` is bfloat16.
 
         * "plain": stores the weights of every step, by plain autodiff; the only form with gates or without a memory.
         * "reversible": stores no weights; they are computed back from the last ones. Over a reset they cannot

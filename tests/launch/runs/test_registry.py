@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from launch.configs import dictionary
-from launch.runs import build
+from launch.runs import build, memory_cells
 from launch.runs.registry import MODELS, TASKS, ModelEntry, model_colours
 from mnm_jax import MNMCell, WriteOptions, local_memory
 from tasks.babi import Babi
@@ -89,6 +89,14 @@ def test_the_options_of_cell_memory_and_writes_are_settings():
     Dictionary().encoder(rngs)
     expected = nnx.state(MNMCell(features, 5, plain, rngs=rngs), nnx.Param)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(build_cell(), nnx.Param), expected)
+
+
+def test_an_option_with_two_places_is_refused():
+    def init_cell(self, *, step_size: str = "normalised"):
+        pass
+
+    with pytest.raises(ValueError, match=r"an option has one place, got \['step_size'\], \['step_size', "):
+        memory_cells._with_options(lambda: None, init_cell, local_memory)
 
 
 def test_the_memory_of_the_chained_cell_may_have_hidden_layers():
