@@ -69,6 +69,23 @@ def test_a_write_at_rate_one_is_read_back_at_once_by_several_heads(x64):
     np.testing.assert_allclose(losses[True].loss_before, losses[False].loss_before, rtol=1e-12)
 
 
+def test_a_hidden_weight_grows_with_every_write_if_its_error_is_computed_after_the_activation(x64):
+    """The target of the hidden unit is 2, which tanh cannot reach: each of 50 writes adds an error of more than 1."""
+    weights = {}
+    for before in (True, False):
+        settings = {"write_through": True, "pre_activation": before, "epsilon": 0.0, "param_dtype": jnp.float64}
+        memory = local_memory(1, 1, hidden_sizes=(1,), **settings)
+        params = memory.init(jax.random.key(0))
+        params = params._replace(targets=params.targets._replace(kernel=jnp.array([[2.0, 1.0]])))
+        state, one = memory.start(params, 1), jnp.ones((1, 1, 1), jnp.float64)
+        for _ in range(50):
+            state, _ = memory.write(params, state, one, one, jnp.ones(1, jnp.float64))
+        weights[before] = float(state.weights[0][0, 0, 0])
+    start = float(params.weights[0][0, 0])
+    assert weights[True] == pytest.approx(2.0, abs=1e-12)
+    assert start + 50 < weights[False] < start + 150
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
