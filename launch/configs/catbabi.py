@@ -15,8 +15,9 @@ sizes of the other models. Not of the protocol:
 
 * The chained cells get the words of the sentence so far at every step (`reads="sentence"`), from which the encoder
   picks four words; their embeddings and LSTM have 128 features.
-* mnm-p has embeddings of 128 features, one head and 8,192 fast weights. It is trained with Muon and weight decay, and
-  its rule has two options that the paper does not have: `write_through` and `pre_activation` (`docs/deviations.md`).
+* mnm-p has embeddings of 128 features, one head, 8,192 fast weights and `equal_keys`. It is trained with Muon and
+  weight decay, and its write has two options that the paper does not have: `write_through` and `pre_activation`
+  (`docs/deviations.md`).
 
 Published test accuracy, question / language mode: fast weight memory (FWM) 96.75 / 93.04%, Transformer-XL 87.66 /
 90.23%, MNM-p 88.97 / 69.3%, AWD-LSTM 80.88 / 80.15%.
@@ -26,7 +27,7 @@ Expected of chain-p with `--config.training.steps=6000 --config.training.schedul
 with 17000: 96.8% (1 seed; 133, another 133 and 71 minutes on one core of a CPU whose other core was busy; qa3 train =
 1,925 genuine + 8,075 simulated questions). Of mnm-p with `--config.training.steps=7000` and the same schedule: 90.2%
 (1 seed, 76 minutes); of lm/mnm-p with 6000: 76.6% (1 seed, 61 minutes). No model has been trained for all 50,000
-updates; the other models have not been trained to their end.
+updates; the other models have not been trained.
 """
 
 from ml_collections import ConfigDict
