@@ -12,6 +12,7 @@ from launch.compile_cache import use_compilation_cache
 from launch.runs.own import place_of
 from mnm_jax.training import Interrupted, TrainingFault
 
+_FOLDERS = ("workdir", "out", "publish", "results")  # flags that name a folder to write to
 _INTERRUPTED = 130  # the exit code that a shell reports for a program ended by Ctrl-C
 
 
@@ -66,7 +67,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     ml_collections raises plain exceptions of several kinds for these.
     """
     try:
-        return flags.FLAGS(_joined(argv))
+        rest = flags.FLAGS(_joined(argv))
     except (LookupError, AttributeError) as error:
         if path := re.search(r"Attempting to lookup: ([\w.]+)", str(error)):
             sys.exit(f"--config.{path[1]}: a setting has no keys of its own; write --config.SECTION.KEY=VALUE.")
@@ -78,6 +79,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if section := re.match(r"flag --config\.(\w+)=.* as a ConfigDict", str(error)):
             sys.exit(f"{section[1]} is a section; set one of its keys, as in --config.{section[1]}.name=NAME.")
         sys.exit(_line(error))
+    for name in _FOLDERS:
+        if name in flags.FLAGS and flags.FLAGS[name].value == "":  # `--workdir=$RUN` with an unset variable
+            sys.exit(f"--{name} is empty, which would be the current folder; name one, as in --{name}=runs/first.")
+    return rest
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ def check_sizes(*, least: int = 1, **sizes: Any) -> None:
     """Raises TypeError unless every named value is an integer, and ValueError unless it is in [least, 2**31)."""
     for name, size in sizes.items():
         if not isinstance(size, numbers.Integral) or isinstance(size, bool):
-            raise TypeError(f"{name} must be an integer >= {least}, got {_show(size)}: pass an int.")
+            raise TypeError(f"{name} must be an integer >= {least}, got {show(size)}: pass an int.")
         if size < least:
             raise ValueError(f"{name} must be >= {least}, got {size}.")
         if int(size) >= 2**31:  # JAX stores shapes and counters as int32
@@ -39,7 +39,7 @@ def check_finite(**values: Any) -> None:
     """Raises TypeError unless every named value is a real number, and ValueError unless it is finite."""
     for name, value in values.items():
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, got {_show(value)}: pass a float.")
+            raise TypeError(f"{name} must be a number, got {show(value)}: pass a float.")
         try:
             finite = math.isfinite(value)
         except OverflowError:  # an integer beyond the largest float
@@ -76,14 +76,14 @@ def check_flags(**flags: Any) -> None:
     """Raises TypeError unless every named value is True or False."""
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, got {_show(flag)}.")
+            raise TypeError(f"{name} must be True or False, got {show(flag)}.")
 
 
 def check_functions(**functions: Any) -> None:
     """Raises TypeError unless every named value can be called."""
     for name, function in functions.items():
         if not callable(function):
-            raise TypeError(f"{name} must be a function, got {_show(function)}: pass the function itself.")
+            raise TypeError(f"{name} must be a function, got {show(function)}: pass the function itself.")
 
 
 def check_dtype(**dtypes: Any) -> None:
@@ -94,7 +94,7 @@ def check_dtype(**dtypes: Any) -> None:
         except TypeError:
             known = False
         if not known:
-            raise TypeError(f"{name} must be a floating-point dtype such as jnp.float32, got {_show(dtype)}.")
+            raise TypeError(f"{name} must be a floating-point dtype such as jnp.float32, got {show(dtype)}.")
         if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
             raise ValueError(f"{name} must be an enabled dtype, got {jnp.dtype(dtype)}: set JAX_ENABLE_X64=1.")
 
@@ -115,7 +115,7 @@ def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **s
     """
     shape, kind = getattr(array, "shape", None), getattr(array, "dtype", None)
     if shape is None or kind is None:
-        raise TypeError(f"{name} must be an array [{axes.replace(' ', ', ')}], got {_show(array)}: use jnp.asarray.")
+        raise TypeError(f"{name} must be an array [{axes.replace(' ', ', ')}], got {show(array)}: use jnp.asarray.")
     if not jnp.issubdtype(kind, dtype):
         raise TypeError(f"{name} must be an array of {_KINDS[dtype]}, got dtype {kind}: use astype.")
     letters = axes.split()
@@ -125,7 +125,7 @@ def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **s
         raise ValueError(f"{name} must have shape {expected}, got {tuple(shape)}.")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """Returns the beginning of a value's repr, and its type."""
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} of type {type(value).__name__}"

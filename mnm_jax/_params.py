@@ -15,6 +15,9 @@ class ParamTree(nnx.Module):
     Args:
       tree: any pytree of arrays.
 
+    Raises:
+      ValueError: if two leaves have the same name, such as `{"a.b": x, "a": {"b": y}}`.
+
     Examples:
       >>> params = ParamTree({"weights": (jnp.zeros(2), jnp.ones(3))})
       >>> params.names
@@ -27,6 +30,8 @@ class ParamTree(nnx.Module):
         leaves, structure = jax.tree.flatten(tree)
         self.structure: Any = structure
         self.names = tuple(leaf_names(tree))
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"the names of the arrays must differ, got {twice[0]!r} twice: rename a key with a dot.")
         for name, leaf in zip(self.names, leaves, strict=True):
             setattr(self, name, nnx.Param(leaf))
 
@@ -59,11 +64,14 @@ def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
 
 def leaf_names(tree: Any) -> list[str]:
     """Returns the names of the leaves in the order of `jax.tree.leaves`, such as `cell.weights[0]`."""
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable)):
+        # The path of a leaf in a variable begins with an entry for the value of the variable, which is left out.
+        inner = jax.tree_util.tree_leaves_with_path(node) if isinstance(node, nnx.Variable) else [((None,), node)]
+        names += [_name((*path, *within[1:])) for within, _ in inner]
+    return names
 
 
 def _name(path: tuple[Any, ...]) -> str:
     keys = [getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))) for entry in path]
-    if keys and keys[-1] == "value":  # the value inside an nnx.Variable
-        keys.pop()
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

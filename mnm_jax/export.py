@@ -22,7 +22,11 @@ from mnm_jax.layers import NeuralMemoryLayer
 Array = jax.Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16, "I32": jnp.int32}
+_BITS = (8, 16, 32, 64)
+_DTYPES: dict[str, Any] = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+_DTYPES["BOOL"] = jnp.bool_
+_DTYPES |= {f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in _BITS}
+_WEIGHTS = nnx.Not(nnx.RngState)
 
 
 def export_step(
@@ -65,12 +69,12 @@ def export_step(
     take_step: Callable[[Any, Any, Any], tuple[Any, Any]] = step or (
         NeuralMemoryLayer.step if isinstance(model, NeuralMemoryLayer) else _cell_step
     )
-    graphdef, weights = nnx.split(model)
+    graphdef, weights, random = nnx.split(model, _WEIGHTS, ...)
     weights_tree, carry_tree = jax.tree.structure(weights), jax.tree.structure(carry)
     names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))
 
     def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Any) -> tuple[dict[str, Array], Any]:
-        rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]))
+        rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]), random)
         old = jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names])
         new, outputs = take_step(rebuilt, old, inputs)
         return dict(zip(carry_names, jax.tree.leaves(new), strict=True)), outputs
@@ -86,9 +90,18 @@ def export_step(
 
 
 def to_arrays(tree: Any) -> dict[str, Array]:
-    """Returns the arrays of a module, a carry or any other pytree by name, such as `memory_params.weights[0]`."""
-    tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
-    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    """Returns the arrays of a module, a carry or any other pytree by name, such as `memory_params.weights[0]`.
+
+    The state of a module's random numbers, of dropout for example, is left out.
+
+    Raises:
+      ValueError: if two arrays have the same name.
+    """
+    tree = nnx.state(tree, _WEIGHTS) if isinstance(tree, nnx.Module) else tree
+    names = leaf_names(tree)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the names of the arrays must differ, got {twice[0]!r} twice: rename a key with a dot.")
+    return dict(zip(names, jax.tree.leaves(tree), strict=True))
 
 
 def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
@@ -124,7 +137,7 @@ def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); write it again.") from error
     arrays = {name: _read(path, name, **tensor) for name, tensor in content}
-    state = nnx.state(model)
+    state = nnx.state(model, _WEIGHTS)
     own = to_arrays(model)
     for what, names in [("lacks", own.keys() - arrays.keys()), ("has unknown", arrays.keys() - own.keys())]:
         if names:

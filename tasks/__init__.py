@@ -6,6 +6,7 @@
     league/           tokens: multi-query recall, selective copying, noisy recall, parity, S3
     maze/             reinforcement learning in a maze with a hidden reward
     actor_critic.py   an environment (environment.py) as a task
+    gymnax_env.py     an environment of gymnax as such an environment
     scoring.py        loss and metrics; sampling.py: evaluation sets; timeline.py: pictures; arguments.py: checks
 
 Each task implements the protocol `mnm_jax.training.Task`, which `mnm_jax.testing.check_task` checks.

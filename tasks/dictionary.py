@@ -27,7 +27,7 @@ SOURCE = "abcdefghijklm"
 TARGET = "NOPQRSTUVWXYZ"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Dictionary:
     """One-shot translation: example pairs of strings, then queries, under a new bijection of 13 letters onto 13.
 

@@ -106,7 +106,38 @@ def test_weights_are_restored_to_the_bit(tmp_path, dtype):
         np.testing.assert_array_equal(a, b)
 
 
+class Varied(nnx.Module):
+    """A module with dropout and with arrays of other kinds than floating-point numbers."""
+
+    def __init__(self, seed):
+        rngs = nnx.Rngs(seed)
+        self.linear, self.dropout = nnx.Linear(2, 2, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.used, self.count = nnx.Variable(jnp.array([True, seed > 0])), nnx.Variable(jnp.uint32(2**32 - 1 - seed))
+
+
+def test_random_state_is_no_weight_and_flags_and_counts_are(tmp_path):
+    model, other = Varied(0), Varied(1)
+    save_safetensors(tmp_path / "w.safetensors", to_arrays(model))
+    load_safetensors(tmp_path / "w.safetensors", other)
+    for name, array in to_arrays(other).items():
+        np.testing.assert_array_equal(array, to_arrays(model)[name])
+        assert array.dtype == to_arrays(model)[name].dtype
+    assert list(to_arrays(model)) == ["count", "linear.bias", "linear.kernel", "used"]
+    assert other.dropout.rngs.key[...] != model.dropout.rngs.key[...]  # its own
+
+    def step(model, carry, x):
+        return carry, model.dropout(model.linear(x), deterministic=True)
+
+    exported = export_step(model, jnp.zeros((1, 1)), jnp.zeros((1, 2)), step, platforms=("cpu",))
+    x = jax.random.normal(jax.random.key(0), (3, 2))
+    outputs = exported.call(to_arrays(model), {"": jnp.zeros((3, 1))}, x)[1]
+    np.testing.assert_allclose(outputs, jax.jit(model.linear)(x), rtol=1e-6)
+
+
 def test_names_of_arrays(tmp_path):
+    with pytest.raises(ValueError, match="must differ, got 'a.b' twice"):
+        to_arrays({"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}})
+    assert list(to_arrays({"key": jnp.ones(1), "value": jnp.ones(1)})) == ["key", "value"]
     names = set(to_arrays(make_cell()))
     assert {"memory_params.weights[0]", "interaction.kernel", "rate.bias"} <= names
     assert "memory.weights[0]" in to_arrays(make_cell().initialize_carry((1, D)))
@@ -178,9 +209,10 @@ def test_a_run_is_exported_for_programs_without_this_library(tmp_path):
     expected = model(batch.inputs, mask=batch.mask).logits
     real = np.asarray(batch.mask[:, 0])
     np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy")[real], expected[real], rtol=1e-4, atol=1e-5)
-    (tmp_path / "run/summary.json").write_text("{}")
+    for name in ("summary.json", "vocabulary.json"):
+        (tmp_path / "run" / name).write_text("{}")
     files = ship_run(tmp_path / "run", tmp_path / "small")
-    assert [path.name for path in files] == ["config.json", "summary.json", "params.safetensors"]
+    assert [path.name for path in files] == ["config.json", "summary.json", "vocabulary.json", "params.safetensors"]
     _, shipped = load_trained(tmp_path / "small", seed=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), nnx.state(shipped), seeds[1])
     with pytest.raises(ValueError, match=r"run.* would be read in place of the new weights"):

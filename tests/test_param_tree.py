@@ -9,6 +9,7 @@ from flax import nnx
 
 from mnm_jax import ChainCell, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll
 from mnm_jax._params import ParamTree
+from mnm_jax.memory import Pair
 
 MODELS = {
     "cell": lambda rngs: MNMCell(3, 2, local_memory(2, 2, hidden_sizes=(3,)), rngs=rngs),
@@ -49,6 +50,13 @@ def test_the_optimiser_of_flax_trains_them_as_optax_does(name):
     for old, new, expected in zip(before, after, jax.tree.leaves(by_hand.memory_params.get_value()), strict=True):
         np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
         assert np.any(old != new)
+
+
+def test_names_are_whole_and_differ():
+    tree = {"query": jnp.zeros(1), "value": jnp.ones(2), "pair": Pair(jnp.ones(3), jnp.ones(4))}
+    assert ParamTree(tree).names == ("pair.inputs", "pair.delta", "query", "value")
+    with pytest.raises(ValueError, match="must differ, got 'a.b' twice: rename a key with a dot"):
+        ParamTree({"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}})
 
 
 def test_a_tree_comes_back_as_it_was_and_takes_one_of_its_structure_alone():

@@ -23,6 +23,7 @@ from mnm_jax.training import (
     played,
     split_model,
 )
+from mnm_jax.training._parallel import pad_batch
 
 
 class _InForm(nnx.Module):
@@ -63,7 +64,10 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
       forms: the forms to measure.
     """
     task, make_model, training = parts
-    batch = None if task.loader is None else typical_batch(task, training)
+    batch = None
+    if task.loader is not None:  # padded as in training
+        splits = 1 if optional_member(task, "carries") else training.accumulate
+        batch = pad_batch(typical_batch(task, training), len(devices) * splits)
 
     def mask(model: Any) -> Any:
         drawn = batch

@@ -75,7 +75,7 @@ def claim_rows(claims: Sequence[Mapping[str, str]], section: Section) -> list[di
     return rows
 
 
-def run_command(run: Run, section: str) -> str:
+def command_of(run: Run, section: str) -> str:
     """Returns the command of a run as it can be typed again: plain `python`, and a new workdir below `runs/`."""
     words = shlex.split(run.summary["command"])[1:]
     workdir = f"--workdir=runs/{section}/{run.place}"
@@ -86,7 +86,9 @@ def _origin(name: str, section: Section) -> tuple[str, str]:
     """Returns the number of seeds and the command of a run, or "-" and the command of a benchmark file."""
     if name in section.runs:
         run = section.runs[name]
-        return str(run.summary["seeds"]), run_command(run, section.folder.name)
-    if (section.folder / name).is_file():
-        return ABSENT, benchmark_command(benchmark_files(section.folder)[section.folder / name])
-    raise ValueError(f"{section.folder.parent / CLAIMS}: {section.folder.name} has no run and no file {name!r}.")
+        return str(run.summary["seeds"]), command_of(run, section.folder.name)
+    if rows := benchmark_files(section.folder).get(section.folder / name):
+        return ABSENT, benchmark_command(rows)
+    raise ValueError(
+        f"{section.folder.parent / CLAIMS}: {section.folder.name} has no run and no file of a benchmark {name!r}."
+    )

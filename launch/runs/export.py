@@ -16,6 +16,7 @@ from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 from mnm_jax.export import export_step, save_safetensors, to_arrays
 from mnm_jax.training import SequenceModel, load_params, save_params
+from tasks.babi.language import VOCABULARY
 
 
 def export_run(
@@ -64,8 +65,8 @@ def _step_with_reset(model: SequenceModel, carry: Any, inputs: Any) -> tuple[Any
 def ship_run(workdir: str | os.PathLike, out: str | os.PathLike, data_dir: str | None = None) -> list[pathlib.Path]:
     """Writes a small folder of a run into `out` and returns the paths of its files.
 
-    They are `config.json`, `summary.json` if the run has ended, and the weights of all seeds in half precision,
-    `params.safetensors`; all programs that read the model of a run accept this folder.
+    They are `config.json`, `summary.json` if the run has ended, `vocabulary.json` if the run has it, and the weights of
+    all seeds in half precision, `params.safetensors`; all programs that read the model of a run accept this folder.
 
     Args:
       workdir: folder of the run.
@@ -84,6 +85,6 @@ def ship_run(workdir: str | os.PathLike, out: str | os.PathLike, data_dir: str |
     if found := [name for name in ("checkpoints", "params.npz") if (folder / name).exists()]:
         raise ValueError(f"{folder / found[0]} would be read in place of the new weights; give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    files = [pathlib.Path(workdir) / name for name in (CONFIG, SUMMARY)]
+    files = [pathlib.Path(workdir) / name for name in (CONFIG, SUMMARY, VOCABULARY)]
     copied = [pathlib.Path(shutil.copy(file, folder)) for file in files if file.is_file()]
     return [*copied, save_params(folder, params, step, half=True)]

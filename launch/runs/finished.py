@@ -12,11 +12,10 @@ import numpy as np
 from launch.runs.light import SUMMARIES, LightRun, read_light, write_light
 from launch.runs.metrics import natural, summarise
 from launch.runs.own import FOLDER
-from launch.runs.workdir import CONFIG, PLACES, SUMMARY, TUNING
+from launch.runs.workdir import CONFIG, PLACES, SUMMARY, SUMMARY_KEYS, TUNING
 from mnm_jax._files import LOCK
 from mnm_jax.training import read_metrics
 
-_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}  # needed in a summary
 _TYPES = {"task": str, "model": str, "command": str, "seeds": int, "steps": int, "parameters": int, "metrics": dict}
 _STATISTICS = {"mean", "std", "per_seed"}  # of each metric
 
@@ -63,7 +62,7 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
         raise FileNotFoundError(f"{folder} {state}: it has no {SUMMARY}; run the command of launch.train to its end.")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        lacking = sorted(_KEYS - summary.keys())
+        lacking = sorted(SUMMARY_KEYS - summary.keys())
     except (ValueError, AttributeError) as error:  # JSON without keys
         raise ValueError(f"{path} is damaged (no JSON object); run its command again to write it anew.") from error
     if lacking:
@@ -175,7 +174,7 @@ def _differ_in_seeds(runs: Sequence[Run]) -> bool:
 def _light_runs(root: pathlib.Path) -> list[Run]:
     runs = []
     for place, (summary, lines) in read_light(root).items():
-        lacking = sorted(_KEYS - summary.keys())
+        lacking = sorted(SUMMARY_KEYS - summary.keys())
         if lacking:
             raise ValueError(f"{root / SUMMARIES}: the run {place} lacks {', '.join(lacking)}; publish it again.")
         group, _, label = place.rpartition("/")

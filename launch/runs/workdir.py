@@ -16,6 +16,8 @@ from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault
 
 CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
+# Needed in a summary; without one of them the run is trained to its end again, which writes the summary anew.
+SUMMARY_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}
 TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
 # Keys that say where files are, not what a run computes: a run continues when they have moved.
 PLACES = (FOLDER, "task.data_dir", "task.cache_dir")
@@ -34,7 +36,8 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
 
     Args:
       workdir: folder of the run.
-      data_dir: folder of the task's data; replaces the one that the config names. None: keeps it.
+      data_dir: folder of the task's data; replaces the one that the config names. None: keeps it. Of no effect for a
+        task without data.
 
     Raises:
       FileNotFoundError: if there is no run.
@@ -49,16 +52,17 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
     except (ValueError, AttributeError) as error:
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error
-    if data_dir is not None and isinstance(config.get("task"), dict):
-        config["task"]["data_dir"] = data_dir
+    task = config.get("task")
+    if data_dir is not None and isinstance(task, dict) and "data_dir" in task:
+        task["data_dir"] = data_dir
     return config
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of `summary.json`; None if the file is missing or damaged."""
+    """Returns the content of `summary.json`; None if the file is missing, damaged or incomplete."""
     try:
         summary = json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
-        return summary if {"seeds", "steps", "config", "metrics"} <= summary.keys() else None
+        return summary if SUMMARY_KEYS | {"config"} <= summary.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from launch.runs.plain import plain_config
 from launch.runs.workdir import SUMMARY, TUNING, claim, read_summary, write_json
 from launch.suites.runs import Suite, SuiteRun
 from mnm_jax._files import lock_folder
@@ -53,12 +54,12 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
     """Returns two lines per run, its state and its command; an unfinished run follows those that select its setting."""
     lines = []
     for label, run in suite.items():
-        summary = read_summary(workdir / label)
+        summary = _finished(run, workdir / label)
         state, scores = "finished" if summary else "to do", (summary or {}).get(TUNING, {})
         # The scores are added after the run ends.
         missing = [trial for value, trial in trials(run, workdir / label).items() if value not in scores]
         for trial, folder in missing:
-            lines += [f"# {'finished' if read_summary(folder) else 'to do'}", command(trial, folder)]
+            lines += [f"# {'finished' if _finished(trial, folder) else 'to do'}", command(trial, folder)]
         if run.tuning and missing:
             state = f"to do, with the best {run.tuning.name}"
         else:
@@ -141,15 +142,21 @@ def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRu
 
 def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> None:
     """Trains a run unless it is finished, and reports a NaN or an infinite number on stderr."""
-    if (folder / SUMMARY).is_file():
-        claim(folder, json.loads(json.dumps(run.config.to_dict())))
-    if (folder / SUMMARY).is_file():  # otherwise `claim` reopened it, since its number of updates was increased
+    if read_summary(folder):
+        claim(folder, plain_config(run.config))  # reopens the run if its number of updates was increased
+    if _finished(run, folder):
         return
     print(f"{folder}: {command(run, folder)}", flush=True)
     try:
         train(run.config, folder, command=command(run, folder))
     except TrainingFault as error:
         print(f"{folder}: {error}", file=sys.stderr)
+
+
+def _finished(run: SuiteRun, folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the summary of a run that has all its updates; None if it is missing, damaged or of fewer updates."""
+    summary = read_summary(folder)
+    return summary if summary and summary["steps"] >= run.config.training.steps else None
 
 
 def _parse(value: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from mnm_jax._accelerator import on_measured_gpu
 from mnm_jax._masking import select
@@ -71,9 +72,12 @@ class Heads(NamedTuple):
           ends: whether the chunk of each example ends after each C tokens, `[T / C, B]`; None if it always does.
           old: whether to compute losses.
         """
+        steps = vectors.shape[0]
+        if export.is_symbolic_dim(steps):
+            raise ValueError(f"a layer needs a number of tokens, got the symbolic size {steps}: use step, or fix T.")
         can_choose = self.backend == "auto" and not old and ends is None and gates.reset is None
         chunked, by_kernel = self._choose(vectors, can_choose)
-        steps, size = len(vectors), chunked.size
+        size = chunked.size
         whole = steps - steps % size
         coefficients = jax.vmap(partial(mix, momentum="momentum" in chunked.memory.gates))
         # The forward pass stores only `vectors` and the memories between chunks. Computing a chunk and its tokens again

@@ -49,7 +49,7 @@ class Memory(abc.ABC):
     @property
     @abc.abstractmethod
     def pairs_only(self) -> bool:
-        """True if a write changes the weights only by subtracting pairs, as the fast execution forms require."""
+        """True if the state is a `MemoryState` whose weights change only by subtracted pairs, as fast forms require."""
 
     @abc.abstractmethod
     def init(self, key: Array) -> MemoryParams:
@@ -61,7 +61,11 @@ class Memory(abc.ABC):
 
     @abc.abstractmethod
     def start(self, params: MemoryParams, batch_size: int) -> Any:
-        """Returns the state at the start of a sequence: phi_0 for each of `batch_size` examples."""
+        """Returns the state at the start of a sequence: phi_0 for each of `batch_size` examples.
+
+        For `reset_controller` and `fork_memory` of `unroll`, a state of another type than this library's own must have
+        a property `of_memory` that is True.
+        """
 
     @abc.abstractmethod
     def read(self, params: MemoryParams, state: Any, keys: Array) -> Array:
@@ -125,12 +129,6 @@ def check_batch(params: MemoryParams, batch_size: int) -> None:
         check_sizes(least=0, batch_size=batch_size)
 
 
-def check_state(state: Any) -> None:
-    """Raises TypeError for anything that is no state of a memory."""
-    if not hasattr(state, "batch_size"):
-        raise TypeError(f"state must be from start or a write, got {type(state).__name__}: use the memory's start.")
-
-
 def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
     """Raises ValueError unless the names of the gates are those that the memory's write takes."""
     if set(gates) != set(memory.gates):
@@ -142,7 +140,8 @@ def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
 
 def check_read(memory: Any, state: Any, keys: Array) -> None:
     """Raises TypeError or ValueError unless state and keys belong to this memory, one of this library's own."""
-    check_state(state)
+    if not hasattr(state, "batch_size"):
+        raise TypeError(f"state must be from start or a write, got {type(state).__name__}: use the memory's start.")
     fits = isinstance(state, GatedState) != memory.pairs_only
     if fits and isinstance(state, GatedState):
         has = state.surprise is not None, state.optimizer is not None

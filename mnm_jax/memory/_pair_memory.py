@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mnm_jax._precision import wide
+from mnm_jax._precision import common_dtype, wide
 from mnm_jax.memory import _network as networks
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
 from mnm_jax.memory._memory import Memory, check_batch, check_params, check_read, check_write, mean_square
@@ -191,7 +190,7 @@ def scale_pairs(pairs: Pairs, factor: Array) -> Pairs:
 
 def _dense(pair: Pair, like: Array) -> Array:
     """Returns X^T D `[B, I, O]` in the dtype of the weights."""
-    dtype = np.promote_types(pair.delta.dtype, like.dtype)
+    dtype = common_dtype(pair.delta.dtype, like.dtype)
     return jnp.einsum("bhi,bho->bio", pair.inputs.astype(dtype), pair.delta.astype(dtype)).astype(like.dtype)
 
 

@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
+from flax import errors, nnx
 
 from mnm_jax._masking import Steps, is_memory
 from mnm_jax._params import leaf_names
 from mnm_jax.memory import MemoryState, Storage
+from mnm_jax.recurrence._fast.record import StepError
+from mnm_jax.recurrence._protocol import MemoryCell
 
 Array = jax.Array
 
@@ -25,9 +27,12 @@ class CarryLayout(NamedTuple):
 
     @classmethod
     def of(cls, carry: Any) -> "CarryLayout":
-        """Returns the layout of a carry."""
+        """Returns the layout of a carry; raises StepError if it has no `MemoryState`."""
         leaves, tree = jax.tree.flatten(carry, is_leaf=is_memory)
-        return cls(tree, next(i for i, leaf in enumerate(leaves) if isinstance(leaf, MemoryState)))
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, MemoryState)]
+        if not places:
+            raise StepError("the carry of the cell has no MemoryState: use unroll(..., form='plain').")
+        return cls(tree, places[0])
 
     def split(self, carry: Any) -> tuple[list[Any], Any]:
         """Returns the small leaves, and the node in the memory's place, which may have any type."""
@@ -49,6 +54,20 @@ def begin_carry(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
     return cell.initialize_carry(input_shape)
 
 
+def call_unchanged(cell: Any, carry: Any, inputs: Array) -> tuple[Any, Any]:
+    """Returns the results of a step; raises TypeError if it changes a variable of the cell, which no step receives."""
+    before = dict(zip(leaf_names(cell), jax.tree.leaves(cell), strict=True))
+    results = cell(carry, inputs)
+    for name, leaf in zip(leaf_names(cell), jax.tree.leaves(cell), strict=True):
+        if before.get(name) is not leaf:
+            raise TypeError(
+                f"a step of {type(cell).__name__} must change nothing but its carry, and it changes {name!r}, which "
+                "unroll does not pass from step to step: use dropout on the inputs or outputs of unroll instead, or "
+                "keep such state in the carry."
+            )
+    return results
+
+
 def check_carry(carry: Any, batch_size: int) -> None:
     """Raises TypeError or ValueError unless the leaves of a carry are arrays `[B, ...]`."""
     for name, leaf in zip(leaf_names(carry), jax.tree.leaves(carry), strict=True):
@@ -63,13 +82,22 @@ def check_carry(carry: Any, batch_size: int) -> None:
 
 
 def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
-    """Raises ValueError if a sequence has flags about the memory, and the cell's carry has no neural memory."""
+    """Raises ValueError if a sequence has flags about the memory, and the cell's carry has no node of a memory."""
     given = [name for name in ("reset_controller", "fork_memory") if getattr(xs, name) is not None]
-    if given:
-        carry = jax.eval_shape(lambda: begin_carry(cell, (1, xs.inputs.shape[2])))
-        if not any(map(is_memory, jax.tree.leaves(carry, is_leaf=is_memory))):
-            kind = type(cell).__name__
-            raise ValueError(f"{given[0]} needs a cell with a neural memory in its carry, and {kind} has none.")
+    if not given:
+        return
+    if isinstance(cell, MemoryCell):
+        state = jax.eval_shape(lambda: cell.memory.start(cell.memory_params.get_value(), 1))
+        if not all(map(is_memory, jax.tree.leaves(state, is_leaf=is_memory))):
+            raise ValueError(
+                f"{given[0]} must know which parts of the carry are the memory, but the state of "
+                f"{type(cell.memory).__name__} is a {type(state).__name__}: make it a node with of_memory = True, see "
+                "Memory.start."
+            )
+    carry = jax.eval_shape(lambda: begin_carry(cell, (1, xs.inputs.shape[2])))
+    if not any(map(is_memory, jax.tree.leaves(carry, is_leaf=is_memory))):
+        kind = type(cell).__name__
+        raise ValueError(f"{given[0]} needs a cell with a neural memory in its carry, and {kind} has none.")
 
 
 def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> str | None:
@@ -82,6 +110,13 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
         wanted: Any = jax.tree.structure(first)
         found: Any = jax.tree.structure(carry)
         if wanted != found:
+            for a, b in zip(*(jax.tree.leaves(tree, is_leaf=is_memory) for tree in (first, carry)), strict=False):
+                if is_memory(a) and is_memory(b) and type(a) is not type(b):
+                    here, there = type(a).__name__, type(b).__name__
+                    return (
+                        f"carry must have the memory of {kind}, a {here}, got a {there}, which is of a memory with "
+                        "other write options: use a carry of this cell."
+                    )
             return f"carry must have the leaves {leaf_names(first)} as of {kind}, got {leaf_names(carry)}."
         if change := first_change(first, carry):
             same = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, first, carry))
@@ -90,7 +125,7 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
         new = jax.eval_shape(lambda carry, now: cell(carry, now)[0], first, now)
         if change := first_change(first, new):
             return f"a step of {kind} with inputs in {now.dtype} changes the carry: {change}; {cast}"
-    except (TypeError, ValueError, AttributeError, NotImplementedError):
+    except (TypeError, ValueError, AttributeError, NotImplementedError, errors.FlaxError):
         pass  # the cell fails by itself
     return None
 

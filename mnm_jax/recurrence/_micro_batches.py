@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -125,6 +126,10 @@ def value_and_grad(
         batch = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf), batch)
         leaves, tree = jax.tree.flatten(batch)
         axes, count = _find_axes(batch_axis, batch)
+        if export.is_symbolic_dim(count) and (micro_batch or shared_by):
+            raise ValueError(
+                f"micro_batch and devices need a number of examples, got the symbolic size {count}: leave both out."
+            )
         sharing = _dividing(shared_by, count)
         parts = _divide(count // len(sharing), micro_batch)
         if len(sharing) == 1 and parts == [(1, count)]:

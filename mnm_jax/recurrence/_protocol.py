@@ -24,6 +24,7 @@ class MemoryCell(Protocol):
       transformations such as `jax.checkpoint` or `jax.lax.cond`. It may drop the state after a write, and read an older
       one again. The state that a step returns contains at least one write of this step. For a step that does otherwise
       "auto" runs "plain", and the fast forms raise a ValueError.
+    * A step changes nothing but the carry, which holds all state: dropout, whose random state changes, is refused.
     * It calls every map of `linear_maps()` outside any derivative that it takes within a step.
     * `initialize_carry` needs no random key and is the same for every example.
 

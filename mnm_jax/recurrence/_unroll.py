@@ -10,10 +10,10 @@ from flax import nnx
 from jax import export
 
 from mnm_jax._auto_axes import with_auto_axes
-from mnm_jax._checks import check_choice, check_flags, check_sizes
+from mnm_jax._checks import check_choice, check_flags, check_sizes, show
 from mnm_jax._masking import Steps, check_steps
 from mnm_jax._vary import vary_alike
-from mnm_jax.recurrence._carry import begin_carry, check_carry, check_has_memory, explain_carry
+from mnm_jax.recurrence._carry import begin_carry, call_unchanged, check_carry, check_has_memory, explain_carry
 from mnm_jax.recurrence._fast.record import StepError
 from mnm_jax.recurrence._fast.unroll import unroll_fast
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
@@ -86,8 +86,9 @@ def unroll(
       The last carry and the outputs `[T, B, ...]`.
 
     Raises:
-      TypeError: for an argument of the wrong kind, a carry that does not fit the cell and the inputs, or a forward-mode
-        derivative of another form than "plain".
+      TypeError: for an argument of the wrong kind, a carry that does not fit the cell and the inputs, a step that
+        changes a variable of the cell, such as the random state of dropout, or a forward-mode derivative of another
+        form than "plain".
       ValueError: for shapes that do not agree, a form that is unknown or that the cell does not support,
         `checkpoint_every` below 1, or `reset_controller` or `fork_memory` for a cell without a neural memory.
 
@@ -105,8 +106,8 @@ def unroll(
     """
     if not isinstance(cell, nnx.RNNCellBase):
         raise TypeError(
-            f"cell must be an nnx.RNNCellBase, got {cell!r}: pass an instance, such as MNMCell(...); a layer is called "
-            "itself."
+            f"cell must be an nnx.RNNCellBase, got {show(cell)}: pass an instance, such as MNMCell(...); a layer is "
+            "called itself."
         )
     check_choice("form", form, FORMS)
     check_flags(time_major=time_major)
@@ -147,6 +148,9 @@ def _run(
 
 def _choose(cell: nnx.RNNCellBase, xs: Steps, form: str, every: int | None) -> tuple[str, int | None]:
     """Returns the form that runs, and its number of steps between stored or dense weights."""
+    steps = xs.inputs.shape[0]
+    if every is not None and export.is_symbolic_dim(steps):
+        raise ValueError(f"checkpoint_every={every} needs a number of steps, got the symbolic size {steps}: omit it.")
     if not has_forms(cell):
         if form not in ("auto", "plain"):
             lacks = "has no neural memory"
@@ -154,7 +158,6 @@ def _choose(cell: nnx.RNNCellBase, xs: Steps, form: str, every: int | None) -> t
                 lacks = "has a memory that is not written only in pairs"
             raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
         return "plain", every
-    steps = xs.inputs.shape[0]
     if export.is_symbolic_dim(steps):
         if form not in ("auto", "plain"):
             raise ValueError(f"{form=} needs a number of steps, got the symbolic size {steps}: use form='plain'.")
@@ -175,7 +178,8 @@ def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: in
 
     def step(carry: Any, x: Steps) -> tuple[Any, Any]:
         carry, inputs = x.enter(carry, start)
-        new, outputs = cell(x.begin(carry, start), inputs)
+        own = jax.tree.map(lambda leaf: leaf, cell)  # a copy at the trace level of the scan, for `call_unchanged`
+        new, outputs = call_unchanged(own, x.begin(carry, start), inputs)
         return x.leave(new, carry, outputs)
 
     scan: Callable[[Any, Steps], tuple[Any, Any]] = partial(jax.lax.scan, step)

@@ -309,10 +309,10 @@ def _read_newest(workdir: str | os.PathLike) -> _Stored | None:
         logging.warning("Checkpoint %s is damaged (%s); the previous one is used.", path, problem)
         damaged[path] = problem or ""
     for path, problem in damaged.items():
-        raise ValueError(
-            f"no complete checkpoint in {path.parent}: {path.name} is damaged ({problem}); "
-            "restore the files, or train again in another workdir."
-        )
+        remedy = "restore the files, or train again in another workdir."
+        if (path.parents[1] / "params.npz").is_file():
+            remedy = "restore the files, or move this folder away: the parameters of a finished run are in params.npz."
+        raise ValueError(f"no complete checkpoint in {path.parent}: {path.name} is damaged ({problem}); {remedy}")
     return None
 
 

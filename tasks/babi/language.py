@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Collection
 from typing import NamedTuple
 
+from mnm_jax._files import whole_file
 from tasks.babi.names import QUESTION_WORDS, Contexts, find_contexts, question_form
 from tasks.babi.stream import BabiStream
 from tasks.babi.task import Babi
@@ -44,7 +45,8 @@ def write_language(workdir: str | os.PathLike, language: Language) -> pathlib.Pa
     path = pathlib.Path(workdir) / VOCABULARY
     contexts = {" ".join(kind): sorted(places) for kind, places in language.contexts.items()}
     content = {**language.vocabulary._asdict(), "contexts": contexts, "forms": sorted(language.forms)}
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(json.dumps(content, separators=(",", ":")) + "\n")
     return path
 
 

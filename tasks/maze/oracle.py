@@ -19,11 +19,6 @@ def distances(maze: Maze) -> np.ndarray:
         steps = shorter
 
 
-def best_actions(maze: Maze) -> np.ndarray:
-    """Returns `[F, F]`, the first action of a shortest path from a cell (row) to another (column)."""
-    return distances(maze)[maze.next_cells].argmin(1)
-
-
 def oracle_score(maze: Maze, params: MazeParams | None = None) -> float:
     """Returns the expected reward per episode of an agent that takes shortest paths to the known reward cell.
 

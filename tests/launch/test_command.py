@@ -1,4 +1,4 @@
-"""Tests how a command starts: Ctrl-C during its imports, and packages that are not installed."""
+"""Tests how a command starts: Ctrl-C during its imports, packages that are not installed, empty names of folders."""
 
 import signal
 import subprocess
@@ -26,6 +26,16 @@ def test_a_command_without_its_packages_names_the_extra():
     done = python("importlib.util.find_spec = lambda name: None; import launch")
     assert done.returncode == 1
     assert done.stderr == "No module named 'absl': run pip install 'mnm_jax[train]'.\n"
+
+
+def test_an_empty_folder_is_refused():
+    """`--workdir=$RUN` with an unset variable would write a run into the current folder."""
+    command = [sys.executable, "-m", "launch.train", "--config=launch/configs/pairs.py", "--workdir="]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "--workdir is empty, which would be the current folder; name one, as in --workdir=runs/first.\n"
+    )
 
 
 def test_ctrl_c_is_an_exception_again_when_the_work_begins(monkeypatch, capsys):

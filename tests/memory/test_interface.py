@@ -1,6 +1,7 @@
 """Tests the interface: memories with equal settings are equal, and a user's memory needs only the abstract methods."""
 
 import pickle
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import MNMCell, unroll
+from mnm_jax import MNMCell, unroll, unroll_memory
 from mnm_jax.memory import (
     Memory,
     MemoryParams,
@@ -107,6 +108,83 @@ def test_a_memory_of_ones_own_runs_in_a_cell():
         state, _ = memory.write(None, state, jnp.ones((2, 1, 2)), values, rate)
     np.testing.assert_allclose(carry.memory, state, rtol=1e-6)
     np.testing.assert_allclose(carry.read, state, rtol=1e-6)
+
+
+def test_a_state_of_another_type_runs_in_two_parts_by_unroll_memory():
+    memory = LastValue()
+    params = memory.init(jax.random.key(0))
+    values, rate = jax.random.normal(jax.random.key(1), (4, 2, 1, 3)), jnp.full((4, 2), 0.5)
+    given = jnp.ones((4, 2, 1, 2)), values, rate, jnp.ones((4, 2, 1, 2))
+    whole, _, reads = unroll_memory(memory, params, None, *given)
+    first, _, _ = unroll_memory(memory, params, None, *(x[:1] for x in given))
+    second, _, rest = unroll_memory(memory, params, first, *(x[1:] for x in given))
+    np.testing.assert_array_equal(second, whole)
+    np.testing.assert_array_equal(rest, reads[1:])
+    with pytest.raises(TypeError, match="must be from this memory's start or write, but"):
+        unroll_memory(memory, params, first[:1], *given)
+
+
+class MarkedState(NamedTuple):
+    """A state that says that it is the memory's."""
+
+    value: Any
+
+    @property
+    def of_memory(self):
+        return True
+
+
+class MarkedLastValue(LastValue):
+    """The same memory with a marked state."""
+
+    def start(self, params, batch_size):
+        return MarkedState(super().start(params, batch_size))
+
+    def read(self, params, state, keys):
+        return super().read(params, state.value, keys)
+
+    def write_read(self, params, state, keys, values, rate, read_keys):
+        new = MarkedState(state.value + rate[:, None] * (values[:, -1] - state.value))
+        return new, WriteInfo(*(jnp.zeros_like(rate),) * 3), self.read(params, new, read_keys)
+
+
+@pytest.mark.parametrize("meta_window", [1, 2])
+def test_flags_about_the_memory_need_a_state_that_says_that_it_is_the_memorys(meta_window):
+    xs, flags = jax.random.normal(jax.random.key(0), (4, 2, 3)), jnp.ones((4, 2), bool)
+    cell = MNMCell(3, 4, LastValue(), meta_window=meta_window, rngs=nnx.Rngs(0))
+    for name in ("reset_controller", "fork_memory"):
+        with pytest.raises(ValueError, match=f"{name} must know .* the state of LastValue .* of_memory = True"):
+            unroll(cell, None, xs, **{name: flags})
+    marked = MNMCell(3, 4, MarkedLastValue(), meta_window=meta_window, rngs=nnx.Rngs(0))
+    start = cell.memory_params.get_value().weights
+    carry, outputs = unroll(marked, None, xs, fork_memory=flags)
+    np.testing.assert_array_equal(carry.memory.value, jnp.broadcast_to(start, (2, 3)))
+    carry, outputs = unroll(marked, None, xs, reset_controller=flags)
+    state = jnp.broadcast_to(start, (2, 3))
+    for values, rate in zip(outputs.trace.write_values, outputs.trace.rate, strict=True):
+        state = state + rate[:, None] * (values[:, 0] - state)
+    np.testing.assert_allclose(carry.memory.value, state, rtol=1e-6)
+
+
+def test_pairs_without_the_librarys_state_run_plain():
+    """`pairs_only` promises that the fast forms can follow the memory, whose state they do not know."""
+
+    class Promising(LastValue):
+        pairs_only = True
+
+        def init(self, key):
+            return MemoryParams((jax.random.normal(key, (1, 3)),), None)
+
+        def start(self, params, batch_size):
+            return jnp.broadcast_to(params.weights[0], (batch_size, 3))
+
+    cell = MNMCell(3, 4, Promising(), rngs=nnx.Rngs(0))
+    xs = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    plain = unroll(cell, None, xs, form="plain")[1].features
+    np.testing.assert_array_equal(unroll(cell, None, xs)[1].features, plain)
+    for form in ("reversible", "factored"):
+        with pytest.raises(ValueError, match="has no MemoryState: use unroll.*form='plain'"):
+            unroll(cell, None, xs, form=form)
 
 
 def test_a_memory_without_all_methods_cannot_be_made():

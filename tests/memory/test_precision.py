@@ -6,6 +6,21 @@ import numpy as np
 import pytest
 
 from mnm_jax import WriteOptions, gradient_memory, matrix_memory
+from mnm_jax.memory import MemoryParams
+
+
+@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize(("stored", "computed"), [(jnp.bfloat16, jnp.float16), (jnp.float16, jnp.bfloat16)])
+def test_weights_and_products_in_different_numbers_of_16_bits_meet_in_float32(stored, computed, forget):
+    """A write of the value 2 moves a weight of 1 by twice the error of 1."""
+    options = WriteOptions(forget=forget)
+    memory = gradient_memory(1, 1, hidden_sizes=(), step_size="sum", options=options, param_dtype=stored)
+    params = MemoryParams((jnp.ones((1, 1), stored),), None)
+    ones, gates = jnp.ones((1, 1, 1), computed), {"forget": jnp.zeros(1, computed)} if forget else {}
+    state, _ = memory.write(params, memory.start(params, 1), ones, 2 * ones, jnp.ones(1, computed), **gates)
+    assert state.weights[0].dtype == stored and float(state.weights[0][0, 0, 0]) == 3.0
+    read = memory.read(params, state, ones)
+    assert read.dtype == computed and float(read[0, 0, 0]) == 3.0
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])

@@ -7,7 +7,16 @@ import pytest
 from flax import nnx
 from jax import export
 
-from mnm_jax import MNMCell, gradient_memory, local_memory, rule_memory, unroll
+from mnm_jax import (
+    MNMCell,
+    NeuralMemoryLayer,
+    gradient_memory,
+    local_memory,
+    matrix_memory,
+    rule_memory,
+    unroll,
+    value_and_grad,
+)
 from mnm_jax.memory._rules import LocalRule
 from mnm_jax.recurrence._fast import adjoint
 
@@ -288,6 +297,14 @@ def test_a_sequence_of_symbolic_length_runs_plain():
         np.testing.assert_allclose(file.call(x), unroll(cell, None, x)[1].features, atol=1e-6)
     with pytest.raises(ValueError, match="form='reversible' needs a number of steps, got the symbolic size t"):
         export.export(jax.jit(lambda x: unroll(cell, None, x, form="reversible")[1].features))(shape)
+    with pytest.raises(ValueError, match="checkpoint_every=2 needs a number of steps, got the symbolic size t: omit"):
+        export.export(jax.jit(lambda x: unroll(cell, None, x, checkpoint_every=2)[1].features))(shape)
+    layer = NeuralMemoryLayer(F, matrix_memory(2, 2), chunk=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="a layer needs a number of tokens, got the symbolic size t: use step"):
+        export.export(jax.jit(lambda x: layer(None, x)[1]))(shape)
+    gradient = value_and_grad(lambda w, x: jnp.sum(x * w), batch_axis=1, reduction="sum", micro_batch=2)
+    with pytest.raises(ValueError, match="micro_batch and devices need a number of examples, got the symbolic size b"):
+        export.export(jax.jit(lambda x: gradient(jnp.float32(1), x)))(shape)
 
 
 def test_a_map_without_a_product_of_its_own_is_differentiated_step_by_step(x64):

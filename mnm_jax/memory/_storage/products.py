@@ -10,7 +10,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from mnm_jax._precision import common_dtype
 
 Array = jax.Array
 
@@ -48,7 +49,7 @@ def _mix_few(scores: Array, rows: Array) -> Array:
 
 def minus_outer(w: Array, x: Array, delta: Array) -> Array:
     """Returns W - sum_h x_h (x) delta_h: `[B, I, O], [B, H, I], [B, H, O] -> [B, I, O]`, in the dtype of W."""
-    dtype = np.promote_types(w.dtype, delta.dtype)  # rounding delta to fewer digits could make a write useless
+    dtype = common_dtype(w.dtype, delta.dtype)  # rounding delta to fewer digits could make a write useless
     return _minus_outer(w.astype(dtype), x.astype(dtype), delta.astype(dtype)).astype(w.dtype)
 
 

@@ -33,7 +33,16 @@ from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
 from mnm_jax.memory._storage.transposed import TransposedState
-from mnm_jax.recurrence._fast.record import TRANSFORMED, Pairs, Product, Products, Recorder, StepError, StepLog
+from mnm_jax.recurrence._fast.record import (
+    CLOSED_OVER,
+    TRANSFORMED,
+    Pairs,
+    Product,
+    Products,
+    Recorder,
+    StepError,
+    StepLog,
+)
 from mnm_jax.recurrence._fast.replay import Replay, growth
 from mnm_jax.recurrence._fast.states import (
     Growth,
@@ -326,6 +335,8 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         if not re.search(rf"\b{StepLog.__name__}\b", str(error)):
             raise
         raise StepError(TRANSFORMED) from error
+    if any(isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.inexact) for value in jaxpr.consts):
+        raise StepError(CLOSED_OVER)
     ((products, maps, logged, most_writes, writes),) = logs
     if not writes:
         raise StepError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")

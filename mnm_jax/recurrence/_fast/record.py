@@ -26,6 +26,10 @@ TRANSFORMED = (
     "transformation of JAX, such as jax.checkpoint, jax.vmap, jax.grad, jax.lax.cond or jax.lax.stop_gradient: use "
     "unroll(..., form='plain')."
 )
+CLOSED_OVER = (
+    "a step of the cell uses a traced value that is not among the cell's parameters, such as one that the memory's "
+    "write rule or activation closes over, and that would get no gradient in this form: use unroll(..., form='plain')."
+)
 
 
 class StepError(ValueError, AttributeError):

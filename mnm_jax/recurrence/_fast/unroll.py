@@ -12,7 +12,7 @@ from mnm_jax._masking import Steps
 from mnm_jax._refuse import reverse_only
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState
-from mnm_jax.recurrence._carry import CarryLayout
+from mnm_jax.recurrence._carry import CarryLayout, call_unchanged
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
 from mnm_jax.recurrence._fast.replay import Replay
@@ -45,6 +45,8 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         start = Start(shared, None)
     else:
         small, memory = layout.split(carry)
+        if not isinstance(memory, MemoryState):
+            raise TypeError("the carry has the state of another kind of memory.")  # `unroll` names it
         if [(w.shape[1:], w.dtype) for w in memory.weights] != [(w.shape, w.dtype) for w in shared]:
             raise ValueError("the memory in the carry has other layers than that of the cell.")  # `unroll` names them
         start = Start(None if xs.reset is None else shared, memory.weights)
@@ -85,7 +87,7 @@ def _step(layout: CarryLayout) -> Callable[..., tuple[list[Any], Any, Any]]:
         for index, linear in _ordinary_maps(cell):
             linear.dot_general = memory.dot_general(index)
         small, inputs = x.enter(small, begin)
-        carry, outputs = cell(layout.join(x.begin(small, begin), memory), inputs)
+        carry, outputs = call_unchanged(cell, layout.join(x.begin(small, begin), memory), inputs)
         new, written = layout.split(carry)
         small, outputs = x.leave(new, small, outputs)
         return small, written, outputs

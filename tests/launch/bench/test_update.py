@@ -1,5 +1,6 @@
 """Tests the cost of a recipe's update against the sizes and the memory that the forms need."""
 
+import itertools
 import pathlib
 import re
 import subprocess
@@ -11,11 +12,21 @@ import pytest
 from launch.bench.update import describe_cost, update_costs
 from launch.configs import training_section
 from launch.runs.build import build_parts
+from tasks.dictionary import Dictionary
 
 ROOT = pathlib.Path(__file__).parents[3]
 MEMORY = {"hidden_features": 4, "heads": 1, "memory_features": 64, "memory_layers": 2, "step_size": "sum"}
 TASK = {"name": "dictionary", "length": 1, "support": 4, "queries": 2, "wider": False}
 TRAINING = training_section(steps=100, batch_size=6, seeds=2, learning_rate=1e-3)
+
+
+class _Files(Dictionary):
+    """The task as if its batches were read from a file."""
+
+    sample = None
+
+    def loader(self, seed, batch_size):
+        return itertools.repeat(Dictionary.sample(self, jax.random.key(seed), batch_size, 0))
 
 
 def test_a_model_without_a_memory_has_one_form():
@@ -33,6 +44,15 @@ def test_a_stack_of_layers_has_one_form():
     parts = build_parts({"task": {"name": "parity", "length": 4}, "model": model, "training": TRAINING})
     (row,) = update_costs(parts, jax.devices()[:1])
     assert row["form"] == "plain" and row["note"] is None and row["milliseconds"] > 0
+
+
+def test_the_batch_of_a_loader_is_padded_for_accumulate_as_in_training():
+    """Six rows of a file on two devices in three parts each: 6; in two parts each: 8."""
+    for accumulate, rows in ((3, 6), (2, 8)):
+        training = TRAINING | {"accumulate": accumulate}
+        parts = build_parts({"task": TASK, "model": {"name": "rnn", "hidden_features": 3}, "training": training})
+        (row,) = update_costs(parts._replace(task=_Files(length=1, support=4, queries=2)), jax.devices()[:2])
+        assert (row["batch"], row["devices"], row["note"]) == (rows, 2, None)
 
 
 def test_the_line_of_a_form_by_hand():

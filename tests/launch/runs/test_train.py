@@ -131,6 +131,9 @@ def test_no_summary_is_replaced_by_a_poorer_one(finished, copy, caplog):
     assert f"{copy / 'summary.json'} is kept: this start of the run has no test/more." in caplog.text
     (copy / "summary.json").write_text('{"cut')  # a damaged one is no summary
     assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]
+    lacking = {key: value for key, value in finished[1].items() if key != "parameters"}
+    (copy / "summary.json").write_text(json.dumps(lacking))  # nor is one without the number of parameters
+    assert run(tiny(), copy)["parameters"] == finished[1]["parameters"]
     shutil.rmtree(copy / "checkpoints")
     lines = (copy / "metrics.jsonl").read_text()
     assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]  # from the summary: nothing is trained again
@@ -342,8 +345,12 @@ def test_every_recipe_can_be_built(recipe, model):
 
 
 def test_what_is_shipped_is_evaluated_as_the_run_was(finished, copy):
+    for checkpoint in (copy / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint / "state")
+    with pytest.raises(ValueError, match="is damaged .*move this folder away: .* are in params.npz"):
+        evaluate_run(copy)
     shutil.rmtree(copy / "checkpoints")
-    assert evaluate_run(copy)[1] == 3
+    assert evaluate_run(copy)[1] == evaluate_run(copy, data_dir="none")[1] == 3  # the task reads no data
     for name, values in evaluate_run(finished[0])[0].items():
         np.testing.assert_array_equal(evaluate_run(copy)[0][name], values)
 

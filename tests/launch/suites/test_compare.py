@@ -113,6 +113,13 @@ def test_settings_and_labels_that_are_none():
             compare.choose(suite, only, settings)
 
 
+def end(folder, config, metrics=()):
+    """Writes the summary of a finished run."""
+    run = {"task": config.task.name, "model": config.model.name, "command": "", "seconds": 1.0, "parameters": 1}
+    counts = {"seeds": 1, "steps": config.training.steps}
+    write_json(folder / "summary.json", run | counts | {"config": {}, "metrics": dict(metrics)})
+
+
 def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path, capsys):
     trained = []
 
@@ -121,7 +128,7 @@ def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path
         if config.model.name == "dnc" and len(trained) < 4:
             raise Interrupted("stopped by SIGTERM")
         claim(folder, json.loads(json.dumps(config.to_dict())))
-        (folder / "summary.json").write_text("{}")
+        end(folder, config)
 
     cells = compare.choose(suite_of("algorithmic"), "copy/[lnd]*", [])
     assert list(cells) == ["copy/lstm-salu", "copy/ntm", "copy/dnc", "copy/lstm"]
@@ -140,6 +147,14 @@ def test_resumes_and_leaves_to_other_processes_the_runs_that_they_train(tmp_path
     assert compare.train_all(cells, tmp_path, train) == []
     assert len(trained) == 6 and capsys.readouterr().out == ""  # nothing is left to do
 
+    ntm = tmp_path / "copy/ntm/summary.json"
+    summary = json.loads(ntm.read_text())
+    for damaged in ("{}", json.dumps(summary | {"steps": 1})):  # 1: it was killed while the run was reopened
+        ntm.write_text(damaged)
+        assert compare.plan(cells, tmp_path).count("# to do") == 1
+        assert compare.train_all(cells, tmp_path, train) == []
+        assert trained.pop()[0] == "ntm" and len(trained) == 6 and json.loads(ntm.read_text()) == summary
+
     others = compare.choose(suite_of("algorithmic"), "copy/ntm", ["training.seeds=2"])
     with pytest.raises(ValueError, match="holds a run of another config: training.seeds is 5 there, 2 here"):
         compare.train_all(others, tmp_path, train)
@@ -151,7 +166,7 @@ def test_the_last_process_finds_the_runs_of_the_others_finished(tmp_path):
 
     def finish(config, folder):
         claim(folder, json.loads(json.dumps(config.to_dict())))
-        (folder / "summary.json").write_text("{}")
+        end(folder, config)
 
     with (tmp_path / "copy/ntm/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -183,8 +198,7 @@ def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, c
             raise TrainingFault("loss is not finite at update 3.")
         claim(folder, json.loads(json.dumps(config.to_dict())))
         mean = {1e-3: 0.25, 3e-3: 0.75}[rate]
-        metrics = {"valid/accuracy": {"mean": mean}}
-        write_json(folder / "summary.json", {"seeds": 1, "steps": 1, "config": {}, "metrics": metrics})
+        end(folder, config, {"valid/accuracy": {"mean": mean}})
 
     label = "parity/layer-delta"
     cells = compare.choose(suite_of("league"), label, [])
@@ -216,9 +230,7 @@ def test_tuning_is_not_taken_from_runs_of_other_settings_nor_reported(tmp_path):
             raise Interrupted("stopped by SIGTERM")
         trained.append(folder.name)
         claim(folder, json.loads(json.dumps(config.to_dict())))
-        metrics = {"valid/accuracy": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}}
-        run = {"task": "parity", "model": "layer-delta", "command": "", "seconds": 1.0, "parameters": 1}
-        write_json(folder / "summary.json", {"seeds": 1, "steps": 1, "config": {}, "metrics": metrics} | run)
+        end(folder, config, {"valid/accuracy": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}})
 
     label = "parity/layer-delta"
     short = compare.choose(suite_of("league"), label, ["training.batch_size=2"])
