@@ -2,8 +2,8 @@
 
     python -m launch.train --config=launch/configs/babi_joint.py --workdir=runs/babi/chain-p
 
-Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. The model is the chained memory
-cell with the learned local rule. A colon selects another model: `--config=launch/configs/babi_joint.py:chain-g`,
+Needs the official archive in `--config.task.data_dir` and `pip install '.[train,data]'`. The model is the chained
+memory cell with the learned local rule. A colon selects another model: `--config=launch/configs/babi_joint.py:chain-g`,
 `:lstm`, `:lstm-salu`. A batch has about 128 questions, whatever the number of stories; an epoch is 1,366 updates.
 
 People, places and things are renamed in training (`renaming`, an exact symmetry of the stories, see

@@ -2,7 +2,7 @@
 
     python -m launch.train --config=launch/configs/babi_paper.py --workdir=runs/babi/mnm-p
 
-Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. A colon selects the gradient
+Needs the official archive in `--config.task.data_dir` and `pip install '.[train,data]'`. A colon selects the gradient
 rule, `--config=launch/configs/babi_paper.py:mnm-g`, or the first, untuned settings of mnm-p, `:untuned`.
 
 From the paper (Munkhdalai et al., NeurIPS 2019): the cell, a memory of tanh layers without biases (three in the paper

@@ -3,7 +3,7 @@
     python -m launch.train --config=launch/configs/catbabi.py --workdir=runs/catbabi/question/chain-p
     python -m launch.train --config=launch/configs/catbabi.py:lm/mnm-p --workdir=runs/catbabi/language/mnm-p
 
-Needs the official archive in `--config.task.data_dir` and `pip install mnm_jax[data]`. After the colon: a model,
+Needs the official archive in `--config.task.data_dir` and `pip install '.[train,data]'`. After the colon: a model,
 `chain-p` (default), `chain-g`, `mnm-p`, `mnm-g`, `lstm`, `lstm-salu` or `dnc`, with `lm/` before it for the language
 mode; `lm` alone is `lm/chain-p`. The metric is the share of right answers, in both modes.
 

@@ -1,4 +1,4 @@
-"""An environment of gymnax: one update per batch of whole episodes (`pip install 'mnm_jax[rl]'`).
+"""An environment of gymnax: one update per batch of whole episodes (`pip install '.[train,rl]'`).
 
     python -m launch.train --config=launch/configs/gymnax.py:MemoryChain-bsuite --workdir=runs/chain/mnm-p
     python -m launch.train --config=launch/configs/gymnax.py:MetaMaze-misc/lstm --workdir=runs/meta_maze/lstm

@@ -69,7 +69,7 @@ class NeuralMemoryLayer(nnx.Module):
     DeltaNet            `matrix_memory(K, V, "delta", options=WriteOptions(key_norm="l2"))`
     the same, gated     with `WriteOptions(key_norm="l2", forget=True)`; Gated DeltaNet forgets before the error
     Titans              `gradient_memory(K, V, hidden_sizes=..., step_size="sum", options=WriteOptions(forget=True,
-                        momentum=True))` with `stale=True`; "sum" is twice the derivative of Titans' loss
+                        momentum=True))` with `stale=True`; "sum" is the derivative of a sum of squares
     ==================  =============================================================================================
 
     **Exactness.** The local rule with any number of layers, the gradient rule without hidden layers, and the rules of a

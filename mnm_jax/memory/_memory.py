@@ -129,6 +129,12 @@ def check_batch(params: MemoryParams, batch_size: int) -> None:
         check_sizes(least=0, batch_size=batch_size)
 
 
+def check_state(state: Any) -> None:
+    """Raises TypeError for anything that is no state of this library's own memories."""
+    if not hasattr(state, "batch_size"):
+        raise TypeError(f"state must be from start or a write, got {type(state).__name__}: use the memory's start.")
+
+
 def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
     """Raises ValueError unless the names of the gates are those that the memory's write takes."""
     if set(gates) != set(memory.gates):
@@ -140,8 +146,7 @@ def check_gates(memory: Memory, gates: dict[str, Array]) -> None:
 
 def check_read(memory: Any, state: Any, keys: Array) -> None:
     """Raises TypeError or ValueError unless state and keys belong to this memory, one of this library's own."""
-    if not hasattr(state, "batch_size"):
-        raise TypeError(f"state must be from start or a write, got {type(state).__name__}: use the memory's start.")
+    check_state(state)
     fits = isinstance(state, GatedState) != memory.pairs_only
     if fits and isinstance(state, GatedState):
         has = state.surprise is not None, state.optimizer is not None

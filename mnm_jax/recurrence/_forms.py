@@ -34,7 +34,8 @@ def choose_form(cell: nnx.RNNCellBase, steps: int, *, form: str = "auto", reset:
     ==================================================================  =============================================
 
     The first row that applies decides. H is the number of heads, and d the width of the memory's widest layer. A memory
-    with forgetting, momentum or an inner optimiser, or from `custom_memory`, is not written only in pairs.
+    with forgetting, momentum or an inner optimiser, or from `custom_memory`, is not written only in pairs. `unroll`
+    with "auto" runs "plain" for a step that the fast forms cannot follow, see `MemoryCell`.
 
     Args:
       cell: any cell.

@@ -25,6 +25,9 @@ class MemoryCell(Protocol):
       one again. The state that a step returns contains at least one write of this step. For a step that does otherwise
       "auto" runs "plain", and the fast forms raise a ValueError.
     * A step changes nothing but the carry, which holds all state: dropout, whose random state changes, is refused.
+    * A step uses no traced floating-point numbers except the cell's parameters, its carry and its inputs. With others,
+      such as one that a write rule or an activation closes over, "auto" runs "plain", and the fast forms raise a
+      ValueError.
     * It calls every map of `linear_maps()` outside any derivative that it takes within a step.
     * `initialize_carry` needs no random key and is the same for every example.
 

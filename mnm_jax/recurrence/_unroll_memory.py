@@ -15,7 +15,7 @@ from mnm_jax._accelerator import BACKENDS, on_measured_gpu
 from mnm_jax._checks import check_array, check_choice
 from mnm_jax._params import ParamTree, leaf_names
 from mnm_jax.memory import Memory, MemoryParams, WriteInfo
-from mnm_jax.memory._memory import check_batch, check_gates, check_is_memory
+from mnm_jax.memory._memory import check_batch, check_gates, check_is_memory, check_state
 from mnm_jax.recurrence._carry import first_change
 from mnm_jax.recurrence._unroll import unroll
 
@@ -116,9 +116,11 @@ def unroll_memory(
             check_array(name, flags, "T B", jnp.bool_, **sizes)
     check_batch(params, batch)
     if state is not None:
-        if getattr(state, "batch_size", batch) != batch:
-            raise ValueError(f"state must have the batch size of keys, {batch}, got {state.batch_size}.")
-        own = jax.eval_shape(lambda: memory.start(params, batch))
+        own = jax.eval_shape(lambda params: memory.start(params, batch), params)
+        if hasattr(own, "batch_size"):  # not needed in the state of a user's own memory
+            check_state(state)
+            if state.batch_size != batch:
+                raise ValueError(f"state must have the batch size of keys, {batch}, got {state.batch_size}.")
         wanted: Any = jax.tree.structure(own)
         if wanted != jax.tree.structure(state):
             leaves = ", ".join(leaf_names(own))
