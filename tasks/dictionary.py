@@ -112,13 +112,13 @@ class Dictionary:
         # Letters of the support and of the queries; a line is a string and its translation.
         support_letters, query_letters = self.length * self.support, self.length * self.queries
         length: int | Array = self.length
-        if self.mixed:
-            length = jax.random.randint(jax.random.fold_in(key, 0), (), 1, self.length + 1)
+        if self.mixed:  # `fold_in(key, i)` with i < 3 would be a key of the split above
+            length = jax.random.randint(jax.random.fold_in(key, 3), (), 1, self.length + 1)
         pairs: int | Array = support_letters // length
         lines = pairs + query_letters // length
         if self.mixed:
             most = lines - jnp.maximum(query_letters // 2 // length, 1)
-            pairs = jax.random.randint(jax.random.fold_in(key, 1), (), pairs, most + 1)
+            pairs = jax.random.randint(jax.random.fold_in(key, 4), (), pairs, most + 1)
 
         letters = support_letters + query_letters
         shown = jax.random.randint(support_key, (letters,), 0, LETTERS)

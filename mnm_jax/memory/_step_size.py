@@ -82,8 +82,11 @@ def normalised_pairs(inputs: Sequence[Array], errors: Sequence[Array], epsilon: 
     """
     layers, heads = len(inputs), inputs[0].shape[1]
     if heads == 1:
-        maps = jnp.square(inverse_norm(_stack([gram(x) for x in inputs]), epsilon))
-        return tuple(map(Pair, inputs, map(_apply, _divide(maps, layers), errors)))
+        scale = inverse_norm(_stack([gram(x) for x in inputs]), epsilon)
+        if inputs[0].dtype == jnp.float16:  # 1 / |x|^2 of a short key would exceed its numbers
+            scales = _divide(scale, layers)
+            return tuple(Pair(_apply(s, x), _apply(s, e)) for s, x, e in zip(scales, inputs, errors, strict=True))
+        return tuple(map(Pair, inputs, map(_apply, _divide(jnp.square(scale), layers), errors)))
     keys = [wide(x) for x in inputs]
     squares = _stack([jnp.sum(x * x, -1, keepdims=True) for x in keys])
     scale = inverse_norm(squares, epsilon)

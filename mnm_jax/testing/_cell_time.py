@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mnm_jax.cells import split_output
+from mnm_jax.cells._mnm import RecentWrites
 from mnm_jax.memory import GatedState, MemoryState
 from mnm_jax.recurrence import unroll
 from mnm_jax.testing._cell_runs import (
@@ -55,7 +56,7 @@ def check_cell_dtypes(make_cell: Callable[..., Cell]) -> None:
     """Checks that parameters and gradients have `param_dtype`, and carry and outputs `dtype`, to which inputs are cast.
 
     The dtypes are float32, bfloat16 and float64, and bfloat16 computation with float32 parameters. The weights of a
-    neural memory in the carry keep `param_dtype`.
+    neural memory in the carry keep `param_dtype`; the dtype of a state of another type with `of_memory` is free.
 
     Args:
       make_cell: `make_cell(dtype=..., param_dtype=...)` returns the cell.
@@ -66,10 +67,9 @@ def check_cell_dtypes(make_cell: Callable[..., Cell]) -> None:
             cell = nnx.eval_shape(partial(make_cell, dtype=dtype, param_dtype=param_dtype))
             _check_dtype("parameters", nnx.state(cell, nnx.Param), param_dtype)
             carry = jax.eval_shape(begin, cell)
-            is_memory = lambda node: isinstance(node, MemoryState | GatedState)  # noqa: E731
-            nodes = jax.tree.leaves(carry, is_leaf=is_memory)
-            _check_dtype("a memory's weights", [node.weights for node in nodes if is_memory(node)], param_dtype)
-            _check_dtype("the carry", [node for node in nodes if not is_memory(node)], dtype)
+            nodes = jax.tree.leaves(carry, is_leaf=lambda node: _is_weights(node) or _is_free(node))
+            _check_dtype("a memory's weights", [node.weights for node in nodes if _is_weights(node)], param_dtype)
+            _check_dtype("the carry", [node for node in nodes if not _is_weights(node) and not _is_free(node)], dtype)
             for given in (double, jnp.int32):
                 inputs = jax.ShapeDtypeStruct((8, cell.in_features), given)
                 new, outputs = jax.eval_shape(lambda cell, carry, now: cell(carry, now), cell, carry, inputs)
@@ -78,6 +78,15 @@ def check_cell_dtypes(make_cell: Callable[..., Cell]) -> None:
             if param_dtype == half:
                 inputs = jax.ShapeDtypeStruct((T, 8, cell.in_features), dtype)
                 _check_dtype("gradients", jax.eval_shape(flagged, cell, inputs).gradients, half)
+
+
+def _is_weights(node: Any) -> bool:
+    return isinstance(node, MemoryState | GatedState)
+
+
+def _is_free(node: Any) -> bool:
+    """Returns whether a node of a carry is the state of a user's own memory."""
+    return getattr(node, "of_memory", False) and not isinstance(node, RecentWrites)
 
 
 def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:

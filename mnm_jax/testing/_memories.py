@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.cells import MNMCell
-from mnm_jax.memory import Memory, MemoryParams
+from mnm_jax.memory import GatedState, Memory, MemoryParams, MemoryState
 from mnm_jax.testing._cell_programs import check_cell_forms
 from mnm_jax.testing._contract import (
     assert_close,
@@ -108,9 +108,10 @@ def check_memory_dtypes(make_memory: Callable[..., Memory]) -> None:
 
 @contract
 def check_memory_reads(memory: Memory) -> None:
-    """Checks that `write_read` equals a write and then a read, that its losses agree with reads, and that reads repeat.
+    """Checks that `write_read` equals a write and then a read, that its measures are right, and that reads repeat.
 
-    The losses are the mean over heads and features of `(f(k^w) - v^w)^2`, before and after the write.
+    The losses are the mean over heads and features of `(f(k^w) - v^w)^2`, before and after the write; the norm is that
+    of the change of the weights, if the state is one of this library's.
     """
     params, state, write = _begin(memory)
     before = jax.tree.map(np.array, state)
@@ -125,13 +126,16 @@ def check_memory_reads(memory: Memory) -> None:
     loss = lambda answers: jnp.mean(jnp.square(answers - write.values), axis=(1, 2))  # noqa: E731
     assert_close(info.loss_before, loss(read))
     assert_close(info.loss_after, loss(_read(memory, params, new, write.keys)))
+    if isinstance(state, MemoryState | GatedState):
+        change = jax.tree.map(jnp.subtract, new.weights, state.weights)
+        squares = (jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(change))
+        assert_close(info.update_norm, jnp.sqrt(sum(squares)))
 
 
 @contract
 def check_memory_zero_rate(memory: Memory) -> None:
-    """Checks that a write with rate 0, and all gates 0, leaves every answer bit-equal."""
-    params, _, write = _begin(memory)
-    state = memory.start(params, B)
+    """Checks that a write with rate 0, and all gates 0, after another write leaves every answer bit-equal."""
+    params, state, write = _begin(memory)
     write = write._replace(rate=jnp.zeros_like(write.rate), gates=jax.tree.map(jnp.zeros_like, write.gates))
     new, info, _ = write.apply(memory, params, state)
     assert_equal(_read(memory, params, new, write.read_keys), _read(memory, params, state, write.read_keys))

@@ -96,6 +96,12 @@ def batches_fit_model_and_loss(task: Any, batch_size: int) -> None:
     """Checks shapes, dtypes and masks of training and evaluation batches, and that the encoder accepts them."""
     encoder = task.encoder(nnx.Rngs(0))
     seen: set[int] = set()
+    if _has(task, "carries"):
+        (batch,) = _training_batches(task, 0, 1, batch_size)
+        streams = batch.mask.shape[1]
+        _require(
+            streams == batch_size, task, f"B must be the number of streams in training, {batch_size}, got {streams}"
+        )
     for batch in _every_batch(task, batch_size):
         shape = batch.inputs.shape[:2]
         # A task that reads files may count questions, of which an example has several.
@@ -201,7 +207,8 @@ def only_counted_steps_have_a_gradient(task: Any, batch_size: int) -> None:
 
 
 def evaluations_repeat(task: Any, batch_size: int) -> None:
-    """Checks that the evaluation sets include "", and have the same names and bytes on every call."""
+    """Checks that the evaluation sets include "", have the same names and bytes on every call, and differ by split."""
+    whole = []
     for split in _SPLITS:
         first, again = (task.evaluations(split, batch_size) for _ in range(2))
         _require("" in first, task, f'evaluations("{split}") must have the trained setting, named ""')
@@ -210,6 +217,9 @@ def evaluations_repeat(task: Any, batch_size: int) -> None:
             drawn = [jax.device_get(list(source())) for source in (first[name], first[name], again[name])]
             repeats = _same(drawn[0], drawn[1]) and _same(drawn[0], drawn[2])
             _require(repeats, task, f"the set {name!r} of {split!r} must have the same bytes on every call")
+            whole += [drawn[0]] if name == "" else []
+    differ = jax.tree.structure(whole[0]) != jax.tree.structure(whole[1]) or not _same(*whole)
+    _require(differ, task, "validation and test must differ: a model chosen by one is measured on the other")
 
 
 def pictures_show_every_step(task: Any, batch_size: int) -> None:
@@ -264,9 +274,14 @@ def _require(condition: Any, task: Any, message: str) -> None:
 
 
 def _is_played(task: Any) -> bool:
+    return bool(_has(task, "play"))
+
+
+def _has(task: Any, member: str) -> Any:
+    """Returns an optional member of a task, or None."""
     from mnm_jax.training import optional_member
 
-    return optional_member(task, "play") is not None
+    return optional_member(task, member)
 
 
 def _asks_for_bits(batch: "Batch") -> bool:

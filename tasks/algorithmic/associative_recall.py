@@ -54,6 +54,8 @@ class AssociativeRecall(BitTask):
         check_sizes(item_length=self.item_length)
         if self.shortest < 2:
             raise ValueError(f"shortest must be >= 2, so that an item follows the one asked for, got {self.shortest}.")
+        if min(self.lengths, default=2) < 2:
+            raise ValueError(f"lengths must be >= 2, so that an item follows the one asked for, got {self.lengths}.")
 
     def draw(self, key: Array, growth: Array) -> BitSequence:
         length_key, item_key, query_key = jax.random.split(key, 3)

@@ -248,6 +248,9 @@ class Babi(StoryTask):
         chosen = {"": np.arange(len(data.steps))}
         if len(self.tasks) > 1:
             chosen |= {f"task={task}": np.flatnonzero(data.tasks == task) for task in self.tasks}
+        for name, records in chosen.items():
+            if not len(records):
+                raise ValueError(f"{name} has no story of {split!r}: a training file needs 10 stories or more.")
         return {
             name: functools.partial(evaluation_batches, data, records, self._lengths, int(batch_size), self.layout)
             for name, records in chosen.items()

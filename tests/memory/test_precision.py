@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from mnm_jax import WriteOptions, gradient_memory, matrix_memory
+from mnm_jax import NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
 from mnm_jax.memory import MemoryParams
 
 
@@ -57,6 +58,30 @@ def test_a_small_forget_gate_in_bfloat16_still_forgets():
 
     state = jax.jit(lambda state: jax.lax.fori_loop(0, 1000, write, state))(state)
     np.testing.assert_allclose(state.weights[0], (1 - float(gate[0])) ** 1000, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [gradient_memory, local_memory])
+def test_a_short_key_of_one_head_stores_its_value_in_float16(make):
+    """1 / |k|^2 = 1.1e5 is out of the range of float16."""
+    memory = make(1, 1, hidden_sizes=())
+    params = memory.init(jax.random.key(0))
+    params = params._replace(weights=(jnp.zeros((1, 1)),))
+    key, one = jnp.full((1, 1, 1), 0.003, jnp.float16), jnp.ones((1, 1, 1), jnp.float16)
+    state, _ = memory.write(params, memory.start(params, 1), key, one, one[:, 0, 0])
+    np.testing.assert_allclose(memory.read(params, state, key), 1, rtol=2e-3)
+
+
+@pytest.mark.parametrize("make", [gradient_memory, local_memory])
+def test_short_keys_of_a_layer_store_their_values_in_float16(make):
+    """The key and the query are 0.003 times the first input, the value is the second."""
+    memory, outputs = make(1, 1, hidden_sizes=()), []
+    for dtype in (jnp.float16, jnp.float32):
+        layer = NeuralMemoryLayer(2, memory, chunk=4, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+        layer.to_vectors.kernel[...] = jnp.array([[0.003, 0.0, 0.003], [0.0, 1.0, 0.0]])
+        inputs = jnp.stack([jnp.ones((8, 3)), jax.random.normal(jax.random.key(0), (8, 3))], -1)
+        outputs.append(jax.jit(layer)(None, inputs.astype(dtype))[1])
+    assert jnp.max(jnp.abs(outputs[1])) > 0.1
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("heads", [1, 2])

@@ -192,6 +192,7 @@ def test_score_of_hand_made_logits():
         ({"name": "repeat_copy", "fewest": 11}, "fewest must be <= repeats = 10, got 11"),
         ({"name": "repeat_copy", "more_repeats": [0]}, "every one of more_repeats must be >= 1, got 0"),
         ({"name": "associative_recall", "shortest": 1}, "shortest must be >= 2"),
+        ({"name": "associative_recall", "lengths": (8, 1)}, r"lengths must be >= 2, .*, got \(8, 1\)"),
         ({"name": "associative_recall", "item_length": 0}, "item_length must be >= 1, got 0"),
         ({"name": "pairs", "overwriting": 1.5}, r"overwriting must be in \[0, 1\], got 1.5"),
         ({"name": "pairs", "key_bits": 0}, "key_bits must be >= 1, got 0"),

@@ -307,6 +307,9 @@ def test_wrong_calls_are_named(task):
 def test_missing_validation_missing_data_and_damage_are_named(task, tmp_path):
     with pytest.raises(ValueError, match="have no validation: a file needs 10 stories or more"):
         dataclasses.replace(task, tasks=(7,)).evaluations("valid", 4)
+    task_7 = dataclasses.replace(task, tasks=(1, 7))  # of which only task 1 has stories to hold out
+    with pytest.raises(ValueError, match="task=7 has no story of 'valid': a training file needs 10 stories or more"):
+        task_7.evaluations("valid", 4)
     with pytest.raises(FileNotFoundError, match="no bAbI data in .*tasks_1-20_v1-2.tar.gz .* as data_dir"):
         dataclasses.replace(task, data_dir=str(tmp_path / "nowhere")).loader(0, 4)
     write_data(tmp_path, {1: (STORY, STORY.replace("\t1", "\t3"))})

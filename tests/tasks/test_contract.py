@@ -70,7 +70,7 @@ class Last:
         return Batch(inputs=jax.nn.one_hot(symbols, 2), targets=targets, loss_mask=asked, mask=mask)
 
     def evaluations(self, split, batch_size):
-        seed = np.random.randint(1 << 30) if self.fault == "other sets" else len(split)
+        seed = {"other sets": np.random.randint(1 << 30), "one set": 0}.get(self.fault, len(split))
         name = "trained" if self.fault == "no name" else ""
         return {name: lambda: [self.sample(jax.random.key(seed), batch_size)]}
 
@@ -157,6 +157,7 @@ def test_a_loader_that_does_not_resume_is_found(fault, message):
         ("encoder", "encoder must return shape"),
         ("no name", "must have the trained setting"),
         ("other sets", "must have the same bytes on every call"),
+        ("one set", "validation and test must differ"),
         ("bits", "equal logits must have loss 0.69"),
         ("product", "use jnp.where, not a product"),
         ("all steps", "must count the steps of loss_mask"),

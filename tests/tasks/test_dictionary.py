@@ -188,3 +188,16 @@ def test_mixed_training_draws_every_length_and_support_and_evaluates_as_without(
     for split in ("valid", "test"):
         for mine, others in zip(*(t.evaluations(split, B).values() for t in (task, SMALL)), strict=True):
             assert jax.tree.all(jax.tree.map(np.array_equal, next(iter(mine())), next(iter(others()))))
+
+
+def test_the_number_of_pairs_does_not_follow_from_the_first_letter():
+    """In these sizes both have 13 values if strings have one letter; drawn with one random key they were equal."""
+    task = Dictionary(length=3, support=4, queries=8, mixed=True)
+    batch = jax.device_get(draw(task, size=64))
+    offsets = set()
+    for b in range(64):
+        tokens = task.tokens(batch, b)
+        if tokens[1] in TARGET:  # strings of one letter
+            shown, _ = read(tokens, 1)
+            offsets.add((len(shown) - 3 * task.support - SOURCE.index(shown[0][0])) % 13)
+    assert len(offsets) > 3

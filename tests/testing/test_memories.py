@@ -18,6 +18,7 @@ from mnm_jax import (
     matrix_memory,
     testing,
 )
+from mnm_jax.memory import _pair_memory
 from mnm_jax.memory._storage.factored import FactoredState
 
 OPTIONS = WriteOptions(key_norm="l2", max_norm=1.0, inner_steps=2, forget=True, momentum=True)
@@ -89,6 +90,8 @@ class Average(Memory):
             wanted = wanted + jnp.mean(wanted, 0, keepdims=True)
         step = rate + 1 if self.fault == "zero rate" else rate
         new = state + step[:, None].astype(state.dtype) * (wanted.astype(state.dtype) - state)
+        if self.fault == "first state":
+            new = jnp.where(rate[:, None] > 0, new, params.weights[None])
         loss = lambda state: jnp.mean((self.read(params, state, keys) - values) ** 2, (1, 2))  # noqa: E731
         change = jnp.sum(jnp.abs(new - state), 1)
         before = loss(new) if self.fault == "reads" else loss(state)
@@ -113,12 +116,20 @@ ON_MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("fault", ON_MEMORIES)
+@pytest.mark.parametrize("fault", [*ON_MEMORIES, "first state"])
 def test_a_broken_memory_is_caught(fault, x64):
-    check = ON_MEMORIES[fault]
+    check = ON_MEMORIES.get(fault, testing.check_memory_zero_rate)
     check(Average(param_dtype="float64"))
     with pytest.raises(AssertionError, match=f"^{check.__name__} failed. Checks "):
         check(Average(fault, param_dtype="float64"))
+
+
+def test_a_wrong_size_of_a_write_is_caught(monkeypatch, x64):
+    memory = local_memory(3, 4, hidden_sizes=(), param_dtype=jnp.float64)
+    testing.check_memory_reads(memory)
+    monkeypatch.setattr(_pair_memory, "norm_of_pairs", lambda pairs: jnp.zeros(pairs[0].inputs.shape[0], jnp.float64))
+    with pytest.raises(AssertionError, match="^check_memory_reads failed"):
+        testing.check_memory_reads(local_memory(3, 5, hidden_sizes=(), param_dtype=jnp.float64))
 
 
 def test_dtypes_and_equality_are_caught():

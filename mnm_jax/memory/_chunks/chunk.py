@@ -51,6 +51,7 @@ from mnm_jax.memory._chunks.substitution import substitute
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._chunks.triangular import solve_unit_lower
 from mnm_jax.memory._network import forward
+from mnm_jax.memory._norms import safe_root
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._rules import ErrorRule, GradientRule, Pairs, SnapshotRule
 from mnm_jax.memory._storage.dense import MemoryState
@@ -280,8 +281,16 @@ class ChunkedMemory:
                 if rule.write_through:
                     outputs = network.activation(after.answers(layer, x, scale, rate, error))
                 z = outputs.astype(dtype)
-            pairs.append(Pair(x, (scale * error).astype(dtype)))
+            pairs.append(_pair(x, scale, error))
         return tuple(pairs)
+
+
+def _pair(x: Array, scale: Array, error: Array) -> Pair:
+    """Returns a pair with the product x (x) scale error, in the dtype of x."""
+    if x.dtype != jnp.float16:
+        return Pair(x, (scale * error).astype(x.dtype))
+    root = safe_root(scale)  # 1 / |x|, since 1 / |x|^2 of a short key would exceed the numbers of float16
+    return Pair((root * wide(x)).astype(x.dtype), (root * error).astype(x.dtype))
 
 
 def _flatten(tree: Any) -> Any:
