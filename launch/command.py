@@ -81,7 +81,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(_line(error))
     for name in _FOLDERS:
         if name in flags.FLAGS and flags.FLAGS[name].value == "":  # `--workdir=$RUN` with an unset variable
-            sys.exit(f"--{name} is empty, which would be the current folder; name one, as in --{name}=runs/first.")
+            sys.exit(f"--{name} is empty; name a folder or a file.")
     return rest
 
 

@@ -29,9 +29,7 @@ class ParamTree(nnx.Module):
     def __init__(self, tree: Any) -> None:
         leaves, structure = jax.tree.flatten(tree)
         self.structure: Any = structure
-        self.names = tuple(leaf_names(tree))
-        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"the names of the arrays must differ, got {twice[0]!r} twice: rename a key with a dot.")
+        self.names = tuple(by_name(tree))
         for name, leaf in zip(self.names, leaves, strict=True):
             setattr(self, name, nnx.Param(leaf))
 
@@ -60,6 +58,14 @@ def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
     """Sets the bias of a linear map."""
     assert linear.bias is not None  # callers build their maps with a bias
     linear.bias.set_value(values)
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by name, see `leaf_names`; raises ValueError if two have the same name."""
+    names = leaf_names(tree)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the names of the arrays must differ, got {twice[0]!r} twice: rename a key with a dot.")
+    return dict(zip(names, jax.tree.leaves(tree), strict=True))
 
 
 def leaf_names(tree: Any) -> list[str]:

@@ -3,6 +3,7 @@
 Shape letters: `B` examples.
 """
 
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from flax import nnx
 
 from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
-from mnm_jax._params import leaf_names
+from mnm_jax._params import by_name
 from mnm_jax.cells import split_output
 from mnm_jax.layers import NeuralMemoryLayer
 
@@ -55,7 +56,8 @@ def export_step(
       platforms: platforms to compile for.
 
     Raises:
-      ValueError: if the leaves of carry and inputs differ in the size of their first axis.
+      ValueError: if the leaves of carry and inputs differ in the size of their first axis, or the step draws random
+        numbers, as dropout does unless `model.eval()` was called.
 
     Examples:
       >>> from mnm_jax import LSTMCell
@@ -69,14 +71,21 @@ def export_step(
     take_step: Callable[[Any, Any, Any], tuple[Any, Any]] = step or (
         NeuralMemoryLayer.step if isinstance(model, NeuralMemoryLayer) else _cell_step
     )
-    graphdef, weights, random = nnx.split(model, _WEIGHTS, ...)
+    states: Any = nnx.split(model, _WEIGHTS, ...)
+    graphdef, weights, random = states
     weights_tree, carry_tree = jax.tree.structure(weights), jax.tree.structure(carry)
     names, carry_names = list(to_arrays(weights)), list(to_arrays(carry))
 
     def run(weights: dict[str, Array], carry: dict[str, Array], inputs: Any) -> tuple[dict[str, Array], Any]:
-        rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]), random)
+        own = jax.tree.map(lambda leaf: leaf, random)  # a copy that the step may change
+        rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]), own)
         old = jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names])
+        before = jax.tree.leaves(own)
         new, outputs = take_step(rebuilt, old, inputs)
+        if any(map(operator.is_not, before, jax.tree.leaves(nnx.state(rebuilt, nnx.RngState)))):
+            raise ValueError(
+                "the step draws random numbers, which an export would repeat at every step: use model.eval()."
+            )
         return dict(zip(carry_names, jax.tree.leaves(new), strict=True)), outputs
 
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((carry, inputs))}
@@ -98,10 +107,7 @@ def to_arrays(tree: Any) -> dict[str, Array]:
       ValueError: if two arrays have the same name.
     """
     tree = nnx.state(tree, _WEIGHTS) if isinstance(tree, nnx.Module) else tree
-    names = leaf_names(tree)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"the names of the arrays must differ, got {twice[0]!r} twice: rename a key with a dot.")
-    return dict(zip(names, jax.tree.leaves(tree), strict=True))
+    return by_name(tree)
 
 
 def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:

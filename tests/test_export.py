@@ -126,8 +126,11 @@ def test_random_state_is_no_weight_and_flags_and_counts_are(tmp_path):
     assert other.dropout.rngs.key[...] != model.dropout.rngs.key[...]  # its own
 
     def step(model, carry, x):
-        return carry, model.dropout(model.linear(x), deterministic=True)
+        return carry, model.dropout(model.linear(x))
 
+    with pytest.raises(ValueError, match=r"draws random numbers, which an export would repeat .* use model.eval\(\)"):
+        export_step(model, jnp.zeros((1, 1)), jnp.zeros((1, 2)), step, platforms=("cpu",))
+    model.eval()
     exported = export_step(model, jnp.zeros((1, 1)), jnp.zeros((1, 2)), step, platforms=("cpu",))
     x = jax.random.normal(jax.random.key(0), (3, 2))
     outputs = exported.call(to_arrays(model), {"": jnp.zeros((3, 1))}, x)[1]

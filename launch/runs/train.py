@@ -74,6 +74,8 @@ def train_run(
         finished = read_summary(workdir)
         if finished and not (workdir / "checkpoints").exists():
             return finished  # only its results were kept
+        if not finished and (workdir / SUMMARY).is_file() and not (workdir / "checkpoints").exists():
+            raise ValueError(f"{workdir / SUMMARY} is damaged or incomplete; restore it, or remove it to train again.")
         earlier = [steps for steps in continued_at(workdir) if steps < training.steps]
         if is_first_process():
             if earlier:

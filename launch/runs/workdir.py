@@ -3,15 +3,17 @@
 A run that continued after a fault with other settings also has `earlier_configs.json`.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from absl import logging
 
 from launch.runs.own import FOLDER
+from launch.runs.registry import TASKS
 from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault
 
@@ -53,9 +55,17 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error
     task = config.get("task")
-    if data_dir is not None and isinstance(task, dict) and "data_dir" in task:
+    if data_dir is not None and isinstance(task, dict) and _reads_data(task):
         task["data_dir"] = data_dir
     return config
+
+
+def _reads_data(task: dict[str, Any]) -> bool:
+    """Returns whether the task of a config has the setting `data_dir`, given or by default."""
+    entry = TASKS.get(task.get("name", ""))
+    return "data_dir" in task or (
+        entry is not None and "data_dir" in {f.name for f in dataclasses.fields(cast(Any, entry.load()))}
+    )
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
     lines = []
     for label, run in suite.items():
         summary = _finished(run, workdir / label)
-        state, scores = "finished" if summary else "to do", (summary or {}).get(TUNING, {})
+        state, scores = "finished" if summary else "to do", (read_summary(workdir / label) or {}).get(TUNING, {})
         # The scores are added after the run ends.
         missing = [trial for value, trial in trials(run, workdir / label).items() if value not in scores]
         for trial, folder in missing:
@@ -156,7 +156,7 @@ def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> No
 def _finished(run: SuiteRun, folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the summary of a run that has all its updates; None if it is missing, damaged or of fewer updates."""
     summary = read_summary(folder)
-    return summary if summary and summary["steps"] >= run.config.training.steps else None
+    return summary if summary and summary["steps"] == run.config.training.steps else None
 
 
 def _parse(value: str) -> Any:

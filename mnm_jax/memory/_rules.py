@@ -59,7 +59,7 @@ class ErrorRule(Rule):
 
     `NeuralMemoryLayer` computes the answers for a token with the weights after the previous token. For this a delta
     must be an error times a factor that does not depend on the error: for a single row, `steps` must return its input
-    and `step_scale` times its error.
+    and `step_scale` times its error, or another pair with the same product.
 
     Attributes:
       write_through: whether a layer's inputs x_l are computed after the write to the layers below it, not before.

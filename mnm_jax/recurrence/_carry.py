@@ -1,5 +1,6 @@
 """Checks carries, and splits the carry of a memory cell into the memory's state and the other, small leaves."""
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -55,16 +56,20 @@ def begin_carry(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
 
 
 def call_unchanged(cell: Any, carry: Any, inputs: Array) -> tuple[Any, Any]:
-    """Returns the results of a step; raises TypeError if it changes a variable of the cell, which no step receives."""
-    before = dict(zip(leaf_names(cell), jax.tree.leaves(cell), strict=True))
+    """Returns the results of a step; raises TypeError if it changes the cell, since the next step gets the old one."""
+    structure: Any
+    before, structure = jax.tree.flatten(cell)
     results = cell(carry, inputs)
-    for name, leaf in zip(leaf_names(cell), jax.tree.leaves(cell), strict=True):
-        if before.get(name) is not leaf:
-            raise TypeError(
-                f"a step of {type(cell).__name__} must change nothing but its carry, and it changes {name!r}, which "
-                "unroll does not pass from step to step: use dropout on the inputs or outputs of unroll instead, or "
-                "keep such state in the carry."
-            )
+    leaves, now = jax.tree.flatten(cell)
+    changed = ["its attributes"] if structure != now else []
+    if not changed and any(map(operator.is_not, before, leaves)):
+        changed = [repr(name) for name, a, b in zip(leaf_names(cell), before, leaves, strict=True) if a is not b]
+    if changed:
+        raise TypeError(
+            f"a step of {type(cell).__name__} may change only its carry, but it changes {changed[0]}, which unroll "
+            "does not pass from step to step: use dropout on the inputs or outputs of unroll instead, or keep such "
+            "state in the carry."
+        )
     return results
 
 
@@ -86,16 +91,17 @@ def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
     given = [name for name in ("reset_controller", "fork_memory") if getattr(xs, name) is not None]
     if not given:
         return
+    carry = jax.eval_shape(lambda: begin_carry(cell, (1, xs.inputs.shape[2])))
+    nodes = [node for node in jax.tree.leaves(carry, is_leaf=is_memory) if is_memory(node)]
     if isinstance(cell, MemoryCell):
         state = jax.eval_shape(lambda: cell.memory.start(cell.memory_params.get_value(), 1))
-        if not all(map(is_memory, jax.tree.leaves(state, is_leaf=is_memory))):
+        kinds = lambda tree: {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)}  # noqa: E731
+        if not kinds(state) <= kinds(nodes):
             raise ValueError(
-                f"{given[0]} must know which parts of the carry are the memory, but the state of "
-                f"{type(cell.memory).__name__} is a {type(state).__name__}: make it a node with of_memory = True, see "
-                "Memory.start."
+                f"{given[0]} must find the memory in the carry, but the state of {type(cell.memory).__name__} is a "
+                f"{type(state).__name__}: make it a node with of_memory = True, see Memory.start."
             )
-    carry = jax.eval_shape(lambda: begin_carry(cell, (1, xs.inputs.shape[2])))
-    if not any(map(is_memory, jax.tree.leaves(carry, is_leaf=is_memory))):
+    if not nodes:
         kind = type(cell).__name__
         raise ValueError(f"{given[0]} needs a cell with a neural memory in its carry, and {kind} has none.")
 
@@ -114,8 +120,8 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
                 if is_memory(a) and is_memory(b) and type(a) is not type(b):
                     here, there = type(a).__name__, type(b).__name__
                     return (
-                        f"carry must have the memory of {kind}, a {here}, got a {there}, which is of a memory with "
-                        "other write options: use a carry of this cell."
+                        f"carry must have the memory of {kind}, a {here}, got a {there}, which is of another kind of "
+                        "memory, or of one with other write options: use a carry of this cell."
                     )
             return f"carry must have the leaves {leaf_names(first)} as of {kind}, got {leaf_names(carry)}."
         if change := first_change(first, carry):

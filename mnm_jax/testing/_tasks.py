@@ -218,7 +218,8 @@ def evaluations_repeat(task: Any, batch_size: int) -> None:
             repeats = _same(drawn[0], drawn[1]) and _same(drawn[0], drawn[2])
             _require(repeats, task, f"the set {name!r} of {split!r} must have the same bytes on every call")
             whole += [drawn[0]] if name == "" else []
-    differ = jax.tree.structure(whole[0]) != jax.tree.structure(whole[1]) or not _same(*whole)
+    structures: list[Any] = [jax.tree.structure(batches) for batches in whole]
+    differ = structures[0] != structures[1] or not _same(*whole)
     _require(differ, task, "validation and test must differ: a model chosen by one is measured on the other")
 
 

@@ -22,7 +22,7 @@ from flax import nnx
 from mnm_jax._checks import check_sizes
 from mnm_jax._extras import extra
 from mnm_jax._files import find_damage, named_errors, rename_folder, seal_folder
-from mnm_jax._params import leaf_names
+from mnm_jax._params import by_name, leaf_names
 from mnm_jax.training import _processes as processes
 from mnm_jax.training._state import TrainState, merge_model, split_model
 from mnm_jax.training._weights import read_params
@@ -98,7 +98,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, no
     check_sizes(least=0, step=step)
     folder = _folder(workdir)
     final = folder / str(step)
-    arrays = dict(zip(leaf_names(state), map(_to_host, jax.tree.leaves(state)), strict=True))
+    arrays = {name: _to_host(leaf) for name, leaf in by_name(state).items()}
     arrays = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
     with processes.common_errors():
         if processes.is_first_process() and not _holds(final, step, arrays):
@@ -311,7 +311,9 @@ def _read_newest(workdir: str | os.PathLike) -> _Stored | None:
     for path, problem in damaged.items():
         remedy = "restore the files, or train again in another workdir."
         if (path.parents[1] / "params.npz").is_file():
-            remedy = "restore the files, or move this folder away: the parameters of a finished run are in params.npz."
+            remedy = (
+                f"restore the files, or move {path.parent} away: the parameters of a finished run are in params.npz."
+            )
         raise ValueError(f"no complete checkpoint in {path.parent}: {path.name} is damaged ({problem}); {remedy}")
     return None
 

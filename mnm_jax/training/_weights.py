@@ -17,7 +17,7 @@ import numpy as np
 from mnm_jax._checks import check_flags, check_sizes
 from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
-from mnm_jax._params import leaf_names
+from mnm_jax._params import by_name
 
 _FULL, _HALF = "params.npz", "params.safetensors"
 _STEP, _SUM = "step", "crc32"
@@ -42,7 +42,7 @@ def save_params(workdir: str | os.PathLike, params: Any, step: int, *, half: boo
     check_sizes(least=0, step=step)
     check_flags(half=half)
     path = pathlib.Path(workdir) / (_HALF if half else _FULL)
-    arrays: dict[str, Any] = dict(zip(leaf_names({"params": params}), jax.tree.leaves(params), strict=True))
+    arrays = by_name({"params": params})
     if half:
         data = _pack({name: _round(name, np.asarray(array)) for name, array in arrays.items()}, step)
     with whole_file(path, "wb") as file:

@@ -33,9 +33,7 @@ def test_an_empty_folder_is_refused():
     command = [sys.executable, "-m", "launch.train", "--config=launch/configs/pairs.py", "--workdir="]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        "--workdir is empty, which would be the current folder; name one, as in --workdir=runs/first.\n"
-    )
+    assert done.stderr == "--workdir is empty; name a folder or a file.\n"
 
 
 def test_ctrl_c_is_an_exception_again_when_the_work_begins(monkeypatch, capsys):

@@ -125,7 +125,7 @@ def test_a_state_of_another_type_runs_in_two_parts_by_unroll_memory():
 
 
 class MarkedState(NamedTuple):
-    """A state that says that it is the memory's."""
+    """A state with the property that marks it as a memory's."""
 
     value: Any
 
@@ -149,11 +149,11 @@ class MarkedLastValue(LastValue):
 
 
 @pytest.mark.parametrize("meta_window", [1, 2])
-def test_flags_about_the_memory_need_a_state_that_says_that_it_is_the_memorys(meta_window):
+def test_flags_about_the_memory_need_a_marked_state(meta_window):
     xs, flags = jax.random.normal(jax.random.key(0), (4, 2, 3)), jnp.ones((4, 2), bool)
     cell = MNMCell(3, 4, LastValue(), meta_window=meta_window, rngs=nnx.Rngs(0))
     for name in ("reset_controller", "fork_memory"):
-        with pytest.raises(ValueError, match=f"{name} must know .* the state of LastValue .* of_memory = True"):
+        with pytest.raises(ValueError, match=f"{name} must find .* the state of LastValue .* of_memory = True"):
             unroll(cell, None, xs, **{name: flags})
     marked = MNMCell(3, 4, MarkedLastValue(), meta_window=meta_window, rngs=nnx.Rngs(0))
     start = cell.memory_params.get_value().weights

@@ -289,8 +289,9 @@ def _pair(x: Array, scale: Array, error: Array) -> Pair:
     """Returns a pair with the product x (x) scale error, in the dtype of x."""
     if x.dtype != jnp.float16:
         return Pair(x, (scale * error).astype(x.dtype))
-    root = safe_root(scale)  # 1 / |x|, since 1 / |x|^2 of a short key would exceed the numbers of float16
-    return Pair((root * wide(x)).astype(x.dtype), (root * error).astype(x.dtype))
+    # The scale 1 / |x|^2 of a short key would exceed the numbers of float16: x and the error take its root each.
+    root = safe_root(jnp.where(scale > 256, scale, 1))
+    return Pair((root * wide(x)).astype(x.dtype), (scale / root * error).astype(x.dtype))
 
 
 def _flatten(tree: Any) -> Any:
