@@ -12,7 +12,7 @@ from launch.compile_cache import use_compilation_cache
 from launch.runs.own import place_of
 from mnm_jax.training import Interrupted, TrainingFault
 
-_FOLDERS = ("workdir", "out", "publish", "results")  # flags that name a folder to write to
+_FOLDERS = ("workdir", "out", "publish", "results")  # flags that name a folder or a file
 _INTERRUPTED = 130  # the exit code that a shell reports for a program ended by Ctrl-C
 
 

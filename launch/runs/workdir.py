@@ -18,7 +18,7 @@ from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault
 
 CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
-# Needed in a summary; without one of them the run is trained to its end again, which writes the summary anew.
+# A summary that lacks one of these does not count.
 SUMMARY_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}
 TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
 # Keys that say where files are, not what a run computes: a run continues when they have moved.

@@ -10,7 +10,7 @@ import pytest
 from launch.runs.build import build_task
 from launch.runs.registry import TASKS
 from mnm_jax.testing import check_task
-from mnm_jax.testing._tasks import TASK_CHECKS, loaders_resume
+from mnm_jax.testing._tasks import TASK_CHECKS, batches_fit_model_and_loss, loaders_resume
 from mnm_jax.training import Batch, Mean
 
 SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()} | {
@@ -142,6 +142,24 @@ def test_a_loader_that_does_not_resume_is_found(fault, message):
     loaders_resume(Files("none"), 4)
     with pytest.raises(AssertionError, match=f"^task last: .*{message}"):
         check_task(Files(fault))
+
+
+class Streams(Files):
+    """Its batches are windows of streams."""
+
+    carries = True
+
+    def loader(self, seed, batch_size, part=(0, 1)):
+        return Positioned(seed, batch_size // 2 if self.fault == "few streams" else batch_size, self.fault)
+
+    def evaluations(self, split, batch_size):
+        return Last().evaluations(split, batch_size)
+
+
+def test_the_number_of_streams_in_training_is_the_batch_size():
+    batches_fit_model_and_loss(Streams("none"), 4)
+    with pytest.raises(AssertionError, match="B must be the number of streams in training, 4, got 2"):
+        batches_fit_model_and_loss(Streams("few streams"), 4)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Tests the contracts of a memory: this library's memories keep them, and a memory that breaks one fails its check."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
 
 from mnm_jax import (
     Memory,
     MemoryParams,
+    MNMCell,
     WriteInfo,
     WriteOptions,
     custom_memory,
@@ -97,6 +100,41 @@ class Average(Memory):
         before = loss(new) if self.fault == "reads" else loss(state)
         info, read = WriteInfo(before, loss(new), change), self.read(params, new, read_keys)
         return new.astype(jnp.float32) if self.fault == "dtypes" else new, info, read
+
+
+class MarkedState(NamedTuple):
+    """A state with the property that marks it as a memory's."""
+
+    value: Any
+
+    @property
+    def of_memory(self):
+        return True
+
+
+class Marked(Average):
+    """The same memory with a marked state, whose dtype is that of the parameters."""
+
+    def start(self, params, batch_size):
+        return MarkedState(super().start(params, batch_size))
+
+    def read(self, params, state, keys):
+        return super().read(params, getattr(state, "value", state), keys)
+
+    def write_read(self, params, state, keys, values, rate, read_keys):
+        new, info, read = super().write_read(params, state.value, keys, values, rate, read_keys)
+        return MarkedState(new), info, read
+
+
+def test_a_marked_state_of_ones_own_keeps_the_contracts_on_dtypes():
+    name = lambda dtype: jnp.dtype(dtype).name  # noqa: E731
+    testing.check_memory_dtypes(lambda param_dtype: Marked(param_dtype=name(param_dtype)))
+
+    def make(dtype, param_dtype):
+        memory = Marked(param_dtype=name(param_dtype))
+        return MNMCell(3, 4, memory, heads=2, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+
+    testing.check_cell_dtypes(make)
 
 
 class Identity(Average):
