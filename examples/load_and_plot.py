@@ -22,7 +22,8 @@ def plot(run: str | pathlib.Path = SHIPPED, picture: str = "memory_map.png") -> 
     task, model = load_trained(run)
     batch = task.sample(jax.random.key(0), 1)
     output = model(batch.inputs, **batch.flags)
-    maps = memory_maps(jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), output.cell.trace))
+    trace = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), output.cell.trace)
+    maps = memory_maps(trace, read_first=getattr(model.cell, "read_first", False))
     figure = Figure(figsize=(11, 5), layout="constrained")
     tokens = task.tokens(batch, 0)
     for axis, (name, similarity) in zip(figure.subplots(1, 2), maps._asdict().items(), strict=True):

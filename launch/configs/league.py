@@ -21,9 +21,10 @@ are not in results/, a slow curriculum, a convolution or a second block made the
 therefore has none of them.
 
 Results (docs/results/league.md): on parity, layer-deep-after, layer-delta, layer-delta-normalised and layer-lstm have
-the last answer of 256 steps right in three seeds (14 minutes for the ten models on one core, without tuning). In recall
-with 1,024 values and in noisy recall the mean of every matrix is above that of every deep memory. No layer learns S3 in
-its updates.
+the last answer of 256 steps right in three seeds (14 minutes for the ten models on one core, without tuning). In noisy
+recall the mean of every matrix is above that of every deep memory, in recall with 1,024 values that of every matrix but
+delta-normalised, whose mean is above only with the seed that chose its rate. No layer learns S3 in its updates. (The
+results are older than the seed of `TUNING`: seed 0 chose the rates, and is one of the three.)
 """
 
 from typing import Any, NamedTuple
@@ -90,7 +91,8 @@ GROUPS = {
     ),
 }
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # at equal validation accuracy the last is selected
-TUNING = {"training.seeds": 1, "task.wider": False}  # settings of the runs that choose the learning rate
+# Settings of the runs that choose the learning rate; their seed is none of those that are reported.
+TUNING = {"training.seed": 1000, "training.seeds": 1, "task.wider": False}
 _FEATURES = 64
 _PARAMETERS = 50_000  # of a block
 _WINDOW = 512  # tokens of attention

@@ -212,7 +212,15 @@ def _draw_examples(folder: pathlib.Path, title: str, data_dir: str | None) -> No
             return
         where = f"{name}, a test sequence" if name else "the memory over a test sequence"
         path = folder / "figures" / (f"memory_map_{name}.png" if name else "memory_map.png")
-        figures.memory_maps(trace, task.tokens(batch, index), path, f"{title}: {where} (seed {training.seed})")
+        lost = [flag for flag in (example.fork, example.fork_memory) if flag is not None]
+        figures.memory_maps(
+            trace,
+            task.tokens(batch, index),
+            path,
+            f"{title}: {where} (seed {training.seed})",
+            read_first=getattr(model.cell, "read_first", False),
+            kept=~np.any(lost, axis=0)[real, 0] if lost else None,
+        )
 
 
 def _curves_by_setting(runs: Sequence[Run], key: str) -> dict[str, list[figures.SetCurve]]:

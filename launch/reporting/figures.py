@@ -134,19 +134,30 @@ def accuracy_by_size(
     save_figure(figure, path)
 
 
-def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLike, title: str) -> None:
-    """Draws how similar the read keys and values of each step are to those written at that step or before.
+def memory_maps(
+    trace: MemoryTrace,
+    tokens: Sequence[str],
+    path: str | os.PathLike,
+    title: str,
+    *,
+    read_first: bool = False,
+    kept: np.ndarray | None = None,
+) -> None:
+    """Draws how similar the read keys and values of each step are to those that the memory then holds.
 
     Args:
       trace: trace of one sequence without its padding: keys `[T, H, K]`, values `[T, H, V]`.
       tokens: label of the input of each step, `T` of them; long ones are shortened.
       path: the PNG file; written whole or not at all.
       title: text above the two panels.
+      read_first: see `mnm_jax.analysis.memory_maps`.
+      kept: see there.
 
     Raises:
       ValueError: the number of tokens is not the number of steps, or the trace has another shape.
     """
-    maps = analysis.memory_maps(trace)
+    maps = analysis.memory_maps(trace, read_first=read_first, kept=kept)
+    absent = "not yet\nwritten" if kept is None or np.all(kept) else "not yet written,\nor discarded"
     steps = len(maps.keys)
     if len(tokens) != steps:
         raise ValueError(f"tokens must name each of the {steps} steps, got {len(tokens)}.")
@@ -170,9 +181,7 @@ def memory_maps(trace: MemoryTrace, tokens: Sequence[str], path: str | os.PathLi
         axis.set_xticks(places, labels, rotation=90 if longest > 1 else 0, fontsize=size)
         axis.set_yticks(places, labels, fontsize=size)
         axis.set_xlabel(f"written at step\n{axis_label}")
-        axis.text(
-            0.96, 0.96, "not yet\nwritten", transform=axis.transAxes, ha="right", va="top", fontsize=9, color="0.35"
-        )
+        axis.text(0.96, 0.96, absent, transform=axis.transAxes, ha="right", va="top", fontsize=9, color="0.35")
     axes[0].set_ylabel(f"read at step\n{axis_label}")
     figure.colorbar(image, ax=axes, location="right", shrink=0.7, label="cosine similarity")
     save_figure(figure, path)

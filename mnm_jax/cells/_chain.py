@@ -89,6 +89,7 @@ class ChainCell(Cell):
       as in TPR-RNN: Schlag and Schmidhuber, NeurIPS 2018.
     """
 
+    read_first = True  # every step reads before its write
     entities: int
     heads: int
     hops: int

@@ -161,7 +161,8 @@ class BabiLoader:
         own = range(which * size, min((which + 1) * size, len(chosen)))
         records = self._records.__getitems__(chosen[own.start : own.stop].tolist())
         if self._change is not None:
-            rngs = (np.random.default_rng([self._seed, epoch, position, column]) for column in own)
+            # NumPy pads seeds with zeros: without the last number, the first of these generators would be the plan's.
+            rngs = (np.random.default_rng([self._seed, epoch, position, column, 1]) for column in own)
             records = [self._change(record, rng) for record, rng in zip(records, rngs, strict=True)]
         return pad_batch(records, steps, size, self._layout)
 

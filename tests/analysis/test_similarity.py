@@ -1,11 +1,15 @@
 """Tests memory maps against numpy, against values worked by hand, and with vectors of length zero."""
 
 import doctest
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from mnm_jax import ChainCell, MNMCell, local_memory
 from mnm_jax.analysis import _similarity as similarity
 from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import MemoryTrace
@@ -56,6 +60,33 @@ def test_a_later_write_changes_no_earlier_row(trace):
     assert other[-1, -1] == -one[-1, -1] != 0
 
 
+def test_a_cell_that_reads_first_finds_only_earlier_writes(trace):
+    after, before = memory_maps(trace).keys, memory_maps(trace, read_first=True).keys
+    np.testing.assert_array_equal(before, np.where(np.eye(T, dtype=bool), np.nan, after))
+
+
+def test_a_discarded_write_is_found_at_its_own_step_only(trace):
+    kept = np.arange(T) != 1
+    every, found = memory_maps(trace).values, memory_maps(trace, kept=kept).values
+    lost = np.ix_(range(2, T), [1])
+    assert np.isnan(found[lost]).all() and not np.isnan(every[lost]).any()
+    found[lost] = every[lost]
+    np.testing.assert_array_equal(found, every)
+    assert np.isnan(memory_maps(trace, read_first=True, kept=kept).values[:, 1]).all()
+
+
+@pytest.mark.parametrize("make", [ChainCell, partial(MNMCell, read_first=True), MNMCell])
+def test_read_first_says_whether_the_write_of_a_step_changes_its_read(make):
+    settings = {"entities": 2} if make is ChainCell else {}
+    memory = local_memory(6, 3, hidden_sizes=())
+    cell = make(8, 5, memory, heads=2, **settings, rngs=nnx.Rngs(0))
+    inputs, carry = jax.random.normal(jax.random.key(0), (1, 8)), cell.initialize_carry((1, 8))
+    first = cell(carry, inputs)[1].trace
+    cell.rate.bias.set_value(cell.rate.bias.get_value() + 5)
+    second = cell(carry, inputs)[1].trace
+    assert np.array_equal(first.read_values, second.read_values) == cell.read_first
+
+
 def test_arrays_of_jax_in_bfloat16(trace):
     maps = memory_maps(MemoryTrace(*(jnp.asarray(leaf, jnp.bfloat16) for leaf in trace)))
     np.testing.assert_allclose(maps.keys, memory_maps(trace).keys, atol=0.01)
@@ -73,6 +104,10 @@ def test_wrong_shapes_are_named(trace):
         memory_maps(trace._replace(read_keys=trace.read_keys[:, 0]))
     with pytest.raises(ValueError, match=r"values must both be .* got \(5, 3, 2\) and \(4, 3, 2\)"):
         memory_maps(trace._replace(write_values=trace.write_values[:-1]))
+    with pytest.raises(ValueError, match=r"kept must be \[T\] = \[5\].* got \(4,\)"):
+        memory_maps(trace, kept=np.ones(4, bool))
+    with pytest.raises(TypeError, match="kept must be bools.* got int64"):
+        memory_maps(trace, kept=np.ones(5, int))
 
 
 def test_doctests():

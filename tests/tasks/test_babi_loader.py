@@ -331,6 +331,21 @@ def test_a_change_is_drawn_anew_for_every_batch_and_the_same_after_a_restart():
         assert equal(next(itertools.islice(expected, position, None)), next(restored))
 
 
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_change_does_not_repeat_the_random_numbers_of_the_order(seed):
+    drawn = []
+
+    def change(record, rng):
+        drawn.append(rng.integers(2**63))
+        return record
+
+    loader = make_loader(seed, change=change)
+    for _ in range(2 * BATCHES):
+        next(loader)
+    orders = {np.random.default_rng([seed, epoch]).integers(2**63) for epoch in range(2)}
+    assert len(set(drawn)) == len(drawn) and not orders & set(drawn)
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_the_parts_of_several_processes_side_by_side_are_the_batches_of_one(count):
     def change(record, rng):

@@ -109,7 +109,7 @@ def test_accuracy_by_size_has_a_curve_a_run_and_needs_three_sizes(tmp_path, metr
 
 def test_accuracy_by_a_setting_has_a_curve_per_model_and_a_point_for_a_single_run(tmp_path, monkeypatch, write_run):
     drawn = []
-    monkeypatch.setattr(figures, "accuracy_by_size", lambda *args: drawn.append(args))
+    monkeypatch.setattr(figures, "accuracy_by_size", lambda *args, **order: drawn.append(args))
     runs = {("256", "mnm-p"): 256, ("1024", "mnm-p"): 1024, ("4096", "mnm-p"): 4096, ("1024", "lstm"): 128}
     for (group, model), state in (runs | {("long", "mnm-p"): 256}).items():  # "long" is another setting of the task
         summary, _ = write_run(tmp_path / group / model, model)
@@ -154,7 +154,7 @@ def test_the_memory_map_is_that_of_the_first_seed_and_test_example(
     task, model = trained(tmp_path / "run", MEMORY)
     drawn = []
     draw = figures.memory_maps
-    monkeypatch.setattr(figures, "memory_maps", lambda *args: (drawn.append(args), draw(*args)))
+    monkeypatch.setattr(figures, "memory_maps", lambda *args, **order: (drawn.append(args), draw(*args, **order)))
     report_run(tmp_path / "run")
     ((trace, tokens, path, title),) = drawn
     batch = next(iter(task.evaluations("test", 8)[""]()))
@@ -181,7 +181,7 @@ def test_a_task_may_name_what_is_pictured_and_shipped_parameters_are_enough(tmp_
     sets = Dictionary.evaluations
     monkeypatch.setattr(Dictionary, "evaluations", lambda *args: {"other": sets(*args)[""], "": lambda: iter(())})
     drawn = []
-    monkeypatch.setattr(figures, "memory_maps", lambda *args: drawn.append(args))
+    monkeypatch.setattr(figures, "memory_maps", lambda *args, **order: drawn.append(args))
     report_run(tmp_path / "run")
     ((trace, tokens, path, title),) = drawn
     batch = next(iter(sets(build.build_task(TASK), "test", 8)[""]()))

@@ -45,6 +45,12 @@ def test_the_league_has_ten_layers_per_task_and_the_memories_at_two_more_states(
     assert all(len(cell.tuning.values) == 3 for cell in suite.values())
 
 
+def test_no_seed_that_chooses_a_learning_rate_is_reported():
+    for run in suite_of("league").values():
+        reported, trials = run.config.training, run.change(run.tuning.changes).config.training
+        assert trials.seed not in range(reported.seed, reported.seed + reported.seeds)
+
+
 def test_capacity_compares_at_equal_state_and_at_equal_parameters():
     suite = suite_of("capacity")
     sizes = {label: parameters(cell.config) for label, cell in suite.items() if label.startswith("equal_parameters/")}
