@@ -26,7 +26,7 @@ not in `:untuned`:
 * `training.schedule = "trapezoid"`: the learning rate falls over the last fifth of the updates.
 * `model.dropout = 0.1`, of the sentence vectors and of the features before the logits, and weight decay 0.05.
 
-Within a step the equations are the paper's.
+Within a step the equations are the paper's, except the length of a write, which is "normalised".
 
 Expected: 0.50 +- 0.04% mean test error, no task failed (seeds 0 to 2, 74 to 105 minutes each on one core of a CPU whose
 other core was busy; the paper: 0.55%). Without the think step after a sentence, with 140,000 updates and 25 first

@@ -13,8 +13,8 @@ Expected (RESULTS.md; 5 seeds, 1,500 updates, one core of a shared CPU): test ac
 mnm-p 0.9998 +- 0.0003 in 7 minutes, mnm-g 1.0000 in 7, lstm-salu 1.0000 in 4, lstm 0.165 in 2. With four pairs and
 2,000 updates: mnm-p 1.000, lstm-salu 1.000 and mnm-g 0.999. All of these except mnm-p with four pairs were trained
 with `--config.model.equal_keys=False`, with which one seed of five of mnm-p stays at chance with four pairs. The runs
-with `mixed` in `results/` had a fault in their training sequences, since mended (not in evaluation): with strings of
-one letter, the number of pairs followed from the first letter shown.
+with three letters in `results/` had a fault in their training sequences, since mended (not in evaluation): in strings
+of one letter, the number of pairs followed from the first letter shown.
 """
 
 from ml_collections import ConfigDict

@@ -180,7 +180,7 @@ MODELS: dict[str, ModelEntry] = {
         make=mnm_cell(local_memory),
         settings=_MEMORY,
         colour="#0072B2",
-        formula="W_l ← W_l − β Σ_h x_h ⊗ (W_l x_h − G_l v_h)",
+        formula="W_l ← W_l − β Σ_h x_h ⊗ (z_h − G_l v_h), z = tanh(W_l x), in the last layer W_l x",
     ),
     "mnm-g": ModelEntry(
         make=mnm_cell(gradient_memory),

@@ -42,7 +42,7 @@ class Babi(StoryTask):
     curriculum for tasks that are learned late when all tasks are trained together. A batch holds stories of similar
     length with about `batch_size` questions; each story starts with an empty memory. One update minimises the cross
     entropy (nats) of the answers. Every tenth story of each training file is held out for validation; the 1,000 test
-    questions per task are used for the final numbers only.
+    questions per task are for the final numbers (of four trials they were read earlier, see `docs/results/babi.md`).
 
     With `think_steps` a question is followed by that many steps without words. The model answers in the last of them;
     then, unless `apart`, the memory is again as before the question (`Batch.fork_memory`). With `controller="sentence"`
