@@ -42,6 +42,18 @@ def test_the_window_stays_with_the_memory_if_the_controller_is_reset(cell, form)
     np.testing.assert_allclose(carry.recent.keys[:, 1], outputs.trace.write_keys[2], rtol=1e-6)
 
 
+def test_the_loss_is_the_mean_over_the_writes_of_the_window_so_far(x64):
+    memory = local_memory(4, 4, hidden_sizes=(4,), param_dtype=jnp.float64)
+    cell = MNMCell(F, 5, memory, heads=2, meta_window=3, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    params, carry, writes = cell.memory_params.get_value(), cell.initialize_carry((B, F)), []
+    read = jax.jit(memory.read)
+    for now in jax.random.normal(jax.random.key(0), (T, B, F), jnp.float64):
+        carry, outputs = cell(carry, now)
+        writes = [(outputs.trace.write_keys, outputs.trace.write_values), *writes][:3]
+        losses = [np.mean((read(params, carry.memory, keys) - values) ** 2, (1, 2)) for keys, values in writes]
+        np.testing.assert_allclose(outputs.meta_loss, np.mean(losses, axis=0), rtol=1e-10)
+
+
 @pytest.mark.parametrize("flag", ["fork_memory", "reset_controller", "fork"])
 def test_every_form_has_the_same_losses_and_gradients(flag, x64):
     memory = local_memory(4, 4, hidden_sizes=(4,), param_dtype=jnp.float64)

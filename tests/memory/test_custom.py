@@ -46,6 +46,32 @@ def test_an_mlp_of_ones_own_is_the_gradient_memory(step, theirs, heads, x64):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        WriteOptions("l2"),
+        WriteOptions("layer"),
+        WriteOptions(inner_steps=3),
+        WriteOptions("l2", 0.5, 2, forget=True, momentum=True),
+    ],
+    ids=str,
+)
+def test_the_options_are_those_of_the_gradient_memory(options, x64):
+    settings = {"step_size": "sum", "options": options}
+    own = compiled(custom_memory(K, V, init=init_mlp, apply=mlp, **settings))
+    ours = compiled(gradient_memory(K, V, hidden_sizes=(6,), param_dtype=jnp.float64, **settings))
+    params = own.init(jax.random.key(0))
+    state = own.start(params, B)
+    expected = ours.start(params._replace(weights=(params.weights["up"], params.weights["down"])), B)
+    gates = {name: RATE / (2 + n) for n, name in enumerate(options.gates)}
+    for seed in range(2):
+        written = normal(seed, B, 2, K), normal(seed + 9, B, 2, V), RATE
+        state, _ = own.write(params, state, *written, **gates)
+        expected, _ = ours.write(params, expected, *written, **gates)
+        np.testing.assert_allclose(state.weights["up"], expected.weights[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(state.weights["down"], expected.weights[1], rtol=1e-9, atol=1e-12)
+
+
 def test_a_loss_of_ones_own_is_what_a_write_descends(x64):
     """With the inner product as loss, a gradient step is the Hebbian rule over all heads of an example together."""
     memory = compiled(

@@ -22,6 +22,19 @@ def test_the_head_casts_the_features_of_a_cell_in_bfloat16(dtype):
     np.testing.assert_allclose(np.asarray(logits, np.float32), expected, atol=1e-6 if dtype is None else 2e-2)
 
 
+def test_the_hidden_units_of_the_head_by_hand():
+    cell = RNNCell(3, 4, rngs=nnx.Rngs(0))
+    model = SequenceModel(lambda x: x, cell, 2, readout_features=6, rngs=nnx.Rngs(1))
+    model.head.bias[...], model.into.bias[...] = jnp.array([0.5, -1.0]), jnp.linspace(-0.3, 0.3, 6)
+    inputs = jax.random.normal(jax.random.key(0), (5, 2, 3))
+    features = np.asarray(unroll(cell, None, inputs)[1])
+    units = features @ np.asarray(model.into.kernel) + np.asarray(model.into.bias)
+    assert np.any(units < 0) and np.any(units > 0)
+    expected = features @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
+    expected = expected + np.maximum(units, 0) @ np.asarray(model.out.kernel)
+    np.testing.assert_allclose(model(inputs).logits, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_by_hand():
     """Each example keeps the same features at all steps, scaled; without noise, as in evaluation, all are kept."""
     cell = RNNCell(400, 2, rngs=nnx.Rngs(0))

@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from mnm_jax.training import MetricWriter, read_metrics
 
@@ -65,17 +66,27 @@ def test_a_crash_while_dropping_lines_loses_none(tmp_path, monkeypatch):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def board(workdir):
-    """Returns the values of all events by (tag, step); a record is a length (8 bytes), CRC (4), the event, CRC (4)."""
-    found = {}
+def events(workdir):
+    """Yields all events; a record is a length (8 bytes), its checksum (4), the event and its checksum (4)."""
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
             length = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + length])
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-            data = data[16 + length :]
-    return found
+            event, rest = data[12 : 12 + length], data[12 + length :]
+            assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
+            assert int.from_bytes(rest[:4], "little") == masked_crc32c(event)
+            yield Event.FromString(event)
+            data = rest[4:]
+
+
+def board(workdir):
+    """Returns the values of all events by (tag, step)."""
+    return {(value.tag, event.step): value.simple_value for event in events(workdir) for value in event.summary.value}
+
+
+def test_a_restart_tells_tensorboard_to_drop_later_events_only(tmp_path):
+    MetricWriter(tmp_path, step=2).close()
+    assert [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START] == [3]
 
 
 def test_tensorboard_has_the_mean_and_each_of_several_seeds(tmp_path):
