@@ -34,7 +34,7 @@ _MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {s
 _PREAMBLE = """\
 # Results
 
-Every number of ours on this page and on the pages behind the headings is filled in from the files of runs in `{folder}/`.
+Every number of ours, here and on the pages behind the headings, is filled in from the files of runs in `{folder}/`.
 *ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last update; an
 accuracy without a % sign is a fraction, 1 = everything right. *anchor* is the number that a claim is compared with, of
 the paper or of another model. Where a claim starts with "Not" or names another model as better, this library is

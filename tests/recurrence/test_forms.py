@@ -142,7 +142,7 @@ def test_the_chained_cell(rule, hops, options, x64):
         pytest.param("deep", {"mask": MASK, "checkpoint_every": 3}, marks=SLOW),
         pytest.param("gradient", {"fresh": False, "checkpoint_every": 2}, marks=SLOW),
         pytest.param("gradient", {"fork": FORK}, marks=SLOW),
-        # One chunk with all steps, as "auto" has it for few steps of a wide memory; others fold the writes of each step.
+        # One chunk with all steps, as in "auto" for few steps of a wide memory; others fold the writes of each step.
         ("local", {"mask": MASK, "checkpoint_every": T}),
         ("local", {"reset": RESET, "mask": MASK, "checkpoint_every": T}),
         ("local", {"reset": RESET, "fresh": False, "checkpoint_every": 3}),
