@@ -69,7 +69,7 @@ def export_step(
       (7, 4)
     """
     take_step: Callable[[Any, Any, Any], tuple[Any, Any]] = step or (
-        NeuralMemoryLayer.step if isinstance(model, NeuralMemoryLayer) else _cell_step
+        _layer_step if isinstance(model, NeuralMemoryLayer) else _cell_step
     )
     states: Any = nnx.split(model, _WEIGHTS, ...)
     graphdef, weights, random = states
@@ -160,6 +160,10 @@ def _read(path: Any, name: str, *, dtype: str, shape: list[int], data: bytes) ->
     if dtype not in _DTYPES:
         raise ValueError(f"{path} has {name} as {dtype}; readable are {', '.join(_DTYPES)}.")
     return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def _layer_step(layer: NeuralMemoryLayer, carry: Any, inputs: Array) -> tuple[Any, Any]:
+    return layer.step(carry, inputs)  # a subclass may have its own
 
 
 def _cell_step(cell: nnx.RNNCellBase, carry: Any, inputs: Array) -> tuple[Any, Array]:

@@ -65,6 +65,20 @@ def test_a_token_of_a_layer_is_exported_for_any_batch():
         np.testing.assert_allclose(outputs, expected[t], rtol=1e-5, atol=1e-6)
 
 
+class WithResidual(NeuralMemoryLayer):
+    def step(self, carry, inputs, **flags):
+        carry, outputs = super().step(carry, inputs, **flags)
+        return carry, inputs + outputs
+
+
+def test_the_step_of_a_subclass_of_a_layer_is_exported():
+    layer = WithResidual(D, matrix_memory(3, 2), rngs=nnx.Rngs(0))
+    carry, x = layer.initialize_carry((1, D)), jax.random.normal(jax.random.key(0), (1, D))
+    exported = export_step(layer, carry, x, platforms=("cpu",))
+    _, expected = jax.jit(WithResidual.step)(layer, carry, x)
+    np.testing.assert_allclose(exported.call(to_arrays(layer), to_arrays(carry), x)[1], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("model", ["plain", "gated", "never_worse", "layer", "alone"])
 def test_new_sequences_begin_in_a_batch_of_any_size(model):
     memory = matrix_memory(4, 4, options=WriteOptions(forget=model == "gated", never_worse=model == "never_worse"))
