@@ -3,7 +3,6 @@
 Shape letters: `B` examples.
 """
 
-import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from flax import nnx
 
 from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
-from mnm_jax._params import by_name
+from mnm_jax._params import by_name, leaf_names
 from mnm_jax.cells import split_output
 from mnm_jax.layers import NeuralMemoryLayer
 
@@ -28,6 +27,7 @@ _DTYPES: dict[str, Any] = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.fl
 _DTYPES["BOOL"] = jnp.bool_
 _DTYPES |= {f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in _BITS}
 _WEIGHTS = nnx.Not(nnx.RngState)
+_CALLS = ("jit", "pjit", "checkpoint", "remat2")  # JAX's calls of a program, which is their parameter "jaxpr"
 
 
 def export_step(
@@ -56,8 +56,9 @@ def export_step(
       platforms: platforms to compile for.
 
     Raises:
-      ValueError: if the leaves of carry and inputs differ in the size of their first axis, or the step draws random
-        numbers, as dropout does unless `model.eval()` was called.
+      ValueError: if the leaves of carry and inputs differ in the size of their first axis, or the step changes the
+        model: it counts or caches in a variable, or draws random numbers, as dropout does unless `model.eval()` was
+        called.
 
     Examples:
       >>> from mnm_jax import LSTMCell
@@ -80,12 +81,7 @@ def export_step(
         own = jax.tree.map(lambda leaf: leaf, random)  # a copy that the step may change
         rebuilt = nnx.merge(graphdef, jax.tree.unflatten(weights_tree, [weights[name] for name in names]), own)
         old = jax.tree.unflatten(carry_tree, [carry[name] for name in carry_names])
-        before = jax.tree.leaves(own)
         new, outputs = take_step(rebuilt, old, inputs)
-        if any(map(operator.is_not, before, jax.tree.leaves(nnx.state(rebuilt, nnx.RngState)))):
-            raise ValueError(
-                "the step draws random numbers, which an export would repeat at every step: use model.eval()."
-            )
         return dict(zip(carry_names, jax.tree.leaves(new), strict=True)), outputs
 
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((carry, inputs))}
@@ -93,6 +89,7 @@ def export_step(
         raise ValueError(f"the first axis of carry and inputs must be the batch, the same in all, got {sorted(sizes)}.")
     (batch,) = jax.export.symbolic_shape("b")
     any_batch = lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    _check_unchanged(model, take_step, *jax.tree.map(any_batch, (carry, inputs)))
     weights_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), to_arrays(model))
     shapes = (weights_shapes, *jax.tree.map(any_batch, (to_arrays(carry), inputs)))
     return jax.export.export(jax.jit(run), platforms=platforms)(*shapes)
@@ -160,6 +157,42 @@ def _read(path: Any, name: str, *, dtype: str, shape: list[int], data: bytes) ->
     if dtype not in _DTYPES:
         raise ValueError(f"{path} has {name} as {dtype}; readable are {', '.join(_DTYPES)}.")
     return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def _check_unchanged(model: nnx.Module, take_step: Callable[..., Any], carry: Any, inputs: Any) -> None:
+    """Raises ValueError if a step changes the model, since an export passes only the carry from step to step."""
+    graphdef, state = nnx.split(model)
+    names, same = list[str](), True
+
+    def run(state: Any, carry: Any, inputs: Any) -> list[Array]:
+        nonlocal names, same
+        own = nnx.merge(graphdef, state)
+        take_step(own, carry, inputs)
+        after, state = nnx.split(own)
+        names, same = leaf_names(state), after == graphdef
+        return jax.tree.leaves(state)
+
+    program = jax.make_jaxpr(run)(state, carry, inputs).jaxpr
+    before = dict(zip(leaf_names(state), program.invars, strict=False))  # the carry and the inputs follow
+    after = zip(names, program.outvars, strict=True)
+    changed = [name for name, var in after if _source(program, var) is not before.get(name)]
+    changed += [name for name in before if name not in names]
+    if not set(leaf_names(nnx.state(model, nnx.RngState))).isdisjoint(changed):
+        raise ValueError("the step draws random numbers, which an export would repeat at every step: use model.eval().")
+    if changed or not same:
+        what = repr(changed[0]) if changed else "attributes of the model"
+        raise ValueError(f"the step changes {what}, which an export does not pass on: keep it in the carry.")
+
+
+def _source(program: Any, var: Any) -> Any:
+    """Returns the variable of a program whose value another one has because a call returned it unchanged."""
+    for eqn in program.eqns:
+        places = [place for place, out in enumerate(eqn.outvars) if out is var]
+        if places and eqn.primitive.name in _CALLS:
+            inner = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+            found = _source(inner, inner.outvars[places[0]])
+            return next((_source(program, x) for x, y in zip(eqn.invars, inner.invars, strict=True) if y is found), var)
+    return var
 
 
 def _layer_step(layer: NeuralMemoryLayer, carry: Any, inputs: Array) -> tuple[Any, Any]:

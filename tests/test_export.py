@@ -151,6 +151,58 @@ def test_random_state_is_no_weight_and_flags_and_counts_are(tmp_path):
     np.testing.assert_allclose(outputs, jax.jit(model.linear)(x), rtol=1e-6)
 
 
+class Embedded(nnx.Module):
+    """Adds an encoding of the position, which is kept in a variable, an attribute or the carry."""
+
+    def __init__(self):
+        self.linear, self.norm = nnx.Linear(D, D, rngs=nnx.Rngs(0)), nnx.BatchNorm(D, rngs=nnx.Rngs(0))
+        self.position, self.steps = nnx.Variable(jnp.int32(0)), 0
+
+    def in_variable(self, carry, x):
+        self.position[...] += 1
+        return carry, self.linear(x) + self.position[...].astype(x.dtype)
+
+    def in_attribute(self, carry, x):
+        self.steps += 1
+        return carry, self.linear(x) + self.steps
+
+    def in_new_variable(self, carry, x):
+        self.cache = nnx.Variable(x)
+        return carry, self.linear(x)
+
+    def in_statistics(self, carry, x):
+        return carry, self.norm(x)
+
+    def in_carry(self, carry, x):
+        return carry + 1, self.linear(x) + carry[:, None].astype(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (Embedded.in_variable, "'position'"),
+        (nnx.jit(Embedded.in_variable), "'position'"),
+        (Embedded.in_attribute, "attributes of the model"),
+        (Embedded.in_new_variable, "'cache'"),
+        (Embedded.in_statistics, "'norm.mean'"),
+    ],
+)
+def test_a_step_that_changes_the_model_is_refused(step, what):
+    with pytest.raises(ValueError, match=f"the step changes {what}, which an export does not pass on: keep it in the"):
+        export_step(Embedded(), jnp.zeros(1, jnp.int32), jnp.zeros((1, D)), step, platforms=("cpu",))
+
+
+@pytest.mark.parametrize("transform", [lambda step: step, nnx.jit, nnx.remat, lambda step: nnx.jit(nnx.remat(step))])
+def test_a_step_that_counts_in_the_carry_is_exported(transform):
+    """Also if a transformation returns all variables of the model, unchanged, as new values."""
+    model, carry = Embedded(), jnp.zeros(2, jnp.int32)
+    exported = export_step(model, carry, jnp.zeros((2, D)), transform(Embedded.in_carry), platforms=("cpu",))
+    carry, x = {"": carry}, jnp.ones((2, D))
+    for count in range(3):
+        carry, outputs = exported.call(to_arrays(model), carry, x)
+        np.testing.assert_allclose(outputs, jax.jit(model.linear)(x) + count, rtol=1e-6)
+
+
 def test_names_of_arrays(tmp_path):
     with pytest.raises(ValueError, match="must differ, got 'a.b' twice"):
         to_arrays({"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}})
