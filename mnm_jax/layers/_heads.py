@@ -60,6 +60,17 @@ class Heads(NamedTuple):
     hard_rate: bool
     backend: str
 
+    def check_run(self, reset: Array | None, old: bool) -> None:
+        """Raises ValueError for a reset or losses (`old`) that the chunks do not support."""
+        if reset is not None and not self.chunked.any_size:
+            raise ValueError(
+                "reset needs a memory whose result does not depend on the division into chunks, got one with the rule "
+                f"{type(self.chunked.memory.rule).__name__}: call the layer once per sequence, or pass reset to step."
+            )
+        for name, is_set in (("reset", reset is not None), ("return_loss", old)):
+            if is_set and self.backend == "pallas":
+                raise ValueError(f"{name} needs backend='xla', got 'pallas': the kernel does not support it.")
+
     def run(
         self, memory: ChunkState, vectors: Array, gates: Gates, ends: Array | None = None, *, old: bool
     ) -> tuple[ChunkState, tuple[Array, ...]]:

@@ -60,6 +60,32 @@ def test_what_can_grow_grows():
         assert largest(run_by_chunks(layer, inputs)) > 60
 
 
+@pytest.mark.parametrize("run", [run_by_chunks, run_by_steps])
+def test_reflections_of_alternating_values_grow(run):
+    """At rate 2 the answer to one key grows by 2 |v| per token; with a forget gate it grows by a factor above 1."""
+    steps = 500
+    values = jnp.where(jnp.arange(steps) % 2 == 0, 1.0, -1.0)
+    inputs = jnp.stack([jnp.ones(steps), values], -1)[:, None]
+    copies = jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # key, value and query: the first, second and first feature
+
+    def last_answer(options, max_rate):
+        layer = NeuralMemoryLayer(
+            2, matrix_memory(1, 1, options=options), chunk=16, max_rate=max_rate, hard_rate=True, rngs=nnx.Rngs(0)
+        )
+        layer.to_vectors.kernel.set_value(copies)
+        layer.to_gates.kernel.set_value(jnp.zeros_like(layer.to_gates.kernel))
+        layer.to_gates.bias.set_value(layer.to_gates.bias.get_value().at[0].set(10.0))  # the largest rate
+        return abs(float(run(layer, inputs)[0].memory.now.weights[0].item()))
+
+    assert last_answer(WriteOptions("l2"), 1.0) == pytest.approx(1)
+    assert last_answer(WriteOptions("l2"), 2.0) == pytest.approx(2 * steps, rel=1e-3)
+    alpha = 1 / (1 + np.exp(4))  # the initial forget gate
+    growth = lambda rate: rate * ((alpha + rate - 1) ** steps - 1) / (alpha + rate - 2)  # noqa: E731
+    for rate, size in ((1.9, 24), (2.0, 8e5)):  # below and above 2 - alpha
+        assert last_answer(WriteOptions("l2", forget=True), rate) == pytest.approx(growth(rate), rel=1e-2)
+        assert growth(rate) == pytest.approx(size, rel=0.1)
+
+
 def test_a_forget_gate_bounds_the_hidden_weights_of_the_local_rule():
     inputs = make_inputs(2000)
     for options, bounded in ((WriteOptions(), False), (FORGET, True)):
