@@ -130,7 +130,9 @@ class NeuralMemoryLayer(nnx.Module):
       convolution: number of tokens `n`, its own included, on which a token's keys, values and queries depend by a
         `ShortConvolution` (Yang et al., NeurIPS 2024); 1 for none.
       max_rate: largest write rate, at most 2. Above 1 a write can reflect the answer to a key at its value: the matrix
-        that multiplies the weights then has negative eigenvalues (Grazzi et al., ICLR 2025).
+        that multiplies the weights then has negative eigenvalues (Grazzi et al., ICLR 2025). With a `dtype` of half
+        precision, reflections by the delta rule can grow or fade exponentially, since |k|^2 is 1 +- 0.004 (bfloat16):
+        use normalised steps, `gradient_memory(K, V, hidden_sizes=(), options=WriteOptions("l2"))`.
       hard_rate: whether the write rate reaches 0, at which a token writes nothing, and `max_rate`, so that reflections
         at rate 2 do not fade. Initially it is 0.88 of `max_rate` for every token. A token whose rate is at a limit
         gives the gate no gradient: a head whose rate is at a limit for every token of the training does not leave it.

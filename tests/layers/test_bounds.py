@@ -86,6 +86,17 @@ def test_reflections_of_alternating_values_grow(run):
         assert growth(rate) == pytest.approx(size, rel=0.1)
 
 
+def test_normalised_steps_keep_the_size_of_reflections_in_half_precision():
+    """Each sequence repeats one token at rate 2; the delta rule's keys have a length that is rounded from one."""
+    tokens = jax.random.normal(jax.random.key(8), (1, 16, D))
+    inputs, unit, sizes = jnp.broadcast_to(tokens, (2000, 16, D)), WriteOptions("l2"), []
+    for memory in (matrix_memory(4, 4, options=unit), gradient_memory(4, 4, hidden_sizes=(), options=unit)):
+        layer = make(memory, chunk=16, max_rate=2.0, hard_rate=True, dtype=jnp.bfloat16)
+        layer.to_gates.bias.set_value(jnp.full(2, 10.0))
+        sizes.append(largest(run_by_chunks(layer, inputs)))
+    assert sizes[0] > 1000 and sizes[1] < 4, sizes
+
+
 def test_a_forget_gate_bounds_the_hidden_weights_of_the_local_rule():
     inputs = make_inputs(2000)
     for options, bounded in ((WriteOptions(), False), (FORGET, True)):
