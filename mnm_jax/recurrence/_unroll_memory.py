@@ -34,14 +34,17 @@ def unroll_memory(
     mask: Array | None = None,
     reset: Array | None = None,
     backend: str = "auto",
+    checkpoint_every: int | None = None,
     **gates: Array,
 ) -> tuple[Any, WriteInfo, Array]:
     """Runs a memory over time for given keys and values: `phi_t, v^r_t = write_read(phi_{t-1}; k^w_t, v^w_t, k^r_t)`.
 
     It returns what `Memory.write_read` returns in a `jax.lax.scan` over the steps, but runs in the execution forms of
-    `unroll`, which store no weights per step. Use it in a model whose keys, values and rates do not depend on its
-    reads from this memory, so that they can be computed for all steps at once. In `MNMCell` and `ChainCell` they do
-    depend on reads. `NeuralMemoryLayer` writes one key per head and step, and computes chunks of steps in parallel.
+    `unroll`. They store no weights per step, except for a memory with gates or an inner optimiser or from
+    `custom_memory`, whose form is "plain": give `checkpoint_every` for its long sequences. Use this function in a model
+    whose keys, values and rates do not depend on its reads from this memory, so that they can be computed for all steps
+    at once. In `MNMCell` and `ChainCell` they do depend on reads. `NeuralMemoryLayer` writes one key per head and step,
+    and computes chunks of steps in parallel.
 
     Args:
       memory: from `gradient_memory`, `local_memory` or another factory.
@@ -63,6 +66,7 @@ def unroll_memory(
         "xla". On a CPU it runs in Pallas' slow interpret mode, which `jax.shard_map` accepts with `check_vma=False`.
         "auto": "xla"; on one NVIDIA Hopper GPU with products in TF32 the kernel, for the local rule with three layers
         of 64 or 128 units, T >= 128, B <= 64 and H = R = 1 (measured on an H200 for T = 128, B = 64).
+      checkpoint_every: see `unroll`; selects "xla", since the kernel has no checkpoints.
       **gates: `[T, B]` each, one for every name in `memory.gates`.
 
     Returns:
@@ -70,8 +74,8 @@ def unroll_memory(
 
     Raises:
       TypeError: for an argument of the wrong kind.
-      ValueError: for shapes or dtypes that do not agree, gates that differ from `memory.gates`, an unknown backend, or
-        settings that the kernel does not support.
+      ValueError: for shapes or dtypes that do not agree, gates that differ from `memory.gates`, an unknown backend,
+        `checkpoint_every` below 1 or with "pallas", or settings that the kernel does not support.
 
     Examples:
       A model whose controller does not receive the reads computes keys and values for all steps at once:
@@ -127,7 +131,12 @@ def unroll_memory(
             raise TypeError(f"state must be from this memory's start or write, with the leaves {leaves}: got others.")
         if change := first_change(own, state):
             raise TypeError(f"state must be from this memory's start or write, but {change}.")
-    if backend == "pallas" or (backend == "auto" and on_measured_gpu(keys)):
+    if backend == "pallas" and checkpoint_every is not None:
+        raise ValueError(
+            f"backend='pallas' needs checkpoint_every=None, got {checkpoint_every}: leave it out, or pass "
+            "backend='auto'."
+        )
+    if backend == "pallas" or (backend == "auto" and checkpoint_every is None and on_measured_gpu(keys)):
         from mnm_jax.memory._kernels import sequence  # its import loads Pallas
 
         if backend == "pallas":
@@ -137,7 +146,8 @@ def unroll_memory(
             return sequence.write_read_all(memory, params, state, keys, values, rate, read_keys, mask)
     cell = _GivenTokens(memory, params, heads, read_keys.shape[2])
     parts = [x.reshape(steps, batch, math.prod(x.shape[2:])) for x in (keys, values, read_keys, *scalars.values())]
-    state, (info, reads) = unroll(cell, state, jnp.concatenate(parts, -1), mask=mask, reset=reset)
+    inputs = jnp.concatenate(parts, -1)
+    state, (info, reads) = unroll(cell, state, inputs, mask=mask, reset=reset, checkpoint_every=checkpoint_every)
     return state, info, reads
 
 

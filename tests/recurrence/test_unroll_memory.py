@@ -288,6 +288,10 @@ REFUSED = {
     "inner_steps": (with_options(inner_steps=2), "a memory with inner_steps=1, got inner_steps=2"),
     "max_norm": (with_options(max_norm=1.0), "a memory with max_norm=None, got max_norm=1.0"),
     "never_worse": (with_options(never_worse=True), "a memory with never_worse=False, got never_worse=True"),
+    "checkpoints": (
+        {"checkpoint_every": 4},
+        "checkpoint_every=None, got 4: leave it out, or pass backend='auto'",
+    ),
     "reset": ({"reset": RESET}, "reset=None, got resets: change this setting, or pass backend='auto'"),
     "heads": ({"heads": 3}, r"keys to have 1, 2, 4 or 8 heads, got shape \(5, 2, 3, 16\)"),
     "reads": ({"reads": 3}, r"read_keys to have 0, 1, 2, 4 or 8 rows, got shape \(5, 2, 3, 16\)"),
@@ -328,6 +332,7 @@ def test_gates_are_refused_by_name(name):
         ({"mask": MASK.T}, ValueError, r"mask must have shape \[T, B\] = \[5, 2\], got \(2, 5\)"),
         ({"reset": 1 * RESET}, TypeError, "reset must be an array of bools"),
         ({"forget": jnp.ones((5, 2))}, ValueError, r"this memory's write takes the gates \(\), got \(forget\)"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be >= 1, got 0"),
         ({"backend": "triton"}, ValueError, "backend must be one of 'auto', 'xla', 'pallas', got 'triton'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
