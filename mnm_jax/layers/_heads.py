@@ -91,8 +91,9 @@ class Heads(NamedTuple):
         size = chunked.size
         whole = steps - steps % size
         coefficients = jax.vmap(partial(mix, momentum="momentum" in chunked.memory.gates))
-        # The forward pass stores only `vectors` and the memories between chunks. Computing a chunk and its tokens again
-        # in the backward pass is faster than storing and loading the residuals.
+        # The forward pass stores `vectors`, the memories between chunks and the coefficients of all chunks, which one
+        # loop over C tokens computes at once. In the backward pass, computing a chunk and its tokens again is faster
+        # than storing and loading the residuals.
         run_chunk = jax.checkpoint(partial(self._run_chunk, chunked, old=old))
 
         def run_and_restart(memory: ChunkState, now: tuple[_Chunk, Any]) -> tuple[ChunkState, tuple[Array, ...]]:

@@ -113,7 +113,9 @@ class NeuralMemoryLayer(nnx.Module):
 
     **Cost.** Per token, head and layer `I x O` of the memory: 3 I O + 2 C (I + O) multiplications, and V O for the
     targets of the local rule, independent of T; the gradient rule takes about twice as many. The state is the weights,
-    I O numbers per head and layer. Softmax attention takes T (K + V) / 2 per token and head, and stores T (K + V).
+    I O numbers per head and layer. Besides activations, a gradient holds per token and head I O / C numbers per layer
+    and 2 C coefficients, 4 C with a forget gate (`tests/layers/test_stored.py`). Softmax attention takes T (K + V) / 2
+    per token and head, and stores T (K + V).
 
     **When to take it instead of attention.** For long sequences (with K = V = 64, one hidden layer of 64 and chunks of
     32, fewer multiplications above 770 tokens), for generation with a state of constant size, and for state tracking
