@@ -354,7 +354,8 @@ class NeuralMemoryLayer(nnx.Module):
             memory, reads = heads.run(carry.memory, vectors, heads.gates(logits, mask, steps.reset), old=old)
             position = None if position is None else position + len(inputs) % self.chunk
         else:
-            slots = align(position, jnp.ones(inputs.shape[:2], bool) if mask is None else mask, self.chunk)
+            mask = jnp.ones(inputs.shape[:2], bool) if mask is None else mask
+            slots = align(position, mask, self.chunk, fresh=fresh)
             vectors, logits = slots.enter((vectors, logits))
             memory, reads = heads.run(carry.memory, vectors, heads.gates(logits, slots.mask), slots.ends, old=old)
             position, reads = slots.position, jax.tree.map(slots.leave, reads)

@@ -37,16 +37,17 @@ class Slots(NamedTuple):
         return jnp.take_along_axis(x, self.places[..., None], axis=0)
 
 
-def align(position: Array, mask: Array, chunk: int) -> Slots:
+def align(position: Array, mask: Array, chunk: int, *, fresh: bool) -> Slots:
     """Returns the slots of the tokens of a call.
 
     Args:
       position: number of tokens of the current chunk before the call, `[B]`.
       mask: `[T, B]` bool, False = padding.
       chunk: number of tokens per chunk, `C`.
+      fresh: whether all positions are 0; otherwise slots are reserved for C - 1 tokens before the call.
     """
     steps = len(mask)
-    chunks = -(-(steps + chunk - 1) // chunk)
+    chunks = -(-(steps + (0 if fresh else chunk - 1)) // chunk)
     count = jnp.cumsum(mask, axis=0, dtype=jnp.int32)
     last = position + count[-1]
     order = jnp.argsort(~mask, axis=0, stable=True)  # tokens first

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mnm_jax import WriteOptions
+from mnm_jax.layers._slots import align
 from tests.layers.common import (
     BOTH,
     TWO_LAYERS,
@@ -33,6 +34,17 @@ def test_chunks_and_single_tokens_give_the_same_wherever_a_sequence_is_divided(n
         last, second = run(layer, inputs[6:], carry)
         assert_close((last, np.concatenate([first, second])), expected)
     assert np.std(expected[1]) > 0.05
+
+
+@pytest.mark.parametrize("steps", [8, 11])
+def test_new_sequences_with_padding_need_no_slots_for_earlier_tokens(steps, x64):
+    layer, inputs = make_form("gradient-paper", chunk=8), make_inputs(steps)
+    mask = np.random.default_rng(0).random((steps, B)) < 0.7
+    zeros = jnp.zeros(B, jnp.int32)
+    sizes = [len(align(zeros, mask, 8, fresh=fresh).mask) for fresh in (True, False)]
+    assert sizes == {8: [8, 16], 11: [16, 24]}[steps]
+    started = run_by_chunks(layer, inputs, layer.initialize_carry(inputs.shape[1:]), mask)
+    assert_close(run_by_chunks(layer, inputs, None, mask), started)
 
 
 def test_an_initial_memory_that_is_not_learned_gets_no_gradient(x64):
