@@ -121,7 +121,7 @@ def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Array]) -> No
 
 
 def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
-    """Sets the parameters of a model from a file with the same names, shapes and dtypes.
+    """Sets the parameters of a model from a file with the same names, shapes and dtypes, on the devices they are on.
 
     Args:
       path: a safetensors file of any origin.
@@ -149,7 +149,8 @@ def load_safetensors(path: str | os.PathLike, model: nnx.Module) -> None:
         if (array.shape, array.dtype) != (arrays[name].shape, arrays[name].dtype):
             there = f"{arrays[name].dtype}{list(arrays[name].shape)}"
             raise ValueError(f"{path} has {name} as {there}, this model as {array.dtype}{list(array.shape)}.")
-    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(arrays[name]) for name in own]))
+    placed = [_place(arrays[name], like) for name, like in own.items()]
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), placed))
 
 
 def _read(path: Any, name: str, *, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
@@ -157,6 +158,11 @@ def _read(path: Any, name: str, *, dtype: str, shape: list[int], data: bytes) ->
     if dtype not in _DTYPES:
         raise ValueError(f"{path} has {name} as {dtype}; readable are {', '.join(_DTYPES)}.")
     return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def _place(array: np.ndarray, like: Array) -> Array:
+    """Returns an array on the devices of another, if these were chosen."""
+    return jax.device_put(array, like.sharding) if getattr(like, "committed", False) else jnp.asarray(array)
 
 
 def _check_unchanged(model: nnx.Module, take_step: Callable[..., Any], carry: Any, inputs: Any) -> None:

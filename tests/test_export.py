@@ -120,6 +120,20 @@ def test_weights_are_restored_to_the_bit(tmp_path, dtype):
         np.testing.assert_array_equal(a, b)
 
 
+def test_weights_stay_on_their_devices(tmp_path):
+    """One array is divided over two devices; the others are free to follow it, as those of a new model."""
+    cell, other = make_cell(0), make_cell(1)
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[-2:])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    other.interaction.kernel.set_value(jax.device_put(other.interaction.kernel.get_value(), sharding))
+    save_safetensors(tmp_path / "w.safetensors", to_arrays(cell))
+    load_safetensors(tmp_path / "w.safetensors", other)
+    found = other.interaction.kernel.get_value()
+    assert found.sharding == sharding
+    np.testing.assert_array_equal(found, cell.interaction.kernel.get_value())
+    assert not other.rate.bias.get_value().committed
+
+
 class Varied(nnx.Module):
     """A module with dropout and with arrays of other kinds than floating-point numbers."""
 
