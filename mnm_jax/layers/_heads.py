@@ -13,18 +13,19 @@ import jax.numpy as jnp
 from jax import export
 
 from mnm_jax._accelerator import on_measured_gpu
+from mnm_jax._checks import check_finite
 from mnm_jax._masking import select
 from mnm_jax._precision import wide
-from mnm_jax.memory import MemoryParams
+from mnm_jax.memory import Memory, MemoryParams
 from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
 from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix
-from mnm_jax.memory._options import normalise
+from mnm_jax.memory._options import FORGET_LITTLE, gate_biases, normalise
 
 Array = jax.Array
 
 _EPSILON = 1e-6  # added to the mean square of a read by `output_norm`
 _STRETCH = 0.1  # distance by which `hard_rate` stretches the sigmoid beyond 0 and 1, as the hard concrete distribution
-HARD_BIAS = 1.5  # initial bias with `hard_rate`, 0.88 of the largest rate; from 0, training closed some seeds' gates
+_HARD_BIAS = 1.5  # initial bias with `hard_rate`, 0.88 of the largest rate; from 0, training closed some seeds' gates
 
 
 class _Chunk(NamedTuple):
@@ -171,6 +172,17 @@ class Heads(NamedTuple):
     def _by_head(self, x: Array) -> Array:
         """Returns `[T, B, H X]` as `[B, H, T, X]`."""
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.number, x.shape[2] // self.number), 0, 2)
+
+
+def begin_biases(memory: Memory, forget_bias: float | None, *, hard_rate: bool) -> list[float]:
+    """Returns the initial biases of the gates of a head; raises ValueError for a bias of a gate that it lacks."""
+    if forget_bias is not None:
+        check_finite(forget_bias=forget_bias)
+        if "forget" not in memory.gates:
+            raise ValueError(
+                f"forget_bias needs a memory with WriteOptions(forget=True), got {forget_bias}: leave it out."
+            )
+    return gate_biases(memory.gates, FORGET_LITTLE if forget_bias is None else forget_bias, _HARD_BIAS * hard_rate)
 
 
 def load_kernel() -> Any:

@@ -18,7 +18,6 @@ from mnm_jax._checks import (
     check_array,
     check_choice,
     check_dtypes,
-    check_finite,
     check_flags,
     check_input_shape,
     check_positive,
@@ -32,12 +31,11 @@ from mnm_jax._precision import wide
 from mnm_jax._vary import vary_alike
 from mnm_jax.layers._carry import LayerCarry, LayerOutput, begin
 from mnm_jax.layers._convolution import ShortConvolution
-from mnm_jax.layers._heads import HARD_BIAS, Heads, load_kernel, normalise_reads
+from mnm_jax.layers._heads import Heads, begin_biases, load_kernel, normalise_reads
 from mnm_jax.layers._slots import align
 from mnm_jax.memory import Memory
 from mnm_jax.memory._chunks.check import check_memory
 from mnm_jax.memory._chunks.chunk import ChunkedMemory
-from mnm_jax.memory._options import FORGET_LITTLE, gate_biases
 
 Array = jax.Array
 
@@ -209,15 +207,9 @@ class NeuralMemoryLayer(nnx.Module):
         check_rngs(rngs)
         dtype = check_dtypes(dtype, param_dtype)
         self._chunked = ChunkedMemory(check_memory(memory), chunk, stale)
-        self.memory = self._chunked.memory
-        if forget_bias is not None:
-            check_finite(forget_bias=forget_bias)
-            if "forget" not in self.memory.gates:
-                raise ValueError(
-                    f"forget_bias needs a memory with WriteOptions(forget=True), got {forget_bias}: leave it out."
-                )
+        biases = begin_biases(self.memory, forget_bias, hard_rate=hard_rate)
         self.features = self.in_features = self.out_features = features
-        self.heads, self.chunk, self.backend = heads, chunk, backend
+        self.heads, self.backend = heads, backend
         self.dtype, self.max_rate, self.hard_rate = jnp.dtype(dtype), float(max_rate), bool(hard_rate)
         if backend == "pallas":
             load_kernel().check_kernel(self.memory, chunk, self.dtype)
@@ -229,7 +221,6 @@ class NeuralMemoryLayer(nnx.Module):
         taps = ShortConvolution(vectors, convolution, param_dtype=param_dtype, rngs=rngs) if convolution > 1 else None
         self.convolution = nnx.data(taps)
         self.to_gates = linear(features, heads * (1 + len(memory.gates)))
-        biases = gate_biases(memory.gates, FORGET_LITTLE if forget_bias is None else forget_bias, HARD_BIAS * hard_rate)
         set_bias(self.to_gates, jnp.tile(jnp.asarray(biases, param_dtype), heads))
         if hard_rate:
             self.to_gates.kernel[:, :: len(biases)] = 0.0
@@ -237,6 +228,16 @@ class NeuralMemoryLayer(nnx.Module):
         self.to_output = linear(read, features, use_bias=False)
         self.output_gain = nnx.data(nnx.Param(jnp.ones(memory.value_size, param_dtype)) if output_norm else None)
         self.to_output_gate = nnx.data(linear(features, read, use_bias=False) if output_gate else None)
+
+    @property
+    def memory(self) -> Memory:
+        """The memory of each head."""
+        return self._chunked.memory
+
+    @property
+    def chunk(self) -> int:
+        """The number of tokens `C` that are processed at once."""
+        return self._chunked.size
 
     @property
     def exact(self) -> bool:

@@ -1,5 +1,7 @@
 """Tests that what the layer cannot do is refused by name."""
 
+import pickle
+
 import jax.numpy as jnp
 import optax
 import pytest
@@ -124,6 +126,17 @@ TOKENS = jnp.zeros((3, 2, D))
 def test_wrong_inputs_are_named(given, settings, error, message):
     with pytest.raises(error, match=message):
         LAYER(None, given, **settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("chunk", 2), ("memory", None), ("exact", True)])
+def test_settings_that_shape_the_chunks_cannot_be_assigned(name, value):
+    """Copies of the layer have them, too."""
+    layer = make_layer(make_memory("gradient", dtype=jnp.float32, **TWO_LAYERS), jnp.float32, chunk=4)
+    for copy in (layer, nnx.merge(*nnx.split(layer)), pickle.loads(pickle.dumps(layer)), nnx.clone(layer)):
+        with pytest.raises(AttributeError, match=name):
+            setattr(copy, name, value)
+        assert (copy.chunk, copy.memory, copy.exact) == (4, layer.memory, False)
+        assert nnx.graphdef(copy) == nnx.graphdef(layer)
 
 
 def test_wrong_tokens_are_named():
