@@ -154,8 +154,8 @@ class NeuralMemoryLayer(nnx.Module):
       TypeError: for a memory that is no `Memory`, sizes that are no integers, or dtypes that are not floating.
       ValueError: for a size below 1, `stale` without effect, or a memory that cannot be written in chunks: one with an
         `optimizer`, several `inner_steps`, a `max_norm` or `never_worse`, a `custom_memory`, a rule given as a
-        function, or one whose targets depend on the fast weights; for a `max_rate` outside (0, 2], a `forget_bias`
-        without a forget gate, an unknown backend, or settings that the kernel does not support.
+        function, with its own `pairs`, or with targets that depend on the fast weights; for a `max_rate` outside
+        (0, 2], a `forget_bias` without a forget gate, an unknown backend, or settings that the kernel does not support.
 
     Examples:
       A delta rule with a forget gate and two heads, over a sequence and then over one more token:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from mnm_jax import NeuralMemoryLayer, WriteOptions, custom_memory
 from mnm_jax.memory import ErrorRule, Pair, rule_memory
+from mnm_jax.memory._rules import DeltaRule, GradientRule, HebbianRule
 from mnm_jax.testing import check_layer_steps
 from tests.layers.common import TWO_LAYERS, D, K, V, make_layer, make_memory
 
@@ -62,6 +63,35 @@ def test_a_memory_that_chunks_cannot_follow_is_refused_when_the_layer_is_made(na
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         NeuralMemoryLayer(D, make(), rngs=nnx.Rngs(0))
+
+
+class HalfPairs:
+    def pairs(self, *arguments):
+        pairs, answer = super().pairs(*arguments)
+        return tuple(Pair(pair.inputs, 0.5 * pair.delta) for pair in pairs), answer
+
+
+class HalfError(HalfPairs, DeltaRule):
+    pass
+
+
+class HalfGradient(HalfPairs, GradientRule):
+    pass
+
+
+class HalfHebbian(HalfPairs, HebbianRule):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("rule", "place"),
+    [(HalfError(), "steps"), (HalfGradient("normalised", 0.0), "linearise"), (HalfHebbian(), "row_pairs")],
+)
+def test_a_rule_with_pairs_that_chunks_do_not_call_is_refused(rule, place):
+    with pytest.raises(
+        ValueError, match=f"got {type(rule).__name__} with its own `pairs`: .* `{place}`, or .* MNMCell"
+    ):
+        NeuralMemoryLayer(4, rule_memory(4, 4, rule), rngs=nnx.Rngs(0))
 
 
 def test_a_rule_of_ones_own_whose_steps_are_its_step_scale_runs_in_chunks():

@@ -9,7 +9,7 @@ import numpy as np
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._memory import Memory, check_is_memory
 from mnm_jax.memory._pair_memory import PairMemory
-from mnm_jax.memory._rules import ErrorRule, SizedRule, SnapshotRule
+from mnm_jax.memory._rules import ErrorRule, GradientRule, SizedRule, SnapshotRule
 
 
 def check_memory(memory: Memory) -> PairMemory:
@@ -27,6 +27,7 @@ def check_memory(memory: Memory) -> PairMemory:
             f"memory must have a rule that can write chunks of tokens, got the rule {rule}: give rule_memory an "
             f"ErrorRule or a SnapshotRule, {remedy}"
         )
+    _check_pairs(rule)
     if isinstance(rule, ErrorRule):
         _probe_targets(memory, rule)
         _probe_steps(memory, rule)
@@ -43,6 +44,23 @@ def check_memory(memory: Memory) -> PairMemory:
                 f"cannot follow: leave {name}={off}, {remedy}"
             )
     return memory
+
+
+def _check_pairs(rule: ErrorRule | SnapshotRule) -> None:
+    """Raises ValueError if a class overrides `pairs`, but not the function that chunks call in its place."""
+    if isinstance(rule, ErrorRule):
+        own, place = type(rule).pairs is not ErrorRule.pairs, "steps"
+    else:
+        place = "linearise" if isinstance(rule, GradientRule) else "row_pairs"
+        classes = type(rule).__mro__
+        first = lambda name: next(i for i, kind in enumerate(classes) if name in vars(kind))  # noqa: E731
+        own = first("pairs") < first(place)
+    if own:
+        raise ValueError(
+            f"memory must have a rule whose `pairs` follow from its `{place}`, which the chunks of a layer call, got "
+            f"{type(rule).__name__} with its own `pairs`: put the change into `{place}`, or run this memory step by "
+            "step in MNMCell."
+        )
 
 
 def _probe_targets(memory: PairMemory, rule: ErrorRule) -> None:
