@@ -43,6 +43,9 @@ def connect(
     The port of "auto" is 8482 on Cloud TPUs, 55527 on Kubernetes, and 61440 + (job id modulo 4096) on SLURM and Open
     MPI. `JAX_COORDINATOR_PORT` replaces it.
 
+    A process uses all GPUs of its machine. If SLURM or Open MPI starts several processes per machine, each uses the
+    GPU of its number there. The environment variable `JAX_LOCAL_DEVICE_IDS=0,1` replaces either.
+
     Args:
       coordinator: HOST:PORT, where process 0 listens, with an IPv6 address in brackets as `[::1]:PORT`; "auto": all
         three arguments are found in the environment (a TPU pod, SLURM, Open MPI, Kubernetes).
@@ -84,7 +87,13 @@ def connect(
         listen = listen or coordinator
     meet(*place, timeout, listen)
     bind = _numeric(listen) if listen and place.process_id == 0 else None  # None: JAX listens on all interfaces
-    jax.distributed.initialize(*place, initialization_timeout=seconds, coordinator_bind_address=bind)
+    jax.distributed.initialize(
+        *place,
+        initialization_timeout=seconds,
+        coordinator_bind_address=bind,
+        # JAX's detection gives a process of SLURM or Open MPI one device only, even where it is alone on its machine.
+        cluster_detection_method=None if _share_machines() else "deactivate",
+    )
 
 
 def meet(coordinator: str, num_processes: int, process_id: int, timeout: float, listen: str | None = None) -> None:
@@ -140,6 +149,14 @@ def _find_place(seconds: int) -> _Place | None:
             "--coordinator=HOST:PORT, --num_processes and --process_id."
         )
     return _Place(address, count, index)
+
+
+def _share_machines() -> bool:
+    """Returns whether SLURM or Open MPI runs several processes of this run on one machine."""
+    if local := os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return int(local) > 1
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")  # such as "2(x3),1"
+    return max(int(count.partition("(")[0]) for count in counts) > 1
 
 
 def _split(address: str) -> tuple[str, int]:

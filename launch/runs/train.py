@@ -78,6 +78,8 @@ def train_run(
             raise ValueError(f"{workdir / SUMMARY} is damaged or incomplete; restore it, or remove it to train again.")
         earlier = [steps for steps in continued_at(workdir) if steps < training.steps]
         if is_first_process():
+            if jax.process_count() > 1:
+                print(f"{jax.process_count()} processes, {jax.device_count()} devices")
             if earlier:
                 print(_describe_continuing(earlier[-1], training))
             print(size, flush=True)

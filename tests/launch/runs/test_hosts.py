@@ -234,7 +234,7 @@ def test_all_who_come_meet_and_a_stranger_counts_as_nobody(said):
 @pytest.fixture
 def initialized(monkeypatch):
     """Returns the arguments of the calls of `jax.distributed.initialize`, which is not run."""
-    for name in [name for name in os.environ if name.startswith(("JAX_COORDINATOR", "SLURM_"))]:
+    for name in [name for name in os.environ if name.startswith(("JAX_COORDINATOR", "SLURM_", "OMPI_"))]:
         monkeypatch.delenv(name)
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
@@ -256,7 +256,8 @@ def test_process_0_listens_at_the_named_address_only(initialized, host):
     binds = {args[2]: kwargs.pop("coordinator_bind_address") for args, kwargs in initialized}
     assert binds == {0: named, 1: None}
     assert {args[:2] for args, _ in initialized} == {(named, 2)}
-    assert [kwargs for _, kwargs in initialized] == 2 * [{"initialization_timeout": 20}]
+    others = {"initialization_timeout": 20, "cluster_detection_method": "deactivate"}
+    assert [kwargs for _, kwargs in initialized] == 2 * [others]
 
 
 def test_the_address_where_process_0_listens_can_be_another(initialized, monkeypatch):
@@ -294,12 +295,42 @@ def test_auto_uses_the_documented_port_and_names_who_is_missing(initialized, mon
     assert initialized == []
     in_slurm(monkeypatch, job=4096 + 77, tasks=1, process_id=0)
     connect("auto", None, None, 5)
-    assert initialized == [(("127.0.0.1:61517", 1, 0), {"initialization_timeout": 5, "coordinator_bind_address": None})]
+    others = {"coordinator_bind_address": None, "cluster_detection_method": "deactivate"}
+    assert initialized == [(("127.0.0.1:61517", 1, 0), {"initialization_timeout": 5} | others)]
     monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port := free_port()))
     connect("auto", None, None)
     assert initialized[-1][0] == (f"127.0.0.1:{port}", 1, 0)
     with pytest.raises(ValueError, match="got num_processes=2, process_id=0; leave them out"):
         connect("auto", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "visible"),
+    [
+        ({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, "all"),
+        ({"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)"}, "1"),
+        ({"SLURM_LOCALID": "0", "JAX_LOCAL_DEVICE_IDS": "2,3"}, "2,3"),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "all"),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "1"),
+    ],
+)
+def test_a_process_uses_all_gpus_of_its_machine_unless_it_shares_the_machine(environment, visible):
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    ompi = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"}
+    ompi |= {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    job = slurm if "SLURM_LOCALID" in environment else ompi
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "JAX_COORD"))}
+    program = "from launch.runs.connect import connect; connect('auto', None, None); "
+    program += "from jax._src import xla_bridge; print(xla_bridge.CUDA_VISIBLE_DEVICES.value)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=kept | job | environment | {"JAX_COORDINATOR_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == (f"{visible}\n", 0), done.stderr
 
 
 def test_the_documented_ports_are_those_of_jax():
