@@ -159,7 +159,10 @@ class _Run:
 
         self.started = self.last_save = time.monotonic()
         saved = processes.first_process_first(lambda: restore_checkpoint(workdir, like))
-        start = saved or Checkpoint(step=0, state=init(), notes={"seconds": 0.0})
+        start = saved or Checkpoint(step=0, state=None, notes={"seconds": 0.0})
+        processes.check_same_start(start.step, start.state, start.notes.get("loader"))
+        if not saved:
+            start = start._replace(state=init())
         if start.step > config.steps:
             raise ValueError(f"{workdir} was trained for {start.step} updates, got steps={config.steps}; increase it.")
         shardings = state_shardings(like, self.placement, parallel)

@@ -5,8 +5,10 @@ processes, in the same order.
 """
 
 import contextlib
+import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -34,14 +36,30 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
 
 @contextlib.contextmanager
 def common_errors() -> Iterator[None]:
-    """Raises an OSError of the block, which only one process may meet, in all processes; collective."""
+    """Raises an error of the block, which only one process may meet, in all processes; collective.
+
+    A process without an error of its own raises an OSError with number and message of the first that has one.
+    """
     failure = None
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         failure = error
     if any_process(failure is not None)[0]:
-        raise failure or OSError("another process cannot use the workdir; see its message.")
+        messages = _gather_text("" if failure is None else " ".join(str(failure).split()) or repr(failure))
+        index, message = next((index, message) for index, message in enumerate(messages) if message)
+        raise failure or OSError(f"process {index} failed: {message}")
+
+
+def _gather_text(text: str) -> list[str]:
+    """Returns the texts of all processes, at most 1,000 bytes of each; collective."""
+    if jax.process_count() == 1:
+        return [text]
+    encoded = np.zeros(1000, np.uint8)
+    content = text.encode()[: encoded.size]
+    encoded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = multihost_utils.process_allgather(encoded)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def wait_for_processes(reason: str) -> None:
@@ -57,15 +75,17 @@ def wait_for_processes(reason: str) -> None:
 def first_process_first(function: Callable[[], T]) -> T:
     """Returns `function()`, called in the first process before all others; collective.
 
-    It is for files that the first process may repair before the others read them.
+    It is for files that the first process writes or repairs before the others read them.
+
+    Raises:
+      Exception: the error of the function. If it fails in some processes only, the others raise an OSError with number
+        and message of the first of these; if it fails in the first process, the others do not call it.
     """
-    if not is_first_process():
-        wait_for_processes("the first process is done")
-        return function()
-    try:
-        return function()
-    finally:  # also after an error: the other processes will meet the same one
-        wait_for_processes("the first process is done")
+    for first in (True, False):
+        with common_errors():
+            if is_first_process() is first:
+                result = function()
+    return result
 
 
 @contextlib.contextmanager
@@ -87,6 +107,32 @@ def lock_workdir(workdir: str | os.PathLike) -> Iterator[None]:
             if is_first_process():
                 stack.enter_context(lock_folder(pathlib.Path(workdir)))
         yield
+
+
+def check_same_start(step: int, state: Any, position: Any) -> None:
+    """Checks that all processes resume from the same checkpoint; collective.
+
+    Args:
+      step: number of updates that this process has restored; 0 for a new run.
+      state: a tree of host arrays.
+      position: the position of the task's loader, in values of JSON.
+
+    Raises:
+      ValueError: in all processes, if a process has another number of updates, state or position than the first.
+    """
+    if jax.process_count() == 1:
+        return
+    checksum = zlib.crc32(json.dumps(position, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(state):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        checksum = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes(), checksum)
+    rows = multihost_utils.process_allgather(np.array([step, checksum], np.uint32)).tolist()
+    for index, row in enumerate(rows):
+        if row != rows[0]:
+            found = f"is at update {row[0]}, process 0 at update {rows[0][0]}"
+            if row[0] == rows[0][0]:
+                found = f"holds another state of update {row[0]} than process 0"
+            raise ValueError(f"process {index} {found}: do all processes see the same workdir?")
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:
