@@ -25,7 +25,7 @@ from launch.reporting.task_errors import end_table
 from launch.runs.config_flag import define_config
 from launch.runs.connect import TIMEOUT, connect
 from launch.runs.train import train_run
-from mnm_jax.training import PARALLEL, is_first_process, wait_for_processes
+from mnm_jax.training import PARALLEL, first_process_first, is_first_process
 
 
 def run(
@@ -33,14 +33,16 @@ def run(
 ) -> dict[str, Any]:
     """Trains a run, prints its table, draws its figures and returns its summary; see `launch.runs.train.train_run`."""
     summary = train_run(config, workdir, parallel, command, **options)
-    if is_first_process():
-        from launch.reporting.draw import report_run  # matplotlib would delay the first update by half a second
-
-        first = summary["config"]["training"].get("seed", 0)
-        print(end_table(summary["metrics"], range(first, first + summary["seeds"])))
-        report_run(workdir)
-    wait_for_processes("the figures are drawn")
+    first_process_first(lambda: _report(summary, workdir) if is_first_process() else None)
     return summary
+
+
+def _report(summary: dict[str, Any], workdir: str | os.PathLike) -> None:
+    from launch.reporting.draw import report_run  # matplotlib would delay the first update by half a second
+
+    first = summary["config"]["training"].get("seed", 0)
+    print(end_table(summary["metrics"], range(first, first + summary["seeds"])))
+    report_run(workdir)
 
 
 def main() -> None:

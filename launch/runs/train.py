@@ -16,7 +16,16 @@ from launch.runs.metrics import summarise
 from launch.runs.plain import plain_config
 from launch.runs.size import describe, measure
 from launch.runs.versions import commit_at_start, versions
-from launch.runs.workdir import CONFIG, SUMMARY, claim, continued_at, read_earlier, read_summary, write_json
+from launch.runs.workdir import (
+    CONFIG,
+    SUMMARY,
+    check_claimed,
+    claim,
+    continued_at,
+    read_earlier,
+    read_summary,
+    write_json,
+)
 from mnm_jax.training import (
     TrainConfig,
     TrainingFault,
@@ -27,7 +36,6 @@ from mnm_jax.training import (
     lock_workdir,
     save_params,
     train,
-    wait_for_processes,
 )
 
 
@@ -70,7 +78,7 @@ def train_run(
 
     workdir = pathlib.Path(workdir)
     with lock_workdir(workdir):
-        new = first_process_first(lambda: claim(workdir, plain, after_fault=after_fault and is_first_process()))
+        new = first_process_first(lambda: _claim(workdir, plain, after_fault))
         finished = read_summary(workdir)
         if finished and not (workdir / "checkpoints").exists():
             return finished  # only its results were kept
@@ -94,9 +102,15 @@ def train_run(
         summary = _summarise(result, plain, task.name, parameters, command)
         more = {"continued_at": earlier, "earlier_configs": read_earlier(workdir)}
         summary |= {name: value for name, value in more.items() if value}
-        summary = _finish(workdir, finished, summary, make_model)
-        wait_for_processes("the summary is written")
-    return summary
+        return first_process_first(lambda: _finish(workdir, finished, summary, make_model))
+
+
+def _claim(workdir: pathlib.Path, config: dict[str, Any], after_fault: bool) -> bool:
+    """Claims the workdir in the first process, and checks it in the others; returns whether this process made it."""
+    if is_first_process():
+        return claim(workdir, config, after_fault=after_fault)
+    check_claimed(workdir, config)
+    return False
 
 
 def _finish(

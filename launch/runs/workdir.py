@@ -105,16 +105,12 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
     """
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
-        changes = [found for found in _differences(before, config) if found[0] not in PLACES]
+        changes = _changes(before, config)
         only_steps = [key for key, _, _ in changes] == ["training.steps"]
         if only_steps and _continue(workdir, before["training"]["steps"], config):
             return False
         changeable = {f"training.{name}" for name in _CHANGEABLE} if after_fault else set()
-        for key, old, new in changes:
-            if key not in changeable:
-                where = f"{workdir} holds a run of another config"
-                remedy = f"take another --workdir, or continue that run with --config={workdir / CONFIG}"
-                raise ValueError(f"{where}: {key} is {old} there, {new} here; {remedy}.")
+        _refuse(workdir, [change for change in changes if change[0] not in changeable])
         if after_fault:
             _continue_after_fault(workdir, before, config)
         elif before != config:
@@ -130,6 +126,18 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, config)
     return True
+
+
+def check_claimed(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+    """Checks, in a process other than the first, that it sees the run of `config` that the first process has claimed.
+
+    Raises:
+      ValueError: if the folder has no run, or one of another config.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise ValueError(f"{path} of process 0 is missing here: do all processes see the same workdir?")
+    _refuse(workdir, _changes(read_config(workdir), config))
 
 
 def continued_at(workdir: pathlib.Path) -> list[int]:
@@ -170,6 +178,17 @@ def _continue(workdir: pathlib.Path, steps: int, config: dict[str, Any]) -> bool
     write_json(workdir / CONFIG, config)
     (workdir / SUMMARY).unlink()
     return True
+
+
+def _changes(before: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [found for found in _differences(before, config) if found[0] not in PLACES]
+
+
+def _refuse(workdir: pathlib.Path, changes: list[tuple[str, str, str]]) -> None:
+    for key, old, new in changes:
+        where = f"{workdir} holds a run of another config"
+        remedy = f"take another --workdir, or continue that run with --config={workdir / CONFIG}"
+        raise ValueError(f"{where}: {key} is {old} there, {new} here; {remedy}.")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
