@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mnm_jax._checks import check_choice, check_not_negative, check_sizes
@@ -38,8 +38,14 @@ class Placement(NamedTuple):
 
 
 def make_placement(devices: Sequence[jax.Device]) -> Placement:
-    """Returns the shardings over a mesh of the given devices."""
-    mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    """Returns the shardings over a mesh of the given devices; with several processes, in the order of the processes."""
+    if jax.process_count() == 1:
+        mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    else:
+        # jax.make_mesh orders TPUs by their place in the network, but the processes' parts of a batch, and the carries
+        # of its streams in a checkpoint, are joined in the order of the processes.
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(ordered), (_AXIS,), axis_types=(AxisType.Auto,))
     return Placement(replicated=NamedSharding(mesh, P()), divided=NamedSharding(mesh, _BATCH))
 
 

@@ -177,7 +177,7 @@ def make_proposal(
     def sum_over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def draw_noise(params: Any, key: Array, examples: int) -> Array | None:
+    def draw_noise(params: Any, key: Array, mask: Array) -> Array | None:
         """Returns the dropout seeds of this device's examples, `[B]`, the same for any number of devices."""
         if not getattr(nnx.merge(graphdef, params), "dropout", 0):
             return None
@@ -186,10 +186,12 @@ def make_proposal(
                 f"task {task.name} is played by the model, so that dropout would make the loss that of a policy other "
                 "than the one that acted: set dropout to 0."
             )
-        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * examples
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * mask.shape[1]
         key = jax.random.fold_in(key, _DROPOUT)
         draw = lambda example: jax.random.bits(jax.random.fold_in(key, example))  # noqa: E731
-        return jax.vmap(draw)(first + jnp.arange(examples, dtype=jnp.int32))
+        # Padding is not counted: with several processes it also lies between the examples.
+        number = jnp.cumsum(jnp.any(mask, axis=0), dtype=jnp.int32) - 1
+        return jax.vmap(draw)(first + number)
 
     def summed_gradient(params: Any, batch: Batch, noise: Array | None, carry: Any) -> Any:
         no_logits = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
@@ -216,7 +218,7 @@ def make_proposal(
         if task.sample is not None:
             batch = divide(task.sample(key, batch_size, state.step))
         batch = played(nnx.merge(graphdef, state.params), task, batch)
-        noise = draw_noise(state.params, key, batch.mask.shape[1])
+        noise = draw_noise(state.params, key, jnp.asarray(batch.mask))
         (loss, (parts, carry)), grads = summed_gradient(state.params, batch, noise, state.carry)
         loss, (task_loss, meta_loss), grads = sum_over_devices((loss, parts, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -54,8 +54,8 @@ def test_every_form_equals_one_device(tiny, x64, draw, every):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
-def test_dropout_is_drawn_per_example_and_update_whatever_the_devices(tiny, x64):
-    """The model multiplies its results by the last bit of the seed of each example."""
+def noisy(tiny):
+    """Returns a model that multiplies its results by the last bit of the seed of each example."""
 
     class Noisy(tiny.Model):
         dropout = 0.5
@@ -65,14 +65,42 @@ def test_dropout_is_drawn_per_example_and_update_whatever_the_devices(tiny, x64)
             scale = lambda x, bit: x * bit.reshape(1, -1, *[1] * (x.ndim - 2)).astype(x.dtype)  # noqa: E731
             return output._replace(logits=scale(output.logits, noise % 2), meta_loss=scale(output.meta_loss, noise % 2))
 
+    return Noisy
+
+
+def test_dropout_is_drawn_per_example_and_update_whatever_the_devices(tiny, x64):
     draw = lambda seed, size: tiny.draw_numpy(0, size)  # noqa: E731
     (_, expected), (_, found) = (
-        run(tiny, draw, form, count, steps=2, accumulate=count, make_model=Noisy, rate=1e-9)
+        run(tiny, draw, form, count, steps=2, accumulate=count, make_model=noisy(tiny), rate=1e-9)
         for form, count in (("jit", 1), ("pmap", 2))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
     first, second = (each.meta_loss for each in found)
     assert np.all(np.abs(first - second) > 1e-6)
+
+
+def test_dropout_does_not_depend_on_the_padding_between_the_parts_of_two_processes(tiny, x64):
+    def part(start, stop):
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:, start:stop], tiny.draw_numpy(0, 16))
+
+    def joined(*_):
+        return jax.tree.map(lambda *parts: np.concatenate(parts, 1), *(pad_batch(part(i, i + 5), 8) for i in (0, 5)))
+
+    (_, expected), (_, found) = (
+        run(tiny, draw, "jit", count, steps=1, make_model=noisy(tiny))
+        for draw, count in ((lambda *_: part(0, 10), 1), (joined, 8))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
+
+
+@pytest.mark.parametrize("processes, order", [(1, [3, 1, 2]), (2, [1, 2, 3])])
+def test_with_several_processes_a_batch_is_divided_in_their_order(monkeypatch, processes, order):
+    """TPUs are given to `jax.make_mesh` in an order of its own; here it keeps that of its argument."""
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    devices = jax.local_devices()
+    placement = make_placement([devices[i] for i in (3, 1, 2)])
+    for sharding in placement:
+        assert [device.id for device in sharding.mesh.devices] == [devices[i].id for i in order]
 
 
 def test_fsdp_without_a_state_is_refused(tiny):
