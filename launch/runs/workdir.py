@@ -15,7 +15,7 @@ from absl import logging
 from launch.runs.own import FOLDER
 from launch.runs.registry import TASKS
 from mnm_jax._files import whole_file
-from mnm_jax.training import discard_fault
+from mnm_jax.training import discard_fault, read_metrics
 
 CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
 # A summary that lacks one of these does not count.
@@ -91,6 +91,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
 
     The folders that a config names may differ (`PLACES`), since projects and data move. A finished run also accepts a
     config with a larger `training.steps`. It is then unfinished again, and its summary remains as `summary_STEPS.json`.
+    A run that ended before it left a number or a parameter accepts any config, such as the corrected one.
 
     Args:
       workdir: folder of the run.
@@ -106,6 +107,9 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
     if (workdir / CONFIG).exists():
         before = read_config(workdir)
         changes = _changes(before, config)
+        if changes and not after_fault and not _is_trained(workdir):
+            write_json(workdir / CONFIG, config)
+            return True
         only_steps = [key for key, _, _ in changes] == ["training.steps"]
         if only_steps and _continue(workdir, before["training"]["steps"], config):
             return False
@@ -178,6 +182,12 @@ def _continue(workdir: pathlib.Path, steps: int, config: dict[str, Any]) -> bool
     write_json(workdir / CONFIG, config)
     (workdir / SUMMARY).unlink()
     return True
+
+
+def _is_trained(workdir: pathlib.Path) -> bool:
+    """Returns whether a folder has anything that belongs to its config."""
+    kept = (workdir / "checkpoints").exists() or (workdir / SUMMARY).exists() or any(workdir.glob("params.*"))
+    return kept or bool(read_metrics(workdir))
 
 
 def _changes(before: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -283,6 +283,25 @@ def test_a_batch_that_does_not_fit_leaves_the_workdir_to_the_corrected_config(tm
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_run_that_failed_before_its_first_update_takes_the_corrected_config(tmp_path):
+    wrong = _change("training", batch_size=len(jax.devices()) + 1)
+    claim(tmp_path, wrong.to_dict())  # as `launch.sweep` does before it starts a trial
+    with pytest.raises(ValueError, match="batch_size"):
+        train_run(wrong, tmp_path)
+    assert train_run(tiny(), tmp_path)["config"] == tiny().to_dict()
+    with pytest.raises(ValueError, match="holds a run of another config: training.batch_size is 8 there, 9 here"):
+        train_run(wrong, tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/3", "summary.json", "params.safetensors", "metrics.jsonl"])
+def test_whatever_a_run_has_left_keeps_its_config(tmp_path, kept):
+    claim(tmp_path, tiny().to_dict())
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_text('{"step": 1, "seconds": 0.5, "train/loss": [1.0, 1.0]}\n')
+    with pytest.raises(ValueError, match="holds a run of another config: training.seed is 4 there, 5 here"):
+        claim(tmp_path, _change("training", seed=5).to_dict())
+
+
 def test_missing_babi_data_says_where_to_put_it(tmp_path):
     config = babi_task1.get_config()
     config.task.data_dir = str(tmp_path)
