@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from mnm_jax.training import _processes as processes
-from mnm_jax.training._checkpoints import Checkpoint, check_notes, restore_checkpoint, save_checkpoint
+from mnm_jax.training._checkpoints import check_notes, restore_checkpoint, save_checkpoint
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._evaluate import make_evaluate
 from mnm_jax.training._parallel import make_parallel_update, make_placement, pad_batch, state_shardings
@@ -159,27 +159,29 @@ class _Run:
 
         self.started = self.last_save = time.monotonic()
         saved = processes.first_process_first(lambda: restore_checkpoint(workdir, like))
-        start = saved or Checkpoint(step=0, state=None, notes={"seconds": 0.0})
-        processes.check_same_start(start.step, start.state, start.notes.get("loader"))
-        if not saved:
-            start = start._replace(state=init())
-        if start.step > config.steps:
-            raise ValueError(f"{workdir} was trained for {start.step} updates, got steps={config.steps}; increase it.")
+        self.step = saved.step if saved else 0
+        notes: dict[str, Any] = saved.notes if saved else {"seconds": 0.0}
+        processes.check_same_start(self.step, saved and saved.state, notes.get("loader"))
+        if self.step > config.steps:
+            raise ValueError(f"{workdir} was trained for {self.step} updates, got steps={config.steps}; increase it.")
         shardings = state_shardings(like, self.placement, parallel)
-        self.step, self.state = start.step, processes.to_devices(start.state, shardings)
-        self.seconds_before = start.notes["seconds"]
+        if saved is None and parallel == "fsdp":  # the whole state may not fit on one device
+            self.state = jax.jit(init, out_shardings=shardings)()
+        else:
+            self.state = processes.to_devices(saved.state if saved else init(), shardings)
+        self.seconds_before = notes["seconds"]
         if self.loader is not None and saved:
-            self.loader.set_state(start.notes["loader"])
+            self.loader.set_state(notes["loader"])
         check_notes(self.position())
         self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
         first = processes.is_first_process()
         # The update at the last check for a fault, and the data's position there, from which `explain_fault` reads.
-        self.checked = start.notes.get("checked") or {"step": self.step, "loader": self.position()}
+        self.checked = notes.get("checked") or {"step": self.step, "loader": self.position()}
         self.writer: MetricWriter | None = None
         with processes.common_errors():
             if first:
-                self.writer = MetricWriter(workdir, step=self.step, saved=start.notes.get("metrics"))
+                self.writer = MetricWriter(workdir, step=self.step, saved=notes.get("metrics"))
                 written = [line["seconds"] for line in self.writer.lines[-1:]]  # later than a checkpoint: after a test
                 self.seconds_before = max([self.seconds_before, *written])
         self.progress = ProgressBar(config.steps, self.step, quiet=not first)

@@ -9,12 +9,14 @@ import types
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from mnm_jax.training import (
     Interrupted,
     TrainConfig,
     TrainingFault,
     evaluate,
+    init_state,
     load_params,
     read_metrics,
     train,
@@ -254,6 +256,39 @@ def test_bad_settings_are_refused_in_one_line(changes, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         TrainConfig(**{"steps": 10, "batch_size": 8, "learning_rate": 0.1} | changes)
     assert str(caught.value) == message
+
+
+def test_fsdp_never_holds_a_whole_divided_parameter_on_one_device(tiny, tmp_path, monkeypatch):
+    class Wide(tiny.Model):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            self.wide = nnx.Param(jax.random.normal(rngs.params(), (8, 1000)))
+
+    parts, values = set(), []
+
+    def record(*arrays):
+        parts.update(shard.data.shape for array in arrays for shard in array.addressable_shards)
+
+    def init(*args):
+        state = init_state(*args)
+        wide = state.params["wide"][...]
+        record(*[] if isinstance(wide, jax.core.Tracer) else [wide])
+        return state
+
+    def get_state(loader):  # called when the state is on the devices
+        placed = [array for array in jax.live_arrays() if array.shape == (2, 8, 1000)]
+        record(*placed)
+        values.append(np.asarray(placed[0]))
+        return {"position": loader.position}
+
+    task = tiny.Recall(reads=True)
+    monkeypatch.setattr("mnm_jax.training._loop.init_state", init)
+    monkeypatch.setattr(type(task.loader(0, 8)), "get_state", get_state)
+    config = tiny.config(steps=1)
+    train(task, Wide, config, tmp_path, parallel="fsdp")
+    assert parts == {(2, 8, 125)}
+    expected = init_state(Wide, config.make_optimizer(), config.seed, config.seeds)
+    np.testing.assert_array_equal(values[0], expected.params["wide"][...])
 
 
 def test_a_model_with_an_array_made_while_it_is_built_is_refused_in_one_line(tiny, tmp_path):
