@@ -30,7 +30,9 @@ from mnm_jax.training._writers import MetricWriter, read_metrics
 
 # Updates sent to the devices before their results are awaited: enough to keep them busy, few enough to stop soon.
 _UPDATES_AHEAD = 8
-# Updates between two common decisions of several processes to stop or to save; each decision waits for the devices.
+# Several processes decide together to stop or to save, which waits for the devices: after at most so many seconds, or
+# one update if it takes longer, and so many updates.
+_SECONDS_PER_DECISION = 5.0
 _UPDATES_PER_DECISION = 16
 # Metrics shown next to the progress bar, with their short names.
 _SHOWN = {"train/loss": "loss", "valid/accuracy": "accuracy"}
@@ -175,6 +177,7 @@ class _Run:
         check_notes(self.position())
         self.shapes: set = set()  # batch shapes for which the update is compiled
         self.ahead: collections.deque = collections.deque()
+        self.decided, self.next_decision = (self.step, time.monotonic()), self.step + 1
         first = processes.is_first_process()
         # The update at the last check for a fault, and the data's position there, from which `explain_fault` reads.
         self.checked = notes.get("checked") or {"step": self.step, "loader": self.position()}
@@ -203,14 +206,14 @@ class _Run:
             metrics = self.one_update()
             last = self.step == config.steps
             log, evaluate = (last or self.step % every == 0 for every in (config.log_every, config.eval_every))
-            stop, save = self.decide()
+            stop, save = self.decide(now=last)
             if log or evaluate or save:
                 self.stop_on_fault()
             if log:
                 self.write({f"train/{name}": np.asarray(value) for name, value in metrics._asdict().items()})
             if evaluate:
                 self.write_evaluation("valid")
-                stop, save = self.decide()  # a signal may have arrived during the evaluation
+                stop, save = self.decide(now=True)  # a signal may have arrived during the evaluation
             if save:
                 self.save()
             if stop:
@@ -220,7 +223,7 @@ class _Run:
         if not processes.any_process(processes.is_first_process() and tested)[0]:
             self.write_evaluation("test")
         self.flush()
-        if self.decide()[0]:
+        if self.decide(now=True)[0]:
             self.stop_now()
         lines = self.last_lines()
         # Only the first process can rely on these lines: other processes may read them from a shared disk with a delay.
@@ -228,13 +231,20 @@ class _Run:
         params = jax.tree.map(processes.to_host, self.state.params)
         return TrainResult(params=params, graphdef=self.graphdef, metrics=lines, steps=self.step, seconds=seconds)
 
-    def decide(self) -> tuple[bool, bool]:
-        """Returns (stop, save), the same in all processes."""
-        if jax.process_count() > 1 and self.step % _UPDATES_PER_DECISION and self.step < self.config.steps:
+    def decide(self, *, now: bool) -> tuple[bool, bool]:
+        """Returns (stop, save), the same in all processes: both False until the next decision is due, unless `now`."""
+        several = jax.process_count() > 1
+        if several and not now and self.step < self.next_decision:
             return False, False
-        due = time.monotonic() - self.last_save >= self.config.checkpoint_seconds
-        stop, save = processes.any_process(self.stop.name is not None, due)
-        return stop, save or stop
+        while several and self.ahead:
+            self.ahead.popleft().block_until_ready()
+        before, self.decided = self.decided, (self.step, time.monotonic())
+        updates, seconds = (b - a for a, b in zip(before, self.decided, strict=True))
+        wait = min(max(1, int(_SECONDS_PER_DECISION * updates / max(seconds, 1e-6))), _UPDATES_PER_DECISION)
+        due = self.decided[1] - self.last_save >= self.config.checkpoint_seconds
+        stop, save, sooner = processes.largest(self.stop.name is not None, due, -wait)
+        self.next_decision = self.step - sooner
+        return bool(stop), bool(save or stop)
 
     def one_update(self) -> UpdateMetrics:
         batch = None

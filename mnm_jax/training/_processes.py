@@ -29,9 +29,14 @@ def is_first_process() -> bool:
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """Returns for each flag whether it is True in any process; collective."""
+    return tuple(map(bool, largest(*flags)))
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """Returns for each value the largest one of all processes; collective."""
     if jax.process_count() == 1:
-        return flags
-    return tuple(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
+        return values
+    return tuple(multihost_utils.process_allgather(np.array(values, np.int32)).max(axis=0).tolist())
 
 
 @contextlib.contextmanager

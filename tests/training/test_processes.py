@@ -1,5 +1,9 @@
 """Tests what two processes of a run agree on: errors, and the state in which they begin."""
 
+import re
+
+import pytest
+
 from tests.two_processes import in_two_processes
 
 
@@ -60,3 +64,50 @@ record("position", lambda: check_same_start(7, None, {"part": index}))
     for name in ("state", "position"):
         message = f"ValueError: process 1 holds another state of update 7 than process 0: {remedy}"
         assert first[name] == second[name] == message
+
+
+@pytest.mark.slow
+def test_a_signal_is_noticed_after_some_seconds_or_one_update_and_fast_updates_are_seldom_interrupted(tmp_path):
+    first, second = in_two_processes(
+        """
+import os, signal, time
+from mnm_jax.training import _loop, _processes, train
+from tests.training.conftest import Model, Recall, RecallLoader, config
+
+class Read(Recall):
+    @property
+    def loader(self):
+        return lambda seed, batch_size, part: RecallLoader(seed, batch_size // part[1], self.before)
+
+def slow(seconds):
+    def before(position, batch):
+        time.sleep(seconds)
+        if (position, index) == (3, 1):  # in the fourth update
+            os.kill(os.getpid(), signal.SIGTERM)
+    return Read(reads=True, before=before)
+
+steps, decide = [], _loop._Run.decide
+
+def counted(run, **options):
+    before = run.decided
+    made = decide(run, **options)
+    steps.extend([run.step] * (run.decided is not before))
+    return made
+
+_loop._Run.decide = counted
+settings = config(steps=64, log_every=100, eval_every=100, seeds=1)
+record("fast", lambda: train(Recall(), Model, settings, folder / "fast", parallel="fsdp").steps)
+found["decisions"] = steps
+_loop._SECONDS_PER_DECISION = 1.0
+for seconds in (0.3, 1.1):
+    record(f"{seconds}", lambda: train(slow(seconds), Model, settings, folder / f"{seconds}"))
+""",
+        tmp_path,
+    )
+    assert (first["fast"], second["fast"]) == (64, 64)
+    assert first["decisions"] == second["decisions"]
+    assert len(set(first["decisions"])) <= 10
+    for name, latest in (("0.3", 7), ("1.1", 5)):
+        stops = [re.match(r"Interrupted: stopped by .* at update (\d+) of 64", end[name]) for end in (first, second)]
+        assert len({int(stop[1]) for stop in stops}) == 1
+        assert 4 <= int(stops[0][1]) <= latest
