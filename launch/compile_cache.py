@@ -29,22 +29,26 @@ def cache_folder() -> pathlib.Path:
 
 
 def use_compilation_cache() -> None:
-    """Makes JAX keep every compiled program in `cache_folder()`, unless the user has set JAX's own folder.
+    """Makes JAX keep every compiled program in `cache_folder()`, or in the folder that the user has set for JAX.
 
     No fault of the cache ends a run: for a folder that cannot be used, and for the first failed access, one warning is
     logged, and the programs are compiled. A damaged file is deleted.
     """
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:  # JAX_COMPILATION_CACHE_DIR
+    named = getattr(jax.config, "jax_compilation_cache_dir", None)  # JAX_COMPILATION_CACHE_DIR
+    if named == "":  # turned off
         return
     try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        folder = cache_folder() if named is None else pathlib.Path(named)
+        if "://" not in str(named):  # JAX also accepts a bucket
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         logging.warning("compiled programs are not kept: %s", error)
+        jax.config.update("jax_compilation_cache_dir", None)
         return
     _repair_after_faults(folder)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if named is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

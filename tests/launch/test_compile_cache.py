@@ -72,12 +72,30 @@ def test_a_second_start_takes_the_program_from_the_users_cache_folder(home, warn
     assert not warned
 
 
-def test_a_folder_that_the_user_named_to_jax_is_kept(home):
+def test_in_a_folder_that_the_user_named_to_jax_every_program_is_kept_and_a_damaged_file_replaced(home, warned):
     own = str(home / "own")
     jax.config.update("jax_compilation_cache_dir", own)
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == own
+    start()
+    ((name, whole),) = files(home).items()
+    (home / "own" / name).write_bytes(whole[:20])
+    start()
+    assert files(home).keys() == {name} and len(files(home)[name]) > 20
+    (line,) = warned
+    assert line.startswith(f"the cache of compiled programs, {own}, failed: ")
     assert not cache_folder().exists()
+
+
+@pytest.mark.parametrize(("named", "kept"), [("file/own", None), ("gs://bucket", "gs://bucket"), ("", "")])
+def test_a_folder_that_cannot_be_written_a_bucket_and_none(home, warned, monkeypatch, named, kept):
+    (home / "file").touch()
+    monkeypatch.chdir(home)
+    jax.config.update("jax_compilation_cache_dir", named)
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == kept
+    assert [path.name for path in home.iterdir()] == ["file"]
+    assert [line.startswith("compiled programs are not kept: ") for line in warned] == [True] * (kept is None)
 
 
 def test_without_a_home_that_can_be_written_programs_are_compiled_and_one_warning_is_logged(home, warned, monkeypatch):
