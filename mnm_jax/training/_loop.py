@@ -96,11 +96,12 @@ def train(
       ImportError: if a package of the extra "train" is not installed.
       BlockingIOError: if another process trains in `workdir`; the message names it.
       Interrupted: if a signal stopped the run; the state was saved.
-      OSError: if a file cannot be written, for example to a full disk; the message names it.
+      OSError: if a file cannot be written, for example to a full disk; the message names it. Also if another process
+        fails; the message names its number and its error.
       TrainingFault: if a loss, gradient or updated parameter was not finite. That seed stopped before the update (other
         seeds trained until the next log line, where the fault is noticed), and the state was saved.
-      ValueError: if settings contradict each other, the model holds an array that is no parameter, or all checkpoints
-        are damaged.
+      ValueError: if settings contradict each other, the model holds an array that is no parameter, all checkpoints are
+        damaged, or the processes do not see the same checkpoints.
     """
     devices = list(devices or jax.devices())
     if (task.sample is None) == (task.loader is None):
