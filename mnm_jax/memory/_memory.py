@@ -13,6 +13,7 @@ from jax import export
 
 from mnm_jax._checks import check_array, check_sizes
 from mnm_jax.memory._gated import GatedState
+from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._types import MemoryParams, WriteInfo
 
 Array = jax.Array
@@ -156,7 +157,8 @@ def check_read(memory: Any, state: Any, keys: Array) -> None:
             f"this memory does not take this {type(state).__name__}, which is of a memory of another kind or with "
             "other write options: use the start of this memory."
         )
-    network, weights = getattr(memory, "network", None), getattr(state, "weights", None)
+    network = getattr(memory, "network", None)
+    weights = state.weights if isinstance(state, MemoryState | GatedState) else None
     if network is not None and isinstance(weights, tuple):
         shapes = tuple(weight.shape[1:] for weight in weights)
         if shapes != network.shapes:

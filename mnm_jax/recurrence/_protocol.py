@@ -24,6 +24,7 @@ class MemoryCell(Protocol):
       transformations such as `jax.checkpoint` or `jax.lax.cond`. It may drop the state after a write, and read an older
       one again. The state that a step returns contains at least one write of this step. For a step that does otherwise
       "auto" runs "plain", and the fast forms raise a ValueError.
+    * It does not test the type of the memory's state, which is another `Storage` in the fast forms.
     * A step changes only the carry, which holds all state: dropout, whose random state changes, is refused.
     * A step uses no traced floating-point numbers except the cell's parameters, its carry and its inputs. With others,
       such as one that a write rule or an activation closes over, "auto" runs "plain", and the fast forms raise a

@@ -125,7 +125,18 @@ class Rematerialised(nnx.Linear):
         )
 
 
+class LooksForStorage(MNMCell):
+    """Reads from the `storage` of the state if it has one, as that of a gated memory does."""
+
+    def __call__(self, carry, inputs):
+        new, outputs = super().__call__(carry, inputs)
+        weights = getattr(new.memory, "storage", new.memory)
+        answer = weights.product(0, outputs.trace.read_keys)
+        return new, outputs._replace(features=outputs.features + jnp.sum(answer, (1, 2))[:, None])
+
+
 KINDS = {
+    "looks for a storage": LooksForStorage,
     "map in a transformation": with_readout(Rematerialised),
     "reads an older state": ReadsOlderState,
     "drops a write": DropsWrite,
@@ -235,7 +246,16 @@ class ReadsWeights(MNMCell):
         return super().__call__(carry, inputs + norm[:, None])
 
 
-@pytest.mark.parametrize("kind", [Checkpointed, Mapped, WritesOrNot, Stopped, ReadsWeights])
+class LooksForWeights(MNMCell):
+    """Uses the norm of the weights if the state has any, as code that accepts every kind of memory may do."""
+
+    def __call__(self, carry, inputs):
+        weights = getattr(carry.memory, "weights", ())
+        norm = sum((jnp.sum(w**2, (1, 2)) for w in weights), start=jnp.zeros(inputs.shape[0], inputs.dtype))
+        return super().__call__(carry, inputs + norm[:, None])
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, Mapped, WritesOrNot, Stopped, ReadsWeights, LooksForWeights])
 def test_a_step_that_transforms_the_memory_runs_plain(x64, kind):
     cell = make_cell(kind)
     expected, found = (value_and_gradient(cell, form) for form in ("plain", "auto"))

@@ -172,7 +172,7 @@ def _forward(
             resets = (storage.first, storage.was_reset)
         log = StepLog(shapes.plain)
         join_writes = program.factored and shapes.writes > 1
-        recorder = Recorder(storage=storage, log=log, mask=x.mask, discarded=x.discarded, join_writes=join_writes)
+        recorder = Recorder(base=storage, log=log, mask=x.mask, discarded=x.discarded, join_writes=join_writes)
         new, recorder, outputs = program.step(theta, small, recorder, x)
         return (new, recorder.close()), (outputs, _Saved(small, log.results, resets))
 
@@ -212,7 +212,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
         ) -> tuple[tuple[Any, Any, Pairs], Products]:
             log = StepLog(shapes.plain)
             replay = Replay(
-                storage=weights,
+                base=weights,
                 log=log,
                 mask=x.mask,
                 discarded=x.discarded,
@@ -321,7 +321,7 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
     def trace(theta: Any, small: Any, start: Start, x: Steps) -> tuple[Any, ...]:
         log = StepLog()
         # Made here, since JAX 0.10 fails for shapes with the axes of a `jax.shard_map` over a part of a mesh.
-        recorder = Recorder(storage=start.dense(batch_size), log=log, mask=x.mask, discarded=x.discarded)
+        recorder = Recorder(base=start.dense(batch_size), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
         logged = [kernel is not None for kernel in log.kernels]
         logs.append((log.products, log.maps, logged, log.most_writes, written.writes))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
 from mnm_jax._masking import mask_pairs
-from mnm_jax.memory import Pair, Storage
+from mnm_jax.memory import MemoryState, Pair, Storage
 
 Array = jax.Array
 Pairs = tuple[Pair, ...]
@@ -32,7 +32,7 @@ CLOSED_OVER = (
 )
 
 
-class StepError(ValueError, AttributeError):
+class StepError(ValueError):
     """The hand-derived backward pass cannot follow a step of the cell."""
 
 
@@ -144,7 +144,7 @@ class Recorder(NamedTuple):
     """A `Storage` that computes with another storage and logs products and writes.
 
     Attributes:
-      storage: the storage with which it computes.
+      base: the storage with which it computes. (A state of a gated memory has a `storage`, which a cell may look for.)
       log: the log of the step.
       mask: `[B]` bool, False = nothing is written; None: no padding.
       discarded: `[B]` bool, True = the writes affect this step only; None: nowhere.
@@ -154,7 +154,7 @@ class Recorder(NamedTuple):
       written: the writes of this step that led here.
     """
 
-    storage: Storage
+    base: Storage
     log: StepLog
     mask: Array | None
     discarded: Array | None = None
@@ -163,23 +163,25 @@ class Recorder(NamedTuple):
     written: Written = Written()
 
     def __getattr__(self, name: str) -> Any:
-        raise StepError(f"{TRANSFORMED} Here it reads {name!r} of the state.")
+        if hasattr(MemoryState, name):  # no AttributeError, which `getattr` with a default would hide
+            raise StepError(f"{TRANSFORMED} Here it reads {name!r} of the state.")
+        raise AttributeError(f"{MemoryState.__name__!r} object has no attribute {name!r}")
 
     @property
     def batch_size(self) -> int:
         """`B`."""
-        return self.storage.batch_size
+        return self.base.batch_size
 
     def product(self, layer: int, x: Array) -> Array:
         """See `Storage`."""
-        result = self.storage.product(layer, x)
+        result = self.base.product(layer, x)
         if self.outside:
             result = result - _low_rank_product(x, *self.outside[layer])
         return self.log.add_product(Product(layer, False), x, result)
 
     def product_transposed(self, layer: int, c: Array) -> Array:
         """See `Storage`."""
-        result = self.storage.product_transposed(layer, c)
+        result = self.base.product_transposed(layer, c)
         if self.outside:
             result = result - _low_rank_product(c, *self.outside[layer][::-1])
         return self.log.add_product(Product(layer, True), c, result)
@@ -196,7 +198,7 @@ class Recorder(NamedTuple):
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
         """See `Storage`."""
-        result = self.storage.slow_product(x, kernel)
+        result = self.base.slow_product(x, kernel)
         known = kernel if self.log.is_outermost() else None
         return self.log.add_map(RULE_MAP, x, known, result) if self.log.logs_call() else result
 
@@ -206,7 +208,7 @@ class Recorder(NamedTuple):
         self.log.most_writes = max(self.log.most_writes, written.writes)
         if self.join_writes:
             return self._replace(outside=join_pairs(self.outside, visible), written=written)
-        after = self._replace(storage=self.storage.subtract(carried), written=written)
+        after = self._replace(base=self.base.subtract(carried), written=written)
         if self.discarded is None:
             return after
         # A write on a fork is never subtracted and added back, which would leave rounding errors in the weights.
@@ -214,7 +216,7 @@ class Recorder(NamedTuple):
 
     def close(self) -> Storage:
         """Returns the storage after the step."""
-        return self.storage.subtract(self.written.pairs) if self.join_writes else self.storage
+        return self.base.subtract(self.written.pairs) if self.join_writes else self.base
 
 
 def join_pairs(a: Pairs, b: Pairs) -> Pairs:

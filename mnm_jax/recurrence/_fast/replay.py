@@ -23,14 +23,14 @@ class Replay(NamedTuple):
     `log`, `mask`, `discarded` and `written` are as in `Recorder`.
 
     Attributes:
-      storage: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:
+      base: the weights before the step, used in the derivatives of the results; they get no cotangent here. None:
         the results are constants of the step.
       results: the results of the forward pass.
       probes: zeros that are added to the results; their cotangents are the cotangents of the results.
       kernels: the kernels of the slow linear maps by their index, transposed.
     """
 
-    storage: Storage | None
+    base: Storage | None
     log: StepLog
     mask: Array | None
     discarded: Array | None
@@ -73,16 +73,16 @@ class Replay(NamedTuple):
     def _map(self, index: int, x: Array) -> Array:
         place = len(self.log.maps)
         result = self.results.maps[place]
-        if self.storage is not None:
+        if self.base is not None:
             result = _known_map(x, self.kernels[index], result)
         return self.log.add_map(index, x, None, result + self.probes.maps[place])
 
     def _product(self, product: Product, x: Array) -> Array:
         place = len(self.log.products)
         result = self.results.memory[place]
-        if self.storage is not None:
+        if self.base is not None:
             written = self.written.visible[product.layer] if self.written.visible else None
-            result = _known_product(product, self.storage, x, written, result)
+            result = _known_product(product, self.base, x, written, result)
         return self.log.add_product(product, x, result + self.probes.memory[place])
 
 
