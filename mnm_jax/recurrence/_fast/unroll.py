@@ -14,7 +14,7 @@ from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState
 from mnm_jax.recurrence._carry import CarryLayout, call_unchanged
 from mnm_jax.recurrence._fast.adjoint import Program, run
-from mnm_jax.recurrence._fast.record import RULE_MAP, Recorder
+from mnm_jax.recurrence._fast.record import RULE_MAP, TRANSFORMED, Recorder, StepError, StepLog
 from mnm_jax.recurrence._fast.replay import Replay
 from mnm_jax.recurrence._fast.states import Start, Weights
 from mnm_jax.recurrence._forms import keeps_dense_cotangent
@@ -89,10 +89,17 @@ def _step(layout: CarryLayout) -> Callable[..., tuple[list[Any], Any, Any]]:
         small, inputs = x.enter(small, begin)
         carry, outputs = call_unchanged(cell, layout.join(x.begin(small, begin), memory), inputs)
         new, written = layout.split(carry)
+        if not isinstance(written, Recorder | Replay) or _has_log((new, outputs)):
+            raise StepError(TRANSFORMED)
         small, outputs = x.leave(new, small, outputs)
         return small, written, outputs
 
     return step
+
+
+def _has_log(tree: Any) -> bool:
+    """Returns whether a tree holds the state of the memory, which must not leave a step in another place."""
+    return any(isinstance(leaf, StepLog) for leaf in jax.tree.leaves(tree))
 
 
 def _ordinary_maps(cell: Any) -> list[tuple[int, nnx.Linear]]:
