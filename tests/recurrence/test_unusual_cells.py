@@ -51,6 +51,18 @@ class DropsLaterWrite(DropsWrite):
     after = True
 
 
+class DropsWiderWrite(MNMCell):
+    """Drops a write of three keys, and keeps one of one key."""
+
+    def __call__(self, carry, inputs):
+        params, key = self.memory_params.get_value(), jnp.tanh(inputs[:, None] @ jnp.eye(F, 4))
+        new, outputs = super().__call__(carry, inputs)
+        keys = jnp.concatenate([jnp.roll(key, shift, -1) for shift in range(3)], 1)
+        dropped, _ = self.memory.write(params, carry.memory, keys, keys, outputs.trace.rate)
+        answer = self.memory.read(params, dropped, outputs.trace.read_keys)
+        return new, outputs._replace(features=outputs.features + jnp.sum(answer, (1, 2))[:, None])
+
+
 class Reparametrised(nnx.Linear):
     """Multiplies by the tanh of its kernel."""
 
@@ -141,6 +153,7 @@ KINDS = {
     "reads an older state": ReadsOlderState,
     "drops a write": DropsWrite,
     "drops a later write": DropsLaterWrite,
+    "drops a wider write": DropsWiderWrite,
     "reparametrised map": with_readout(Reparametrised),
     "transposed map": with_readout(Transposed),
     "product of its own": with_doubled_product,
@@ -170,6 +183,12 @@ def test_every_form_computes_the_same(x64, kind, form):
     for flags in ({}, {"fork": fork, "mask": mask}):
         expected, found = (value_and_gradient(cell, name, **flags) for name in ("plain", form))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), found, expected)
+
+
+def test_a_wider_write_may_be_dropped_in_a_sequence_with_resets(x64):
+    cell, reset = make_cell(DropsWiderWrite), jnp.zeros((T, B), bool).at[2, 0].set(True)
+    expected, found = (value_and_gradient(cell, name, reset=reset) for name in ("plain", "auto"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), found, expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

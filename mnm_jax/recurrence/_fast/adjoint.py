@@ -89,7 +89,7 @@ class _Shapes(NamedTuple):
       products: the products with the fast weights.
       plain: for each call of a slow map, whether it multiplies by the map's own kernel, so that it is logged.
       maps: the index of the slow map of each logged product with a slow map.
-      writes: largest number of writes that lead to a storage of the step.
+      writes: number of writes, also of those that the step drops.
       operands: the operands of the products with the fast weights.
       pairs: the pairs that the step writes.
     """
@@ -324,7 +324,7 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         recorder = Recorder(base=start.dense(batch_size), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
         logged = [kernel is not None for kernel in log.kernels]
-        logs.append((log.products, log.maps, logged, log.most_writes, written.writes))
+        logs.append((log.products, log.maps, logged, log.writes, written.writes))
         kernels = [kernel for kernel in log.kernels if kernel is not None]
         return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
@@ -337,8 +337,8 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         raise StepError(TRANSFORMED) from error
     if any(isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.inexact) for value in jaxpr.consts):
         raise StepError(CLOSED_OVER)
-    ((products, maps, logged, most_writes, writes),) = logs
-    if not writes:
+    ((products, maps, logged, writes, kept),) = logs
+    if not kept:
         raise StepError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
     known = dict(zip(sorted(own_kernels), jaxpr.jaxpr.outvars, strict=False))  # a pytree's keys are sorted
     casts = {e.outvars[0]: e.invars[0] for e in jaxpr.jaxpr.eqns if e.primitive.name == "convert_element_type"}
@@ -355,7 +355,7 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         products=products,
         plain=plain,
         maps=list(itertools.compress(maps, plain)),
-        writes=most_writes,
+        writes=writes,
         operands=operands,
         pairs=pairs,
     )

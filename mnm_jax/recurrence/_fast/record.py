@@ -87,7 +87,7 @@ class StepLog:
       results: the results of all products.
       kernels: for each call of a slow map, in a trace that has to find out which of them can be logged, the kernel that
         it was called with; None for a product along other axes or inside a transformation of JAX.
-      most_writes: largest number of writes that lead to a storage of the step, also to one that the step drops.
+      writes: number of writes of the step, also of those that lead to a storage that the step drops.
 
     Args:
       plain: whether each call of a slow map is an ordinary product with the registered kernel. Other calls are not
@@ -100,7 +100,7 @@ class StepLog:
         self.operands = Products([], [])
         self.results = Products([], [])
         self.kernels: list[Array | None] = []
-        self.most_writes = 0
+        self.writes = 0
         self._plain = plain
         self._calls = 0
         self._trace = _current_trace()
@@ -149,7 +149,7 @@ class Recorder(NamedTuple):
       mask: `[B]` bool, False = nothing is written; None: no padding.
       discarded: `[B]` bool, True = the writes affect this step only; None: nowhere.
       join_writes: whether `close` adds all writes of the step to the storage as one. Factored storage holds one write
-        per step.
+        per step, in buffers with the rows of the one that the step keeps.
       outside: the pairs of this step that products include and the storage does not hold.
       written: the writes of this step that led here.
     """
@@ -205,7 +205,7 @@ class Recorder(NamedTuple):
     def subtract(self, pairs: Pairs) -> "Recorder":
         """See `Storage`."""
         written, visible, carried = self.written.add(pairs, self.mask, self.discarded)
-        self.log.most_writes = max(self.log.most_writes, written.writes)
+        self.log.writes += 1
         if self.join_writes:
             return self._replace(outside=join_pairs(self.outside, visible), written=written)
         after = self._replace(base=self.base.subtract(carried), written=written)
