@@ -46,8 +46,8 @@ def rule_memory(
       key_size: number of key features `K`.
       value_size: number of value features `V`.
       rule: `(network, weights, keys [B, H, K], values [B, H, V]) -> (pairs, answers)`, with one `Pair` per layer and
-        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than heads. A `Rule` object is
-        accepted too.
+        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than heads; it is cast to
+        the dtype of keys and values. A `Rule` object is accepted too.
       hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a matrix.
       activation: of the hidden layers, elementwise.
       use_bias: whether the layers have biases; `forward` then appends a constant one to the inputs of each layer.

@@ -114,6 +114,7 @@ class PairMemory(Memory):
         how = self.options
         keys, read_keys = normalise(keys, how.key_norm), normalise(read_keys, how.key_norm)
         old, predicted, written = state, [], []
+        dtype = common_dtype(keys.dtype, values.dtype)  # a rule may compute in more than the cell's half precision
         for inner in range(how.inner_steps):
             write = (self.network, params.targets, _storage(state), keys, values)
             if isinstance(self.rule, ErrorRule) and self.rule.write_through:
@@ -121,6 +122,7 @@ class PairMemory(Memory):
             else:
                 full, answer = self.rule.pairs(*write)
             predicted.append(answer)
+            full = tuple(Pair(p.inputs.astype(dtype), p.delta.astype(dtype)) for p in full)
             if how.max_norm is not None:
                 full = scale_pairs(full, bound(norm_of_pairs(full), how.max_norm))
             if how.never_worse:

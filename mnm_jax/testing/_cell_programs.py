@@ -1,5 +1,6 @@
 """Contracts of a cell as a program: derivatives, execution forms, compilation, devices, export, pickle and donation."""
 
+import contextlib
 import math
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mnm_jax.cells import split_output
 from mnm_jax.export import PLATFORMS
 from mnm_jax.recurrence import choose_form, unroll
+from mnm_jax.recurrence._fast.record import StepError
 from mnm_jax.testing._cell_runs import (
     Cell,
     Gradients,
@@ -83,6 +85,16 @@ def check_cell_forms(cell: Cell) -> None:
     of_cell = [a + b for a, b in zip(of_cell, gradient_of_start(cell, of_carry), strict=True)]
     found = factored._replace(gradients=Gradients(of_cell, [], of_inputs))
     assert_close(found, plain, scale=largest(plain.gradients))
+
+
+def trace_cell_forms(cell: Cell) -> None:
+    """Traces the fast execution forms with their gradients; raises the errors of all but refusals by name."""
+    inputs = cell_inputs(cell)
+    if choose_form(cell, T, form="reversible") == "plain":
+        return
+    for form in ("reversible", "factored"):
+        with contextlib.suppress(StepError):
+            run.eval_shape(cell, None, inputs, weights_of(inputs), form=form)
 
 
 @contract

@@ -104,6 +104,18 @@ class StepLog:
         self._plain = plain
         self._calls = 0
         self._trace = _current_trace()
+        self._dtype: jnp.dtype | None = None
+
+    def check_dtype(self, *rows: Array) -> None:
+        """Raises StepError unless the rows of all products and pairs have one dtype, as the buffers require."""
+        for x in rows:
+            self._dtype = self._dtype or x.dtype
+            if x.dtype != self._dtype:
+                raise StepError(
+                    "a step of the cell, or its memory's write rule, multiplies or writes the memory's weights with "
+                    f"rows in {self._dtype} and in {x.dtype}: use astype to give them one dtype, or "
+                    "unroll(..., form='plain')."
+                )
 
     def logs_call(self) -> bool:
         """Returns whether this call of a slow map is logged; to be asked once per call."""
@@ -174,6 +186,7 @@ class Recorder(NamedTuple):
 
     def product(self, layer: int, x: Array) -> Array:
         """See `Storage`."""
+        self.log.check_dtype(x)
         result = self.base.product(layer, x)
         if self.outside:
             result = result - _low_rank_product(x, *self.outside[layer])
@@ -181,6 +194,7 @@ class Recorder(NamedTuple):
 
     def product_transposed(self, layer: int, c: Array) -> Array:
         """See `Storage`."""
+        self.log.check_dtype(c)
         result = self.base.product_transposed(layer, c)
         if self.outside:
             result = result - _low_rank_product(c, *self.outside[layer][::-1])
@@ -204,6 +218,7 @@ class Recorder(NamedTuple):
 
     def subtract(self, pairs: Pairs) -> "Recorder":
         """See `Storage`."""
+        self.log.check_dtype(*jax.tree.leaves(pairs))
         written, visible, carried = self.written.add(pairs, self.mask, self.discarded)
         self.log.writes += 1
         if self.join_writes:
