@@ -32,20 +32,23 @@ RIDGE = 0.05  # the relative accuracy of N in `GradientRule`: smaller eigenvalue
 class Rule(abc.ABC):
     """A write rule: computes the pairs of a write at rate one from the weights before the write."""
 
-    def init(self, network: Network, key: Array, dtype: Any) -> TargetMaps | None:
-        """Returns the rule's target maps, which are learned; None for a rule without target maps."""
+    def init(self, network: Network, key: Array, dtype: Any) -> Any:
+        """Returns the rule's parameters, which are learned: any pytree of arrays; None for a rule without any.
+
+        Only a kernel of `TargetMaps` gets its gradient once per sequence; others are differentiated step by step.
+        """
         del network, key, dtype
         return None
 
     @abc.abstractmethod
     def pairs(
-        self, network: Network, targets: TargetMaps | None, weights: Storage, keys: Array, values: Array
+        self, network: Network, targets: Any, weights: Storage, keys: Array, values: Array
     ) -> tuple[Pairs, Array]:
         """Returns one pair per layer, and the answer f(k^w) before the write.
 
         Args:
           network: the architecture.
-          targets: the rule's target maps.
+          targets: the parameters that `init` returns.
           weights: the fast weights before the write.
           keys: write keys, `[B, H, K]`.
           values: write values, `[B, H, V]`.

@@ -28,11 +28,12 @@ class MemoryParams(NamedTuple):
     Attributes:
       weights: the initial weights phi_0, one `[I, O]` per layer (a bias is the last row, multiplied by a constant
         input of one); for `custom_memory` the pytree that its `init` returns.
-      targets: the target maps of the local rule; None for other rules.
+      targets: the parameters of the write rule: the `TargetMaps` of the local rule, the pytree that the `init` of your
+        own `Rule` returns, or None.
     """
 
     weights: Any
-    targets: TargetMaps | None
+    targets: Any
 
 
 class Pair(NamedTuple):

@@ -82,6 +82,34 @@ def test_the_gradient_as_a_rule_of_ones_own_is_the_gradient_memory(use_bias, x64
         np.testing.assert_array_equal(a, b)
 
 
+class Gain(Rule):
+    """The delta rule times a learned gain and a learned mixture of the values."""
+
+    def init(self, network, key, dtype):
+        return {"gain": jnp.ones((), dtype), "mix": jax.random.normal(key, (V, V), dtype)}
+
+    def pairs(self, network, targets, weights, keys, values):
+        answers = weights.product(0, keys)
+        delta = answers - weights.slow_product(values, targets["mix"])
+        return (Pair(keys, jnp.broadcast_to(targets["gain"], delta.shape) * delta),), answers
+
+
+def test_a_rule_learns_parameters_of_its_own_in_every_form(x64):
+    memory = rule_memory(K, V, Gain(), param_dtype=jnp.float64)
+    cell = MNMCell(4, 6, memory, heads=H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x = normal(1, 6, B, 4)
+
+    def loss(cell, form):
+        return jnp.sum(jnp.sin(unroll(cell, None, x, form=form)[1].features))
+
+    run = jax.jit(jax.grad(loss), static_argnums=1)
+    expected = run(cell, "plain").memory_params.get_value().targets
+    assert all(np.all(g != 0) for g in jax.tree.leaves(expected))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)  # noqa: E731
+    for form in ("auto", "reversible", "factored"):
+        jax.tree.map(close, run(cell, form).memory_params.get_value().targets, expected)
+
+
 class NoPairs(Rule):
     """A rule object whose result does not fit."""
 

@@ -11,7 +11,7 @@ from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps
 from mnm_jax._refuse import reverse_only
 from mnm_jax._vary import vary_alike
-from mnm_jax.memory import MemoryState
+from mnm_jax.memory import MemoryState, TargetMaps
 from mnm_jax.recurrence._carry import CarryLayout, call_unchanged
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, TRANSFORMED, Recorder, StepError, StepLog
@@ -116,7 +116,8 @@ def _kernels(theta: Any) -> dict[int, Array]:
     cell = theta[0]
     kernels = {index: linear.kernel.get_value() for index, linear in _ordinary_maps(cell)}
     targets = cell.memory_params.get_value().targets
-    return kernels if targets is None else {**kernels, RULE_MAP: targets.kernel}
+    # Other parameters of a rule are differentiated step by step.
+    return {**kernels, RULE_MAP: targets.kernel} if isinstance(targets, TargetMaps) else kernels
 
 
 def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
