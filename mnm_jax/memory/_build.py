@@ -40,7 +40,8 @@ def rule_memory(
         W_l <- W_l - beta sum_h x_{l,h} (x) delta_{l,h}
 
     A rule returns the pairs (x, delta) of a write at rate one. It accesses the weights only through `weights.product`
-    and `weights.product_transposed` (as `forward` and `backward` do), so that it runs in every execution form.
+    and `weights.product_transposed` (as `forward` and `backward` do). If it does so outside of transformations such as
+    `jax.jit`, `jax.vmap` or `jax.lax.scan`, cells with it run in every execution form, otherwise in the form "plain".
 
     Args:
       key_size: number of key features `K`.

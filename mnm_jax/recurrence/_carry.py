@@ -106,6 +106,19 @@ def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
         raise ValueError(f"{given[0]} needs a cell with a neural memory in its carry, and {kind} has none.")
 
 
+def lacking_members(cell: nnx.RNNCellBase, features: int) -> list[str]:
+    """Returns the members of `MemoryCell` that a cell lacks although its carry has a `MemoryState`.
+
+    Args:
+      cell: any cell.
+      features: the number of input features `D`.
+    """
+    lacking = [name for name in (*MemoryCell.__annotations__, "linear_maps") if not hasattr(cell, name)]
+    carry = jax.eval_shape(lambda: begin_carry(cell, (1, features)))
+    nodes = jax.tree.leaves(carry, is_leaf=is_memory)
+    return lacking if any(isinstance(node, MemoryState) for node in nodes) else []
+
+
 def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> str | None:
     """Returns the reason why a run failed if its carry does not fit cell and inputs `[T, B, D]`; None if it fits."""
     kind, now = type(cell).__name__, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)

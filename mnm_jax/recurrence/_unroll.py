@@ -13,7 +13,14 @@ from mnm_jax._auto_axes import with_auto_axes
 from mnm_jax._checks import check_choice, check_flags, check_sizes, show
 from mnm_jax._masking import Steps, check_steps
 from mnm_jax._vary import vary_alike
-from mnm_jax.recurrence._carry import begin_carry, call_unchanged, check_carry, check_has_memory, explain_carry
+from mnm_jax.recurrence._carry import (
+    begin_carry,
+    call_unchanged,
+    check_carry,
+    check_has_memory,
+    explain_carry,
+    lacking_members,
+)
 from mnm_jax.recurrence._fast.record import StepError
 from mnm_jax.recurrence._fast.unroll import unroll_fast
 from mnm_jax.recurrence._forms import FORMS, choose_checkpoints, choose_fold, choose_form, has_forms
@@ -153,10 +160,13 @@ def _choose(cell: nnx.RNNCellBase, xs: Steps, form: str, every: int | None) -> t
         raise ValueError(f"checkpoint_every={every} needs a number of steps, got the symbolic size {steps}: omit it.")
     if not has_forms(cell):
         if form not in ("auto", "plain"):
-            lacks = "has no neural memory"
+            lacks, remedy = "has no neural memory", "use form='plain'"
             if isinstance(cell, MemoryCell):
                 lacks = "has a memory that is not written only in pairs"
-            raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: use form='plain'.")
+            elif lacking := lacking_members(cell, xs.inputs.shape[2]):
+                lacks = f"has a memory but lacks {', '.join(lacking)} of a MemoryCell"
+                remedy = f"add what it lacks, or {remedy}"
+            raise ValueError(f"{type(cell).__name__} {lacks}, so it cannot run in {form=}: {remedy}.")
         return "plain", every
     if export.is_symbolic_dim(steps):
         if form not in ("auto", "plain"):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnm_jax.cells import split_output
-from mnm_jax.recurrence import choose_form, unroll
+from mnm_jax.recurrence import unroll
 from mnm_jax.testing._contract import first_dtype, is_float, normal
 
 Array = jax.Array
@@ -124,7 +124,6 @@ def flagged(
     weights: Any = None,
     mask: Any = None,
     reset: Any = None,
-    form: str | None = None,
 ) -> Run:
     """Returns a run with a mask and resets, which have no effect by default, from a given carry or a new one."""
     every = np.ones(inputs.shape[:2], bool)
@@ -132,8 +131,7 @@ def flagged(
     carry = begin(cell, inputs.shape[1]) if carry is None else carry
     cotangents = [np.zeros(leaf.shape, leaf.dtype) for leaf in floats(carry)] if cotangents is None else cotangents
     weights = weights_of(inputs) if weights is None else weights
-    form = choose_form(cell, len(inputs), reset=True) if form is None else form
-    return run(cell, carry, inputs, weights, cotangents, mask=mask, reset=reset, form=form)
+    return run(cell, carry, inputs, weights, cotangents, mask=mask, reset=reset)  # "factored" if the cell has that form
 
 
 def reference(cell: Cell, inputs: Any, *, mask: Any = None, reset: Any = None) -> Run:

@@ -9,6 +9,7 @@ from flax import nnx
 from mnm_jax import MNMCell, unroll
 from mnm_jax.memory import Pair, WriteOptions, backward, forward, gradient_memory, rule_memory
 from mnm_jax.memory._rules import DeltaRule, Rule
+from mnm_jax.testing import check_memory_forms
 from tests.compiled import compiled
 
 B, H, K, V = 3, 2, 5, 4
@@ -142,6 +143,21 @@ class NoPairs(Rule):
 def test_what_does_not_fit_is_an_error_when_the_memory_is_made(rule, settings, message):
     with pytest.raises((ValueError, TypeError), match=message):
         rule_memory(K, V, rule, **settings)
+
+
+def in_a_loop(network, weights, keys, values):
+    """The delta rule, with the answers of one head after the other."""
+    answers = jax.lax.map(lambda key: weights.product(0, key[:, None])[:, 0], jnp.swapaxes(keys, 0, 1))
+    answers = jnp.swapaxes(answers, 0, 1)
+    return (Pair(keys, answers - values),), answers
+
+
+def test_a_rule_with_products_in_a_loop_is_refused_by_name_and_runs_plain(x64):
+    memory = rule_memory(K, V, in_a_loop, param_dtype=jnp.float64)
+    check_memory_forms(memory)
+    cell = MNMCell(4, 6, memory, heads=H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="a step of the cell, or its memory's write rule, .*lax.scan.*form='plain'"):
+        unroll(cell, None, normal(1, 6, B, 4), form="reversible")
 
 
 def test_a_rule_may_pass_the_weights_to_a_compiled_function():

@@ -22,9 +22,9 @@ Pairs = tuple[Pair, ...]
 
 RULE_MAP = -1  # index of the write rule's slow map
 TRANSFORMED = (
-    "a step of the cell uses the memory's state other than through read, write and write_read, or inside a "
-    "transformation of JAX, such as jax.checkpoint, jax.vmap, jax.grad, jax.lax.cond or jax.lax.stop_gradient: use "
-    "unroll(..., form='plain')."
+    "a step of the cell, or its memory's write rule, uses the memory's state other than through read, write and "
+    "write_read, or inside a transformation of JAX, such as jax.jit, jax.checkpoint, jax.vmap, jax.grad, jax.lax.scan, "
+    "jax.lax.cond or jax.lax.stop_gradient: use unroll(..., form='plain')."
 )
 CLOSED_OVER = (
     "a step of the cell uses a traced value that is not among the cell's parameters, such as one that the memory's "

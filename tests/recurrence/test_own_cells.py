@@ -1,0 +1,84 @@
+"""Tests a user's cell with a memory: what it lacks, and a carry that does not fit, are named in every form."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mnm_jax import LSTMCell, WriteOptions, local_memory, unroll
+from mnm_jax._params import ParamTree
+from mnm_jax.testing import check_cell_forms
+
+T, B, D, K = 4, 2, 3, 2
+MEMORY = local_memory(K, K, hidden_sizes=())
+MEMBERS = ("memory", "memory_params", "heads", "linear_maps")
+
+
+class Carry(NamedTuple):
+    memory: Any
+    total: Any
+
+
+class WithoutMaps(nnx.RNNCellBase):
+    """Writes and reads with projections of its inputs.
+
+    Args:
+      lacks: a member of `MemoryCell` that it has by another name.
+      start: the leaf `total` of its first carry, for a batch size.
+      memory: the memory.
+    """
+
+    num_feature_axes = 1
+
+    def __init__(self, lacks="", start=lambda size: jnp.zeros(size), memory=MEMORY):
+        self.in_features, self.out_features, self.start = D, K, start
+        self.linear = nnx.Linear(D, 2 * K, rngs=nnx.Rngs(0))
+        params = ParamTree(memory.init(nnx.Rngs(1).params()))
+        members = {"memory": memory, "memory_params": params, "heads": 1}
+        self.names = {name: f"own_{name}" if name == lacks else name for name in members}
+        for name, value in members.items():
+            setattr(self, self.names[name], value)
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        memory, params = (getattr(self, self.names[name]) for name in ("memory", "memory_params"))
+        return Carry(memory.start(params.get_value(), input_shape[0]), self.start(input_shape[0]))
+
+    def __call__(self, carry, inputs):
+        memory, params = (getattr(self, self.names[name]) for name in ("memory", "memory_params"))
+        key, value = jnp.split(self.linear(inputs)[:, None], 2, -1)
+        gates = dict.fromkeys(memory.gates, inputs[:, 0])
+        state, info = memory.write(params.get_value(), carry.memory, key, value, inputs[:, 0], **gates)
+        read = memory.read(params.get_value(), state, value)
+        return Carry(state, carry.total + jnp.ones_like(carry.total)), read[:, 0]
+
+
+class Own(WithoutMaps):
+    """The same with all members of a `MemoryCell`."""
+
+    def linear_maps(self):
+        return [self.linear]
+
+
+X = np.linspace(0, 1, T * B * D, dtype=np.float32).reshape(T, B, D)
+
+
+def test_the_cell_runs_in_every_form():
+    check_cell_forms(Own())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_missing_member_is_named(name):
+    cell = WithoutMaps() if name == "linear_maps" else Own(name)
+    unroll(cell, None, X)
+    message = f"has a memory but lacks {name} of a MemoryCell, so it cannot run in form='reversible': add"
+    with pytest.raises(ValueError, match=message):
+        unroll(cell, None, X, form="reversible")
+    with pytest.raises(AssertionError, match=rf"^check_cell_forms failed.* must be a MemoryCell.*: add \['{name}'\]"):
+        check_cell_forms(cell)
+
+
+def test_cells_without_fast_forms_keep_the_contract():
+    check_cell_forms(Own(memory=local_memory(K, K, hidden_sizes=(), options=WriteOptions(forget=True))))
+    check_cell_forms(LSTMCell(D, K, rngs=nnx.Rngs(0)))
