@@ -86,6 +86,17 @@ def check_carry(carry: Any, batch_size: int) -> None:
             )
 
 
+def check_begin(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a cell begins sequences of inputs `(B, D)` with leaves `[B, ...]`."""
+    start = jax.eval_shape(lambda: begin_carry(cell, input_shape))
+    for name, leaf in zip(leaf_names(start), jax.tree.leaves(start), strict=True):
+        if leaf.shape[:1] != input_shape[:1]:
+            raise ValueError(
+                f"{type(cell).__name__}.initialize_carry must return leaves with the batch size of the inputs, "
+                f"B = {input_shape[0]}, got {name!r} of shape {leaf.shape}: make it [B, ...]."
+            )
+
+
 def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
     """Raises ValueError if a sequence has flags about the memory, and the cell's carry has no node of a memory."""
     given = [name for name in ("reset_controller", "fork_memory") if getattr(xs, name) is not None]

@@ -16,6 +16,7 @@ from mnm_jax._vary import vary_alike
 from mnm_jax.recurrence._carry import (
     begin_carry,
     call_unchanged,
+    check_begin,
     check_carry,
     check_has_memory,
     explain_carry,
@@ -141,6 +142,8 @@ def _run(
     cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, *, form: str, checkpoint_every: int | None
 ) -> tuple[Any, Any]:
     """Returns the last carry and the outputs; arguments as in `unroll`, with time first."""
+    if carry is None:
+        check_begin(cell, xs.inputs.shape[1:])
     cell, carry, xs = vary_alike((cell, carry, xs))
     chosen, every = _choose(cell, xs, form, checkpoint_every)
     if chosen == "plain":

@@ -1,5 +1,6 @@
 """Tests a user's cell with a memory: what it lacks, and a carry that does not fit, are named in every form."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -82,3 +83,14 @@ def test_a_missing_member_is_named(name):
 def test_cells_without_fast_forms_keep_the_contract():
     check_cell_forms(Own(memory=local_memory(K, K, hidden_sizes=(), options=WriteOptions(forget=True))))
     check_cell_forms(LSTMCell(D, K, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("form", ["plain", "auto", "reversible", "factored"])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_first_carry_without_the_axis_of_the_batch_is_named(form, shape):
+    cell = Own(start=lambda size: jnp.zeros(shape))
+    message = (
+        f"Own.initialize_carry must return .* B = 2, got 'total' of shape {re.escape(str(shape))}: make it .B, ..."
+    )
+    with pytest.raises(ValueError, match=message):
+        unroll(cell, None, X, form=form)
