@@ -79,16 +79,18 @@ def loaders_resume(task: Any, batch_size: int) -> None:
 
 
 def steps_may_be_integers(task: Any, batch_size: int) -> None:
-    """Checks that `sample` accepts the number of updates as an int and as an array, and without it."""
+    """Checks that `sample` accepts the number of updates as an int and as a traced array, and without it."""
     if task.sample is None:
         return
     key = jax.random.key(0)
     drawn = [jax.eval_shape(lambda key: task.sample(key, batch_size), key)]
-    for step in (7, jnp.int32(7)):
+    sample = lambda key, step: task.sample(key, batch_size, step)  # noqa: E731
+    # Training traces the step, so that an `int` or an `if` of it fails there.
+    for kind, call in {"a step of type int": (partial(sample, step=7), key), "a traced step": (sample, key, 7)}.items():
         try:
-            drawn.append(jax.eval_shape(lambda key, step=step: task.sample(key, batch_size, step), key))
+            drawn.append(jax.eval_shape(*call))
         except (AttributeError, TypeError) as error:
-            _require(False, task, f"sample must accept a step of type {type(step).__name__}, got {error!r}")
+            _require(False, task, f"sample must accept {kind}, got {error!r}")
     _require(drawn[0] == drawn[1] == drawn[2], task, "sample must return the same shapes for every step")
 
 

@@ -53,6 +53,8 @@ class Last:
     def sample(self, key, batch_size, step=None):
         if self.fault == "array step":
             step = None if step is None else step.astype(jnp.float32)
+        if self.fault == "value of a step":
+            key = jax.random.fold_in(key, 0 if step is None else int(step) // 100)
         if self.fault == "constant":
             key = jax.random.key(0)
         if self.fault == "another source":
@@ -168,6 +170,7 @@ def test_the_number_of_streams_in_training_is_the_batch_size():
         ("constant", "two batches of one run must differ"),
         ("another source", "equal seeds must give equal batches"),
         ("array step", "sample must accept a step of type int, got AttributeError"),
+        ("value of a step", "sample must accept a traced step, got ConcretizationTypeError"),
         ("padding counts", "padding must not count"),
         ("padding first", "padding must come last"),
         ("integer mask", "loss_mask must be float32 and mask bool"),
