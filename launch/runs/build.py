@@ -150,6 +150,14 @@ def _split_name(section: str, config: Mapping[str, Any], known: Collection[str])
     return name, settings
 
 
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a function, whose annotations are text under `from __future__ import annotations`."""
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except NameError:  # a type that is imported for type checkers only
+        return inspect.signature(function).parameters
+
+
 def _is_size(parameter: inspect.Parameter, value: Any) -> bool:
     annotation = parameter.annotation
     return annotation is int or (annotation == int | None and value is not None)
@@ -159,7 +167,7 @@ def _check_keys(
     where: str, settings: Mapping[str, Any], function: Callable, given: tuple[str, ...] = ()
 ) -> dict[str, inspect.Parameter]:
     """Raises ValueError unless `settings` are arguments of `function` with all that have no default; returns these."""
-    every = inspect.signature(function).parameters
+    every = _parameters(function)
     starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {name: p for name, p in every.items() if name not in given and p.kind not in starred}
     _check_known(where, settings, parameters)

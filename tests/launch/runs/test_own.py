@@ -90,6 +90,13 @@ class Task:
     name = "task"
 number = 3
 """
+TEXT = """
+from __future__ import annotations
+def make(*, features: int, rngs, width: int = 3, deep: bool = False):
+    return None
+def unknown(*, features: int, rngs: OnlyForTypeCheckers):
+    return None
+"""
 
 
 @pytest.mark.parametrize(
@@ -106,10 +113,14 @@ number = 3
         ("model", {"name": "own_cells:Cell"}, "model own_cells:Cell must be a function (*, features, ..., rngs) that"),
         ("model", {"name": "own_cells:make", "size": 3}, "model own_cells:make has an unknown key 'size'"),
         ("model", {"name": "own_cells:make", "width": 0}, "width must be >= 1, got 0"),
+        ("model", {"name": "own_text:make", "width": 0}, "width must be >= 1, got 0"),
+        ("model", {"name": "own_text:make", "deep": 1}, "deep must be True or False, got 1"),
+        ("model", {"name": "own_text:unknown", "size": 3}, "model own_text:unknown has an unknown key 'size'"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(tmp_path, section, settings, message):
     (tmp_path / "own_cells.py").write_text(CELLS)
+    (tmp_path / "own_text.py").write_text(TEXT)
     (tmp_path / "own_imports.py").write_text("import own_of_nobody")
     (tmp_path / "json.py").write_text("def loads(): ...")
     config = {
