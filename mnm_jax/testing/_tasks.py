@@ -85,10 +85,11 @@ def steps_may_be_integers(task: Any, batch_size: int) -> None:
     key = jax.random.key(0)
     drawn = [jax.eval_shape(lambda key: task.sample(key, batch_size), key)]
     sample = lambda key, step: task.sample(key, batch_size, step)  # noqa: E731
+    of_int = lambda key, step: sample(key, 7)  # noqa: E731
     # Training traces the step, so that an `int` or an `if` of it fails there.
-    for kind, call in {"a step of type int": (partial(sample, step=7), key), "a traced step": (sample, key, 7)}.items():
+    for kind, draw in {"a step of type int": of_int, "a traced step": sample}.items():
         try:
-            drawn.append(jax.eval_shape(*call))
+            drawn.append(jax.eval_shape(draw, key, jnp.int32(7)))
         except (AttributeError, TypeError) as error:
             _require(False, task, f"sample must accept {kind}, got {error!r}")
     _require(drawn[0] == drawn[1] == drawn[2], task, "sample must return the same shapes for every step")
