@@ -23,7 +23,15 @@ if TYPE_CHECKING:
         matrix_memory,
         rule_memory,
     )
-    from mnm_jax.recurrence import MemoryCell, choose_form, choose_micro_batch, unroll, unroll_memory, value_and_grad
+    from mnm_jax.recurrence import (
+        MemoryCell,
+        ParamTree,
+        choose_form,
+        choose_micro_batch,
+        unroll,
+        unroll_memory,
+        value_and_grad,
+    )
 
 __version__ = "0.1.0"
 
@@ -40,6 +48,7 @@ __all__ = [
     "MemoryState",
     "NTMCell",
     "NeuralMemoryLayer",
+    "ParamTree",
     "PlasticCell",
     "RNNCell",
     "SALUCell",

@@ -34,7 +34,8 @@ class MemoryCell(Protocol):
 
     Attributes:
       memory: the memory, from `gradient_memory`, `local_memory` or another factory.
-      memory_params: the memory's slow parameters; `memory_params.get_value()` returns its `MemoryParams`.
+      memory_params: the memory's slow parameters, `ParamTree(memory.init(key))`. The fast forms call
+        `memory_params.get_value()`, which returns the `MemoryParams`, and `memory_params.set_value(params)`.
       heads: `H`, the number of keys and values that the cell writes per step.
 
     Examples:

@@ -81,7 +81,11 @@ def check_memory_equality(make_memory: Callable[..., Memory]) -> None:
       make_memory: `make_memory(param_dtype=...)` returns the memory.
     """
     first, second = (make_memory(param_dtype=jnp.float32) for _ in range(2))
-    require(first == second and hash(first) == hash(second), f"{first} and {second} must be equal.")
+    require(
+        first == second and hash(first) == hash(second),
+        f"{first} and {second} must be equal: give a rule its settings as fields of a frozen dataclass with __call__, "
+        "since two functools.partial are never equal.",
+    )
     require(pickle.loads(pickle.dumps(first)) == first, "A memory must be equal to itself after pickling.")
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import LSTMCell, WriteOptions, local_memory, unroll
-from mnm_jax._params import ParamTree
+from mnm_jax import LSTMCell, ParamTree, WriteOptions, local_memory, unroll
 from mnm_jax.testing import check_cell_forms
 
 T, B, D, K = 4, 2, 3, 2

@@ -1,6 +1,7 @@
 """Tests the contracts of a memory: this library's memories keep them, and a memory that breaks one fails its check."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ from mnm_jax import (
     gradient_memory,
     local_memory,
     matrix_memory,
+    rule_memory,
     testing,
 )
-from mnm_jax.memory import _pair_memory
+from mnm_jax.memory import Pair, _pair_memory
 from mnm_jax.memory._storage.factored import FactoredState
 
 OPTIONS = WriteOptions(key_norm="l2", max_norm=1.0, inner_steps=2, forget=True, momentum=True)
@@ -137,6 +139,11 @@ def test_a_marked_state_of_ones_own_keeps_the_contracts_on_dtypes():
     testing.check_cell_dtypes(make)
 
 
+def decaying(network, weights, keys, values, decay):
+    answers = weights.product(0, keys)
+    return (Pair(keys, (1 + decay) * answers - values),), answers
+
+
 class Identity(Average):
     """A memory without equality by settings."""
 
@@ -178,6 +185,9 @@ def test_dtypes_and_equality_are_caught():
     testing.check_memory_equality(make)
     with pytest.raises(AssertionError, match="^check_memory_equality failed.* must be equal"):
         testing.check_memory_equality(lambda param_dtype: Identity())
+    partial = lambda param_dtype: rule_memory(4, 4, functools.partial(decaying, decay=0.1))  # noqa: E731
+    with pytest.raises(AssertionError, match="frozen dataclass with __call__, since two functools.partial are never"):
+        testing.check_memory_equality(partial)
 
 
 @pytest.mark.slow  # test_cells.py has the same fault, with the contract that this one calls
