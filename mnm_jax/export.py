@@ -174,6 +174,7 @@ def _check_unchanged(model: nnx.Module, take_step: Callable[..., Any], carry: An
         nonlocal names, same
         own = nnx.merge(graphdef, state)
         take_step(own, carry, inputs)
+        nnx.pop(own, nnx.Intermediate)  # kept for inspection only
         after, state = nnx.split(own)
         names, same = leaf_names(state), after == graphdef
         return jax.tree.leaves(state)

@@ -188,6 +188,7 @@ class Embedded(nnx.Module):
         return carry, self.norm(x)
 
     def in_carry(self, carry, x):
+        self.seen = nnx.Intermediate(x)
         return carry + 1, self.linear(x) + carry[:, None].astype(x.dtype)
 
 

@@ -156,3 +156,13 @@ def test_half_precision_keeps_the_memory_in_single():
         assert_close(np.asarray(found, np.float32), expected, rtol=0.05)
     for state in (carry, stepped):
         assert_close(state.memory, expected_carry.memory, rtol=0.05)
+
+
+def test_losses_are_zero_for_padding_and_follow_the_time_axis(x64):
+    layer, inputs, mask = make_form("delta"), make_inputs(7), np.ones((7, B), bool)
+    mask[2:4, 0] = False
+    _, (_, losses) = run_by_chunks(layer, inputs, mask=mask, return_loss=True)
+    np.testing.assert_array_equal(np.asarray(losses) != 0, np.broadcast_to(mask[..., None], losses.shape))
+    by_example = jax.jit(lambda layer, x, m: layer(None, x, mask=m, return_loss=True, time_major=False))
+    _, (_, swapped) = by_example(layer, inputs.swapaxes(0, 1), mask.T)
+    assert_close(np.swapaxes(swapped, 0, 1), losses)

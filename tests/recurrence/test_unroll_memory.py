@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 from jax import export
 
-from mnm_jax import WriteOptions, custom_memory, gradient_memory, local_memory, matrix_memory, unroll_memory
+from mnm_jax import (
+    WriteOptions,
+    custom_memory,
+    gradient_memory,
+    local_memory,
+    matrix_memory,
+    rule_memory,
+    unroll_memory,
+)
+from mnm_jax.memory import Pair
 from mnm_jax.memory._kernels import dots, on_chip, sequence, writes
 from mnm_jax.memory._kernels.steps import steps
+from mnm_jax.memory._rules import DeltaRule
 from mnm_jax.recurrence import _unroll_memory
 from tests.layers.test_pallas import DERIVATIVES
 
@@ -92,9 +102,7 @@ def hide_padding(tokens):
     [
         (functools.partial(local_memory, hidden_sizes=()), 1, 1),
         pytest.param(functools.partial(gradient_memory, hidden_sizes=(5,)), 2, 0, marks=SLOW),
-        pytest.param(
-            functools.partial(matrix_memory, options=WriteOptions(forget=True, momentum=True)), 1, 2, marks=SLOW
-        ),
+        (functools.partial(matrix_memory, options=WriteOptions(forget=True, momentum=True)), 1, 2),
     ],
 )
 def test_all_steps_are_single_writes_with_padding_and_resets(memory, heads, reads, x64):
@@ -274,11 +282,20 @@ def custom():
     return custom_memory(16, 16, init=lambda key: jnp.zeros((16, 16)), apply=read)
 
 
+class OwnRule(DeltaRule):
+    def steps(self, inputs, errors):
+        return tuple(Pair(pair.inputs, 2 * pair.delta) for pair in super().steps(inputs, errors))
+
+
 REFUSED = {
     "custom": ({"memory": custom()}, "a memory that is written in pairs, got CustomMemory"),
     "rule": (
         {"memory": matrix_memory(16, 16, "hebbian")},
         "a memory with LocalRule or DeltaRule or GradientRule, got HebbianRule",
+    ),
+    "own rule": (
+        {"memory": rule_memory(16, 16, OwnRule())},
+        "a memory with LocalRule or DeltaRule or GradientRule, got OwnRule",
     ),
     "through": (
         {"memory": local_memory(16, 16, hidden_sizes=(16,), write_through=True)},

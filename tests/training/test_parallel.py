@@ -166,10 +166,17 @@ def test_accumulation_that_does_not_divide_is_refused_in_one_line(tiny):
         run(tiny, None, "jit", 8, accumulate=4)
 
 
-def test_work_is_divided_over_the_devices(tiny):
-    placement = make_placement(jax.local_devices())
-    batch = jax.device_put(tiny.draw_numpy(0, 16), placement.divided)
-    assert {shard.data.shape for shard in batch.inputs.addressable_shards} == {(5, 2, 4)}
+@pytest.mark.parametrize("reads", [True, False])
+def test_each_device_computes_its_part_alone(tiny, reads):
+    def flops(count):
+        optimizer = make_optimizer(name="sgd", learning_rate=0.1, steps=1)
+        settings = {"meta_weight": 0.5, "batch_size": 64, "devices": jax.local_devices()[:count]}
+        step = make_parallel_update(split_model(tiny.Model), tiny.Recall(reads=reads), optimizer, **settings)
+        state = jax.eval_shape(lambda: init_state(tiny.Model, optimizer, 0, 1))
+        batch = tiny.draw_numpy(0, 64) if reads else None
+        return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+    assert flops(8) < flops(1) / 3
 
 
 @pytest.mark.parametrize(

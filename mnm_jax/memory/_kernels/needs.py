@@ -27,7 +27,7 @@ def memory_needs(memory: PairMemory, dtype: Any, *more_rules: type[Rule]) -> lis
     rules: tuple[type[Rule], ...] = (LocalRule, DeltaRule, *more_rules)
     names = " or ".join(kind.__name__ for kind in rules)
     needs: list[Need] = [
-        (isinstance(rule, rules), f"a memory with {names}", type(rule).__name__),
+        (type(rule) in rules, f"a memory with {names}", type(rule).__name__),  # a subclass may compute something else
         (not getattr(rule, "write_through", False), "a memory with write_through=False", "write_through=True"),
         (not memory.options.momentum, "a memory without momentum", "momentum=True"),
         (not network.use_bias, "a memory without biases", "use_bias=True"),

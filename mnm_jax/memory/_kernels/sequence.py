@@ -43,7 +43,7 @@ def wins(memory: Memory, keys: Array, read_keys: Array, reset: Array | None) -> 
       read_keys: `[T, B, R, K]`.
       reset: `[T, B]` bool; None: no resets.
     """
-    if not isinstance(memory, PairMemory) or not isinstance(memory.rule, LocalRule):
+    if not isinstance(memory, PairMemory) or type(memory.rule) is not LocalRule:
         return False
     steps, batch, heads = keys.shape[:3]
     measured = memory.network.sizes in _SIZES and heads == read_keys.shape[2] == 1
