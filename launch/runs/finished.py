@@ -124,7 +124,8 @@ def check_run(run: Run) -> None:
 def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
     """Adds the finished runs below `root` to the light form in `folder`, and returns their places.
 
-    A run that is already in `folder` at the same place is replaced; all others stay.
+    A run that is already in `folder` at the same place is replaced; all others stay. If `root` has a run in the light
+    form and the folder in which it was trained, the folder counts.
 
     Raises:
       FileNotFoundError: there is no finished run below `root`.
@@ -135,11 +136,17 @@ def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
         raise ValueError(f"cannot publish {root}: {notes[0]}")
     if not runs:
         raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
+    # A run that was trained on has newer numbers than its line in the light form; a shipped one has no metrics.
+    runs = [read_run(run.folder, root) if _is_trained(run.folder) else run for run in runs]
     for run in runs:
         check_run(run)
     added = {run.place: LightRun(run.summary, run.lines) for run in runs}
     write_light(folder, read_light(folder) | added)
     return list(added)
+
+
+def _is_trained(folder: pathlib.Path) -> bool:
+    return (folder / SUMMARY).is_file() and bool(read_metrics(folder))
 
 
 def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:

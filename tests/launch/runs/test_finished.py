@@ -1,6 +1,7 @@
 """Tests reading finished runs: joined seeds, and the light form of a folder of runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_a_run_is_published_again_and_the_others_stay(tmp_path, write_run):
     publish_runs(tmp_path / "second", light)
     runs = {run.place: run.summary["metrics"]["test/accuracy"]["mean"] for run in find_runs(light)[0]}
     assert runs == {"g/a": 1.0, "g/b": 0.75}
+
+
+def test_runs_published_into_their_own_folder_are_published_again_after_more_updates(tmp_path, write_run):
+    for name in ("trained", "shipped"):
+        write_run(tmp_path / "g" / name)
+    publish_runs(tmp_path, tmp_path)
+    for name in ("trained", "shipped"):
+        shutil.rmtree(tmp_path / "g" / name)
+        write_run(tmp_path / "g" / name, accuracy=(1.0,), validation=[(5000, 1.0)], steps=5000)
+    (tmp_path / "g/shipped/metrics.jsonl").unlink()  # its curve is in the light form only
+    assert publish_runs(tmp_path, tmp_path) == ["g/shipped", "g/trained"]
+    shipped, trained = find_runs(tmp_path)[0]
+    assert (shipped.summary["steps"], [line["step"] for line in shipped.lines]) == (2000, [10, 20])
+    assert (trained.summary["steps"], [line["step"] for line in trained.lines]) == (5000, [5000])
+    assert trained.summary["metrics"]["test/accuracy"]["per_seed"] == [1.0]
 
 
 def test_nothing_is_published_of_runs_that_are_damaged_or_not_there(tmp_path, write_run):
