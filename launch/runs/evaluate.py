@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from launch.runs.build import build_parts
-from launch.runs.finished import without_seed
+from launch.runs.finished import history
 from launch.runs.metrics import natural
-from launch.runs.workdir import CONFIG, read_config
+from launch.runs.workdir import CONFIG, continued_at, read_config, read_earlier
 from mnm_jax.training import evaluate, load_params, split_model
 
 
@@ -48,17 +48,18 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
 
     Raises:
       FileNotFoundError: as `evaluate_run`.
-      ValueError: as `evaluate_run`, or if two runs differ in more than their seed or have a seed in common.
+      ValueError: as `evaluate_run`, or if two runs differ in more than their seed, also in how they were continued, or
+        have a seed in common.
     """
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
     runs = members if members and not (workdir / CONFIG).exists() else [workdir]
-    configs = [without_seed(read_config(run)) for run in runs]
-    for run, config in zip(runs, configs, strict=True):
-        if config != configs[0]:
+    histories = [history(read_config(run), read_earlier(run), continued_at(run)) for run in runs]
+    for run, found in zip(runs, histories, strict=True):
+        if found != histories[0]:
             raise ValueError(
-                f"{run} and {runs[0]} differ in more than their seed, so their metrics have no common mean: evaluate "
-                "each run with its own --workdir."
+                f"{run} and {runs[0]} differ in more than their seed (a setting, or how they were continued), so their "
+                "metrics have no common mean: evaluate each run with its own --workdir."
             )
     seeds: list[int] = []
     for training in (build_parts(read_config(run, data_dir)).training for run in runs):

@@ -154,8 +154,8 @@ def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:
 
     The joined run takes the place of the folder: `GROUP/LABEL/SEED/` becomes `LABEL` in `GROUP`. Its seconds are the
     sum, and its lines of `metrics.jsonl` are those steps that all its members have. The runs of a folder stay apart if
-    they differ in more than their seed, if two have a seed in common, or if a summary has no config. The order is the
-    natural one of their places.
+    they differ in more than their seed, also in how they were continued, if two have a seed in common, or if a summary
+    has no config. The order is the natural one of their places.
     """
     folders: dict[pathlib.Path, list[Run]] = {}
     for run in runs:
@@ -169,13 +169,14 @@ def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:
 
 
 def _differ_in_seeds(runs: Sequence[Run]) -> bool:
-    """Returns whether there are several runs, with the same config except for the seed, and no seed in two of them."""
+    """Returns whether there are several runs, trained alike except for the seed, and no seed in two of them."""
     if len(runs) == 1 or not all("config" in run.summary for run in runs):
         return False
-    first = without_seed(runs[0].summary["config"])
+    summaries = [run.summary for run in runs]
+    histories = [history(s["config"], s.get("earlier_configs", []), s.get("continued_at", [])) for s in summaries]
     starts = [run.summary["config"].get("training", {}).get("seed", 0) for run in runs]
     seeds = [start + place for start, run in zip(starts, runs, strict=True) for place in range(run.summary["seeds"])]
-    return all(without_seed(run.summary["config"]) == first for run in runs) and len(set(seeds)) == len(seeds)
+    return all(found == histories[0] for found in histories) and len(set(seeds)) == len(seeds)
 
 
 def _light_runs(root: pathlib.Path) -> list[Run]:
@@ -187,6 +188,18 @@ def _light_runs(root: pathlib.Path) -> list[Run]:
         group, _, label = place.rpartition("/")
         runs.append(Run(folder=root / place, group=group, label=label, summary=summary, lines=lines))
     return runs
+
+
+def history(config: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], continued: Sequence[int]) -> list[Any]:
+    """Returns all that decides how a run was trained except its seed: equal for runs that differ in their seed alone.
+
+    Args:
+      config: the run's config.
+      earlier: its earlier configs, each with the number of updates after which it changed, `until`.
+      continued: its numbers of updates when it was continued after it had ended.
+    """
+    trained = [[row["until"], without_seed(row["config"])] for row in earlier if row["until"]]  # at 0: no update made
+    return [without_seed(config), trained, list(continued)]
 
 
 def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

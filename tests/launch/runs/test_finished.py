@@ -62,6 +62,30 @@ def test_runs_of_other_settings_or_without_a_config_stay_apart(tmp_path, of_seed
     assert join_seeds(runs, tmp_path) == runs
 
 
+def _earlier(until, **settings):
+    config = {"task": {"name": "dictionary", "data_dir": f"/of/{settings['seed']}"}, "training": settings}
+    return {"earlier_configs": [{"until": until, "config": config}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        ({}, {"continued_at": [1000]}, False),
+        ({"continued_at": [1500]}, {"continued_at": [1000]}, False),
+        ({"continued_at": [1000]}, {"continued_at": [1000]}, True),
+        ({}, _earlier(100, seed=1, learning_rate=0.3), False),
+        (_earlier(100, seed=0, learning_rate=0.2), _earlier(100, seed=1, learning_rate=0.3), False),
+        (_earlier(100, seed=0, learning_rate=0.3), _earlier(100, seed=1, learning_rate=0.3), True),
+        ({}, _earlier(0, seed=1, learning_rate=0.3), True),  # no update was made with that rate
+    ],
+)
+def test_seeds_that_were_continued_in_other_ways_stay_apart(tmp_path, of_seed, first, second, joined):
+    for seed, history in enumerate((first, second)):
+        of_seed(tmp_path / "g" / "ours" / f"seed_{seed}", seed, 0.5, validation=[(10, 0.2)], **history)
+    found = [run.place for run in join_seeds(find_runs(tmp_path)[0], tmp_path)]
+    assert found == (["g/ours"] if joined else ["g/ours/seed_0", "g/ours/seed_1"])
+
+
 def test_runs_with_a_seed_in_common_and_families_of_one_folder_stay_apart(tmp_path, of_seed):
     of_seed(tmp_path / "sweep" / "recipe", 0, 0.5, validation=[(10, 0.2)])
     of_seed(tmp_path / "sweep" / "rate=0.1", 0, 0.5, validation=[(10, 0.2)])  # the recipe's own rate

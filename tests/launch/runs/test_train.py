@@ -346,6 +346,21 @@ def test_runs_of_other_settings_have_no_common_mean(finished, tmp_path):
         evaluation_table(tmp_path / "both")
 
 
+@pytest.mark.parametrize("name", ["summary_2.json", "earlier_configs.json"])
+def test_seeds_that_were_continued_in_other_ways_have_no_common_mean(finished, tmp_path, name):
+    for seed in (4, 9):
+        folder = shutil.copytree(finished[0], tmp_path / "both" / f"seed_{seed}")
+        config = _change("training", seed=seed, learning_rate=0.3).to_dict()
+        history = json.dumps([{"until": 1, "config": config}] if name == "earlier_configs.json" else {})
+        (folder / name).write_text(history)
+        config["training"]["learning_rate"] = 0.01
+        (folder / "config.json").write_text(json.dumps(config))
+    assert "4 seeds" in evaluation_table(tmp_path / "both")
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"seed_9 and .*seed_4 differ in more than their seed \(a setting, or how"):
+        evaluation_table(tmp_path / "both")
+
+
 def test_evaluate_repeats_the_test_metrics_of_the_summary(finished):
     workdir, summary = finished
     before = contents(workdir)
