@@ -68,10 +68,10 @@ def _reads_data(task: dict[str, Any]) -> bool:
     )
 
 
-def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of `summary.json`; None if the file is missing, damaged or incomplete."""
+def read_summary(workdir: pathlib.Path, name: str = SUMMARY) -> dict[str, Any] | None:
+    """Returns the content of `summary.json`, or of an earlier one; None if it is missing, damaged or incomplete."""
     try:
-        summary = json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((workdir / name).read_text(encoding="utf-8"))
         return summary if SUMMARY_KEYS | {"config"} <= summary.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launch.runs.plain import plain_config
-from launch.runs.workdir import SUMMARY, TUNING, claim, read_summary, write_json
+from launch.runs.workdir import SUMMARY, TUNING, claim, continued_at, read_summary, write_json
 from launch.suites.runs import Suite, SuiteRun
 from mnm_jax._files import lock_folder
 from mnm_jax.training import TrainingFault
@@ -55,7 +55,7 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
     lines = []
     for label, run in suite.items():
         summary = _finished(run, workdir / label)
-        state, scores = "finished" if summary else "to do", (read_summary(workdir / label) or {}).get(TUNING, {})
+        state, scores = "finished" if summary else "to do", _scores(workdir / label)
         # The scores are added after the run ends.
         missing = [trial for value, trial in trials(run, workdir / label).items() if value not in scores]
         for trial, folder in missing:
@@ -102,7 +102,7 @@ def _train_free(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) 
             except BlockingIOError:
                 busy.append(label)
                 continue
-            scores: dict[str, float | None] = dict((read_summary(folder) or {}).get(TUNING, {}))
+            scores = _scores(folder)
             for value, (trial, place) in trials(run, folder).items():
                 if value in scores:
                     continue
@@ -114,6 +114,16 @@ def _train_free(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) 
             if (summary := read_summary(folder)) and summary.get(TUNING, {}) != scores:
                 write_json(folder / SUMMARY, {**summary, TUNING: scores})
     return busy
+
+
+def _scores(folder: pathlib.Path) -> dict[str, float | None]:
+    """Returns the validation accuracies that selected a run's setting; empty if no summary has them.
+
+    A run that continues to more updates has them in an earlier summary only, until it ends.
+    """
+    names = [SUMMARY, *(f"summary_{steps}.json" for steps in reversed(continued_at(folder)))]
+    found = ((read_summary(folder, name) or {}).get(TUNING) for name in names)
+    return next((dict(scores) for scores in found if scores), {})
 
 
 def trials(run: SuiteRun, folder: pathlib.Path) -> dict[str, tuple[SuiteRun, pathlib.Path]]:

@@ -227,6 +227,40 @@ def test_a_setting_is_tuned_in_runs_of_its_own_before_its_run_trains(tmp_path, c
         compare.train_all(fixed, tmp_path, train)
 
 
+def test_a_tuned_run_that_is_interrupted_on_its_way_to_more_updates_keeps_its_setting(tmp_path):
+    """With more updates another rate would be selected."""
+    trained, interrupted = [], []
+
+    def train(config, folder, command):
+        steps, rate = config.training.steps, config.training.learning_rate
+        trained.append((folder.name, rate, steps))
+        claim(folder, json.loads(json.dumps(config.to_dict())))
+        (folder / "checkpoints/1").mkdir(parents=True, exist_ok=True)
+        if steps in interrupted:
+            raise Interrupted("stopped by SIGTERM")
+        end(folder, config, {"valid/accuracy": {"mean": float(rate == (3e-3 if steps == 800 else 1e-3))}})
+
+    label = "parity/layer-delta"
+    cells = compare.choose(suite_of("league"), label, [])
+    compare.train_all(cells, tmp_path, train)
+    assert trained.pop() == ("layer-delta", 3e-3, 800)
+    for steps in (1600, 3200):
+        longer = compare.choose(suite_of("league"), label, [f"training.steps={steps}"])
+        trained.clear()
+        interrupted.append(steps)
+        with pytest.raises(Interrupted):
+            compare.train_all(longer, tmp_path, train)
+        interrupted.clear()
+        plan = compare.plan(longer, tmp_path)
+        assert plan.startswith("# to do\n") and plan.endswith("learning_rate=0.003") and plan.count("#") == 1
+        compare.train_all(longer, tmp_path, train)
+        assert trained == 2 * [("layer-delta", 3e-3, steps)]
+        summary = json.loads((tmp_path / label / "summary.json").read_text())
+        assert summary["tuning"] == {"0.001": 0.0, "0.003": 1.0, "0.01": 0.0}
+        # As if the run had been killed before the scores were added, and then continued.
+        write_json(tmp_path / label / "summary.json", {name: summary[name] for name in summary if name != "tuning"})
+
+
 def test_tuning_is_not_taken_from_runs_of_other_settings_nor_reported(tmp_path):
     """A first process is killed after two trials, and a second one between the end of the run and its scores."""
     trained = []
