@@ -150,6 +150,19 @@ def continued_at(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def settings_after_fault(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings, by key, with which a run of `config` continued after a fault; empty if they are the same.
+
+    The run may have another number of updates; it is then for `claim` to reopen or refuse it.
+    """
+    same = {*PLACES, "training.steps"}
+    earlier = [row["config"] for row in read_earlier(workdir)]
+    if not any({key for key, _, _ in _differences(before, config)} <= same for before in earlier):
+        return {}
+    now, before = read_config(workdir)["training"], config["training"]
+    return {f"training.{name}": now[name] for name in _CHANGEABLE if name in now and now[name] != before.get(name)}
+
+
 def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config: dict[str, Any]) -> None:
     try:
         step = discard_fault(workdir)
@@ -159,7 +172,7 @@ def _continue_after_fault(workdir: pathlib.Path, before: dict[str, Any], config:
             raise
         return
     logging.warning("%s continues after update %d.", workdir, step)
-    if step and before != config:
+    if before != config:
         write_json(workdir / EARLIER, [*read_earlier(workdir), {"until": step, "config": before}])
     write_json(workdir / CONFIG, config)
 

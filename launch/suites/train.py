@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launch.runs.plain import plain_config
-from launch.runs.workdir import SUMMARY, TUNING, claim, continued_at, read_summary, write_json
+from launch.runs.workdir import SUMMARY, TUNING, claim, continued_at, read_summary, settings_after_fault, write_json
 from launch.suites.runs import Suite, SuiteRun
 from mnm_jax._files import lock_folder
 from mnm_jax.training import TrainingFault
@@ -63,7 +63,7 @@ def plan(suite: Suite, workdir: pathlib.Path) -> str:
         if run.tuning and missing:
             state = f"to do, with the best {run.tuning.name}"
         else:
-            run = choose_setting(run, scores)
+            run = _as_continued(choose_setting(run, scores), workdir / label)
         lines += [f"# {state}", command(run, workdir / label)]
     return "\n".join(lines)
 
@@ -73,7 +73,8 @@ def train_all(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) ->
 
     For a run with a `Tuning`, the runs that select its setting train first, in `workdir / label / "tuning"`; the run's
     summary has their validation accuracies as `tuning`. A run that stops at a NaN or an infinite number is reported on
-    stderr, and the next run trains. Runs of other processes are tried again at the end, since they may have ended.
+    stderr, and the next run trains; one that continued from there with other settings (`--after_fault`) keeps them.
+    Runs of other processes are tried again at the end, since they may have ended.
 
     Args:
       suite: runs by label; each trains in `workdir / label`.
@@ -109,7 +110,10 @@ def _train_free(suite: Suite, workdir: pathlib.Path, train: Callable[..., Any]) 
                 _train(trial, place, train)
                 found = read_summary(place)
                 scores[value] = found["metrics"][_CHOSEN_BY]["mean"] if found else None
-            run = choose_setting(run, scores)
+            selected = choose_setting(run, scores)
+            run = _as_continued(selected, folder)
+            if run is not selected:
+                print(f"{folder}: continued after a fault with other settings, which it keeps: {command(run, folder)}")
             _train(run, folder, train)
             if (summary := read_summary(folder)) and summary.get(TUNING, {}) != scores:
                 write_json(folder / SUMMARY, {**summary, TUNING: scores})
@@ -148,6 +152,12 @@ def choose_setting(run: SuiteRun, scores: Mapping[str, float | None]) -> SuiteRu
         return -math.inf if found is None else found
 
     return run.change({run.tuning.name: max(reversed(run.tuning.values), key=score)})
+
+
+def _as_continued(run: SuiteRun, folder: pathlib.Path) -> SuiteRun:
+    """Returns a run with the settings with which it continued after a fault; the same run if it did not."""
+    changes = settings_after_fault(folder, plain_config(run.config))
+    return run.change(changes) if changes else run
 
 
 def _train(run: SuiteRun, folder: pathlib.Path, train: Callable[..., Any]) -> None:

@@ -171,6 +171,15 @@ def test_a_run_that_meets_a_nan_says_how_to_find_it_and_continues_with_another_l
         train_run(config, tmp_path / "other", after_fault=True)
 
 
+def test_a_run_that_starts_again_after_a_fault_before_its_first_checkpoint_keeps_its_earlier_config(tmp_path):
+    config = _change("training", learning_rate=3.3e38, optimizer="nadam", seeds=1)
+    with pytest.raises(TrainingFault, match="is not finite at update 1"):
+        train_run(config, tmp_path)
+    config.training.learning_rate = 0.01
+    (earlier,) = train_run(config, tmp_path, after_fault=True)["earlier_configs"]
+    assert (earlier["until"], earlier["config"]["training"]["learning_rate"]) == (0, 3.3e38)
+
+
 @pytest.mark.parametrize("damaged", ['{"task": {"na', "", "[1, 2]"])
 def test_a_half_written_config_is_reported_and_left(copy, damaged):
     (copy / "config.json").write_text(damaged)

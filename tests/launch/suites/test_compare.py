@@ -261,6 +261,43 @@ def test_a_tuned_run_that_is_interrupted_on_its_way_to_more_updates_keeps_its_se
         write_json(tmp_path / label / "summary.json", {name: summary[name] for name in summary if name != "tuning"})
 
 
+def test_a_run_that_continued_after_a_fault_keeps_its_settings_and_the_suite_goes_on(tmp_path, capsys):
+    trained = []
+
+    def train(config, folder, command):
+        trained.append((config.model.name, config.training.learning_rate, command))
+        claim(folder, json.loads(json.dumps(config.to_dict())))
+        end(folder, config)
+
+    cells = compare.choose(suite_of("maze"), "9x9/[lr]*[mn]", [])
+    assert list(cells) == ["9x9/lstm", "9x9/rnn"]
+    folder = tmp_path / "9x9/lstm"
+    first = json.loads(json.dumps(cells["9x9/lstm"].config.to_dict()))
+    now = first | {"training": first["training"] | {"learning_rate": 5e-4, "clip_norm": 0.5}}
+    write_json(folder / "config.json", now)  # as after `launch.train --after_fault`, interrupted
+    write_json(folder / "earlier_configs.json", [{"until": 0, "config": first}])
+
+    changed = "--config.training.learning_rate=0.0005 --config.training.clip_norm=0.5"
+    assert compare.plan(cells, tmp_path).splitlines()[1].endswith(f"--workdir={folder} {changed}")
+    compare.train_all(cells, tmp_path, train)
+    assert [row[:2] for row in trained] == [("lstm", 5e-4), ("rnn", 1e-3)] and trained[0][2].endswith(changed)
+    assert f"{folder}: continued after a fault with other settings, which it keeps: python" in capsys.readouterr().out
+    trained.clear()
+    compare.train_all(cells, tmp_path, train)
+    assert not trained and compare.plan(cells, tmp_path).startswith("# finished\n")
+
+    (folder / "checkpoints/1").mkdir(parents=True)
+    steps = first["training"]["steps"] + 1
+    longer = compare.choose(suite_of("maze"), "9x9/lstm", [f"training.steps={steps}"])
+    compare.train_all(longer, tmp_path, train)
+    assert [row[:2] for row in trained] == [("lstm", 5e-4)]
+    with pytest.raises(ValueError, match=f"training.steps is {steps} there, {steps - 1} here"):
+        compare.train_all(cells, tmp_path, train)
+    other = compare.choose(suite_of("maze"), "9x9/lstm", [f"training.steps={steps}", "training.seeds=2"])
+    with pytest.raises(ValueError, match="holds a run of another config: training.clip_norm is 0.5 there"):
+        compare.train_all(other, tmp_path, train)
+
+
 def test_tuning_is_not_taken_from_runs_of_other_settings_nor_reported(tmp_path):
     """A first process is killed after two trials, and a second one between the end of the run and its scores."""
     trained = []
