@@ -86,7 +86,9 @@ def read_earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is damaged ({error}); bring the file back, or remove it.") from error
 
 
-def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = False) -> bool:
+def claim(
+    workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = False, more_updates: bool = True
+) -> bool:
     """Makes `workdir` the folder of a run of `config`, or checks that it is one already; returns whether it is new.
 
     The folders that a config names may differ (`PLACES`), since projects and data move. A finished run also accepts a
@@ -98,6 +100,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
       config: its config.
       after_fault: whether the run continues after a fault, from the newest checkpoint before the fault. Settings of the
         optimiser may then differ; the earlier config is added to `earlier_configs.json`.
+      more_updates: whether a finished run accepts a larger `training.steps`.
 
     Raises:
       ValueError: if it is the folder of a run of another config, or of a run whose config is missing, or `after_fault`
@@ -110,7 +113,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], *, after_fault: bool = 
         if changes and not after_fault and not _is_trained(workdir):
             write_json(workdir / CONFIG, config)
             return True
-        only_steps = [key for key, _, _ in changes] == ["training.steps"]
+        only_steps = more_updates and [key for key, _, _ in changes] == ["training.steps"]
         if only_steps and _continue(workdir, before["training"]["steps"], config):
             return False
         changeable = {f"training.{name}" for name in _CHANGEABLE} if after_fault else set()

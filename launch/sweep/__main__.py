@@ -7,8 +7,8 @@ A space is a Python file with `SPACE`, or a JSON file; `launch/sweep/space.py` d
 run in `WORKDIR/trials/NAME/`, as with `launch.train`, with its output in `log.txt`; the unchanged recipe comes first.
 Every 30 s a line per running trial shows its updates and metric. Trials that fall behind are stopped early (ASHA).
 Started again, the sweep resumes: finished trials are left unchanged, interrupted trials continue, failed trials are
-tried again; --concurrent may differ. At the end the sweep writes `leaderboard.json`, `leaderboard.md` and
-`leaderboard.png`. Needs `pip install '.[train,sweep]'`.
+tried again; --concurrent may differ. Trials of more updates need another --workdir. At the end the sweep writes
+`leaderboard.json`, `leaderboard.md` and `leaderboard.png`. Needs `pip install '.[train,sweep]'`.
 """
 
 import pathlib

@@ -140,7 +140,8 @@ class Trial(tune.Trainable):
         self._steps, self._whole = trial["config"]["training"]["steps"], trial["name"] == DEFAULT
         self._workdir = pathlib.Path(where.folder) / trial["name"]
         with lock_folder(self._workdir, wait=_GRACE_SECONDS):  # an earlier start may still save
-            claim(self._workdir, trial["config"])
+            # A sweep of more updates needs runs of its own: it could not stop early what has already trained.
+            claim(self._workdir, trial["config"], more_updates=False)
         if (self._workdir / SUMMARY).is_file():  # Tune was interrupted before it recorded the end
             self._job: Job = Finished()
         elif where.start is None:

@@ -119,15 +119,23 @@ def test_the_recipe_is_told_at_its_end_so_that_it_is_not_stopped(tmp_path, monke
     assert trial.step() == {"step": 30, "area": 0.5, "last": 1.0, "progress": 100.0, "done": True}
 
 
-def test_a_finished_run_is_told_and_not_started_again(tmp_path, monkeypatch):
+def test_a_finished_run_is_told_and_not_started_again(tmp_path, monkeypatch, contents):
     write_metrics(tmp_path / "abc", [(0.5,), (1.0,)])
     (tmp_path / "abc" / "config.json").write_text('{"training": {"steps": 30}}')
     (tmp_path / "abc" / "summary.json").write_text("{}")
     trial, _ = make_trial(tmp_path, monkeypatch, "abc")
     assert [trial.step()["done"], trial.step()["done"]] == [False, True]
-    config = {"training": {"steps": 29}}
-    with pytest.raises(ValueError, match="holds a run of another config: training.steps is 30 there, 29 here"):
+    (tmp_path / "abc" / "checkpoints/30").mkdir(parents=True)
+    before = contents(tmp_path)
+    for steps in (29, 31):  # `launch.train` would continue the run to 31
+        config = {"training": {"steps": steps}}
+        message = f"holds a run of another config: training.steps is 30 there, {steps} here; take another --workdir"
+        with pytest.raises(ValueError, match=message):
+            trial.setup({"trial": PlannedTrial("abc", [], config)._asdict()}, where=trial._where)
+    (tmp_path / "abc/summary.json").unlink()  # a trial that was stopped early
+    with pytest.raises(ValueError, match="training.steps is 30 there, 31 here; take another --workdir"):
         trial.setup({"trial": PlannedTrial("abc", [], config)._asdict()}, where=trial._where)
+    assert contents(tmp_path).items() <= before.items()
 
 
 def test_a_run_that_fails_fails_its_trial_with_its_last_line(tmp_path, monkeypatch):
