@@ -26,9 +26,10 @@ def main() -> None:
     words = recipe_flags(flags.FLAGS["config"])
     workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG.value
     specs, planned = plan_trials(read_space(_SPACE.value), _NUM_TRIALS.value, config, words, workdir)
+    trial_flags = [] if flags.FLAGS["compilation_cache"].value else ["--nocompilation_cache"]
     if _DRY_RUN.value:
         for trial in planned:
-            print(shlex.join(trial.command))
+            print(shlex.join([*trial.command, *trial_flags]))
         return
     if _ACCELERATOR.value and not _TOPOLOGY.value and _HOSTS.value == 1:
         raise ValueError(f"--accelerator={_ACCELERATOR.value} names a TPU slice: give its --topology, or leave it out.")
@@ -45,6 +46,7 @@ def main() -> None:
         early_stopping=_EARLY_STOPPING.value,
         address=_ADDRESS.value,
         concurrent=_CONCURRENT.value,
+        flags=trial_flags,
     )
     print(table)
 

@@ -119,6 +119,7 @@ class Where(NamedTuple):
       metric: metric of the evaluations, such as "valid/accuracy".
       cpus: cores per trial.
       start: `(command, config, workdir) -> Job`; None: a `Process`.
+      flags: words that end the command of every trial; they change no result, and may differ at the next start.
     """
 
     folder: str
@@ -126,6 +127,7 @@ class Where(NamedTuple):
     metric: str
     cpus: int
     start: Callable[[Sequence[str], Mapping[str, Any], pathlib.Path], Job] | None = None
+    flags: Sequence[str] = ()
 
 
 class Trial(tune.Trainable):
@@ -144,10 +146,12 @@ class Trial(tune.Trainable):
             claim(self._workdir, trial["config"], more_updates=False)
         if (self._workdir / SUMMARY).is_file():  # Tune was interrupted before it recorded the end
             self._job: Job = Finished()
-        elif where.start is None:
-            self._job = Process(trial["command"], self._workdir / LOG, where.cwd, where.cpus)
+            return
+        command = [*trial["command"], *where.flags]
+        if where.start is None:
+            self._job = Process(command, self._workdir / LOG, where.cwd, where.cpus)
         else:
-            self._job = where.start(trial["command"], trial["config"], self._workdir)
+            self._job = where.start(command, trial["config"], self._workdir)
 
     def step(self) -> dict[str, Any]:
         while True:

@@ -34,6 +34,7 @@ def run(
     host: Host,
     address: str | None = None,
     concurrent: int | None = None,
+    flags: Sequence[str] = (),
 ) -> dict[str, str]:
     """Runs the unfinished trials of a sweep; returns the message of each failed trial, by name.
 
@@ -48,6 +49,7 @@ def run(
       host: resources of a trial.
       address: address of a Ray cluster; None: this machine alone.
       concurrent: largest number of concurrent trials; None: limited only by the resources of a trial.
+      flags: see `Where`.
 
     Raises:
       ValueError: if `concurrent` is out of range.
@@ -65,6 +67,7 @@ def run(
         metric=metric,
         cpus=max(1, int(host.resources["CPU"])),
         start=host.start,
+        flags=flags,
     )
     resources = tune.PlacementGroupFactory(bundles)
     trainable = tune.with_resources(tune.with_parameters(Trial, where=where), resources)

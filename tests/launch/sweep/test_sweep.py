@@ -23,7 +23,8 @@ def sweep(*arguments, **popen):
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, text=True, **popen)
 
 
-def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--nocompilation_cache"]])
+def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path, more):
     (tmp_path / "space.json").write_text(json.dumps({"training.learning_rate": [0.1, 0.2, 0.3]}))
     recipe = ["--config=launch/configs/dictionary.py:lstm", "--config.training.steps=7"]
     flags = [
@@ -32,11 +33,13 @@ def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path):
         "--num_trials=2",
         f"--workdir={tmp_path / 's'}",
         "--dry_run",
+        *more,
     ]
     said, errors = sweep(*flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate()
     assert not errors
     lines = said.splitlines()
-    assert lines[0] == f"python -m launch.train {' '.join(recipe)} --workdir={tmp_path}/s/trials/recipe"
+    first = ["python", "-m", "launch.train", *recipe, f"--workdir={tmp_path}/s/trials/recipe", *more]
+    assert lines[0] == " ".join(first)
     assert [line.count("--config.training.learning_rate=0.") for line in lines] == [0, 1, 1]
     assert not (tmp_path / "s").exists()
 
@@ -90,6 +93,17 @@ def make_trial(tmp_path, monkeypatch, name):
     trial = object.__new__(module.Trial)  # without Ray
     trial.setup({"trial": planned._asdict()}, where=module.Where(str(tmp_path), "", "valid/accuracy", 1, FakeJob))
     return trial, tmp_path / name
+
+
+def test_a_flag_of_the_sweep_ends_the_command_of_a_trial(tmp_path):
+    from launch.sweep import trial as module
+
+    commands = []
+    start = lambda command, config, workdir: commands.append(command)  # noqa: E731
+    planned = PlannedTrial("abc", ["python", "-m", "launch.train"], {"training": {"steps": 30}})
+    where = module.Where(str(tmp_path), "", "valid/accuracy", 1, start, flags=["--nocompilation_cache"])
+    object.__new__(module.Trial).setup({"trial": planned._asdict()}, where=where)
+    assert commands == [["python", "-m", "launch.train", "--nocompilation_cache"]]
 
 
 def test_a_trial_tells_each_evaluation_once_and_the_last_when_all_is_written(tmp_path, monkeypatch):
