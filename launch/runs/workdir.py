@@ -3,16 +3,16 @@
 A run that continued after a fault with other settings also has `earlier_configs.json`.
 """
 
-import dataclasses
+import inspect
 import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from absl import logging
 
-from launch.runs.own import FOLDER
+from launch.runs.own import FOLDER, is_place, load
 from launch.runs.registry import TASKS
 from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault, read_metrics
@@ -43,7 +43,7 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
 
     Raises:
       FileNotFoundError: if there is no run.
-      ValueError: if its `config.json` is damaged.
+      ValueError: if its `config.json` is damaged, or `data_dir` is given and a module of its own task is missing.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
@@ -55,17 +55,18 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
         message = f"{path} is damaged (no JSON object); bring the file back, or take another --workdir."
         raise ValueError(message) from error
     task = config.get("task")
-    if data_dir is not None and isinstance(task, dict) and _reads_data(task):
+    if data_dir is not None and isinstance(task, dict) and _reads_data(task, config.get(FOLDER)):
         task["data_dir"] = data_dir
     return config
 
 
-def _reads_data(task: dict[str, Any]) -> bool:
-    """Returns whether the task of a config has the setting `data_dir`, given or by default."""
-    entry = TASKS.get(task.get("name", ""))
-    return "data_dir" in task or (
-        entry is not None and "data_dir" in {f.name for f in dataclasses.fields(cast(Any, entry.load()))}
-    )
+def _reads_data(task: dict[str, Any], folder: str | None) -> bool:
+    """Returns whether the task of a config, whose own modules are in `folder`, has a `data_dir`, given or by default."""
+    name = task.get("name", "")
+    if "data_dir" in task or not (is_place(name) or name in TASKS):
+        return "data_dir" in task
+    factory = load(name, folder) if is_place(name) else TASKS[name].load()
+    return "data_dir" in inspect.signature(factory).parameters
 
 
 def read_summary(workdir: pathlib.Path, name: str = SUMMARY) -> dict[str, Any] | None:

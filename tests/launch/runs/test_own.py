@@ -172,6 +172,20 @@ def test_a_project_or_data_that_have_moved_continue_their_run(tmp_path):
     assert without_seed(moved) == without_seed(config) == {"task": {"name": "own_x:Task"}, "training": {"steps": 1}}
 
 
+@pytest.mark.parametrize(
+    ("task", "expected"), [("Read", {"data_dir": "/new"}), ("make", {"data_dir": "/new"}), ("Drawn", {})]
+)
+def test_the_folder_of_data_replaces_the_default_one_of_an_own_task(tmp_path, task, expected):
+    (tmp_path / "own_data.py").write_text(
+        "import dataclasses\n\n\n@dataclasses.dataclass(frozen=True)\nclass Read:\n    data_dir: str = '/old'\n\n\n"
+        "class Drawn:\n    pass\n\n\ndef make(*, data_dir=None):\n    return Read(data_dir)\n"
+    )
+    named = {"name": f"own_data:{task}"}
+    claim(tmp_path / "run", {"task": named, "model": {}, "training": {}, "folder": str(tmp_path)})
+    assert read_config(tmp_path / "run", "/new")["task"] == named | expected
+    assert read_config(tmp_path / "run")["task"] == named
+
+
 @pytest.mark.parametrize("left", ["checkpoints", "summary.json"])
 def test_a_run_that_lost_its_config_is_not_taken_for_another(tmp_path, left):
     (tmp_path / left).mkdir()
