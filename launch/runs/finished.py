@@ -1,6 +1,5 @@
 """Finished runs, read from their folders or from the light form of a folder of runs."""
 
-import copy
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ import numpy as np
 from launch.runs.light import SUMMARIES, LightRun, read_light, write_light
 from launch.runs.metrics import natural, summarise
 from launch.runs.own import FOLDER
-from launch.runs.workdir import CONFIG, PLACES, SUMMARY, SUMMARY_KEYS, TUNING
+from launch.runs.workdir import CONFIG, SUMMARY, SUMMARY_KEYS, TUNING, without_places
 from mnm_jax._files import LOCK
 from mnm_jax.training import read_metrics
 
@@ -204,10 +203,8 @@ def history(config: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], con
 
 def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config without its seed and without the folders that it names, `PLACES`."""
-    seedless = copy.deepcopy(dict(config))
-    for place in ("training.seed", *PLACES):
-        section, _, key = place.rpartition(".")
-        (seedless.get(section, {}) if section else seedless).pop(key, None)
+    seedless = without_places(config)
+    seedless.get("training", {}).pop("seed", None)
     return seedless
 
 

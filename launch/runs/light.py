@@ -2,8 +2,8 @@
 
 `summaries.jsonl` has one line per run: the content of its `summary.json`, with the values of every seed for each metric
 (mean and standard deviation follow from them), and its place in the folder, `GROUP/LABEL`, as `run`. Losses are left
-out, and so is `data_dir` of the config, a path of one machine. `curves.jsonl` has one line per run: the updates of its
-evaluations as `step`, and for each metric of the figures the values of every seed at each of these updates.
+out, and so are the folders that a config names, paths of one machine. `curves.jsonl` has one line per run: the updates
+of its evaluations as `step`, and for each metric of the figures the values of every seed at each of these updates.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.runs.metrics import natural, summarise
+from launch.runs.workdir import without_places
 from mnm_jax._files import whole_file
 
 SUMMARIES, CURVES = "summaries.jsonl", "curves.jsonl"
@@ -95,15 +96,10 @@ def _thin_summary(summary: Line) -> Line:
     kept = [name for name in metrics if not name.endswith("loss")] or list(metrics)
     thin = {**summary, "metrics": {name: metrics[name]["per_seed"] for name in kept}}
     if "config" in thin:
-        thin["config"] = _without_data_dir(thin["config"])
+        thin["config"] = without_places(thin["config"])
+    if "earlier_configs" in thin:
+        thin["earlier_configs"] = [{**row, "config": without_places(row["config"])} for row in thin["earlier_configs"]]
     return thin
-
-
-def _without_data_dir(config: Line) -> Line:
-    """Returns a config without the folder of the task's data, which is a path of one machine."""
-    if "data_dir" not in config.get("task", {}):
-        return config
-    return {**config, "task": {name: value for name, value in config["task"].items() if name != "data_dir"}}
 
 
 def _thin_curve(lines: Sequence[Line]) -> Line:

@@ -3,11 +3,12 @@
 A run that continued after a fault with other settings also has `earlier_configs.json`.
 """
 
+import copy
 import inspect
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -60,8 +61,17 @@ def read_config(workdir: str | os.PathLike, data_dir: str | None = None) -> dict
     return config
 
 
+def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a config without the folders that it names, `PLACES`."""
+    placeless = copy.deepcopy(dict(config))
+    for place in PLACES:
+        section, _, key = place.rpartition(".")
+        (placeless.get(section, {}) if section else placeless).pop(key, None)
+    return placeless
+
+
 def _reads_data(task: dict[str, Any], folder: str | None) -> bool:
-    """Returns whether the task of a config, whose own modules are in `folder`, has a `data_dir`, given or by default."""
+    """Returns whether the task of a config has the setting `data_dir`, given or by default; own modules in `folder`."""
     name = task.get("name", "")
     if "data_dir" in task or not (is_place(name) or name in TASKS):
         return "data_dir" in task

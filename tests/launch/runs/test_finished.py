@@ -128,15 +128,20 @@ def test_losses_are_kept_where_there_is_nothing_else(tmp_path, write_run, metric
     assert run.lines == [{"step": 5, "valid/loss": [2.5]}]
 
 
-def test_the_light_form_has_no_path_of_the_data_and_the_rest_of_the_config(tmp_path, write_run):
-    config = {"task": {"name": "babi", "data_dir": "/somewhere/babi", "size": "1k"}, "training": {"steps": 3}}
-    write_run(tmp_path / "runs/g/a", config=config)
+def test_the_light_form_has_no_path_of_a_machine_and_the_rest_of_the_config(tmp_path, write_run):
+    places = {"data_dir": "/somewhere/babi", "cache_dir": "/somewhere/cache"}
+    config = {"task": {"name": "babi", "size": "1k"} | places, "training": {"steps": 3}, "folder": "/somewhere/project"}
+    earlier = [{"until": 2, "config": config}]
+    write_run(tmp_path / "runs/g/a", config=config, earlier_configs=earlier)
     write_run(tmp_path / "runs/g/b")  # of a summary without a config
     publish_runs(tmp_path / "runs", tmp_path / "light")
-    assert "/somewhere/babi" not in (tmp_path / "light/summaries.jsonl").read_text()
+    text = (tmp_path / "light/summaries.jsonl").read_text()
+    assert not any(place in text for place in (*places.values(), "/somewhere/project"))
     (first, second), _ = find_runs(tmp_path / "light")
-    assert first.summary["config"] == {"task": {"name": "babi", "size": "1k"}, "training": {"steps": 3}}
+    light = {"task": {"name": "babi", "size": "1k"}, "training": {"steps": 3}}
+    assert first.summary["config"] == light and first.summary["earlier_configs"] == [{"until": 2, "config": light}]
     assert "config" not in second.summary
+    assert json.loads((tmp_path / "runs/g/a/summary.json").read_text())["config"] == config
 
 
 def test_a_run_is_published_again_and_the_others_stay(tmp_path, write_run):
