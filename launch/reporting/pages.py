@@ -2,7 +2,8 @@
 
 A section is a folder with the light form of its runs (see `launch.runs.light`), finished runs or benchmark files, and a
 `README.md`: a heading and a text with placeholders (see `launch.reporting.placeholders`). A figure is drawn where the
-text shows it: `learning_curves.png`, and `accuracy_by_KEY.png` for test sets named `KEY=SIZE`.
+text shows it: `learning_curves.png`, and `accuracy_by_KEY.png` for test sets named `KEY=SIZE`. The text of a
+`README.md` beside the sections follows the first paragraph of RESULTS.md, with links as seen from there.
 """
 
 import pathlib
@@ -34,14 +35,11 @@ _MADE = "<!-- Written by `python -m launch.report --results={folder}`: change {s
 _PREAMBLE = """\
 # Results
 
-Every number of ours, here and on the pages behind the headings, is filled in from the files of runs in `{folder}/`.
-*ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last update; an
-accuracy without a % sign is a fraction, 1 = everything right. *anchor* is the number that a claim is compared with, of
-the paper or of another model. Where a claim starts with "Not" or names another model as better, this library is
-behind. The command repeats a run from the beginning. The runs on all 20 bAbI tasks used simulated stories of task 3,
-which are not in this repository: with the official archive their results can differ ([their
-page](docs/results/babi.md)). *LSTM-SALU*, or the table, is an LSTM with a table that is read by soft
-attention. A model is on the *plateau* while it has not learned to use its memory.
+Every number of ours, here and on the pages behind the headings, is filled in from the files of runs in
+`{folder}/`. *ours* is the mean ± sample standard deviation over the seeds of a run, on the test set, after the last
+update; an accuracy without a % sign is a fraction, 1 = everything right. *anchor* is the number that a claim is
+compared with, of the paper or of another model. Where a claim starts with "Not" or names another model as better, this
+library is behind. The command repeats a run from the beginning.
 """
 _COLUMNS = {
     "chance": "*chance*: accuracy of guessing.",
@@ -69,19 +67,23 @@ def write_results(results: pathlib.Path) -> list[pathlib.Path]:
 
     Raises:
       FileNotFoundError: there is no such folder, or no section in it.
-      ValueError: a run or a file is damaged, or a text or a claim names a number or a figure that is not there.
+      ValueError: a run or a file is damaged, a text or a claim names a number or a figure that is not there, or a page
+        in the place of one of these was written by hand.
     """
     folders = sorted((path for path in results.glob("[!.]*") if path.is_dir()), key=lambda path: natural(path.name))
     if not folders:
         raise FileNotFoundError(f"no section in {results}: put the folders of runs into {results}/SECTION/GROUP/LABEL.")
     root = results.absolute()
+    paths = [root.parent / "RESULTS.md", *(root.parent / f"docs/results/{folder.name}.md" for folder in folders)]
+    for path in paths:
+        if path.is_file() and not path.read_text(encoding="utf-8").startswith(_MADE.partition("{")[0]):
+            raise ValueError(f"{path} was not written by launch.report, which would replace it; move it away.")
     read = [_read(root / folder.name) for folder in folders]
-    pages = {root.parent / "docs/results" / f"{page.section.folder.name}.md": _section_page(page) for page in read}
-    pages = {root.parent / "RESULTS.md": _overview(root, read)} | pages
-    for path, text in pages.items():
+    texts = [_overview(root, read), *map(_section_page, read)]
+    for path, text in zip(paths, texts, strict=True):
         with whole_file(path) as file:
             file.write(text)
-    return list(pages)
+    return paths
 
 
 def _read(folder: pathlib.Path) -> _Page:
@@ -102,6 +104,8 @@ def _overview(root: pathlib.Path, pages: Sequence[_Page]) -> str:
         _MADE.format(folder=root.name, sources=f"{root.name}/{CLAIMS} or the runs"),
         _PREAMBLE.format(folder=root.name).strip(),
     ]
+    if (root / "README.md").is_file():
+        parts.append((root / "README.md").read_text(encoding="utf-8").strip())
     for name in [*claims, *(name for name in by_name if name not in claims)]:
         section = by_name[name]
         parts.append(f"## [{_title(_read_text(section))}](docs/results/{urllib.parse.quote(name)}.md)")

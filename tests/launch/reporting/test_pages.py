@@ -134,6 +134,30 @@ def test_results_page_has_a_row_per_claim(results):
     ]
 
 
+@pytest.mark.usefixtures("blank_figures")
+def test_the_overview_has_the_words_of_its_own_folder_only(results):
+    before, _ = write(results)
+    assert not any(word in before for word in ("bAbI", "SALU", "plateau", "simulated"))
+    (results / "README.md").write_text("\nOur *words*, see [a page](docs/results/babi.md).\n")
+    first, second, rest = write(results)[0].partition("\n\nOur *words*, see [a page](docs/results/babi.md).\n\n## [")
+    assert first.endswith(" from the beginning.") and f"{first}\n\n## [{rest}" == before and second
+
+
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("page", ["RESULTS.md", "docs/results/babi.md"])
+def test_a_page_written_by_hand_is_not_replaced(results, contents, page):
+    path = results.parent / page
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# Our results\n")
+    before = contents(results.parent)
+    with pytest.raises(ValueError, match=f"{page} was not written by launch.report, which would replace it; move it"):
+        write_results(results)
+    assert contents(results.parent) == before
+    path.unlink()
+    write(results)
+    write(results)  # what the report has written, it replaces
+
+
 def test_the_light_form_gives_the_same_pages(results):
     full = write(results)
     light = results.parent / "light" / "results"
