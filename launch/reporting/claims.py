@@ -15,6 +15,7 @@ replaces the command of the run.
 """
 
 import pathlib
+import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from launch.runs.finished import Run
 
 CLAIMS = "claims.toml"
 _NEEDED = {"claim", "anchor", "ours", "run"}
+_STEPS = "--config.training.steps="
 _KNOWN = _NEEDED | {"source", "command"}
 
 
@@ -75,18 +77,40 @@ def claim_rows(claims: Sequence[Mapping[str, str]], section: Section) -> list[di
     return rows
 
 
-def command_of(run: Run, section: str) -> str:
-    """Returns the command of a run as it can be typed again: plain `python`, and a new workdir below `runs/`."""
-    words = shlex.split(run.summary["command"])[1:]
+def command_words(run: Run) -> list[list[str]]:
+    """Returns the words, after the interpreter, of each command that repeats a run; a flag and its value are one word.
+
+    A run that was continued after it had ended has a command per number of updates, since the schedule of the learning
+    rate depends on that number.
+    """
+    words: list[str] = []
+    for word in shlex.split(run.summary["command"])[1:]:
+        if words and re.fullmatch(r"--(workdir|config[^=]*)", words[-1]) and not re.match(r"-+[a-zA-Z]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    if not (continued := run.summary.get("continued_at")):
+        return [words]
+    if not any(word.startswith(_STEPS) for word in words):
+        words.append(_STEPS)
+    ends = [*continued, run.summary["steps"]]
+    return [[f"{_STEPS}{steps}" if word.startswith(_STEPS) else word for word in words] for steps in ends]
+
+
+def commands_of(run: Run, section: str) -> list[str]:
+    """Returns the commands of a run as they can be typed again: plain `python`, and a new workdir below `runs/`."""
     workdir = f"--workdir=runs/{section}/{run.place}"
-    return shlex.join(["python", *(workdir if word.startswith("--workdir=") else word for word in words)])
+    return [
+        shlex.join(["python", *(workdir if word.startswith("--workdir=") else word for word in words)])
+        for words in command_words(run)
+    ]
 
 
 def _origin(name: str, section: Section) -> tuple[str, str]:
-    """Returns the number of seeds and the command of a run, or "-" and the command of a benchmark file."""
+    """Returns the number of seeds and the commands of a run, or "-" and the command of a benchmark file."""
     if name in section.runs:
         run = section.runs[name]
-        return str(run.summary["seeds"]), command_of(run, section.folder.name)
+        return str(run.summary["seeds"]), "`, then `".join(commands_of(run, section.folder.name))
     if rows := benchmark_files(section.folder).get(section.folder / name):
         return ABSENT, benchmark_command(rows)
     raise ValueError(

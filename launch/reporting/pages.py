@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from launch.reporting.benchmark_table import benchmark_commands, benchmark_parts
-from launch.reporting.claims import CLAIMS, claim_rows, read_claims
+from launch.reporting.claims import CLAIMS, claim_rows, command_words, read_claims
 from launch.reporting.draw import BY_SIZE, CURVES, draw_comparison, draw_test_sets, or_note
 from launch.reporting.placeholders import Section, fill
 from launch.reporting.table import by_test_set, comparison_rows, group_rows, model_rows, run_names
@@ -202,18 +202,22 @@ def _commands(page: _Page) -> list[str]:
 
 
 def _pattern(run: Run, section: str) -> str:
-    words = []
-    for word in shlex.split(run.summary["command"])[1:]:
-        if word.startswith("--workdir="):
-            continue
-        if word.startswith(_SEED):
-            word = f"{_SEED}SEED"
-        if word.endswith(run.place):
-            word = word.removesuffix(run.place) + "RUN"
-        elif word.endswith((f":{run.summary['model']}", f"={run.summary['model']}")):
-            word = word.removesuffix(run.summary["model"]) + "MODEL"
-        words.append(word)
-    return f"{shlex.join(['python', *words])} --workdir=runs/{section}/RUN"
+    """Returns the commands of a run, one per line, with RUN, MODEL and SEED for what differs between runs."""
+    lines = []
+    for command in command_words(run):
+        words = []
+        for word in command:
+            if word.startswith("--workdir="):
+                continue
+            if word.startswith(_SEED):
+                word = f"{_SEED}SEED"
+            if word.endswith((f":{run.place}", f"/{run.place}")):
+                word = word.removesuffix(run.place) + "RUN"
+            elif word.endswith((f":{run.summary['model']}", f"={run.summary['model']}")):
+                word = word.removesuffix(run.summary["model"]) + "MODEL"
+            words.append(word)
+        lines.append(f"{shlex.join(['python', *words])} --workdir=runs/{section}/RUN")
+    return "\n".join(lines)
 
 
 def _with_figures(text: str, page: _Page) -> str:

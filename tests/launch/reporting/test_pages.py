@@ -262,6 +262,31 @@ def test_a_page_shows_the_first_commands_of_many(tmp_path, write_run):
 
 
 @pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize("given", [" --config.training.steps=2000", " --config.training.steps 2000", ""])
+def test_a_run_that_was_continued_has_a_command_per_number_of_updates(tmp_path, write_run, given):
+    command = f"python3 -m launch.train --config=c.py:lstm --workdir /tmp/runs/a --config.task.n -1{given}"
+    write_run(tmp_path / "results/section/g/a", "lstm", command=command, continued_at=[500, 1000])
+    claim = {"claim": "C", "anchor": "A", "ours": "O", "run": "g/a"}
+    text = "[[section]]\n" + "".join(f'{key} = "{value}"\n' for key, value in claim.items())
+    (tmp_path / "results/claims.toml").write_text(text)
+    overview, pages = write(tmp_path / "results")
+    ends = [f"--config.task.n=-1 --config.training.steps={steps}" for steps in (500, 1000, 2000)]
+    commands = [f"python -m launch.train --config=c.py:lstm --workdir=runs/section/g/a {end}" for end in ends]
+    assert cells(overview, "claim")[0][-1] == ", then ".join(f"`{command}`" for command in commands)
+    patterns = [f"python -m launch.train --config=c.py:MODEL {end} --workdir=runs/section/RUN" for end in ends]
+    assert "```sh\n# g/a\n" + "\n".join(patterns) + "\n```" in pages["section"]
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_the_place_of_a_run_in_a_command_is_not_taken_for_a_number(tmp_path, write_run):
+    settings = "--config.task.variables=6 --config.training.steps=36"
+    command = f"python3 -m launch.train --config=r.py:6 --workdir=/tmp/6 {settings}"
+    write_run(tmp_path / "results/section/6", command=command)
+    page = write(tmp_path / "results")[1]["section"]
+    assert f"# 6\npython -m launch.train --config=r.py:RUN {settings} --workdir=runs/section/RUN\n" in page
+
+
+@pytest.mark.usefixtures("blank_figures")
 def test_a_section_without_a_finished_run(results):
     (results / "maze").mkdir()
     (results / ".hidden").mkdir()
