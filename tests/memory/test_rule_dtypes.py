@@ -55,6 +55,7 @@ def test_a_product_in_another_dtype_is_refused_by_name():
             differentiate(wide_product, form)
 
 
+@pytest.mark.slow
 def test_the_contract_of_forms_includes_a_cell_in_bfloat16(x64):
     def fails(network, weights, keys, values):
         answers = weights.product(0, keys)

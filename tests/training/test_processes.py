@@ -37,6 +37,7 @@ found["called"] = called
     assert second["called"] == [None, 1]  # after an error of the first process the function is not called
 
 
+@pytest.mark.slow
 def test_processes_that_see_other_checkpoints_do_not_train(tmp_path):
     first, second = in_two_processes(
         """

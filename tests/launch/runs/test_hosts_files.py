@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.two_processes import in_two_processes
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes_and_another_that_sees_no_run_ends_both(tmp_path):
     first, second = in_two_processes(
         """
