@@ -22,8 +22,8 @@ therefore has none of them.
 
 Results (docs/results/league.md): on parity, layer-deep-after, layer-delta, layer-delta-normalised and layer-lstm have
 the last answer of 256 steps right in three seeds (14 minutes for the ten models on one core, without tuning). In noisy
-recall the mean of every matrix is above that of every deep memory, in recall with 1,024 values that of every matrix but
-delta-normalised, whose mean is above only with the seed that chose its rate. No layer learns S3 in its updates. (The
+recall and in recall with 1,024 values the mean of every matrix is above that of every deep memory, in the latter that
+of delta-normalised only with the seed that chose its rate. No layer learns S3 in its updates. (The
 results are older than the seed of `TUNING`: seed 0 chose the rates, and is one of the three.)
 """
 

@@ -101,7 +101,7 @@ def _overview(root: pathlib.Path, pages: Sequence[_Page]) -> str:
     if unknown := sorted(claims.keys() - by_name.keys()):
         raise ValueError(f"{root / CLAIMS}: there is no section {', '.join(unknown)} in {root}.")
     parts = [
-        _MADE.format(folder=root.name, sources=f"{root.name}/{CLAIMS} or the runs"),
+        _MADE.format(folder=root.name, sources=f"{root.name}/{CLAIMS}, {root.name}/README.md or the runs"),
         _PREAMBLE.format(folder=root.name).strip(),
     ]
     if (root / "README.md").is_file():

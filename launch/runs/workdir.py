@@ -104,7 +104,7 @@ def claim(
 
     The folders that a config names may differ (`PLACES`), since projects and data move. A finished run also accepts a
     config with a larger `training.steps`. It is then unfinished again, and its summary remains as `summary_STEPS.json`.
-    A run that ended before it left a number or a parameter accepts any config, such as the corrected one.
+    A run that ended before its first metric, checkpoint or parameters accepts any config.
 
     Args:
       workdir: folder of the run.

@@ -40,8 +40,9 @@ def rule_memory(
         W_l <- W_l - beta sum_h x_{l,h} (x) delta_{l,h}
 
     A rule returns the pairs (x, delta) of a write at rate one. It accesses the weights only through `weights.product`
-    and `weights.product_transposed` (as `forward` and `backward` do). If it does so outside of transformations such as
-    `jax.jit`, `jax.vmap` or `jax.lax.scan`, cells with it run in every execution form, otherwise in the form "plain".
+    and `weights.product_transposed` (as `forward` and `backward` do). It does so outside of
+    transformations such as `jax.jit`, `jax.vmap` or `jax.lax.scan`: with a product inside one, cells run in the form
+    "plain" only.
 
     Args:
       key_size: number of key features `K`.

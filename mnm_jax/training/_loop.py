@@ -30,8 +30,8 @@ from mnm_jax.training._writers import MetricWriter, read_metrics
 
 # Updates sent to the devices before their results are awaited: enough to keep them busy, few enough to stop soon.
 _UPDATES_AHEAD = 8
-# Several processes decide together to stop or to save, which waits for the devices: after at most so many seconds, or
-# one update if it takes longer, and so many updates.
+# Several processes decide together whether to stop or to save, which waits for the devices. Upper limits between two
+# decisions: seconds (or one update that takes longer), and updates.
 _SECONDS_PER_DECISION = 5.0
 _UPDATES_PER_DECISION = 16
 # Metrics shown next to the progress bar, with their short names.

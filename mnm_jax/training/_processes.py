@@ -41,7 +41,7 @@ def largest(*values: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def common_errors() -> Iterator[None]:
-    """Raises an error of the block, which only one process may meet, in all processes; collective.
+    """Raises an error in all processes if the block fails in any of them; collective.
 
     A process without an error of its own raises an OSError with number and message of the first that has one.
     """
