@@ -167,6 +167,8 @@ def _place(array: np.ndarray, like: Array) -> Array:
 
 def _check_unchanged(model: nnx.Module, take_step: Callable[..., Any], carry: Any, inputs: Any) -> None:
     """Raises ValueError if a step changes the model, since an export passes only the carry from step to step."""
+    model = nnx.clone(model)
+    nnx.pop(model, nnx.Intermediate)  # these are kept for inspection only
     graphdef, state = nnx.split(model)
     names, same = list[str](), True
 
@@ -174,7 +176,7 @@ def _check_unchanged(model: nnx.Module, take_step: Callable[..., Any], carry: An
         nonlocal names, same
         own = nnx.merge(graphdef, state)
         take_step(own, carry, inputs)
-        nnx.pop(own, nnx.Intermediate)  # kept for inspection only
+        nnx.pop(own, nnx.Intermediate)
         after, state = nnx.split(own)
         names, same = leaf_names(state), after == graphdef
         return jax.tree.leaves(state)

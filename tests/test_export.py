@@ -211,6 +211,7 @@ def test_a_step_that_changes_the_model_is_refused(step, what):
 def test_a_step_that_counts_in_the_carry_is_exported(transform):
     """Also if a transformation returns all variables of the model, unchanged, as new values."""
     model, carry = Embedded(), jnp.zeros(2, jnp.int32)
+    model.in_carry(carry, jnp.zeros((2, D)))  # leaves an intermediate in the model
     exported = export_step(model, carry, jnp.zeros((2, D)), transform(Embedded.in_carry), platforms=("cpu",))
     carry, x = {"": carry}, jnp.ones((2, D))
     for count in range(3):

@@ -154,7 +154,7 @@ def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of a function, whose annotations are text under `from __future__ import annotations`."""
     try:
         return inspect.signature(function, eval_str=True).parameters
-    except NameError:  # a type that is imported for type checkers only
+    except Exception:  # a type that is imported for type checkers only, or text that is no type
         return inspect.signature(function).parameters
 
 

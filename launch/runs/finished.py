@@ -136,16 +136,13 @@ def publish_runs(root: pathlib.Path, folder: pathlib.Path) -> list[str]:
     if not runs:
         raise FileNotFoundError(f"no finished run in {root}; check --workdir, or train first.")
     # A run that was trained on has newer numbers than its line in the light form; a shipped one has no metrics.
-    runs = [read_run(run.folder, root) if _is_trained(run.folder) else run for run in runs]
+    trained = [read_run(run.folder, root) if (run.folder / SUMMARY).is_file() else run for run in runs]
+    runs = [own if own.lines else run for own, run in zip(trained, runs, strict=True)]
     for run in runs:
         check_run(run)
     added = {run.place: LightRun(run.summary, run.lines) for run in runs}
     write_light(folder, read_light(folder) | added)
     return list(added)
-
-
-def _is_trained(folder: pathlib.Path) -> bool:
-    return (folder / SUMMARY).is_file() and bool(read_metrics(folder))
 
 
 def join_seeds(runs: Sequence[Run], root: pathlib.Path) -> list[Run]:

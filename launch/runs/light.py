@@ -9,17 +9,19 @@ of its evaluations as `step`, and for each metric of the figures the values of e
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from launch.runs.metrics import natural, summarise
-from launch.runs.workdir import without_places
+from launch.runs.workdir import PLACES, without_places
 from mnm_jax._files import whole_file
 
 SUMMARIES, CURVES = "summaries.jsonl", "curves.jsonl"
 _CURVES = re.compile(r"valid/(accuracy|reward|bits|error|chance|task=\w+/error)")
+_PLACE_FLAGS = tuple(f"--config.{place}=" for place in PLACES)
 _CONSTANT = re.compile(r".*/chance")  # metrics of which only the last value is kept
 _DIGITS = 6  # significant digits of the points of a curve; summaries, which tables quote, are exact
 
@@ -97,6 +99,10 @@ def _thin_summary(summary: Line) -> Line:
     thin = {**summary, "metrics": {name: metrics[name]["per_seed"] for name in kept}}
     if "config" in thin:
         thin["config"] = without_places(thin["config"])
+    if "command" in thin:
+        words = shlex.split(thin["command"])
+        kept_words = [word for word in words if not word.startswith(_PLACE_FLAGS)]
+        thin["command"] = thin["command"] if kept_words == words else shlex.join(kept_words)
     if "earlier_configs" in thin:
         thin["earlier_configs"] = [{**row, "config": without_places(row["config"])} for row in thin["earlier_configs"]]
     return thin

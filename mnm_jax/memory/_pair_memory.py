@@ -122,7 +122,8 @@ class PairMemory(Memory):
             else:
                 full, answer = self.rule.pairs(*write)
             predicted.append(answer)
-            full = tuple(Pair(p.inputs.astype(dtype), p.delta.astype(dtype)) for p in full)
+            if self.pairs_only:
+                full = tuple(Pair(p.inputs.astype(dtype), p.delta.astype(dtype)) for p in full)
             if how.max_norm is not None:
                 full = scale_pairs(full, bound(norm_of_pairs(full), how.max_norm))
             if how.never_worse:

@@ -142,10 +142,11 @@ def _run(
     cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, *, form: str, checkpoint_every: int | None
 ) -> tuple[Any, Any]:
     """Returns the last carry and the outputs; arguments as in `unroll`, with time first."""
-    if carry is None:
-        check_begin(cell, xs.inputs.shape[1:])
     cell, carry, xs = vary_alike((cell, carry, xs))
     chosen, every = _choose(cell, xs, form, checkpoint_every)
+    # Without flags, "plain" never selects between the carries of examples, and any carry of the cell's own will do.
+    if carry is None and (chosen != "plain" or any(flag is not None for flag in xs[1:])):
+        check_begin(cell, xs.inputs.shape[1:])
     if chosen == "plain":
         return _unroll_plain(cell, carry, xs, every)
     try:

@@ -67,16 +67,6 @@ def _gather_text(text: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
-def wait_for_processes(reason: str) -> None:
-    """Returns when all processes have made this call; collective.
-
-    Args:
-      reason: a name for this point of the program, the same in all processes.
-    """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(reason)
-
-
 def first_process_first(function: Callable[[], T]) -> T:
     """Returns `function()`, called in the first process before all others; collective.
 

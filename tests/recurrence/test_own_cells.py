@@ -91,5 +91,12 @@ def test_a_first_carry_without_the_axis_of_the_batch_is_named(form, shape):
     message = (
         f"Own.initialize_carry must return .* B = 2, got 'total' of shape {re.escape(str(shape))}: make it .B, ..."
     )
+    flags = {"mask": np.ones((T, B), bool)} if form == "plain" else {}
     with pytest.raises(ValueError, match=message):
-        unroll(cell, None, X, form=form)
+        unroll(cell, None, X, form=form, **flags)
+
+
+def test_without_flags_the_form_plain_takes_a_counter_without_that_axis():
+    carry, outputs = unroll(Own(start=lambda size: jnp.zeros(())), None, X, form="plain")
+    assert carry.total == T
+    np.testing.assert_array_equal(outputs, unroll(Own(), None, X, form="plain")[1])

@@ -47,7 +47,7 @@ def check_memory(memory: Memory) -> PairMemory:
 
 
 def _check_pairs(rule: ErrorRule | SnapshotRule) -> None:
-    """Raises ValueError if a class overrides `pairs`, but not the function that chunks call in its place."""
+    """Raises ValueError if `pairs`, which chunks do not call, may differ from the function that they call."""
     if isinstance(rule, ErrorRule):
         own, place = type(rule).pairs is not ErrorRule.pairs, "steps"
     else:

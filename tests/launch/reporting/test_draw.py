@@ -109,7 +109,7 @@ def test_accuracy_by_size_has_a_curve_a_run_and_needs_three_sizes(tmp_path, metr
 
 def test_accuracy_by_a_setting_has_a_curve_per_model_and_a_point_for_a_single_run(tmp_path, monkeypatch, write_run):
     drawn = []
-    monkeypatch.setattr(figures, "accuracy_by_size", lambda *args, **order: drawn.append(args))
+    monkeypatch.setattr(figures, "accuracy_by_size", lambda *args: drawn.append(args))
     runs = {("256", "mnm-p"): 256, ("1024", "mnm-p"): 1024, ("4096", "mnm-p"): 4096, ("1024", "lstm"): 128}
     for (group, model), state in (runs | {("long", "mnm-p"): 256}).items():  # "long" is another setting of the task
         summary, _ = write_run(tmp_path / group / model, model)
@@ -154,9 +154,12 @@ def test_the_memory_map_is_that_of_the_first_seed_and_test_example(
     task, model = trained(tmp_path / "run", MEMORY)
     drawn = []
     draw = figures.memory_maps
-    monkeypatch.setattr(figures, "memory_maps", lambda *args, **order: (drawn.append(args), draw(*args, **order)))
+    monkeypatch.setattr(
+        figures, "memory_maps", lambda *args, **order: (drawn.append((*args, order)), draw(*args, **order))
+    )
     report_run(tmp_path / "run")
-    ((trace, tokens, path, title),) = drawn
+    ((trace, tokens, path, title, order),) = drawn
+    assert order == {"read_first": False, "kept": None}
     batch = next(iter(task.evaluations("test", 8)[""]()))
     expected = model(batch.inputs, mask=batch.mask).cell.trace
     assert trace.read_keys.shape == (6, 2, 3)
@@ -170,6 +173,27 @@ def test_the_memory_map_is_that_of_the_first_seed_and_test_example(
     before = contents(tmp_path)
     report_run(tmp_path / "run")
     assert contents(tmp_path) == before
+
+
+def test_the_memory_map_leaves_out_writes_that_were_discarded_or_came_after_the_read(tmp_path, monkeypatch, trained):
+    trained(tmp_path / "run", MEMORY | {"read_first": True})
+    sets = Dictionary.evaluations
+
+    def forked(*args):
+        def batches():
+            for batch in sets(*args)[""]():
+                fork = np.zeros(np.shape(batch.mask), bool)
+                fork[2] = True
+                yield batch._replace(fork=fork)
+
+        return {"": batches}
+
+    monkeypatch.setattr(Dictionary, "evaluations", forked)
+    drawn = []
+    monkeypatch.setattr(figures, "memory_maps", lambda *args, **order: drawn.append(order))
+    report_run(tmp_path / "run")
+    assert drawn[0]["read_first"] is True
+    np.testing.assert_array_equal(drawn[0]["kept"], np.arange(6) != 2)
 
 
 def test_a_task_may_name_what_is_pictured_and_shipped_parameters_are_enough(tmp_path, monkeypatch, trained):

@@ -132,13 +132,15 @@ def test_the_light_form_has_no_path_of_a_machine_and_the_rest_of_the_config(tmp_
     places = {"data_dir": "/somewhere/babi", "cache_dir": "/somewhere/cache"}
     config = {"task": {"name": "babi", "size": "1k"} | places, "training": {"steps": 3}, "folder": "/somewhere/project"}
     earlier = [{"until": 2, "config": config}]
-    write_run(tmp_path / "runs/g/a", config=config, earlier_configs=earlier)
+    command = "python -m launch.train '--config.task.data_dir=/somewhere/babi' --config.task.size=1k"
+    write_run(tmp_path / "runs/g/a", config=config, earlier_configs=earlier, command=command)
     write_run(tmp_path / "runs/g/b")  # of a summary without a config
     publish_runs(tmp_path / "runs", tmp_path / "light")
     text = (tmp_path / "light/summaries.jsonl").read_text()
     assert not any(place in text for place in (*places.values(), "/somewhere/project"))
     (first, second), _ = find_runs(tmp_path / "light")
     light = {"task": {"name": "babi", "size": "1k"}, "training": {"steps": 3}}
+    assert first.summary["command"] == "python -m launch.train --config.task.size=1k"
     assert first.summary["config"] == light and first.summary["earlier_configs"] == [{"until": 2, "config": light}]
     assert "config" not in second.summary
     assert json.loads((tmp_path / "runs/g/a/summary.json").read_text())["config"] == config
