@@ -12,8 +12,8 @@ with the normalised step is then exact from the first update, whereas the layers
 trained. The encoder selects four words of every sentence, the entities that the chained cell writes and reads.
 
 Expected (RESULTS.md; 20,490 updates, one core of a shared CPU), mean test error: chain-p 0.06 +- 0.02% (3 seeds, 52
-minutes each; 0.26% and 0.28% without renaming, 0.115% in an earlier run), chain-g 0.035% (1 seed, 45 minutes), lstm
-12.5% (40), lstm-salu 13.9% (68).
+minutes each; 0.21 +- 0.09% without renaming, 3 seeds), chain-g 0.035% (1 seed, 45 minutes), lstm 12.5% (40), lstm-salu
+13.9% (68).
 """
 
 from ml_collections import ConfigDict
