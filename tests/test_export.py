@@ -121,7 +121,7 @@ def test_weights_are_restored_to_the_bit(tmp_path, dtype):
 
 
 def test_weights_stay_on_their_devices(tmp_path):
-    """One array is divided over two devices; the others are free to follow it, as those of a new model."""
+    """One array is divided over two devices; the others may follow it, as in a new model."""
     cell, other = make_cell(0), make_cell(1)
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[-2:])
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))

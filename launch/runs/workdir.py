@@ -19,7 +19,7 @@ from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault, read_metrics
 
 CONFIG, SUMMARY, EARLIER = "config.json", "summary.json", "earlier_configs.json"
-# A summary that lacks one of these does not count.
+# A summary without one of these does not count.
 SUMMARY_KEYS = {"task", "model", "seeds", "steps", "seconds", "command", "parameters", "metrics"}
 TUNING = "tuning"  # folder of the runs that choose a setting, and key of their accuracies in the run's summary
 # Keys that say where files are, not what a run computes: a run continues when they have moved.

@@ -175,7 +175,7 @@ class Heads(NamedTuple):
 
 
 def begin_biases(memory: Memory, forget_bias: float | None, *, hard_rate: bool) -> list[float]:
-    """Returns the initial biases of the gates of a head; raises ValueError for a bias of a gate that it lacks."""
+    """Returns the initial biases of the gates of a head; raises ValueError for a bias of a gate that is not there."""
     if forget_bias is not None:
         check_finite(forget_bias=forget_bias)
         if "forget" not in memory.gates:

@@ -40,16 +40,15 @@ def rule_memory(
         W_l <- W_l - beta sum_h x_{l,h} (x) delta_{l,h}
 
     A rule returns the pairs (x, delta) of a write at rate one. It accesses the weights only through `weights.product`
-    and `weights.product_transposed` (as `forward` and `backward` do). It does so outside of
-    transformations such as `jax.jit`, `jax.vmap` or `jax.lax.scan`: with a product inside one, cells run in the form
-    "plain" only.
+    and `weights.product_transposed` (as `forward` and `backward` do), outside of transformations such as `jax.jit`,
+    `jax.vmap` or `jax.lax.scan`: with a product inside one, cells run in the form "plain" only.
 
     Args:
       key_size: number of key features `K`.
       value_size: number of value features `V`.
       rule: `(network, weights, keys [B, H, K], values [B, H, V]) -> (pairs, answers)`, with one `Pair` per layer and
-        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than heads; it is cast to
-        the dtype of keys and values. A `Rule` object is accepted too.
+        the answers f(k^w) `[B, H, V]` before the write. A pair may have more rows than heads; without gates
+        and inner optimiser it is cast to the dtype of keys and values. A `Rule` object is accepted too.
       hidden_sizes: widths of the hidden layers; `L` = their number + 1, so `()` is a matrix.
       activation: of the hidden layers, elementwise.
       use_bias: whether the layers have biases; `forward` then appends a constant one to the inputs of each layer.

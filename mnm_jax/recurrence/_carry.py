@@ -118,7 +118,7 @@ def check_has_memory(cell: nnx.RNNCellBase, xs: Steps) -> None:
 
 
 def lacking_members(cell: nnx.RNNCellBase, features: int) -> list[str]:
-    """Returns the members of `MemoryCell` that a cell lacks although its carry has a `MemoryState`.
+    """Returns the members of `MemoryCell` that a cell is without, although its carry has a `MemoryState`.
 
     Args:
       cell: any cell.

@@ -1,4 +1,4 @@
-"""Tests a user's cell with a memory: what it lacks, and a carry that does not fit, are named in every form."""
+"""Tests that errors about a user's cell name a missing member, and a leaf of the first carry that does not fit."""
 
 import re
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class WithoutMaps(nnx.RNNCellBase):
     """Writes and reads with projections of its inputs.
 
     Args:
-      lacks: a member of `MemoryCell` that it has by another name.
+      lacks: a member of `MemoryCell` that gets another name.
       start: the leaf `total` of its first carry, for a batch size.
       memory: the memory.
     """
