@@ -25,10 +25,10 @@ from launch.sweep.space import recipe_flags
 def main() -> None:
     words = recipe_flags(flags.FLAGS["config"])
     workdir, config = pathlib.Path(_WORKDIR.value), _CONFIG.value
-    specs, planned = plan_trials(read_space(_SPACE.value), _NUM_TRIALS.value, config, words, workdir)
+    trials = plan_trials(read_space(_SPACE.value), _NUM_TRIALS.value, config, words, workdir)
     trial_flags = [] if flags.FLAGS["compilation_cache"].value else ["--nocompilation_cache"]
     if _DRY_RUN.value:
-        for trial in planned:
+        for trial in trials:
             print(shlex.join([*trial.command, *trial_flags]))
         return
     if _ACCELERATOR.value and not _TOPOLOGY.value and _HOSTS.value == 1:
@@ -36,8 +36,7 @@ def main() -> None:
     resources = {"CPU": _CPUS.value, "GPU": _GPUS.value, "TPU": _TPUS.value}
     host = Host(resources=resources, hosts=_HOSTS.value, topology=_TOPOLOGY.value, accelerator=_ACCELERATOR.value)
     table = run_sweep(
-        specs,
-        planned,
+        trials,
         config,
         workdir.absolute(),
         host,

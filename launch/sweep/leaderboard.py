@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from launch.reporting.png import save_figure
 from launch.runs.workdir import SUMMARY
-from launch.sweep.space import DEFAULT, TrialSpec
+from launch.sweep.space import DEFAULT, PlannedTrial
 from launch.sweep.trial import scores
 
 Row = dict[str, Any]
@@ -21,7 +21,7 @@ _STATES = ("finished", "stopped early", "failed")
 
 
 def make_rows(
-    trials: Sequence[TrialSpec],
+    trials: Sequence[PlannedTrial],
     defaults: Mapping[str, Any],
     folder: pathlib.Path,
     metric: str,
@@ -44,21 +44,21 @@ def make_rows(
       largest: whether a larger metric is better.
     """
     rows = []
-    for spec in trials:
-        workdir = folder / spec.name
-        failed = spec.name in errors
+    for trial in trials:
+        workdir = folder / trial.name
+        failed = trial.name in errors
         found = [] if failed and not workdir.is_dir() else scores(workdir, metric)
         score = found[-1] if found else None
         state = _STATES[2] if failed else _STATES[0] if (workdir / SUMMARY).is_file() else _STATES[1]
         rows.append(
             {
-                "trial": spec.name,
+                "trial": trial.name,
                 "state": state,
                 "area": _finite(score and score.area),
                 "last": _finite(score and score.last),
                 "step": score.step if score else 0,
-                "settings": {**defaults, **spec.changes},
-                "error": errors.get(spec.name),
+                "settings": {**defaults, **trial.changes},
+                "error": errors.get(trial.name),
             }
         )
     sign = -1.0 if largest else 1.0

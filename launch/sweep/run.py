@@ -1,5 +1,6 @@
 """Runs a whole sweep, from its space to the files of the leaderboard."""
 
+import functools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from launch.reporting.text_table import format_columns, format_markdown
 from launch.runs.build import build_parts
 from launch.runs.plain import plain_config
 from launch.runs.workdir import write_json
-from launch.sweep.space import PlannedTrial, TrialSpec, choose_trials, expand, plan
+from launch.sweep.space import PlannedTrial, choose_trials, expand, plan
 from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 
@@ -37,16 +38,23 @@ class Host(NamedTuple):
     accelerator: str | None = None
 
     @property
+    def joined(self) -> bool:
+        """Whether Ray Train joins the hosts of a trial."""
+        return self.hosts != 1 or self.topology is not None
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """The resources of each host without those of which it has none."""
+        return {name: number for name, number in self.resources.items() if number}
+
+    @property
     def start(self) -> Callable[..., Any] | None:
         """Function that starts a trial, for the field `start` of `Where`; None for a process on one host."""
-        if self.hosts == 1 and self.topology is None:
+        if not self.joined:
             return None
-        from launch.sweep.slices import Slice
+        from launch.sweep.slices import start_slice
 
-        slice_of_hosts = Slice(
-            hosts=self.hosts, resources=self._wanted, topology=self.topology, accelerator=self.accelerator
-        )
-        return slice_of_hosts.start
+        return functools.partial(start_slice, self)
 
     def bundles(self, concurrent: int | None) -> list[dict[str, float]]:
         """Returns the resources that Tune reserves for a trial; for several hosts Ray Train reserves theirs.
@@ -64,13 +72,9 @@ class Host(NamedTuple):
             )
         part = 0.001 if concurrent is None else 9990 // concurrent / 10_000  # Ray Train needs another 0.001
         head = {"node:__internal_head__": part}
-        if self.start is not None:
+        if self.joined:
             return [head]
-        return [self._wanted] if concurrent is None else [self._wanted, head]
-
-    @property
-    def _wanted(self) -> dict[str, float]:
-        return {name: number for name, number in self.resources.items() if number}
+        return [self.wanted] if concurrent is None else [self.wanted, head]
 
 
 def read_space(path: str) -> Mapping[str, Any]:
@@ -93,8 +97,8 @@ def read_space(path: str) -> Mapping[str, Any]:
 
 def plan_trials(
     space: Mapping[str, Any], number: int | None, config: ConfigDict, words: Sequence[str], workdir: pathlib.Path
-) -> tuple[list[TrialSpec], list[PlannedTrial]]:
-    """Returns the trials of a sweep, and the same trials ready to start.
+) -> list[PlannedTrial]:
+    """Returns the trials of a sweep, ready to start.
 
     The unchanged recipe is the first; a trial of the space that is equal to it is left out.
 
@@ -108,18 +112,15 @@ def plan_trials(
     Raises:
       ValueError: if the space or a value of it is wrong.
     """
-    specs = choose_trials(expand(space), number)
-    planned = [plan(spec, config, words, workdir) for spec in specs]
-    for trial in planned:
+    trials = [plan(changes, config, words, workdir) for changes in choose_trials(expand(space), number)]
+    for trial in trials:
         build_parts(trial.config)
-    recipe, *others = zip(specs, planned, strict=True)
-    kept = [recipe, *(trial for trial in others if trial[1].config != recipe[1].config)]
-    return [spec for spec, _ in kept], [trial for _, trial in kept]
+    recipe, *others = trials
+    return [recipe, *(trial for trial in others if trial.config != recipe.config)]
 
 
 def run_sweep(
-    specs: Sequence[TrialSpec],
-    planned: Sequence[PlannedTrial],
+    trials: Sequence[PlannedTrial],
     config: ConfigDict,
     workdir: pathlib.Path,
     host: Host,
@@ -132,8 +133,7 @@ def run_sweep(
     """Runs the unfinished trials, writes the leaderboard's files into `workdir`, and returns the table.
 
     Args:
-      specs: the trials.
-      planned: the same trials, ready to start.
+      trials: the trials.
       config: the config of the recipe.
       workdir: folder of the sweep.
       host: resources of a trial.
@@ -150,11 +150,11 @@ def run_sweep(
     with extra("sweep"):
         from launch.sweep import leaderboard, tuning
 
-    errors = tuning.run(planned, workdir, metric=metric, largest=largest, host=host, address=address, **options)
-    names = dict.fromkeys(name for spec in specs for name in spec.changes)
+    errors = tuning.run(trials, workdir, metric=metric, largest=largest, host=host, address=address, **options)
+    names = dict.fromkeys(name for trial in trials for name in trial.changes)
     recipe, parts = plain_config(config), {name: name.split(".", 1) for name in names}
     defaults = {name: recipe[section].get(key, "default") for name, (section, key) in parts.items()}
-    rows = leaderboard.make_rows(specs, defaults, workdir / "trials", metric, errors, largest=largest)
+    rows = leaderboard.make_rows(trials, defaults, workdir / "trials", metric, errors, largest=largest)
     write_json(workdir / "leaderboard.json", rows)
     text = leaderboard.describe(rows)
     with whole_file(workdir / "leaderboard.md") as file:

@@ -5,50 +5,35 @@ import pathlib
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 
+from launch.sweep.run import Host
 from launch.sweep.trial import LOG
 
 
-class Slice(NamedTuple):
-    """The hosts of a trial.
-
-    Attributes:
-      hosts: number of hosts.
-      resources: resources of each host.
-      topology: topology of the TPU slice, such as "4x4".
-      accelerator: accelerator of the TPU slice, such as "TPU-V6E".
-    """
-
-    hosts: int
-    resources: dict[str, float]
-    topology: str | None = None
-    accelerator: str | None = None
-
-    def start(self, command: Sequence[str], config: Mapping[str, Any], workdir: pathlib.Path) -> "_SliceJob":
-        """Starts a run of a config, as `command` would, in a workdir that all hosts share."""
-        chips = bool(self.topology)
+def start_slice(host: Host, command: Sequence[str], config: Mapping[str, Any], workdir: pathlib.Path) -> "_SliceJob":
+    """Starts a run of a config on the hosts of a trial, as `command` would, in a workdir that all hosts share."""
+    chips, wanted = bool(host.topology), host.wanted
+    trainer = JaxTrainer(
+        _train,
+        train_loop_config={"config": dict(config), "workdir": str(workdir), "command": shlex.join(command)},
         # Ray's JAX backend joins processes for TPUs and GPUs; without either, JAX_PLATFORMS decides.
-        joins = JaxConfig(use_tpu=not self.resources.get("GPU"), use_gpu=bool(self.resources.get("GPU")))
-        trainer = JaxTrainer(
-            _train,
-            train_loop_config={"config": dict(config), "workdir": str(workdir), "command": shlex.join(command)},
-            jax_config=joins,
-            scaling_config=ScalingConfig(
-                num_workers=self.hosts,
-                resources_per_worker=self.resources,
-                use_tpu=chips,
-                topology=self.topology,
-                accelerator_type=self.accelerator,
-                placement_strategy="SPREAD" if chips else "PACK",
-            ),
-            run_config=RunConfig(name=workdir.name, storage_path=str(workdir.parent.parent / "train")),
-        )
-        return _SliceJob(trainer, workdir / LOG)
+        jax_config=JaxConfig(use_tpu="GPU" not in wanted, use_gpu="GPU" in wanted),
+        scaling_config=ScalingConfig(
+            num_workers=host.hosts,
+            resources_per_worker=wanted,
+            use_tpu=chips,
+            topology=host.topology,
+            accelerator_type=host.accelerator,
+            placement_strategy="SPREAD" if chips else "PACK",
+        ),
+        run_config=RunConfig(name=workdir.name, storage_path=str(workdir.parent.parent / "train")),
+    )
+    return _SliceJob(trainer, workdir / LOG)
 
 
 def _train(loop: Mapping[str, Any]) -> None:

@@ -29,28 +29,18 @@ Changes = dict[str, Any]  # values of settings by name, such as "training.learni
 DEFAULT = "recipe"
 
 
-class TrialSpec(NamedTuple):
-    """One trial.
-
-    Attributes:
-      name: a hash of the changes, so that a trial keeps its folder in a larger sweep.
-      changes: settings that differ from the recipe.
-    """
-
-    name: str
-    changes: Changes
-
-
 class PlannedTrial(NamedTuple):
     """A trial that is ready to start.
 
     Attributes:
-      name: name of its `TrialSpec`.
+      name: a hash of the changes, so that a trial keeps its folder in a larger sweep; `DEFAULT` without changes.
+      changes: settings that differ from the recipe.
       command: words of the command line.
       config: the whole config, of plain values.
     """
 
     name: str
+    changes: Changes
     command: list[str]
     config: dict[str, Any]
 
@@ -85,8 +75,8 @@ def expand(space: Mapping[str, Any]) -> list[Changes]:
     return _OPERATORS[operator]([expand(part) for part in content])
 
 
-def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSpec]:
-    """Returns the unchanged recipe, then `number` trials drawn at random (all for None) in the order of the space.
+def choose_trials(trials: Sequence[Changes], number: int | None) -> list[Changes]:
+    """Returns `{}`, the recipe, then `number` trials drawn at random (all for None) in the order of the space.
 
     The draw is always the same, and a larger number only adds trials to it.
 
@@ -102,25 +92,25 @@ def choose_trials(trials: Sequence[Changes], number: int | None) -> list[TrialSp
         raise ValueError(f"num_trials must be from 1 to {len(trials)}, the trials of the space, got {number}.")
     order = random.Random(0).sample(range(len(trials)), len(trials))
     chosen = [trials[index] for index in sorted(order[:number])]
-    return [TrialSpec(DEFAULT, {}), *(TrialSpec(_name(changes), changes) for changes in chosen if changes)]
+    return [{}, *filter(None, chosen)]
 
 
-def plan(spec: TrialSpec, config: ConfigDict, words: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
+def plan(changes: Changes, config: ConfigDict, words: Sequence[str], workdir: pathlib.Path) -> PlannedTrial:
     """Returns a trial that is ready to start; raises as `apply`.
 
     Args:
-      spec: the trial.
+      changes: settings that differ from the recipe.
       config: the config of the recipe.
       words: words of the command line that choose and change the recipe, see `recipe_flags`.
       workdir: folder of the sweep.
     """
-    changed = apply(config, spec.changes)
-    changes = {f"config.{name}": value for name, value in spec.changes.items()}
+    name, changed = _name(changes), apply(config, changes)
+    settings = {f"config.{setting}": value for setting, value in changes.items()}
     # A setting is named once: absl joins the values of a tuple that is named twice.
-    words = [word for word in words if word.partition("=")[0].removeprefix("--") not in changes]
-    words += [_word(name, value) for name, value in changes.items()]
-    command = ["python", "-m", "launch.train", *words, f"--workdir={workdir / 'trials' / spec.name}"]
-    return PlannedTrial(spec.name, command, plain_config(changed))
+    words = [word for word in words if word.partition("=")[0].removeprefix("--") not in settings]
+    words += [_word(setting, value) for setting, value in settings.items()]
+    command = ["python", "-m", "launch.train", *words, f"--workdir={workdir / 'trials' / name}"]
+    return PlannedTrial(name, changes, command, plain_config(changed))
 
 
 def recipe_flags(flag: flags.Flag) -> list[str]:
@@ -151,7 +141,7 @@ def _is_literal(text: str) -> bool:
 
 
 def _name(changes: Changes) -> str:
-    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8] if changes else DEFAULT
 
 
 def _values(name: str, values: Any) -> list[Changes]:

@@ -71,7 +71,8 @@ def run(
     )
     resources = tune.PlacementGroupFactory(bundles)
     trainable = tune.with_resources(tune.with_parameters(Trial, where=where), resources)
-    path = state_folder(workdir, trials, metric, largest, early_stopping)
+    planned = [(trial.name, trial.command, trial.config) for trial in trials]
+    path = state_folder(workdir, planned, metric, largest, early_stopping)
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
     else:

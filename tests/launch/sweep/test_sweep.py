@@ -12,7 +12,7 @@ import types
 import pytest
 
 from launch.sweep.run import Host, run_sweep
-from launch.sweep.space import PlannedTrial, TrialSpec
+from launch.sweep.space import PlannedTrial
 
 ROOT = pathlib.Path(__file__).parents[3]
 A = {"model.heads": [1, 2]}
@@ -89,7 +89,7 @@ def make_trial(tmp_path, monkeypatch, name):
     from launch.sweep import trial as module
 
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
-    planned = PlannedTrial(name, [], {"training": {"steps": 30}})
+    planned = PlannedTrial(name, {}, [], {"training": {"steps": 30}})
     trial = object.__new__(module.Trial)  # without Ray
     trial.setup({"trial": planned._asdict()}, where=module.Where(str(tmp_path), "", "valid/accuracy", 1, FakeJob))
     return trial, tmp_path / name
@@ -100,7 +100,7 @@ def test_a_flag_of_the_sweep_ends_the_command_of_a_trial(tmp_path):
 
     commands = []
     start = lambda command, config, workdir: commands.append(command)  # noqa: E731
-    planned = PlannedTrial("abc", ["python", "-m", "launch.train"], {"training": {"steps": 30}})
+    planned = PlannedTrial("abc", {}, ["python", "-m", "launch.train"], {"training": {"steps": 30}})
     where = module.Where(str(tmp_path), "", "valid/accuracy", 1, start, flags=["--nocompilation_cache"])
     object.__new__(module.Trial).setup({"trial": planned._asdict()}, where=where)
     assert commands == [["python", "-m", "launch.train", "--nocompilation_cache"]]
@@ -145,12 +145,12 @@ def test_a_finished_run_is_told_and_not_started_again(tmp_path, monkeypatch, con
         config = {"training": {"steps": steps}}
         message = f"holds a run of another config: training.steps is 30 there, {steps} here; take another --workdir"
         with pytest.raises(ValueError, match=message):
-            trial.setup({"trial": PlannedTrial("abc", [], config)._asdict()}, where=trial._where)
+            trial.setup({"trial": PlannedTrial("abc", {}, [], config)._asdict()}, where=trial._where)
     assert contents(tmp_path) == before
     (tmp_path / "abc/summary.json").unlink()  # a trial that was stopped early
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="training.steps is 30 there, 31 here; take another --workdir"):
-        trial.setup({"trial": PlannedTrial("abc", [], config)._asdict()}, where=trial._where)
+        trial.setup({"trial": PlannedTrial("abc", {}, [], config)._asdict()}, where=trial._where)
     assert contents(tmp_path) == before
 
 
@@ -203,7 +203,7 @@ def test_every_start_limits_the_concurrent_trials():
 def test_settings_that_tune_restores_from_the_first_start_have_a_state_of_their_own(tmp_path):
     from launch.sweep.tuning import state_folder
 
-    trials = [PlannedTrial("abc", ["python"], {"training": {"steps": 1}})]
+    trials = [PlannedTrial("abc", {}, ["python"], {"training": {"steps": 1}})]
     settings = [("valid/accuracy", True, True), ("valid/loss", True, True), ("valid/accuracy", False, True)]
     settings += [("valid/accuracy", True, False)]
     folders = [state_folder(tmp_path, trials, *one) for one in settings]
@@ -223,7 +223,7 @@ def test_on_one_machine_ray_listens_on_the_loopback_interface(tmp_path, monkeypa
 
     monkeypatch.setattr("launch.sweep.tuning.run", start)
     with pytest.raises(Started):
-        run_sweep([], [], None, tmp_path, Host({"CPU": 1.0}), metric="valid/accuracy", largest=True, address=address)
+        run_sweep([], None, tmp_path, Host({"CPU": 1.0}), metric="valid/accuracy", largest=True, address=address)
     monkeypatch.delenv(name, raising=False)
 
 
@@ -268,7 +268,8 @@ def test_every_30_seconds_each_running_trial_has_a_line(tmp_path, monkeypatch, c
 def test_the_leaderboard_by_hand(tmp_path):
     from launch.sweep.leaderboard import describe, draw, make_rows
 
-    trials = [TrialSpec("recipe", {}), *(TrialSpec(name, {"model.heads": n}) for n, name in enumerate("abcd", 2))]
+    changes = {"recipe": {}} | {name: {"model.heads": n} for n, name in enumerate("abcd", 2)}
+    trials = [PlannedTrial(name, changed, [], {}) for name, changed in changes.items()]
     for name, accuracies in {"recipe": [0.0, 0.5], "a": [0.5, 0.75], "b": [1.0], "c": [0.25]}.items():
         write_metrics(tmp_path / name, [(accuracy,) for accuracy in accuracies])
     for name in ("recipe", "a"):
@@ -299,7 +300,9 @@ def test_the_leaderboard_by_hand(tmp_path):
     }
     write_metrics(tmp_path / "zero", [(0.0,)])
     (tmp_path / "zero" / "summary.json").write_text("{}")
-    (first, *_) = make_rows([*trials, TrialSpec("zero", {})], {}, tmp_path, "valid/accuracy", {}, largest=False)
+    (first, *_) = make_rows(
+        [*trials, PlannedTrial("zero", {}, [], {})], {}, tmp_path, "valid/accuracy", {}, largest=False
+    )
     assert first["trial"] == "zero"  # an area of exactly zero is the smallest, not a missing one
     lists = [row | {"settings": {"task.sizes": [8, row["step"]]}} for row in rows]
     draw(lists, "valid/accuracy", tmp_path / "lists.png")
