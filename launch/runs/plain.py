@@ -15,20 +15,31 @@ def plain_config(config: ConfigDict) -> dict[str, Any]:
     Raises:
       ValueError: for a value that JSON does not have; the message names its key.
     """
-    return _plain(config.to_dict(), "")
+    return json.loads(json.dumps(plain_value(config.to_dict(), "")))
 
 
-def _plain(value: Any, name: str) -> Any:
+def plain_value(value: Any, name: str) -> Any:
+    """Returns a value of a config with Python's numbers in place of NumPy's; tuples remain.
+
+    Args:
+      value: the value.
+      name: its key, for the message.
+
+    Raises:
+      ValueError: for a value that JSON does not have; the message names its key.
+    """
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()}
+        return {str(key): plain_value(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part, name) for part in value]
+        parts = [plain_value(part, name) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
     try:
-        return json.loads(json.dumps(value))
+        json.dumps(value)
     except TypeError as error:
         raise ValueError(
             f"{name} must be a number, a text, True, False, None, or a list or mapping of these, got {value!r} of type "
             f"{type(value).__name__}."
         ) from error
+    return value

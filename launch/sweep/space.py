@@ -18,12 +18,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch.runs.changes import apply
-from launch.runs.plain import plain_config
+from launch.runs.plain import plain_config, plain_value
 
 Changes = dict[str, Any]  # values of settings by name, such as "training.learning_rate"
 DEFAULT = "recipe"
@@ -49,7 +48,7 @@ def expand(space: Mapping[str, Any]) -> list[Changes]:
     """Returns the settings of every trial of a space; the setting that is named last varies fastest.
 
     Raises:
-      ValueError: if the space is malformed, or a setting is given twice for one trial.
+      ValueError: if the space is malformed, a setting is given twice for one trial, or JSON does not have a value.
 
     Examples:
       >>> expand({"chain": [{"model.heads": [1, 2]}, {"product": [{"model.heads": [4]}, {"seeds": 2}]}]})[1:]
@@ -147,7 +146,7 @@ def _name(changes: Changes) -> str:
 def _values(name: str, values: Any) -> list[Changes]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise ValueError(f"{name} takes a list of values, got {values!r}.")
-    return [{name: value.item() if isinstance(value, np.generic) else value} for value in values]
+    return [{name: plain_value(value, name)} for value in values]
 
 
 def _product(parts: list[list[Changes]]) -> list[Changes]:

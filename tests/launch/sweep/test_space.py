@@ -27,6 +27,8 @@ def test_spaces_by_hand():
     assert pairs(expand({"zip": [A, B]})) == [(1, 0.5), (2, 1.0)]
     heads = list(np.arange(1, 3))  # integers of NumPy, which JSON does not have
     assert choose_trials(expand({"model.heads": heads}), None) == choose_trials(expand(A), None)
+    within = expand({"task.sizes": [(heads[0], np.float64(0.5))]})
+    assert repr(choose_trials(within, None)) == "[{}, {'task.sizes': (1, 0.5)}]"
     assert expand({"chain": [A, B]}) == [{"model.heads": heads} for heads in (1, 2)] + [
         {"training.clip_norm": limit} for limit in (0.5, 1.0)
     ]
@@ -44,6 +46,7 @@ def test_spaces_by_hand():
         ({"model.heads": 2}, "model.heads takes a list of values, got 2"),
         ({"model.name": "lstm"}, "model.name takes a list of values, got 'lstm'"),
         ({"model.heads": []}, "model.heads takes a list of values"),
+        ({"task.sizes": [{1}]}, "task.sizes must be a number, a text, .*, got .1. of type set"),
         ({"prodcut": [A]}, "'prodcut' is no setting .SECTION.KEY., nor one of product"),
         ({"product": A}, "product takes a list of search spaces"),
         ({"product": [A], "zip": [A]}, "settings .SECTION.KEY. or one of product, zip, chain, seeds, got product, zip"),
