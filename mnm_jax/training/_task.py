@@ -128,7 +128,10 @@ class Task(Protocol):
         ...
 
     def metrics(self, logits: Array, batch: Batch) -> Mapping[str, Mean]:
-        """Returns named metrics over counted steps; logits `[T, B, C]`."""
+        """Returns named metrics over counted steps, none of which training needs; logits `[T, B, C]`.
+
+        "accuracy", if there is one, is the fraction of right answers; reports compare runs by it.
+        """
         ...
 
     def tokens(self, batch: Batch, index: int) -> list[str]:
