@@ -6,13 +6,13 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from launch.bench.header import count_memory, make_header
-from launch.bench.measure import Group, Row, measure, measure_one_by_one, rest
+from launch.bench.measure import Row, measure, measure_one_by_one, rest
 from launch.bench.suites import SUITES
 from launch.reporting.benchmark_table import benchmark_table
 from launch.runs.workdir import write_json
@@ -61,6 +61,7 @@ def run(
     out.parent.mkdir(parents=True, exist_ok=True)
     if quick and getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(out.parent / "cache"))
+    memory = count_memory(devices)
     end = clock() + budget if quick else math.inf
     late: list[Row] = []
     for group in groups(devices, **sizes):
@@ -72,7 +73,12 @@ def run(
             # A ratio compares rows of one measurement, so older rows of the group are replaced.
             others = [row for row in report["rows"] if not any(_matches(row, key) for key in keys)]
             printed = 0
-            for measured in _measure(group, quick, devices, clock, pause):
+            measurements: Iterable[list[Row]] = (
+                measure_one_by_one(group.candidates, memory_bytes=memory, clock=clock)
+                if quick
+                else [measure(group.candidates, memory_bytes=memory, clock=clock, pause=pause)]
+            )
+            for measured in measurements:  # the rows so far: after each candidate in a quick suite, else once
                 report["rows"] = others + group.finish(measured)
                 write_json(out, report)
                 for row, key in list(zip(report["rows"][len(others) :], keys, strict=False))[printed:]:
@@ -105,21 +111,6 @@ def _file(suite: str, out: str | os.PathLike) -> pathlib.Path:
             f"out must end in .json or be a folder, got {str(out)!r}; the figure will have its name with .png."
         )
     return out
-
-
-def _measure(
-    group: Group,
-    quick: bool,
-    devices: Sequence[jax.Device],
-    clock: Callable[[], float],
-    pause: Callable[[], None],
-) -> Iterator[list[Row]]:
-    """Yields the rows measured so far: after each candidate in a quick suite, else once."""
-    memory = count_memory(devices)
-    if quick:
-        yield from measure_one_by_one(group.candidates, memory_bytes=memory, clock=clock)
-    else:
-        yield measure(group.candidates, memory_bytes=memory, clock=clock, pause=pause)
 
 
 def _read_rows(out: pathlib.Path, header: Mapping[str, Any]) -> list[Row]:
