@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.bench.measure import Candidate, Group, Program, Row, compile_program, with_ratios
+from launch.bench.measure import Candidate, Group, Program, Row, compile_program, dividing, with_ratios
 from mnm_jax import (
     MNMCell,
     choose_form,
@@ -127,7 +127,7 @@ def compile_step(cell: nnx.RNNCellBase, form: str, inputs: jax.Array, devices: D
       inputs: `[T, B, D]`.
       devices: the devices to use.
     """
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if inputs.shape[1] % n == 0)]
+    devices = dividing(devices, inputs.shape[1])
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     graphdef, params = nnx.split(cell)
 

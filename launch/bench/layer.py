@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch.bench.attention import HEAD_SIZE, Attention
-from launch.bench.measure import Candidate, Group, Program, compile_program, with_ratios
+from launch.bench.measure import Candidate, Group, Program, compile_program, dividing, with_ratios
 from mnm_jax import LSTMCell, NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory, unroll
 
 Array = jax.Array
@@ -129,7 +129,7 @@ def _prepare(
     make: Callable[[], nnx.Module],
     run: Callable[[Any, Array], Array],
 ) -> Program:
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if fields["batch"] % n == 0)]
+    devices = dividing(devices, fields["batch"])
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     graphdef, params = nnx.split(make())
     inputs = jax.random.normal(jax.random.key(0), (fields["steps"], fields["batch"], fields["width"]))

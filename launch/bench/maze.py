@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from launch.bench.measure import Candidate, Group, Program, Row, compile_program
+from launch.bench.measure import Candidate, Group, Program, Row, compile_program, dividing, keep_state
 from launch.configs import maze as recipe
 from launch.runs.build import build_parts
 from mnm_jax.training import init_state, make_parallel_update, make_placement, split_model
@@ -33,7 +33,7 @@ def maze(
       batch: episodes per program.
       steps: steps per episode.
     """
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
+    devices = dividing(devices, batch)
     for agent in agents:
         fields = {"agent": agent, "batch": batch, "steps": steps}
         prepare = partial(_prepare, agent, devices, batch, steps)
@@ -57,13 +57,7 @@ def _prepare(agent: str, devices: Sequence[jax.Device], batch: int, steps: int, 
         return compile_program(play, (jax.device_put(params, placement.replicated), drawn), len(devices))
     meta_weight = training.meta_weight
     update = make_parallel_update(graphdef, task, optimizer, meta_weight=meta_weight, batch_size=batch, devices=devices)
-    kept = [jax.device_put(state, placement.replicated)]
-
-    def run() -> None:  # an update donates the buffers of its state, so the new state is kept for the next run
-        kept[0], metrics = update(kept[0], None)
-        jax.block_until_ready((kept[0], metrics))
-
-    return Program(run)
+    return Program(keep_state(lambda state: update(state, None), jax.device_put(state, placement.replicated)))
 
 
 def _with_rates(rows: list[Row]) -> list[Row]:

@@ -67,13 +67,43 @@ class Group(NamedTuple):
 
 def compile_program(function: Callable, args: Sequence[Any], devices: int) -> Program:
     """Compiles a pure function for arguments that already lie on its devices."""
+    compiled, temp_bytes, seconds = compile_timed(jax.jit(function), args, devices)
+    return Program(lambda: jax.block_until_ready(compiled(*args)), temp_bytes, seconds)
+
+
+def compile_timed(function: Any, args: Sequence[Any], devices: int) -> tuple[Callable, int | None, float]:
+    """Returns a compiled function, its `temp_bytes` and its `compile_seconds`, see `Program`.
+
+    Args:
+      function: a function of `jax.jit`.
+      args: its arguments, or their shapes.
+      devices: number of devices.
+    """
     begin = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled = function.lower(*args).compile()
     seconds = time.perf_counter() - begin
     analysis = compiled.memory_analysis()
     # The compiler reports the bytes of one device, and every device needs them.
-    temp_bytes = None if analysis is None else analysis.temp_size_in_bytes * devices
-    return Program(lambda: jax.block_until_ready(compiled(*args)), temp_bytes, seconds)
+    return compiled, None if analysis is None else analysis.temp_size_in_bytes * devices, seconds
+
+
+def keep_state(update: Callable[[Any], tuple[Any, Any]], state: Any) -> Callable[[], None]:
+    """Returns a function that runs `update(state) -> (state, metrics)` once and keeps the state for its next run.
+
+    An update donates the buffers of its state, so that it cannot run on the same state twice.
+    """
+    kept = [state]
+
+    def run() -> None:
+        kept[0], metrics = update(kept[0])
+        jax.block_until_ready((kept[0], metrics))
+
+    return run
+
+
+def dividing(devices: Sequence[jax.Device], batch: int) -> Sequence[jax.Device]:
+    """Returns the first devices, of the largest number that divides a batch."""
+    return devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
 
 
 def rest() -> None:

@@ -21,8 +21,7 @@ from flax import nnx
 from launch.bench.accelerator.programs import Case
 from launch.bench.forms import compile_step
 from launch.bench.measure import Candidate, Group, Program, with_ratios
-from mnm_jax import gradient_memory
-from mnm_jax._params import ParamTree
+from mnm_jax import ParamTree, gradient_memory
 from mnm_jax.memory import Memory, MemoryState
 
 Array = jax.Array

@@ -1,6 +1,5 @@
 """Cost of a recipe's update in each execution form. Shape letters: `T` steps, `B` batch."""
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from launch.bench.header import count_memory
-from launch.bench.measure import Candidate, Program, Row, measure
+from launch.bench.measure import Candidate, Program, Row, compile_timed, dividing, keep_state, measure
 from launch.runs.build import Parts
 from launch.runs.size import typical_batch
 from mnm_jax import choose_form
@@ -77,7 +76,7 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
 
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     steps, examples = jax.eval_shape(mask, model).shape
-    devices = devices[: max(n for n in range(1, len(devices) + 1) if examples % n == 0)]
+    devices = dividing(devices, examples)
     if choose_form(model.cell, steps, form="reversible") == "plain":
         forms = ("plain",)
     for form in forms:
@@ -117,17 +116,9 @@ def _compile(parts: Parts, devices: Sequence[jax.Device], form: str, batch: Any,
         devices=devices,
     )
     streams = examples if optional_member(task, "carries") else 0
-    kept = [init_state(make, optimizer, training.seed, training.seeds, streams)]
-    begin = time.perf_counter()
-    compiled = update.lower(kept[0], batch).compile()
-    seconds = time.perf_counter() - begin
-    analysis = compiled.memory_analysis()
-
-    def run() -> None:  # an update donates the buffers of its state, so the new state is kept for the next run
-        kept[0], metrics = compiled(kept[0], batch)
-        jax.block_until_ready((kept[0], metrics))
-
-    return Program(run, None if analysis is None else analysis.temp_size_in_bytes * len(devices), seconds)
+    state = init_state(make, optimizer, training.seed, training.seeds, streams)
+    compiled, temp_bytes, seconds = compile_timed(update, (state, batch), len(devices))
+    return Program(keep_state(lambda state: compiled(state, batch), state), temp_bytes, seconds)
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,6 @@ Shape letters: `T` steps, `B` batch, `D` features.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +17,18 @@ from jax.sharding import SingleDeviceSharding
 from launch.bench.accelerator.peaks import count_bytes
 from launch.bench.attention import Attention
 from launch.bench.layer import MEMORIES
-from launch.bench.measure import Program
-from mnm_jax import LSTMCell, Memory, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll, unroll_memory
-from mnm_jax._params import ParamTree
+from launch.bench.measure import Program, compile_timed
+from mnm_jax import (
+    LSTMCell,
+    Memory,
+    MNMCell,
+    NeuralMemoryLayer,
+    ParamTree,
+    gradient_memory,
+    local_memory,
+    unroll,
+    unroll_memory,
+)
 
 Array = jax.Array
 
@@ -159,19 +167,16 @@ class Case:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), (self.params, self.inputs)
         )
         precision = "highest" if self.fields["dtype"].endswith("highest") else "default"
-        begin = time.perf_counter()
         # JAX's own attention relies on the standard promotion of dtypes.
         with jax.default_matmul_precision(precision), jax.numpy_dtype_promotion("standard"):
-            compiled = jax.jit(self.value_and_grad(form)).lower(*shapes).compile()
-        seconds = time.perf_counter() - begin
-        analysis = compiled.memory_analysis()
+            compiled, temp_bytes, seconds = compile_timed(jax.jit(self.value_and_grad(form)), shapes, 1)
 
         def run() -> Any:
             if device not in self.on_device:
                 self.on_device[device] = jax.device_put((self.params, self.inputs), place)
             return jax.block_until_ready(compiled(*self.on_device[device]))
 
-        return Program(run, None if analysis is None else analysis.temp_size_in_bytes, seconds)
+        return Program(run, temp_bytes, seconds)
 
 
 @functools.lru_cache(32)
