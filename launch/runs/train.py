@@ -11,7 +11,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from launch.runs.build import build_parts, count_parameters
+from launch.runs.build import build_parts
 from launch.runs.metrics import summarise
 from launch.runs.plain import plain_config
 from launch.runs.size import describe, measure
@@ -73,8 +73,7 @@ def train_run(
     commit_at_start()  # before others change the files
     plain = plain_config(config)
     task, make_model, training = build_parts(plain)
-    # Both raise for wrong settings and missing data before a file is written.
-    parameters, size = count_parameters(make_model), describe(measure(make_model, task, training), training)
+    size = measure(make_model, task, training)  # raises for wrong settings and missing data before a file is written
 
     workdir = pathlib.Path(workdir)
     with lock_workdir(workdir):
@@ -90,7 +89,7 @@ def train_run(
                 print(f"{jax.process_count()} processes, {jax.device_count()} devices")
             if earlier:
                 print(_describe_continuing(earlier[-1], training))
-            print(size, flush=True)
+            print(describe(size, training), flush=True)
         try:
             result = train(task, make_model, training, workdir, parallel=parallel)
         except ValueError:
@@ -99,7 +98,7 @@ def train_run(
             raise
         except TrainingFault as error:
             raise TrainingFault(f"{error} {_after_fault(workdir)}") from error
-        summary = _summarise(result, plain, task.name, parameters, command)
+        summary = _summarise(result, plain, task.name, size.parameters, command)
         more = {"continued_at": earlier, "earlier_configs": read_earlier(workdir)}
         summary |= {name: value for name, value in more.items() if value}
         return first_process_first(lambda: _finish(workdir, finished, summary, make_model))
