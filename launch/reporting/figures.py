@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,14 +56,11 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
     """
     if not any(panels.values()):
         raise ValueError(f"no curve of {metric} to draw.")
-    figure, axes, columns = _make_panels(len(panels))
+    figure, axes = _make_panels(panels, "episodes" if metric.endswith("reward") else "updates", _describe(metric))
     styles = _styles([curve for curves in panels.values() for curve in curves])
     handles: dict[str, Any] = {}
     chance = None
-    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-        axis.set_title(title)
-        axis.set_xlabel("episodes" if metric.endswith("reward") else "updates")
-        axis.grid(alpha=0.25)
+    for axis, curves in zip(axes, panels.values(), strict=True):
         for curve in curves:
             handles.setdefault(curve.name, _draw_curve(axis, curve, metric, styles[curve.name]))
         for level in _chance_levels(curves, metric):
@@ -71,8 +68,6 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], metric: str, path: st
         axis.set_xlim(left=0)
     if chance is not None:
         handles["chance"] = chance
-    for axis in axes[::columns]:
-        axis.set_ylabel(_describe(metric))
     if metric.endswith("accuracy"):
         axes[0].set_ylim(-0.02, 1.02)
     _add_legend(figure, handles, _legend_title(panels, metric))
@@ -109,13 +104,10 @@ def accuracy_by_size(
     """
     if not any(panels.values()):
         raise ValueError(f"no test sets {key}=N to draw.")
-    figure, axes, columns = _make_panels(len(panels))
+    figure, axes = _make_panels(panels, key, "accuracy (test)")
     styles = _styles([curve for curves in panels.values() for curve in curves])
     handles: dict[str, Any] = {}
-    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-        axis.set_title(title)
-        axis.set_xlabel(key)
-        axis.grid(alpha=0.25)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for curve in curves:
             sizes = sorted(curve.values)
             seeds = [np.asarray(curve.values[size], float) for size in sizes]
@@ -127,8 +119,6 @@ def accuracy_by_size(
             axis.set_xscale("log", base=2)
         if title in trained:
             handles["longest trained on"] = axis.axvline(trained[title], color="0.45", linestyle=":", linewidth=1.2)
-    for axis in axes[::columns]:
-        axis.set_ylabel("accuracy (test)")
     axes[0].set_ylim(-0.02, 1.02)
     _add_legend(figure, handles, "line: mean over seeds; band: from the worst to the best seed")
     save_figure(figure, path)
@@ -187,15 +177,22 @@ def memory_maps(
     save_figure(figure, path)
 
 
-def _make_panels(count: int) -> tuple[Figure, Sequence[Axes], int]:
-    """Returns a figure, its `count` panels, row by row, which share their vertical axis, and its number of columns."""
+def _make_panels(panels: Collection[str], xlabel: str, ylabel: str) -> tuple[Figure, Sequence[Axes]]:
+    """Returns a figure and one panel per title, row by row, which share their vertical axis."""
+    count = len(panels)
     columns = count if count < 3 else 2 if count == 4 else 3
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(_WIDTH, 1.0 + rows * (3.8 if columns == 1 else 2.7)), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
         axis.set_visible(False)
-    return figure, axes, columns
+    for axis, title in zip(axes, panels, strict=False):
+        axis.set_title(title)
+        axis.set_xlabel(xlabel)
+        axis.grid(alpha=0.25)
+    for axis in axes[::columns]:
+        axis.set_ylabel(ylabel)
+    return figure, axes[:count]
 
 
 def _add_legend(figure: Figure, handles: Mapping[str, Any], title: str) -> None:
