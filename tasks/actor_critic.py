@@ -146,7 +146,8 @@ class ActorCritic(abc.ABC):
           are padding.
         """
         act = jax.vmap(self.environment.step_env, (0, 0, 0, None))
-        action_keys, step_keys, reset_keys = _split_each(jax.random.wrap_key_data(batch.inputs), 3)
+        split = jax.vmap(jax.vmap(partial(jax.random.split, num=3), out_axes=1), out_axes=1)
+        action_keys, step_keys, reset_keys = split(jax.random.wrap_key_data(batch.inputs))
         gumbel = partial(jax.random.gumbel, shape=(self.environment.num_actions,))
         noise = jax.vmap(jax.vmap(gumbel))(action_keys)
         observations, states = jax.vmap(self.environment.reset_env, (0, None))(reset_keys[0], self.params)
@@ -215,9 +216,3 @@ def discounted_returns(rewards: Array, discount: float) -> Array:
         return total, total
 
     return jax.lax.scan(add, jnp.zeros_like(rewards[0]), rewards, reverse=True)[1]
-
-
-def _split_each(keys: Array, count: int) -> tuple[Array, ...]:
-    """Splits every key of an array into `count` keys; returns `count` arrays of the same shape."""
-    each = jax.vmap(partial(jax.random.split, num=count))(keys.reshape(-1))
-    return tuple(each[:, index].reshape(keys.shape) for index in range(count))
