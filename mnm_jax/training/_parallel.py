@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mnm_jax._checks import check_choice, check_not_negative, check_sizes
+from mnm_jax._checks import check_choice, check_sizes
 from mnm_jax.training._processes import to_devices
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._task import Batch, Task
@@ -138,8 +138,7 @@ def make_parallel_update(
         `state`.
     """
     count = len(devices)
-    check_sizes(batch_size=batch_size, accumulate=accumulate)
-    check_not_negative(meta_weight=meta_weight)
+    check_sizes(batch_size=batch_size)
     if batch_size % count:
         raise ValueError(f"batch_size must be a multiple of the {count} devices, got {batch_size=}.")
     check_choice("parallel", parallel, PARALLEL)
