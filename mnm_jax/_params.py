@@ -1,4 +1,4 @@
-"""Pytrees of arrays as parameters of flax modules, and names of leaves."""
+"""Pytrees of arrays as parameters of flax modules; names and kinds of leaves."""
 
 from typing import Any
 
@@ -58,6 +58,11 @@ def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
     """Sets the bias of a linear map."""
     assert linear.bias is not None  # callers build their maps with a bias
     linear.bias.set_value(values)
+
+
+def is_key(leaf: Any) -> bool:
+    """Returns whether a leaf, or its shape, holds random keys of JAX; a number of Python does not."""
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
 
 
 def by_name(tree: Any) -> dict[str, Any]:

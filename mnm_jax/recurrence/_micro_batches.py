@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_sizes
-from mnm_jax._params import leaf_names
+from mnm_jax._params import is_key, leaf_names
 from mnm_jax._vary import vary_alike, zeros_alike
 from mnm_jax.recurrence._protocol import MemoryCell
 
@@ -299,7 +299,7 @@ def _find_axes(batch_axis: Any, batch: tuple[Any, ...]) -> tuple[list[int | None
     sizes = {}
     for index, (name, leaf, axis) in enumerate(zip(leaf_names(batch), jax.tree.leaves(batch), axes, strict=True)):
         if axis is None:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,)):
+            if is_key(leaf) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,)):
                 raise TypeError(
                     f"the random key batch{name} must not be shared by the examples, since all micro-batches would "
                     "draw the same numbers: pass jax.random.split(key, B) and its axis 0, a key per example."

@@ -22,7 +22,7 @@ from flax import nnx
 from mnm_jax._checks import check_sizes
 from mnm_jax._extras import extra
 from mnm_jax._files import find_damage, named_errors, rename_folder, seal_folder
-from mnm_jax._params import by_name, leaf_names
+from mnm_jax._params import by_name, is_key, leaf_names
 from mnm_jax.training import _processes as processes
 from mnm_jax.training._state import TrainState, merge_model, split_model
 from mnm_jax.training._weights import read_params
@@ -98,7 +98,7 @@ def save_checkpoint(workdir: str | os.PathLike, step: int, state: TrainState, no
     check_sizes(least=0, step=step)
     folder = _folder(workdir)
     final = folder / str(step)
-    arrays = {name: _to_host(leaf) for name, leaf in by_name(state).items()}
+    arrays = {name: processes.to_host(leaf) for name, leaf in by_name(state).items()}
     arrays = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
     with processes.common_errors():
         if processes.is_first_process() and not _holds(final, step, arrays):
@@ -325,14 +325,6 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return content["state"], content["run"]
 
 
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    return processes.to_host(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
 def _unflatten(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
     """Returns a tree of the structure `like` with its leaves taken from `arrays` by name."""
     names, leaves = leaf_names(like), jax.tree.leaves(like)
@@ -343,12 +335,12 @@ def _unflatten(like: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> 
         raise ValueError(f"checkpoint {path} belongs to another model or optimizer: it {where} {name}; use its config.")
     found = []
     for name, leaf in zip(names, leaves, strict=True):
-        expected = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        expected = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
         saved = arrays[name]
         if (saved.shape, saved.dtype) != (expected.shape, expected.dtype):
             raise ValueError(
                 f"checkpoint {path} belongs to another model or number of seeds: {name} is "
                 f"{saved.dtype}{[*saved.shape]} there, {expected.dtype}{[*expected.shape]} here; use its config."
             )
-        found.append(jax.random.wrap_key_data(jax.numpy.asarray(saved)) if _is_key(leaf) else saved)
+        found.append(jax.random.wrap_key_data(jax.numpy.asarray(saved)) if is_key(leaf) else saved)
     return jax.tree.unflatten(jax.tree.structure(like), found)

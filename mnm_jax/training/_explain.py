@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 from jax.extend import core
 
+from mnm_jax._params import is_key
 from mnm_jax.training._checkpoints import restore_checkpoint
 from mnm_jax.training._config import TrainConfig
 from mnm_jax.training._parallel import pad_batch
@@ -117,8 +118,8 @@ def _run(closed: Any, inputs: Sequence[_Traced], place: str) -> list[_Traced]:
 
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, [read(var) for var in equation.invars]
-        if name in _LOOPS:
-            results = _LOOPS[name](equation, operands, place)
+        if name in _CONTROL:
+            results = _CONTROL[name](equation, operands, place)
         elif name in _CALLS:
             results = _run(equation.params[_CALLS[name]], operands, place)
         else:
@@ -132,7 +133,7 @@ def _apply(equation: Any, operands: Sequence[_Traced], place: str) -> list[_Trac
     functions, params = params if isinstance(params, tuple) else ((), params)  # a tuple before jax 0.10.2
     found = equation.primitive.bind(*functions, *(operand.value for operand in operands), **params)
     results = found if equation.primitive.multiple_results else [found]
-    inherited = next((operand.origin for operand in operands if operand.origin), None)
+    inherited = _first_origin(operands)
     return [
         _Traced(result, None if _finite(result) else inherited or _describe(equation, operands, place))
         for result in results
@@ -173,7 +174,7 @@ def _cond(equation: Any, operands: Sequence[_Traced], place: str) -> list[_Trace
     return _run(branches[int(np.clip(operands[0].value, 0, len(branches) - 1))], operands[1:], place)
 
 
-_LOOPS: dict[str, Callable[..., list[_Traced]]] = {"scan": _scan, "while": _while, "cond": _cond}
+_CONTROL: dict[str, Callable[..., list[_Traced]]] = {"scan": _scan, "while": _while, "cond": _cond}
 
 
 def _slice(column: _Traced, index: int) -> _Traced:
@@ -183,15 +184,11 @@ def _slice(column: _Traced, index: int) -> _Traced:
 
 def _stack(values: Sequence[_Traced], reverse: bool) -> Any:
     ordered = [value.value for value in (reversed(values) if reverse else values)]
-    return jax.numpy.stack(ordered) if _is_key(ordered[0]) else np.stack([np.asarray(value) for value in ordered])
+    return jax.numpy.stack(ordered) if is_key(ordered[0]) else np.stack([np.asarray(value) for value in ordered])
 
 
 def _first_origin(values: Sequence[_Traced]) -> str | None:
     return next((value.origin for value in values if value.origin), None)
-
-
-def _is_key(value: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(value, "dtype", None) or np.asarray(value).dtype, jax.dtypes.prng_key)
 
 
 def _finite(value: Any) -> bool:
@@ -215,7 +212,7 @@ def _short(path: str) -> str:
 
 def _range(value: Any) -> str:
     """Returns dtype, shape and range of an operand, as `float32[2, 3] from 0 to 1.5`."""
-    if _is_key(value):
+    if is_key(value):
         return "a random key"
     array = np.asarray(value)
     low, high = (f"{number:.4g}" for number in (array.min(), array.max())) if array.size else ("-", "-")

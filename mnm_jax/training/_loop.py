@@ -221,7 +221,7 @@ class _Run:
                 self.stop_now()
         self.save()  # before the evaluation, which may take long
         tested = any(name.startswith("test/") for name in self.last_lines())
-        if not processes.any_process(processes.is_first_process() and tested)[0]:
+        if not processes.any_process(processes.is_first_process() and tested):
             self.write_evaluation("test")
         self.flush()
         if self.decide(now=True)[0]:

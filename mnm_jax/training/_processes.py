@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from mnm_jax._files import lock_folder
+from mnm_jax._params import is_key
 
 T = TypeVar("T")
 
@@ -27,9 +28,9 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def any_process(*flags: bool) -> tuple[bool, ...]:
-    """Returns for each flag whether it is True in any process; collective."""
-    return tuple(map(bool, largest(*flags)))
+def any_process(flag: bool) -> bool:
+    """Returns whether a flag is True in any process; collective."""
+    return bool(largest(flag)[0])
 
 
 def largest(*values: int) -> tuple[int, ...]:
@@ -50,7 +51,7 @@ def common_errors() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    if any_process(failure is not None)[0]:
+    if any_process(failure is not None):
         messages = _gather_text("" if failure is None else " ".join(str(failure).split()) or repr(failure))
         index, message = next((index, message) for index, message in enumerate(messages) if message)
         raise failure or OSError(f"process {index} failed: {message}")
@@ -119,8 +120,7 @@ def check_same_start(step: int, state: Any, position: Any) -> None:
         return
     checksum = zlib.crc32(json.dumps(position, sort_keys=True).encode())
     for leaf in jax.tree.leaves(state):
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        checksum = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes(), checksum)
+        checksum = zlib.crc32(to_host(leaf).tobytes(), checksum)
     rows = multihost_utils.process_allgather(np.array([step, checksum], np.uint32)).tolist()
     for index, row in enumerate(rows):
         if row != rows[0]:
@@ -140,7 +140,7 @@ def to_devices(tree: Any, shardings: Any) -> Any:
 
 
 def _leaf_to_devices(leaf: Any, sharding: Sharding) -> jax.Array:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return jax.random.wrap_key_data(_leaf_to_devices(jax.random.key_data(leaf), sharding))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
@@ -154,7 +154,9 @@ def join_batches(tree: Any, sharding: Sharding) -> Any:
 
 
 def to_host(leaf: Any) -> np.ndarray:
-    """Returns the whole of an array as a NumPy array; collective for an array divided over processes."""
+    """Returns the whole of an array, or the data of keys, in NumPy; collective for an array divided over processes."""
+    if is_key(leaf):
+        leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
