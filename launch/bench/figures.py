@@ -63,14 +63,13 @@ def draw_own_program(rows: Rows, path: str | os.PathLike, title: str) -> None:
 
 def draw_scaling(rows: Rows, path: str | os.PathLike, title: str) -> None:
     """Draws time per step and temporary memory against the number of steps, the width and the number of heads."""
-    against = {"steps": "steps", "width": "width", "heads": "heads"}
-    drawn = [name for name in against if any(row["against"] == name for row in rows)]
+    drawn = [name for name in ("steps", "width", "heads") if any(row["against"] == name for row in rows)]
     figure = _figure(title, 1 + 3.6 * max(1, len(drawn)), 6.4)
     axes = figure.subplots(2, max(1, len(drawn)), squeeze=False)
     for column, name in zip(axes.T, drawn, strict=False):
         own = [row for row in rows if row["against"] == name]
         fixed = [other for other in ("steps", "batch", "width") if other != name]
-        title = f"against {against[name]} ({', '.join(f'{other} {own[0][other]}' for other in fixed)})"
+        about = f"against {name} ({', '.join(f'{other} {own[0][other]}' for other in fixed)})"
         by_heads = name != "heads" and len({row["heads"] for row in own}) > 1
         for form, *heads in _distinct(own, "form", *["heads"] * by_heads):
             curve = [row for row in own if row["form"] == form and [row["heads"]] * by_heads == heads]
@@ -81,8 +80,8 @@ def draw_scaling(rows: Rows, path: str | os.PathLike, title: str) -> None:
         labels = {"time": "microseconds per step", "memory": "temporary memory (MiB)"}
         for axis, (what, label) in zip(column, labels.items(), strict=True):
             places = sorted({row[name] for row in own})
-            axis.set_title(f"{what} {title}", fontsize=8)
-            axis.set(xscale="log", xlabel=against[name], ylabel=label)
+            axis.set_title(f"{what} {about}", fontsize=8)
+            axis.set(xscale="log", xlabel=name, ylabel=label)
             axis.set_xticks(places, [str(place) for place in places], minor=False)
             axis.set_xticks([], minor=True)
             _log_axis(axis)
