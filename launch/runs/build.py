@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from launch.runs.own import FOLDER, is_place, load
-from launch.runs.registry import MODELS, TASKS
+from launch.runs.registry import MODELS, TASKS, load_task
 from mnm_jax._checks import check_choice, check_flags, check_fraction, check_sizes
 from mnm_jax.training import SequenceModel, Task, TrainConfig, optional_member
 
@@ -56,7 +56,7 @@ def build_task(config: Mapping[str, Any], folder: str | None = None) -> Task:
       ValueError: if the task or a key is unknown, or an argument is out of range, or the task is incomplete.
     """
     name, settings = _split_name("task", config, TASKS)
-    factory = load(name, folder) if is_place(name) else TASKS[name].load()
+    factory = load_task(name, folder)
     _check_keys(f"task {name}", settings, factory)
     with _as_value_error():
         task = factory(**settings)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from launch.runs.memory_cells import chain_cell, mnm_cell
-from launch.runs.own import load
+from launch.runs.own import is_place, load
 from launch.runs.stack import layer_stack
 from mnm_jax.cells import DNCCell, LSTMCell, NTMCell, PlasticCell, RNNCell, SALUCell
 from mnm_jax.memory import gradient_memory, local_memory
@@ -31,10 +31,6 @@ class TaskEntry(NamedTuple):
     place: str
     small: Mapping[str, Any]
     formula: str
-
-    def load(self) -> type[Task]:
-        """Returns the class of the task, a frozen dataclass whose fields are the settings of the config."""
-        return load(self.place)
 
 
 class ModelEntry(NamedTuple):
@@ -137,6 +133,16 @@ TASKS: dict[str, TaskEntry] = {
         formula="o_t → a_t",
     ),
 }
+
+
+def load_task(name: str, folder: str | None = None) -> Callable[..., Task]:
+    """Returns the function or class that makes a task from the settings of a config.
+
+    Args:
+      name: a key of `TASKS`, or MODULE:FACTORY.
+      folder: folder of a module that is not on `sys.path`.
+    """
+    return load(name, folder) if is_place(name) else load(TASKS[name].place)
 
 
 def _plain(cell: Callable[..., nnx.RNNCellBase]) -> Callable[..., nnx.RNNCellBase]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import logging
 
-from launch.runs.own import FOLDER, is_place, load
-from launch.runs.registry import TASKS
+from launch.runs.own import FOLDER, is_place
+from launch.runs.registry import TASKS, load_task
 from mnm_jax._files import whole_file
 from mnm_jax.training import discard_fault, read_metrics
 
@@ -75,8 +75,7 @@ def _reads_data(task: dict[str, Any], folder: str | None) -> bool:
     name = task.get("name", "")
     if "data_dir" in task or not (is_place(name) or name in TASKS):
         return "data_dir" in task
-    factory = load(name, folder) if is_place(name) else TASKS[name].load()
-    return "data_dir" in inspect.signature(factory).parameters
+    return "data_dir" in inspect.signature(load_task(name, folder)).parameters
 
 
 def read_summary(workdir: pathlib.Path, name: str = SUMMARY) -> dict[str, Any] | None:
