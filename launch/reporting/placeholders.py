@@ -123,15 +123,10 @@ def _values(section: Section, source: str, field: str) -> list[Any]:
     return _run_values(section, source, field)
 
 
-def _find_run(section: Section, place: str) -> Run:
-    if place not in section.runs:
-        near = sorted(section.runs)
-        raise ValueError(f"there is no run {place!r}; there are {', '.join(near) or 'none'}")
-    return section.runs[place]
-
-
 def _run_values(section: Section, place: str, field: str) -> list[float]:
-    run = _find_run(section, place)
+    if place not in section.runs:
+        raise ValueError(f"there is no run {place!r}; there are {', '.join(sorted(section.runs)) or 'none'}")
+    run = section.runs[place]
     name, _, update = field.partition(" at ")
     if update:
         found = [line[name] for line in run.lines if line["step"] == int(update) and name in line]

@@ -66,14 +66,18 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
         raise ValueError(f"{path} is damaged (no JSON object); run its command again to write it anew.") from error
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}; run its command again to write it anew.")
-    group = folder.parent.relative_to(root).as_posix() if folder != root else "."
     return Run(
         folder=folder,
-        group="" if group == "." else group,
+        group=_group(folder, root),
         label=folder.resolve().name,
         summary=summary,
         lines=read_metrics(folder),
     )
+
+
+def _group(folder: pathlib.Path, root: pathlib.Path) -> str:
+    """Returns the place of a run's parent folder in the folder of runs, see `Run.group`."""
+    return "/".join(folder.relative_to(root).parts[:-1])
 
 
 def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
@@ -207,7 +211,6 @@ def without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
     folder = runs[0].folder.parent
-    group = folder.parent.relative_to(root).as_posix()
     names = set.intersection(*(set(run.summary["metrics"]) for run in runs))
     per_seed = {
         name: np.array([value for run in runs for value in run.summary["metrics"][name]["per_seed"]], np.float64)
@@ -223,7 +226,7 @@ def _join(runs: Sequence[Run], root: pathlib.Path) -> Run:
     }
     return Run(
         folder=folder,
-        group="" if group == "." else group,
+        group=_group(folder, root),
         label=folder.name,
         summary=summary,
         lines=_join_lines([run.lines for run in runs]),
