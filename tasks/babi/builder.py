@@ -95,9 +95,9 @@ class BabiQa(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, found: Iterable[Reading], vocabulary: Vocabulary
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        word_ids = vocabulary.word_ids()
+        word_ids, answer_ids = vocabulary.word_ids(), vocabulary.answer_ids()
         for key, reading in enumerate(found):
-            yield key, encode_reading(reading, vocabulary, word_ids)
+            yield key, encode_reading(reading, word_ids, answer_ids)
 
 
 def _counts(found: Iterable[Reading], vocabulary: Vocabulary) -> list[int]:

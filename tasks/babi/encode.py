@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.babi.parser import WORDS
 from tasks.babi.readings import Reading
-from tasks.babi.vocabulary import PADDING, Vocabulary
+from tasks.babi.vocabulary import PADDING
 
 NO_QUESTION = -1
 
@@ -43,9 +43,8 @@ def encode_rows(rows: Sequence[Sequence[str]], word_ids: Mapping[str, int], wher
     return encoded
 
 
-def encode_reading(reading: Reading, vocabulary: Vocabulary, word_ids: Mapping[str, int]) -> dict[str, Any]:
+def encode_reading(reading: Reading, word_ids: Mapping[str, int], answer_ids: Mapping[str, int]) -> dict[str, Any]:
     """Returns a record: `words` int32 `[T, W]`, `answers` int32 `[T]` (-1 for a sentence), `task`, `story_index`."""
-    answer_ids = vocabulary.answer_ids()
     answers = [NO_QUESTION if answer is None else answer_ids[answer] for answer in reading.answers]
     return {
         "words": encode_rows(reading.rows, word_ids, f"task {reading.task}, story {reading.story_index}"),

@@ -20,7 +20,7 @@ READING = Reading(ROWS, (None, "home", None, None, "john,mary"), 8, 17)
 
 def encode(reading, vocabulary=None):
     vocabulary = vocabulary or build_vocabulary([reading])
-    return encode_reading(reading, vocabulary, vocabulary.word_ids())
+    return encode_reading(reading, vocabulary.word_ids(), vocabulary.answer_ids())
 
 
 def test_the_doctest_of_the_vocabulary():

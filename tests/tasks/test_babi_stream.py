@@ -47,10 +47,10 @@ def dataset():
             text = "".join(story.replace(name, f"{name}{index}") for index in range(count))
             found[split] += readings(parse(text.encode(), "an example", number), max_sentences=100)
     vocabulary = build_vocabulary(reading for part in found.values() for reading in part)
-    ids = vocabulary.word_ids()
+    ids, answers = vocabulary.word_ids(), vocabulary.answer_ids()
     splits = {
         name: Split(
-            records=Records(encode_reading(reading, vocabulary, ids) for reading in part),
+            records=Records(encode_reading(reading, ids, answers) for reading in part),
             steps=np.array([len(reading.rows) for reading in part]),
             questions=np.array([sum(answer is not None for answer in reading.answers) for reading in part]),
             tasks=np.array([reading.task for reading in part]),

@@ -41,7 +41,7 @@ RENAMING = Renaming(VOCABULARY)
 
 
 def record(task):
-    return encode_reading(READINGS[task], VOCABULARY, VOCABULARY.word_ids())
+    return encode_reading(READINGS[task], VOCABULARY.word_ids(), VOCABULARY.answer_ids())
 
 
 def told(record):
