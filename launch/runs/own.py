@@ -3,10 +3,15 @@
 import importlib
 import pathlib
 import sys
+import sysconfig
 import traceback
+from types import ModuleType
 from typing import Any
 
 _folders: set[str] = set()  # added by `add_folder`
+# A user's folder may contain the environment or this program, whose files are not the user's.
+_LIBRARIES = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
+_LIBRARIES |= {str(pathlib.Path(__file__).parents[2] / name) for name in ("launch", "tasks", "mnm_jax")}
 FOLDER = "folder"  # key of a config: the recipe's folder, which may hold the modules that the recipe names
 
 
@@ -30,7 +35,8 @@ def place_of(error: BaseException) -> str:
     place = "" if error.__cause__ is None else place_of(error.__cause__)
     if not place:
         for frame in traceback.extract_tb(error.__traceback__):
-            if str(pathlib.Path(frame.filename).parent) in _folders:
+            above = {str(folder) for folder in pathlib.Path(frame.filename).parents}
+            if above & _folders and not above & _LIBRARIES:
                 place = f" ({frame.filename}, line {frame.lineno})"
     return place
 
@@ -57,7 +63,7 @@ def load(place: str, folder: str | None = None) -> Any:
         ) from error
     _check_file(place, name.partition(".")[0], folder)
     if not callable(found := getattr(module, attribute, None)):
-        raise ValueError(f"{place!r}: {module.__file__} has no function or class {attribute!r}.")
+        raise ValueError(f"{place!r}: {_show(module)} has no function or class {attribute!r}.")
     return found
 
 
@@ -66,6 +72,13 @@ def _check_file(place: str, top: str, folder: str | None) -> None:
     if folder is None:
         return
     own = [pathlib.Path(folder, file) for file in (f"{top}.py", f"{top}/__init__.py")]
-    found = pathlib.Path(sys.modules[top].__file__ or "")
-    if any(path.is_file() for path in own) and not any(path.resolve() == found.resolve() for path in own):
-        raise ValueError(f"{place!r}: {top!r} is also the module {found}; rename the one in {folder}.")
+    found = pathlib.Path(getattr(sys.modules[top], "__file__", None) or "").resolve()
+    if any(path.is_file() for path in own) and found not in [path.resolve() for path in own]:
+        raise ValueError(
+            f"{place!r}: {top!r} is also the module {_show(sys.modules[top])}; rename the one in {folder}."
+        )
+
+
+def _show(module: ModuleType) -> str:
+    """Returns the file of a module, or name and kind of one without a file, such as `'time' (built-in)`."""
+    return getattr(module, "__file__", None) or repr(module).strip("<>").removeprefix("module ")

@@ -110,6 +110,8 @@ def unknown(*, features: int, rngs: OnlyForTypeCheckers):
         ("task", {"name": "own_imports:Task"}, "No module named 'own_of_nobody'"),
         ("task", {"name": "own_cells:Task"}, "task own_cells:Task lacks input_features, output_features, sample, "),
         ("task", {"name": "json:loads"}, "'json:loads': 'json' is also the module "),
+        ("task", {"name": "time:Model"}, "'time' is also the module 'time' (built-in); rename the one in {}"),
+        ("task", {"name": "sys:Model"}, "'sys:Model': 'sys' (built-in) has no function or class 'Model'"),
         ("model", {"name": "own_cells:Cell"}, "model own_cells:Cell must be a function (*, features, ..., rngs) that"),
         ("model", {"name": "own_cells:make", "size": 3}, "model own_cells:make has an unknown key 'size'"),
         ("model", {"name": "own_cells:make", "width": 0}, "width must be >= 1, got 0"),
@@ -122,7 +124,8 @@ def test_what_is_missing_or_wrong_is_named(tmp_path, section, settings, message)
     (tmp_path / "own_cells.py").write_text(CELLS)
     (tmp_path / "own_text.py").write_text(TEXT)
     (tmp_path / "own_imports.py").write_text("import own_of_nobody")
-    (tmp_path / "json.py").write_text("def loads(): ...")
+    for name in ("json", "time"):
+        (tmp_path / f"{name}.py").write_text("def loads(): ...")
     config = {
         "task": {"name": "dictionary"},
         "model": {"name": "lstm", "hidden_features": 2},
@@ -157,6 +160,18 @@ def test_an_error_in_a_module_of_the_user_is_reported_with_its_place(tmp_path):
         build_parts(config)
     assert place_of(error.value) == f" ({tmp_path}/own_fault.py, line 2)"
     assert place_of(ValueError("of this program")) == ""
+
+
+def test_the_place_may_be_in_a_package_of_the_user_but_not_in_this_program_or_a_library(tmp_path, monkeypatch):
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package/model.py").write_text("import jax\ndef make(*, width):\n    return jax.grad(width)(1)\n")
+    monkeypatch.setattr("launch.runs.own._folders", folders := {sys.prefix})
+    config = {"task": {"name": "own_package.model:make", "width": 1}, "model": {}, "training": {}}
+    with pytest.raises(ValueError, match="Expected a callable") as error:
+        build_parts(config | {"folder": str(tmp_path)})
+    assert place_of(error.value) == f" ({tmp_path}/own_package/model.py, line 3)"
+    folders ^= {str(tmp_path), str(ROOT)}
+    assert f" ({__file__}, line" in place_of(error.value)
 
 
 def test_a_project_or_data_that_have_moved_continue_their_run(tmp_path):
