@@ -48,7 +48,7 @@ MODELS: dict[str, Settings] = {  # 0.6 to 1.1 million parameters each
     "chain-p": babi_joint.CHAIN,
     "chain-g": babi_joint.CHAIN,
     "lstm": {"hidden_features": 384},
-    "lstm-salu": {"hidden_features": 256, "memory_features": 64, "slots": 256},
+    "lstm-salu": {"hidden_features": 256, "memory_features": 64, "slots": 64},
     "dnc": {"hidden_features": 256, "memory_features": 64, "slots": 64},
 }
 
