@@ -66,17 +66,6 @@ class MNMCarry(NamedTuple):
     keys: Array | None = None
 
 
-class _Interaction(NamedTuple):
-    """Keys and values of one step, the write rate and the memory's other gates; `keys` as in `MNMCarry`."""
-
-    write_keys: Array
-    write_values: Array
-    read_keys: Array
-    rate: Array
-    gates: dict[str, Array]
-    keys: Array | None
-
-
 class MNMCell(Cell):
     """A controller that writes to and reads from a neural memory at every step.
 
@@ -252,8 +241,8 @@ class MNMCell(Cell):
         new = MNMCarry(controller=controller, read=read, memory=memory, recent=recent, keys=keys)
         return new, CellOutput(features=features, meta_loss=meta_loss, write=info, trace=trace)
 
-    def _interact(self, hidden: Array, last: Any) -> _Interaction:
-        """Returns k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]` and the memory's other gates.
+    def _interact(self, hidden: Array, last: Any) -> tuple[Array, Array, Array, Array, dict[str, Array], Array | None]:
+        """Returns k^w `[B, H, K]`, v^w `[B, H, V]`, k^r `[B, H, K]`, beta `[B]`, the other gates, and `MNMCarry.keys`.
 
         `last` are the keys of the previous step, `MNMCarry.keys`, which are checked here.
         """
@@ -271,9 +260,7 @@ class MNMCell(Cell):
             keys = jnp.concatenate([write_keys, read_keys], 1)
             keys = followed * _rotate(last, self.angles.get_value()) + (1 - followed) * keys
             write_keys, read_keys = jnp.split(keys, 2, axis=1)
-        return _Interaction(
-            write_keys=write_keys, write_values=write_values, read_keys=read_keys, rate=rate, gates=gates, keys=keys
-        )
+        return write_keys, write_values, read_keys, rate, gates, keys
 
     def _meta_loss(
         self, recent: RecentWrites | None, state: MemoryState, keys: Array, values: Array, current: Array

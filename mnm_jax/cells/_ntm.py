@@ -110,11 +110,11 @@ class NTMCell(ReadingCell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        # The initial gain of the other cells is not used: with it, associative recall was learned more slowly.
         self._build(
             dtype,
             param_dtype,
             rngs,
+            init=nnx.initializers.lecun_normal(),  # with `interaction_init`, associative recall was learned more slowly
             in_features=in_features,
             hidden_features=hidden_features,
             slots=slots,

@@ -31,7 +31,7 @@ class ReadingCell(Cell):
     read_heads: int
 
     def _build(
-        self, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs, *, init: Any = None, **sizes: int
+        self, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs, *, init: nnx.Initializer, **sizes: int
     ) -> None:
         """Checks and sets sizes and dtypes as `_set_up` does, and adds the controller and the interface."""
         linear = self._set_up(dtype, param_dtype, rngs, **sizes)
@@ -40,8 +40,7 @@ class ReadingCell(Cell):
         self.controller = LSTMCell(
             self.in_features + reads, self.hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        options = {} if init is None else {"kernel_init": init}
-        self.interface = linear(self.hidden_features, self._interface_features(), **options)
+        self.interface = linear(self.hidden_features, self._interface_features(), kernel_init=init)
 
     def _interface_features(self) -> int:
         """Returns the number of outputs of the interface."""

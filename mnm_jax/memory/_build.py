@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from mnm_jax._checks import check_choice, check_dtype, check_flags, check_functions, check_not_negative, check_sizes
 from mnm_jax.memory._memory import Memory
 from mnm_jax.memory._network import Network
-from mnm_jax.memory._options import PAPER, WriteOptions, check_options
+from mnm_jax.memory._options import PAPER, WriteOptions, changed, check_options
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._probe import check_rule
 from mnm_jax.memory._rules import DeltaRule, ErrorRule, FunctionRule, GradientRule, HebbianRule, LocalRule, Pairs, Rule
@@ -364,8 +364,7 @@ def _check_order(rule: ErrorRule, hidden_sizes: Sequence[int], options: WriteOpt
             "pre_activation=True needs write_through=True with hidden layers: a layer above them would be written at "
             "inputs from before this write, but read at inputs from after it; set write_through=True."
         )
-    late = {"optimizer": options.optimizer, "max_norm": options.max_norm, "never_worse": options.never_worse or None}
-    for name in (name for name, value in late.items() if value is not None and rule.write_through):
+    for name in changed(options, "optimizer", "max_norm", "never_worse") if rule.write_through else ():
         raise ValueError(
             f"write_through must be False with {name}={getattr(options, name)!r}, got True: this option changes a "
             "write after the pairs of all layers are computed; leave one of the two out."

@@ -101,6 +101,11 @@ def longest(before: Array, after: Array) -> Array:
     return jax.lax.stop_gradient(jnp.max(jnp.where(after <= before[:, None], trials, 0), axis=1))
 
 
+def changed(options: WriteOptions, *names: str) -> list[str]:
+    """Returns those of the named options that are not off."""
+    return [name for name in names if getattr(options, name) != getattr(PAPER, name)]
+
+
 def check_options(options: WriteOptions) -> None:
     """Raises TypeError unless the options are `WriteOptions`, and ValueError for an option out of range."""
     if not isinstance(options, WriteOptions):

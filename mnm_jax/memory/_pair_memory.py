@@ -136,7 +136,10 @@ class PairMemory(Memory):
                 state = descend(state, changes, rate, how, gates, first=inner == 0)
         answers = self._answers(state, jnp.concatenate([keys, read_keys], 1))
         kept, read = jnp.split(answers, [keys.shape[1]], axis=1)
-        size = norm_of_pairs(_join(written)) if self.pairs_only else distance(state, old)
+        if self.pairs_only:
+            size = norm_of_pairs(jax.tree.map(lambda *rows: jnp.concatenate(rows, 1), *written))
+        else:
+            size = distance(state, old)
         before, after = mean_square(predicted[0] - values), mean_square(kept - values)
         info = WriteInfo(loss_before=before, loss_after=after, update_norm=size.astype(after.dtype))
         return state, info, read
@@ -195,14 +198,6 @@ def _dense(pair: Pair, like: Array) -> Array:
     """Returns X^T D `[B, I, O]` in the dtype of the weights."""
     dtype = common_dtype(pair.delta.dtype, like.dtype)
     return jnp.einsum("bhi,bho->bio", pair.inputs.astype(dtype), pair.delta.astype(dtype)).astype(like.dtype)
-
-
-def _join(written: list[Pairs]) -> Pairs:
-    """Returns the pairs of all inner steps, one per layer."""
-    if len(written) == 1:
-        return written[0]
-    layers = zip(*written, strict=True)
-    return tuple(Pair(*(jnp.concatenate(rows, 1) for rows in zip(*layer, strict=True))) for layer in layers)
 
 
 def norm_of_pairs(pairs: Pairs) -> Array:

@@ -3,55 +3,34 @@
 Shape letters: `B` examples, `H` heads, `R` rows of a pair, `K`/`V` key and value features.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._options import WriteOptions
-from mnm_jax.memory._rules import Pairs, Rule
+from mnm_jax.memory._rules import Rule
 from mnm_jax.memory._storage.dense import MemoryState
+from mnm_jax.memory._storage.transposed import TransposedState
 from mnm_jax.memory._types import Pair, Storage
 
 Array = jax.Array
-
-
-class _OnlyProducts(NamedTuple):
-    """A storage with the members that every storage has; see `Storage`."""
-
-    matrices: tuple[Array, ...]
-
-    @property
-    def batch_size(self) -> int:
-        return self.matrices[0].shape[0]
-
-    def product(self, layer: int, x: Array) -> Array:
-        return MemoryState(self.matrices).product(layer, x)
-
-    def product_transposed(self, layer: int, c: Array) -> Array:
-        return MemoryState(self.matrices).product_transposed(layer, c)
-
-    def subtract(self, pairs: Pairs) -> "_OnlyProducts":
-        return _OnlyProducts(MemoryState(self.matrices).subtract(pairs).weights)
-
-    def slow_product(self, x: Array, kernel: Array) -> Array:
-        return MemoryState(self.matrices).slow_product(x, kernel)
 
 
 def check_rule(network: Network, rule: Rule, dtype: jnp.dtype, options: WriteOptions) -> None:
     """Evaluates a user's rule on abstract shapes, two examples with three heads, and checks the shapes of its pairs."""
     batch, heads = 2, 3
     # Without gates and inner optimiser the rule runs in the fast forms, whose storages have no `weights`.
-    storage: Callable[[tuple[Array, ...]], Storage] = _OnlyProducts if options.pairs_only else MemoryState
     like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
 
     def compute(targets: Any, weights: tuple[Array, ...], keys: Array, values: Array) -> Any:
+        dense = MemoryState(weights)
+        storage: Storage = TransposedState.of(dense) if options.pairs_only else dense
         try:
-            return rule.pairs(network, targets, storage(weights), keys, values)
+            return rule.pairs(network, targets, storage, keys, values)
         except AttributeError as error:
-            if not isinstance(getattr(error, "obj", None), _OnlyProducts):
+            if not isinstance(getattr(error, "obj", None), TransposedState):
                 raise
             raise TypeError(
                 "rule must use the weights only through weights.product, weights.product_transposed and "

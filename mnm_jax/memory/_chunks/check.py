@@ -8,6 +8,7 @@ import numpy as np
 
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._memory import Memory, check_is_memory
+from mnm_jax.memory._options import PAPER, changed
 from mnm_jax.memory._pair_memory import PairMemory
 from mnm_jax.memory._rules import ErrorRule, GradientRule, SizedRule, SnapshotRule
 
@@ -31,18 +32,11 @@ def check_memory(memory: Memory) -> PairMemory:
     if isinstance(rule, ErrorRule):
         _probe_targets(memory, rule)
         _probe_steps(memory, rule)
-    refused = {
-        "optimizer": (options.optimizer is not None, None),
-        "inner_steps": (options.inner_steps != 1, 1),
-        "max_norm": (options.max_norm is not None, None),
-        "never_worse": (options.never_worse, False),
-    }
-    for name, (is_set, off) in refused.items():
-        if is_set:
-            raise ValueError(
-                f"memory must not have WriteOptions({name}={getattr(options, name)!r}), which the chunks of a layer "
-                f"cannot follow: leave {name}={off}, {remedy}"
-            )
+    for name in changed(options, "optimizer", "inner_steps", "max_norm", "never_worse"):
+        raise ValueError(
+            f"memory must not have WriteOptions({name}={getattr(options, name)!r}), which the chunks of a layer "
+            f"cannot follow: leave {name}={getattr(PAPER, name)}, {remedy}"
+        )
     return memory
 
 

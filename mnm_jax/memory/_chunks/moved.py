@@ -65,8 +65,9 @@ class Moved(NamedTuple):
 
     def answers(self, layer: int, x: Array, scale: Array, rate: Array, error: Array) -> Array:
         """Returns x_t W_t with the chunk's writes, which have inputs x and errors `[N, C, O]`, in at least float32."""
-        coupling, known = self.coupling(x, scale, rate), wide(self.product(layer, x))
-        return known if coupling is None else known - coupling @ error
+        coupling = self.coupling(x, scale, rate)
+        assert coupling is not None  # only in a chunk
+        return wide(self.product(layer, x)) - coupling @ error
 
     def end(self, pairs: Pairs, rate: Array) -> Moving:
         """Returns W and S after the tokens of the chunk, given their pairs and rates `[N, C]`."""

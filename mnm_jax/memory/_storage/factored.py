@@ -72,18 +72,16 @@ class FactoredState(NamedTuple):
         was_reset = None if self.was_reset is None else self.was_reset | flags
         return self._replace(first=jnp.where(flags, self.count, self.first), was_reset=was_reset)
 
-    def pop(self) -> tuple["FactoredState", tuple[Pair, ...]]:
-        """Returns the storage before the last write, and that write's pairs; only the count changes."""
+    def pop(
+        self, first: Array | None = None, was_reset: Array | None = None
+    ) -> tuple["FactoredState", tuple[Pair, ...]]:
+        """Returns the storage before the last write, with the resets of that step, and the pairs of the write."""
         last = self.count - 1
 
         def take(buffer: Array) -> Array:
             return jax.lax.dynamic_index_in_dim(buffer, last, axis=1, keepdims=False)
 
-        return self._replace(count=last), jax.tree.map(take, self.pairs)
-
-    def restore_resets(self, first: Array | None, was_reset: Array | None) -> "FactoredState":
-        """Returns the storage with the `first` and `was_reset` of an earlier step."""
-        return self._replace(first=first, was_reset=was_reset)
+        return self._replace(count=last, first=first, was_reset=was_reset), jax.tree.map(take, self.pairs)
 
     def transpose(self) -> "FactoredState":
         """Returns the storage of W^T."""

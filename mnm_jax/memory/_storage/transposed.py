@@ -22,10 +22,10 @@ class TransposedState(NamedTuple):
     """A `Storage` of W that keeps W^T.
 
     Attributes:
-      transpose: the storage of W^T.
+      kept: the storage of W^T.
     """
 
-    transpose: MemoryState | FactoredState
+    kept: MemoryState | FactoredState
 
     @classmethod
     def of(cls, storage: MemoryState | FactoredState) -> "TransposedState":
@@ -35,34 +35,29 @@ class TransposedState(NamedTuple):
     @property
     def batch_size(self) -> int:
         """`B`."""
-        return self.transpose.batch_size
+        return self.kept.batch_size
 
     def product(self, layer: int, x: Array) -> Array:
         """See `Storage`."""
-        return self.transpose.product_transposed(layer, x)
+        return self.kept.product_transposed(layer, x)
 
     def product_transposed(self, layer: int, c: Array) -> Array:
         """See `Storage`."""
-        return self.transpose.product(layer, c)
+        return self.kept.product(layer, c)
 
     def subtract(self, pairs: tuple[Pair, ...]) -> "TransposedState":
         """See `Storage`."""
-        return TransposedState(self.transpose.subtract(_swap(pairs)))
+        return TransposedState(self.kept.subtract(_swap(pairs)))
 
     def slow_product(self, x: Array, kernel: Array) -> Array:
         """See `Storage`."""
         return shared_times(x, kernel)
 
-    def pop(self) -> tuple["TransposedState", tuple[Pair, ...]]:
+    def pop(self, first: Array | None, was_reset: Array | None) -> tuple["TransposedState", tuple[Pair, ...]]:
         """See `FactoredState.pop`."""
-        assert isinstance(self.transpose, FactoredState)
-        transpose, pairs = self.transpose.pop()
-        return TransposedState(transpose), _swap(pairs)
-
-    def restore_resets(self, first: Array | None, was_reset: Array | None) -> "TransposedState":
-        """See `FactoredState.restore_resets`."""
-        assert isinstance(self.transpose, FactoredState)
-        return TransposedState(self.transpose.restore_resets(first, was_reset))
+        assert isinstance(self.kept, FactoredState)
+        kept, pairs = self.kept.pop(first, was_reset)
+        return TransposedState(kept), _swap(pairs)
 
 
 def _swap(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:

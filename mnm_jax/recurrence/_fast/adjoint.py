@@ -225,8 +225,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
             return (small, outputs, last.written.pairs), log.operands
 
         if program.factored:
-            weights, pairs = weights.pop()
-            weights = weights.restore_resets(*saved.resets)
+            weights, pairs = weights.pop(*saved.resets)
         else:
             # The pairs follow from the results without any weights; the compiler merges this with the replay below.
             (_, _, pairs), _ = replayed(None, theta, saved.small, x.inputs, probes)
@@ -323,9 +322,9 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         # Made here, since JAX 0.10 fails for shapes with the axes of a `jax.shard_map` over a part of a mesh.
         recorder = Recorder(base=start.dense(batch_size), log=log, mask=x.mask, discarded=x.discarded)
         written = program.step(theta, small, recorder, x)[1].written
-        logged = [kernel is not None for kernel in log.kernels]
-        logs.append((log.products, log.maps, logged, log.writes, written.writes))
-        kernels = [kernel for kernel in log.kernels if kernel is not None]
+        logs.append((log.products, log.maps, log.writes))
+        # In place of a kernel that cannot be logged: the inputs, which are no kernel.
+        kernels = [x.inputs if kernel is None else kernel for kernel in log.kernels]
         return program.kernels(theta), kernels, log.operands.memory, written.pairs
 
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
@@ -337,20 +336,13 @@ def _shapes(program: Program, theta: Any, small: Any, start: Start, xs: Steps) -
         raise StepError(TRANSFORMED) from error
     if any(isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.inexact) for value in jaxpr.consts):
         raise StepError(CLOSED_OVER)
-    ((products, maps, logged, writes, kept),) = logs
-    if not kept:
+    ((products, maps, writes),) = logs
+    if not pairs:
         raise StepError("the memory that a step of the cell returns has no write: use unroll(..., form='plain').")
     known = dict(zip(sorted(own_kernels), jaxpr.jaxpr.outvars, strict=False))  # a pytree's keys are sorted
     casts = {e.outvars[0]: e.invars[0] for e in jaxpr.jaxpr.eqns if e.primitive.name == "convert_element_type"}
-    called = iter(jaxpr.jaxpr.outvars[len(known) :])
-
-    def is_plain(index: int, has_kernel: bool) -> bool:
-        if not has_kernel:
-            return False
-        variable = next(called)
-        return index in known and known[index] is casts.get(variable, variable)
-
-    plain = [is_plain(index, has_kernel) for index, has_kernel in zip(maps, logged, strict=True)]
+    called = zip(maps, jaxpr.jaxpr.outvars[len(known) :], strict=False)
+    plain = [index in known and known[index] is casts.get(kernel, kernel) for index, kernel in called]
     return _Shapes(
         products=products,
         plain=plain,

@@ -61,12 +61,10 @@ class Written(NamedTuple):
     Attributes:
       pairs: the pairs subtracted, `()` before the first write; zero for examples whose step is masked or forked.
       visible: the pairs that products with the storage include; zero for examples whose step is masked.
-      writes: number of writes.
     """
 
     pairs: Pairs = ()
     visible: Pairs = ()
-    writes: int = 0
 
     def add(self, pairs: Pairs, mask: Array | None, discarded: Array | None) -> tuple["Written", Pairs, Pairs]:
         """Returns the writes including a new one, and the new pairs as this step and as later steps see them."""
@@ -74,7 +72,7 @@ class Written(NamedTuple):
         carried = visible if discarded is None else mask_pairs(visible, ~discarded)
         joined = join_pairs(self.pairs, carried)
         all_visible = joined if discarded is None else join_pairs(self.visible, visible)
-        return Written(pairs=joined, visible=all_visible, writes=self.writes + 1), visible, carried
+        return Written(pairs=joined, visible=all_visible), visible, carried
 
 
 class StepLog:

@@ -1,6 +1,6 @@
 """Runs a memory cell with `adjoint.run`, which takes the memory separately from the rest of the carry."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,21 +52,20 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         start = Start(None if xs.reset is None else shared, memory.weights)
     factored = form == "factored"
     theta = (cell, begin)
+    whole = every is None or every >= steps
     program = Program(
-        step=_step(layout),
+        step=partial(_step, layout),
         factored=factored,
-        dense_cotangent=not factored,
+        dense_cotangent=factored and not whole and xs.reset is None and keeps_dense_cotangent(),
         kernels=_kernels,
         add_kernels=_add_kernels,
     )
     kernels = program.transposed_kernels(theta)
-    if every is None or every >= steps:
+    if whole:
         small, own, outputs = run(program, theta, kernels, small, start, xs)
         return layout.join(small, MemoryState(own)), outputs
 
     own = start.dense(batch_size).weights
-    if factored and xs.reset is None and keeps_dense_cotangent():
-        program = program._replace(dense_cotangent=True)
 
     def chunk(carry: tuple[Any, Weights], xs: Steps) -> tuple[tuple[Any, Weights], Any]:
         start = Start(None if xs.reset is None else shared, carry[1])
@@ -79,22 +78,20 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     return layout.join(small, MemoryState(own)), outputs
 
 
-def _step(layout: CarryLayout) -> Callable[..., tuple[list[Any], Any, Any]]:
-    """Returns the function `Program.step`, with theta = (cell, small carry at the start of a sequence)."""
-
-    def step(theta: Any, small: list[Any], memory: Recorder | Replay, x: Steps) -> tuple[list[Any], Any, Any]:
-        cell, begin = _copy(theta)
-        for index, linear in _ordinary_maps(cell):
-            linear.dot_general = memory.dot_general(index)
-        small, inputs = x.enter(small, begin)
-        carry, outputs = call_unchanged(cell, layout.join(x.begin(small, begin), memory), inputs)
-        new, written = layout.split(carry)
-        if not isinstance(written, Recorder | Replay) or _has_log((new, outputs)):
-            raise StepError(TRANSFORMED)
-        small, outputs = x.leave(new, small, outputs)
-        return small, written, outputs
-
-    return step
+def _step(
+    layout: CarryLayout, theta: Any, small: list[Any], memory: Recorder | Replay, x: Steps
+) -> tuple[list[Any], Any, Any]:
+    """See `Program.step`; theta = (cell, small carry at the start of a sequence)."""
+    cell, begin = _copy(theta)
+    for index, linear in _ordinary_maps(cell):
+        linear.dot_general = memory.dot_general(index)
+    small, inputs = x.enter(small, begin)
+    carry, outputs = call_unchanged(cell, layout.join(x.begin(small, begin), memory), inputs)
+    new, written = layout.split(carry)
+    if not isinstance(written, Recorder | Replay) or _has_log((new, outputs)):
+        raise StepError(TRANSFORMED)
+    small, outputs = x.leave(new, small, outputs)
+    return small, written, outputs
 
 
 def _has_log(tree: Any) -> bool:
