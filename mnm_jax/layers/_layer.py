@@ -335,7 +335,8 @@ class NeuralMemoryLayer(nnx.Module):
     @property
     def _heads(self) -> Heads:
         params = self.memory_params.get_value()
-        return Heads(self._chunked, params, self.heads, self.max_rate, self.hard_rate, self.backend)
+        rates: Any = {"max_rate": self.max_rate, "hard_rate": self.hard_rate}
+        return Heads(chunked=self._chunked, params=params, number=self.heads, backend=self.backend, **rates)
 
     def _run(self, carry: LayerCarry, steps: Steps, *, fresh: bool, old: bool) -> tuple[LayerCarry, Any]:
         """Returns the carry and the results of at least one token.

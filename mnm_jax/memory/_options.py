@@ -102,7 +102,7 @@ def longest(before: Array, after: Array) -> Array:
 
 
 def changed(options: WriteOptions, *names: str) -> list[str]:
-    """Returns those of the named options that are not off."""
+    """Returns the given names whose options are not off."""
     return [name for name in names if getattr(options, name) != getattr(PAPER, name)]
 
 

@@ -21,11 +21,11 @@ Array = jax.Array
 def check_rule(network: Network, rule: Rule, dtype: jnp.dtype, options: WriteOptions) -> None:
     """Evaluates a user's rule on abstract shapes, two examples with three heads, and checks the shapes of its pairs."""
     batch, heads = 2, 3
-    # Without gates and inner optimiser the rule runs in the fast forms, whose storages have no `weights`.
     like = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)  # noqa: E731
 
     def compute(targets: Any, weights: tuple[Array, ...], keys: Array, values: Array) -> Any:
         dense = MemoryState(weights)
+        # Without gates and inner optimiser the rule runs in the fast forms, whose storages have no `weights`.
         storage: Storage = TransposedState.of(dense) if options.pairs_only else dense
         try:
             return rule.pairs(network, targets, storage, keys, values)

@@ -76,7 +76,7 @@ def test_factored_is_the_sum_of_what_was_written(base, x64):
         weights.append(weights[-1] - np.einsum("bhi,bho->bio", *pairs[0]))
         assert_is(storage, weights[-1])
     for t in reversed(range(C)):
-        storage, pairs = pop(storage)
+        storage, pairs = pop(storage, None, None)
         np.testing.assert_array_equal(pairs[0].delta, written(C)[t][0].delta)
         assert_is(storage, weights[t])
 

@@ -66,7 +66,7 @@ class Moved(NamedTuple):
     def answers(self, layer: int, x: Array, scale: Array, rate: Array, error: Array) -> Array:
         """Returns x_t W_t with the chunk's writes, which have inputs x and errors `[N, C, O]`, in at least float32."""
         coupling = self.coupling(x, scale, rate)
-        assert coupling is not None  # only in a chunk
+        assert coupling is not None  # only after a write
         return wide(self.product(layer, x)) - coupling @ error
 
     def end(self, pairs: Pairs, rate: Array) -> Moving:

@@ -72,10 +72,8 @@ class FactoredState(NamedTuple):
         was_reset = None if self.was_reset is None else self.was_reset | flags
         return self._replace(first=jnp.where(flags, self.count, self.first), was_reset=was_reset)
 
-    def pop(
-        self, first: Array | None = None, was_reset: Array | None = None
-    ) -> tuple["FactoredState", tuple[Pair, ...]]:
-        """Returns the storage before the last write, with the resets of that step, and the pairs of the write."""
+    def pop(self, first: Array | None, was_reset: Array | None) -> tuple["FactoredState", tuple[Pair, ...]]:
+        """Returns the storage before the last write, with the resets given, and the pairs of the write."""
         last = self.count - 1
 
         def take(buffer: Array) -> Array:

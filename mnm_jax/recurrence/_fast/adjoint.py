@@ -65,8 +65,8 @@ class Program(NamedTuple):
       step: `(theta, small, storage, one step's Steps) -> (small, storage, outputs)`, a pure function; the storage is a
         `Recorder` or a `Replay`.
       factored: whether the weights are kept as factors.
-      dense_cotangent: whether their cotangent is kept as matrices; for factored weights this needs own weights at the
-        start, and no resets.
+      dense_cotangent: whether the cotangent of factored weights is kept as matrices, which needs own weights at the
+        start, and no resets; that of dense weights always is.
       kernels: `(theta) -> {index of a map: kernel [I, O]}` of all slow linear maps, some of which the step logs.
       add_kernels: `(theta, {index of a map: array to add to its kernel}) -> theta`.
     """

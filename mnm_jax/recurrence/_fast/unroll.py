@@ -52,16 +52,16 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
         start = Start(None if xs.reset is None else shared, memory.weights)
     factored = form == "factored"
     theta = (cell, begin)
-    whole = every is None or every >= steps
+    every = None if every is None or every >= steps else every
     program = Program(
         step=partial(_step, layout),
         factored=factored,
-        dense_cotangent=factored and not whole and xs.reset is None and keeps_dense_cotangent(),
+        dense_cotangent=factored and every is not None and xs.reset is None and keeps_dense_cotangent(),
         kernels=_kernels,
         add_kernels=_add_kernels,
     )
     kernels = program.transposed_kernels(theta)
-    if whole:
+    if every is None:
         small, own, outputs = run(program, theta, kernels, small, start, xs)
         return layout.join(small, MemoryState(own)), outputs
 
