@@ -111,6 +111,11 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(pick, on_true, on_false)
 
 
+def swap_axes(tree: Any) -> Any:
+    """Returns leaves `[B, T, ...]` as `[T, B, ...]`, and vice versa."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
 def mask_pairs(pairs: tuple[Pair, ...], mask: Array | None) -> tuple[Pair, ...]:
     """Returns the pairs with delta zero for masked examples, so that their weights stay bit-equal."""
     if mask is None:

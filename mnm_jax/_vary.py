@@ -1,9 +1,13 @@
-"""Makes arrays vary over the same mesh axes, as loops under `jax.shard_map` with its default checks require."""
+"""Makes arrays vary over the same mesh axes, as loops under `jax.shard_map` with its default checks require.
+
+Also recognises symbolic zeros, in whose place a hand-written backward pass gets no array.
+"""
 
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 Tree = TypeVar("Tree")
 
@@ -34,6 +38,11 @@ def zeros_alike(tree: Any) -> Any:
         return jax.lax.pcast(new, axes, to="varying") if axes else new
 
     return jax.tree.map(zeros, tree)
+
+
+def is_zero(leaf: Any) -> bool:
+    """Returns whether a cotangent is known to be zero, with `symbolic_zeros` of `jax.custom_vjp`."""
+    return isinstance(leaf, SymbolicZero)
 
 
 def varying_axes(leaf: Any) -> frozenset[str]:

@@ -25,7 +25,7 @@ from mnm_jax._checks import (
     check_sizes,
 )
 from mnm_jax._linear import dot_general
-from mnm_jax._masking import Steps, check_steps, select
+from mnm_jax._masking import Steps, check_steps, select, swap_axes
 from mnm_jax._params import ParamTree, set_bias
 from mnm_jax._precision import wide
 from mnm_jax._vary import vary_alike
@@ -290,7 +290,7 @@ class NeuralMemoryLayer(nnx.Module):
         steps = Steps(inputs, mask=mask, reset=reset)
         check_steps(steps, time_major=time_major)
         if not time_major:
-            steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+            steps = swap_axes(steps)
         carry, fresh = begin(self.initialize_carry, carry, steps.inputs.shape[1:]), carry is None
         if steps.inputs.shape[0]:
             run = with_auto_axes(partial(type(self)._run, fresh=fresh, old=return_loss), steps.inputs)
@@ -299,7 +299,7 @@ class NeuralMemoryLayer(nnx.Module):
             outputs = jnp.zeros(steps.inputs.shape, self.dtype)
             losses = wide(jnp.zeros((*steps.inputs.shape[:2], self.heads), self.dtype))
             results = LayerOutput(outputs, losses) if return_loss else outputs
-        return carry, results if time_major else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), results)
+        return carry, results if time_major else swap_axes(results)
 
     def step(
         self,

@@ -55,6 +55,11 @@ def begin_carry(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
     return cell.initialize_carry(input_shape)
 
 
+def copy_tree(tree: Any) -> Any:
+    """Returns a copy made at the current trace level, since flax lets a module be changed only at its own level."""
+    return jax.tree.map(lambda leaf: leaf, tree)
+
+
 def call_unchanged(cell: Any, carry: Any, inputs: Array) -> tuple[Any, Any]:
     """Returns the results of a step; raises TypeError if it changes the cell, since the next step gets the old one."""
     structure: Any

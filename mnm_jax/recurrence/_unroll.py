@@ -5,13 +5,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
 from mnm_jax._auto_axes import with_auto_axes
 from mnm_jax._checks import check_choice, check_flags, check_sizes, show
-from mnm_jax._masking import Steps, check_steps
+from mnm_jax._masking import Steps, check_steps, swap_axes
 from mnm_jax._vary import vary_alike
 from mnm_jax.recurrence._carry import (
     begin_carry,
@@ -19,6 +18,7 @@ from mnm_jax.recurrence._carry import (
     check_begin,
     check_carry,
     check_has_memory,
+    copy_tree,
     explain_carry,
     lacking_members,
 )
@@ -125,7 +125,7 @@ def unroll(
     check_steps(xs, time_major=time_major)
     check_has_memory(cell, xs)
     if not time_major:
-        xs = _swap_axes(xs)
+        xs = swap_axes(xs)
     if carry is not None:
         check_carry(carry, xs.inputs.shape[1])
     run = with_auto_axes(partial(_run, form=form, checkpoint_every=checkpoint_every), xs.inputs)
@@ -135,7 +135,7 @@ def unroll(
         if problem := explain_carry(cell, carry, xs.inputs):
             raise TypeError(problem) from error
         raise
-    return last, outputs if time_major else _swap_axes(outputs)
+    return last, outputs if time_major else swap_axes(outputs)
 
 
 def _run(
@@ -192,8 +192,7 @@ def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: in
 
     def step(carry: Any, x: Steps) -> tuple[Any, Any]:
         carry, inputs = x.enter(carry, start)
-        own = jax.tree.map(lambda leaf: leaf, cell)  # a copy at the trace level of the scan, for `call_unchanged`
-        new, outputs = call_unchanged(own, x.begin(carry, start), inputs)
+        new, outputs = call_unchanged(copy_tree(cell), x.begin(carry, start), inputs)
         return x.leave(new, carry, outputs)
 
     scan: Callable[[Any, Steps], tuple[Any, Any]] = partial(jax.lax.scan, step)
@@ -204,8 +203,3 @@ def _unroll_plain(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, every: in
     if every is None:
         return scan(carry, xs)
     return scan_chunks(jax.checkpoint(scan, prevent_cse=False), carry, xs, every)
-
-
-def _swap_axes(tree: Any) -> Any:
-    """Returns leaves `[B, T, ...]` as `[T, B, ...]`, and vice versa."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

@@ -61,7 +61,7 @@ def _probe_targets(memory: PairMemory, rule: ErrorRule) -> None:
     """Computes targets of abstract shapes, which raises ValueError if they depend on the fast weights."""
     keys, values = (jax.ShapeDtypeStruct((1, 1, n), memory.param_dtype) for n in (memory.key_size, memory.value_size))
     params = jax.eval_shape(memory.init, jax.random.key(0))
-    jax.eval_shape(partial(compute_targets, memory, rule), params.targets, keys, values)
+    jax.eval_shape(partial(compute_targets, memory.network, rule), params.targets, keys, values)
 
 
 def _probe_steps(memory: PairMemory, rule: ErrorRule) -> None:

@@ -82,7 +82,7 @@ class ChunkState(NamedTuple):
     Attributes:
       now: the memories.
       start: their weights at the beginning of the chunk; empty if the result does not depend on the chunk size.
-      correction: U, a single layer `[B, H, F, V]`; None if stale, or without `start`.
+      correction: U, a single layer `[B, H, F, V]`; only of a `GradientRule` with `start`, and None if stale.
     """
 
     now: Moving
@@ -229,7 +229,7 @@ class ChunkedMemory:
         rule = self.memory.rule
         if not isinstance(rule, ErrorRule):
             return ()
-        targets = partial(compute_targets, self.memory, rule)
+        targets = partial(compute_targets, self.memory.network, rule)
         return jax.vmap(targets, (0, 1, 1), out_axes=1)(params.targets, tokens.keys, tokens.values)
 
     def _pairs(

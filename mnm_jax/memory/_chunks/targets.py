@@ -7,7 +7,7 @@ from typing import cast
 
 import jax
 
-from mnm_jax.memory._pair_memory import PairMemory
+from mnm_jax.memory._network import Network
 from mnm_jax.memory._rules import ErrorRule
 from mnm_jax.memory._storage.products import shared_times
 from mnm_jax.memory._types import Storage, TargetMaps
@@ -33,7 +33,7 @@ class _NoWeights:
 
 
 def compute_targets(
-    memory: PairMemory, rule: ErrorRule, maps: TargetMaps | None, keys: Array, values: Array
+    network: Network, rule: ErrorRule, maps: TargetMaps | None, keys: Array, values: Array
 ) -> tuple[Array, ...]:
     """Returns the targets of every layer, `[B, C, O]`."""
-    return rule.layer_targets(memory.network, maps, cast(Storage, _NoWeights()), keys, values)
+    return rule.layer_targets(network, maps, cast(Storage, _NoWeights()), keys, values)

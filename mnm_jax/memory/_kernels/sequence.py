@@ -131,7 +131,7 @@ def write_read_all(
     keys, queries = normalise(keys, how), normalise(queries, how)
     targets: tuple[Array, ...] = (values,)
     if isinstance(rule, SizedRule):
-        targets = compute_targets(memory, rule, params.targets, keys, values)
+        targets = compute_targets(network, rule, params.targets, keys, values)
     tokens = Tokens(
         keys=divide(keys),
         targets=tuple(map(divide, targets)),

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from mnm_jax._refuse import constant, reverse_only
+from mnm_jax._vary import is_zero
 from mnm_jax.memory._kernels.dots import PRODUCTS, SUMS, Dots
 from mnm_jax.memory._kernels.on_chip import ONE_DERIVATIVE, scan_on_chip
 from mnm_jax.memory._kernels.steps import gradient_deltas, steps
@@ -100,9 +100,9 @@ def _forward(network: Network, rule: KernelRule, *arguments: Any) -> tuple[tuple
 def _backward(network: Network, rule: KernelRule, residuals: Any, cotangents: Any) -> tuple[Weights, Tokens]:
     last, tokens, results = residuals
     last_ct, results_ct = cotangents
-    last_ct = tuple(jnp.zeros_like(w) if _is_zero(ct) else ct for w, ct in zip(last, last_ct, strict=True))
+    last_ct = tuple(jnp.zeros_like(w) if is_zero(ct) else ct for w, ct in zip(last, last_ct, strict=True))
     # A cotangent that is known to be zero is not loaded.
-    results_ct = jax.tree.map(lambda ct: None if _is_zero(ct) else ct, results_ct, is_leaf=_is_zero)
+    results_ct = jax.tree.map(lambda ct: None if is_zero(ct) else ct, results_ct, is_leaf=is_zero)
     step, on_gpu = (partial(_step_back, dots, network, rule) for dots in (PRODUCTS, SUMS))
     given = constant(((last, last_ct), (tokens, results, results_ct)), ONE_DERIVATIVE)
     (_, weights_ct), tokens_ct = scan_on_chip(step, *given, reverse=True, on_gpu=on_gpu)
@@ -110,10 +110,6 @@ def _backward(network: Network, rule: KernelRule, residuals: Any, cotangents: An
 
 
 _run.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
 
 
 def _step(dots: Dots, network: Network, rule: KernelRule, weights: Weights, now: Tokens) -> tuple[Weights, Results]:

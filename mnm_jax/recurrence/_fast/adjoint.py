@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
 from mnm_jax._masking import Steps
-from mnm_jax._vary import vary_alike
+from mnm_jax._vary import is_zero, vary_alike
 from mnm_jax.memory import Pair, Storage
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._storage.factored import FactoredState
@@ -193,8 +192,8 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     small_ct, last_ct, outputs_ct = cotangents
     # The step is not differentiated through outputs that the loss does not use, whose cotangents are known to be zero.
     tree: Any
-    outputs_ct, tree = jax.tree.flatten(outputs_ct, is_leaf=_is_zero)
-    used = [not _is_zero(leaf) for leaf in outputs_ct]
+    outputs_ct, tree = jax.tree.flatten(outputs_ct, is_leaf=is_zero)
+    used = [not is_zero(leaf) for leaf in outputs_ct]
     outputs_ct = list(itertools.compress(outputs_ct, used))
     shapes = _shapes(program, theta, jax.tree.map(lambda x: x[0], saved.small), start, xs)
 
@@ -250,7 +249,7 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     if isinstance(last_ct, MemoryState):
         dense_ct = _instantiate(last_ct.weights)
     else:
-        if not all(map(_is_zero, jax.tree.leaves(last_ct.pairs, is_leaf=_is_zero))):
+        if not all(map(is_zero, jax.tree.leaves(last_ct.pairs, is_leaf=is_zero))):
             pairs_ct = jax.tree.map(lambda buffer: jnp.moveaxis(buffer, 1, 0), _instantiate(last_ct.pairs))
         dense_ct = tuple(map(jnp.zeros_like, start.own)) if program.dense_cotangent else None
     cotangent = open_cotangent(dense_ct, shapes.multiplied, shapes.dtype, xs)
@@ -288,13 +287,9 @@ def _restore(leaves: list[Array], like: Any) -> Any:
     return jax.tree.map(cotangent, like)
 
 
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
 def _instantiate(tree: Any) -> Any:
     """Returns the tree with arrays in place of symbolic zeros."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if _is_zero(x) else x, tree, is_leaf=_is_zero)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if is_zero(x) else x, tree, is_leaf=is_zero)
 
 
 def _kernel_cotangents(

@@ -12,7 +12,7 @@ from mnm_jax._masking import Steps
 from mnm_jax._refuse import reverse_only
 from mnm_jax._vary import vary_alike
 from mnm_jax.memory import MemoryState, TargetMaps
-from mnm_jax.recurrence._carry import CarryLayout, call_unchanged
+from mnm_jax.recurrence._carry import CarryLayout, call_unchanged, copy_tree
 from mnm_jax.recurrence._fast.adjoint import Program, run
 from mnm_jax.recurrence._fast.record import RULE_MAP, TRANSFORMED, Recorder, StepError, StepLog
 from mnm_jax.recurrence._fast.replay import Replay
@@ -82,7 +82,7 @@ def _step(
     layout: CarryLayout, theta: Any, small: list[Any], memory: Recorder | Replay, x: Steps
 ) -> tuple[list[Any], Any, Any]:
     """See `Program.step`; theta = (cell, small carry at the start of a sequence)."""
-    cell, begin = _copy(theta)
+    cell, begin = copy_tree(theta)
     for index, linear in _ordinary_maps(cell):
         linear.dot_general = memory.dot_general(index)
     small, inputs = x.enter(small, begin)
@@ -118,7 +118,7 @@ def _kernels(theta: Any) -> dict[int, Array]:
 
 
 def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
-    theta = _copy(theta)
+    theta = copy_tree(theta)
     cell = theta[0]
     for index, linear in enumerate(cell.linear_maps()):
         if index in additions:
@@ -128,8 +128,3 @@ def _add_kernels(theta: Any, additions: dict[int, Array]) -> Any:
         kernel = params.targets.kernel + additions[RULE_MAP]
         cell.memory_params.set_value(params._replace(targets=params.targets._replace(kernel=kernel)))
     return theta
-
-
-def _copy(theta: Any) -> Any:
-    """Returns a copy made at the current trace level, since flax lets a module be changed only at its own level."""
-    return jax.tree.map(lambda leaf: leaf, theta)
