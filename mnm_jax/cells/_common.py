@@ -171,7 +171,7 @@ def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[
       TypeError: for inputs that are no real numbers, or a carry of another type or dtype.
       ValueError: for inputs that are not `[B, D]`, or a carry of another batch size.
     """
-    real = next((kind for kind in (jnp.integer, jnp.bool_) if is_kind(inputs, kind)), jnp.floating)
+    real = next((number for number in (jnp.integer, jnp.bool_) if is_kind(inputs, number)), jnp.floating)
     check_array("inputs", inputs, "B D", real, D=cell.in_features)
     use = f"use initialize_carry(({inputs.shape[0]}, {inputs.shape[1]}))"
     if not isinstance(carry, kind) or (kind is tuple and len(carry) != 2):

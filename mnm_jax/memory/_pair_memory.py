@@ -18,7 +18,7 @@ from mnm_jax.memory._memory import Memory, check_batch, check_params, check_read
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._norms import bound, gated, safe_root
 from mnm_jax.memory._options import TRIALS, WriteOptions, longest, normalise
-from mnm_jax.memory._rules import ErrorRule, Pairs, Rule, Written
+from mnm_jax.memory._rules import AfterWrite, ErrorRule, Pairs, Rule
 from mnm_jax.memory._step_size import gram, inner_products
 from mnm_jax.memory._storage import dense
 from mnm_jax.memory._storage.dense import MemoryState
@@ -118,7 +118,7 @@ class PairMemory(Memory):
         for inner in range(how.inner_steps):
             write = (self.network, params.targets, _storage(state), keys, values)
             if isinstance(self.rule, ErrorRule) and self.rule.write_through:
-                full, answer = self.rule.pairs(*write, self._written(state, rate, gates, first=inner == 0))
+                full, answer = self.rule.pairs(*write, self._after_write(state, rate, gates, first=inner == 0))
             else:
                 full, answer = self.rule.pairs(*write)
             predicted.append(answer)
@@ -132,7 +132,7 @@ class PairMemory(Memory):
                 written.append(scale_pairs(full, rate))
                 state = state.subtract(written[-1])
             else:
-                changes = tuple(_dense(pair, w) for pair, w in zip(full, state.weights, strict=True))
+                changes = tuple(_change(pair, w) for pair, w in zip(full, state.weights, strict=True))
                 state = descend(state, changes, rate, how, gates, first=inner == 0)
         answers = self._answers(state, jnp.concatenate([keys, read_keys], 1))
         kept, read = jnp.split(answers, [keys.shape[1]], axis=1)
@@ -144,17 +144,17 @@ class PairMemory(Memory):
         info = WriteInfo(loss_before=before, loss_after=after, update_norm=size.astype(after.dtype))
         return state, info, read
 
-    def _written(self, state: Any, rate: Array, gates: Mapping[str, Array], *, first: bool) -> Written:
+    def _after_write(self, state: Any, rate: Array, gates: Mapping[str, Array], *, first: bool) -> AfterWrite:
         """Returns the function that computes a layer's answers after a write to the state; see `descend`."""
 
-        def written(layer: int, x: Array, answer: Array, pair: Pair) -> Array:
+        def after_write(layer: int, x: Array, answer: Array, pair: Pair) -> Array:
             added = -gated(rate, _product(x, pair))
             if self.options.momentum:
                 added = added + gated(gates["momentum"], MemoryState(state.surprise).product(layer, x))
             forgets = self.options.forget and first
             return (gated(1 - gates["forget"], answer) if forgets else answer) + added
 
-        return written
+        return after_write
 
     def _answers(self, state: Any, keys: Array) -> Array:
         """Returns f(k; phi) for normalised keys."""
@@ -194,7 +194,7 @@ def scale_pairs(pairs: Pairs, factor: Array) -> Pairs:
     return tuple(Pair(p.inputs, gated(factor, p.delta)) for p in pairs)
 
 
-def _dense(pair: Pair, like: Array) -> Array:
+def _change(pair: Pair, like: Array) -> Array:
     """Returns X^T D `[B, I, O]` in the dtype of the weights."""
     dtype = common_dtype(pair.delta.dtype, like.dtype)
     return jnp.einsum("bhi,bho->bio", pair.inputs.astype(dtype), pair.delta.astype(dtype)).astype(like.dtype)

@@ -25,7 +25,7 @@ from mnm_jax.memory._types import Pair, Storage, TargetMaps
 Array = jax.Array
 Pairs = tuple[Pair, ...]
 # (layer, x, x W, pair) -> x W', the answers of a layer after the write of a pair at rate one; all `[B, H, .]`.
-Written = Callable[[int, Array, Array, Pair], Array]
+AfterWrite = Callable[[int, Array, Array, Pair], Array]
 RIDGE = 0.05  # the relative accuracy of N in `GradientRule`: smaller eigenvalues of it are not inverted
 
 
@@ -103,7 +103,7 @@ class ErrorRule(Rule):
         weights: Storage,
         keys: Array,
         values: Array,
-        written: Written | None = None,
+        written: AfterWrite | None = None,
     ) -> tuple[Pairs, Array]:
         """See `Rule`; `written` is needed with `write_through`."""
         inputs, outputs, _ = forward(network, weights, keys)
@@ -114,7 +114,7 @@ class ErrorRule(Rule):
         return self.steps(inputs, errors), outputs[-1]
 
     def _pairs_upwards(
-        self, network: Network, weights: Storage, keys: Array, wanted: tuple[Array, ...], written: Written
+        self, network: Network, weights: Storage, keys: Array, wanted: tuple[Array, ...], written: AfterWrite
     ) -> Pairs:
         """Returns the pairs of `write_through`, for targets `[B, H, O]`: one layer after another."""
         z, pairs = keys, list[Pair]()

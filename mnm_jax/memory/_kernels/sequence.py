@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._kernels.needs import Need, check_needs, memory_needs, size_need
-from mnm_jax.memory._kernels.writes import Results, Tokens, run
+from mnm_jax.memory._kernels.writes import Results, StepTokens, run
 from mnm_jax.memory._memory import Memory, mean_square
 from mnm_jax.memory._options import normalise
 from mnm_jax.memory._pair_memory import PairMemory, norm_of_pairs, scale_pairs
@@ -132,7 +132,7 @@ def write_read_all(
     targets: tuple[Array, ...] = (values,)
     if isinstance(rule, SizedRule):
         targets = compute_targets(network, rule, params.targets, keys, values)
-    tokens = Tokens(
+    tokens = StepTokens(
         keys=divide(keys),
         targets=tuple(map(divide, targets)),
         rate=divide(rate[:, None, None]),

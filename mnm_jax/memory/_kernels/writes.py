@@ -37,7 +37,7 @@ Weights = tuple[Array, ...]
 KernelRule = SizedRule | GradientRule
 
 
-class Tokens(NamedTuple):
+class StepTokens(NamedTuple):
     """Keys, targets and rates of all steps; within a kernel, of one step of one example, without the axes `B` and `T`.
 
     Attributes:
@@ -69,7 +69,7 @@ class Results(NamedTuple):
     read: Any
 
 
-def run(network: Network, rule: KernelRule, weights: Weights, tokens: Tokens) -> tuple[Weights, Results]:
+def run(network: Network, rule: KernelRule, weights: Weights, tokens: StepTokens) -> tuple[Weights, Results]:
     """Returns the weights after all steps, `[B, I, O]` per layer, and the results of all products.
 
     It has a reverse-mode derivative of first order; other derivatives raise a TypeError.
@@ -86,7 +86,7 @@ def run(network: Network, rule: KernelRule, weights: Weights, tokens: Tokens) ->
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(network: Network, rule: KernelRule, weights: Weights, tokens: Tokens) -> tuple[Weights, Results]:
+def _run(network: Network, rule: KernelRule, weights: Weights, tokens: StepTokens) -> tuple[Weights, Results]:
     step, on_gpu = (partial(_step, dots, network, rule) for dots in (PRODUCTS, SUMS))
     return scan_on_chip(step, weights, tokens, on_gpu=on_gpu)
 
@@ -97,7 +97,7 @@ def _forward(network: Network, rule: KernelRule, *arguments: Any) -> tuple[tuple
     return (last, results), (last, tokens, results)
 
 
-def _backward(network: Network, rule: KernelRule, residuals: Any, cotangents: Any) -> tuple[Weights, Tokens]:
+def _backward(network: Network, rule: KernelRule, residuals: Any, cotangents: Any) -> tuple[Weights, StepTokens]:
     last, tokens, results = residuals
     last_ct, results_ct = cotangents
     last_ct = tuple(jnp.zeros_like(w) if is_zero(ct) else ct for w, ct in zip(last, last_ct, strict=True))
@@ -112,7 +112,7 @@ def _backward(network: Network, rule: KernelRule, residuals: Any, cotangents: An
 _run.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _step(dots: Dots, network: Network, rule: KernelRule, weights: Weights, now: Tokens) -> tuple[Weights, Results]:
+def _step(dots: Dots, network: Network, rule: KernelRule, weights: Weights, now: StepTokens) -> tuple[Weights, Results]:
     """Returns the weights `[I, O]` of one example after a step, and the results of the step's products."""
     before, back = _products(dots, network, weights, now.keys), list[Array]()
 
@@ -121,12 +121,12 @@ def _step(dots: Dots, network: Network, rule: KernelRule, weights: Weights, now:
         return back[-1]
 
     pairs = _pairs(dots, network, rule, times_transposed, now.keys, before, now.targets, now.rate)
-    weights = _undo(dots, weights, [(x, -delta) for x, delta in pairs])
+    weights = _add_outer(dots, weights, [(x, -delta) for x, delta in pairs])
     kept, read = (None if x is None else _products(dots, network, weights, x) for x in (now.keys, now.queries))
     return weights, Results(before=before, back=tuple(back), kept=kept, read=read)
 
 
-def _step_back(dots: Dots, network: Network, rule: KernelRule, carry: Any, at_step: Any) -> tuple[Any, Tokens]:
+def _step_back(dots: Dots, network: Network, rule: KernelRule, carry: Any, at_step: Any) -> tuple[Any, StepTokens]:
     """Returns the weights before a step with their cotangent, and the cotangents of the step's tokens."""
     weights, weights_ct = carry
     now, results, results_ct = at_step
@@ -154,7 +154,7 @@ def _step_back(dots: Dots, network: Network, rule: KernelRule, carry: Any, at_st
         (-dots.times_transposed(delta, ct), -dots.times(inputs, ct))
         for (inputs, delta), ct in zip(pairs, weights_ct, strict=True)
     )
-    weights = _undo(dots, weights, pairs)
+    weights = _add_outer(dots, weights, pairs)  # undoes the write
     no_pairs, no_operands = jax.tree.map(jnp.zeros_like, (pairs_ct, operands))
     given_ct = vjp((pairs_ct, no_operands))
     sums = list(weights_ct)
@@ -168,7 +168,7 @@ def _step_back(dots: Dots, network: Network, rule: KernelRule, carry: Any, at_st
     before_ct = tuple(map(_sum, before_ct, results_ct.before))
     weights_ct, more_ct = _products_vjp(dots, network, weights, tuple(sums), now.keys, results.before, before_ct)
     queries_ct = after_ct[1] if read else None
-    tokens_ct = Tokens(keys=x_ct + more_ct + after_ct[0], targets=targets_ct, rate=rate_ct, queries=queries_ct)
+    tokens_ct = StepTokens(keys=x_ct + more_ct + after_ct[0], targets=targets_ct, rate=rate_ct, queries=queries_ct)
     return (weights, weights_ct), tokens_ct
 
 
@@ -176,7 +176,7 @@ def _sum(a: Array, b: Array | None) -> Array:
     return a if b is None else a + b
 
 
-def _undo(dots: Dots, weights: Weights, pairs: Any) -> Weights:
+def _add_outer(dots: Dots, weights: Weights, pairs: Any) -> Weights:
     """Returns W + X^T D of every layer."""
     return tuple(w + dots.outer(*pair) for w, pair in zip(weights, pairs, strict=True))
 
