@@ -353,7 +353,7 @@ def _check_devices(devices: Any) -> list[jax.Device]:
 
 def _dividing(devices: Sequence[jax.Device], count: int) -> Sequence[Any]:
     """Returns the largest number of devices that divides `count`; [None] for the devices of the program."""
-    return devices[: max((n for n in range(1, len(devices) + 1) if count % n == 0), default=0)] or [None]
+    return devices[: max((n for n in range(1, len(devices) + 1) if n <= count and count % n == 0), default=0)] or [None]
 
 
 def _divide(count: int, largest: int | None) -> list[tuple[int, int]]:

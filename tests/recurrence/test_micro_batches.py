@@ -41,6 +41,7 @@ def assert_equal(found, expected):
     [
         (7, 3, 1),
         (14, 3, 2),
+        (0, 3, 2),  # a sum is zero, a mean is not a number
         *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(6, 2, 1), (7, None, 1), (8, None, 8), (7, 2, 2)]),
     ],
 )
