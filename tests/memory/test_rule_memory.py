@@ -124,6 +124,11 @@ class NoPairs(Rule):
         (oja, {"hidden_sizes": (3,)}, "does not match previous terms"),
         (lambda n, w, k, v: ((), w.product(0, k)), {}, r"one Pair per layer, 1 with hidden_sizes=\(\), got \(\)"),
         (lambda n, w, k, v: ((Pair(k, k),), w.product(0, k)), {}, r"delta \[B, R, 4\] for layer 0, got .*\(2, 3, 5\)"),
+        (
+            lambda n, w, k, v: ((Pair(k[:, :0], v[:, :0]),), w.product(0, k)),
+            {},
+            r"at least one row, got inputs \(2, 0, 5\) for layer 0: return a row of zeros",
+        ),
         (lambda n, w, k, v: ((Pair(k, v),), k), {}, r"answers \[B, H, 4\], got \(2, 3, 5\) for B = 2 and H = 3"),
         ("delta", {}, "rule must be a function or a Rule, got 'delta': rules by name are in matrix_memory"),
         (
