@@ -152,7 +152,10 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
                         f"carry must have the memory of {kind}, a {here}, got a {there}, which is of another kind of "
                         "memory, or of one with other write options: use a carry of this cell."
                     )
-            return f"carry must have the leaves {leaf_names(first)} as of {kind}, got {leaf_names(carry)}."
+            names, own = leaf_names(first), leaf_names(carry)
+            # With the same leaves in nodes of other types, the message of the cell or of the form is clearer.
+            same = sorted(names) == sorted(own)
+            return None if same else f"carry must have the leaves {names} as of {kind}, got {own}."
         if change := first_change(first, carry):
             same = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, first, carry))
             remedy = cast if same else "use a carry of this cell, from initialize_carry or an earlier run."

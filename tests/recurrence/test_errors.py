@@ -75,6 +75,17 @@ def test_a_carry_that_is_not_the_cells_is_refused():
         unroll(MNM, MNM.initialize_carry((B, D)).controller, X)
 
 
+@pytest.mark.parametrize(
+    "form, message",
+    [("plain", "carry must be MNMCarry, got one of type dict"), ("reversible", "have the structure of MNMCell.init")],
+)
+def test_a_carry_with_the_leaves_of_the_cell_in_other_nodes_is_refused(form, message):
+    with pytest.raises(TypeError, match=r"carry must be a pair \(c, h\), got one of type list: use initialize_carry"):
+        unroll(LSTM, list(LSTM.initialize_carry((B, D))), X)
+    with pytest.raises(TypeError, match=message):
+        unroll(MNM, MNM.initialize_carry((B, D))._asdict(), X, form=form)
+
+
 @pytest.mark.parametrize("form", ["auto", "plain", "reversible", "factored"])
 @pytest.mark.parametrize("resets", [False, True])
 def test_the_memory_of_another_cell_is_refused_in_every_form(form, resets):

@@ -1,7 +1,7 @@
 """Runs a memory cell with `adjoint.run`, which takes the memory separately from the rest of the carry."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,17 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     xs = xs._replace(inputs=inputs)
     steps, batch_size = xs.inputs.shape[:2]
     begin = cell.initialize_carry((1, xs.inputs.shape[2]))
-    layout = CarryLayout.of(begin)
+    layout, structure = CarryLayout.of(begin), cast(Any, jax.tree.structure(begin))
     begin, memory = vary_alike((layout.split(begin), xs))[0]
     shared = tuple(w[0] for w in memory.weights)
     if carry is None:
         small = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch_size, *x.shape[1:])), begin)
         start = Start(shared, None)
     else:
+        if jax.tree.structure(carry) != structure:  # `unroll` names the leaves or the memory that differ
+            kind = type(cell).__name__
+            raise TypeError(f"carry must have the structure of {kind}.initialize_carry: use a carry of this cell.")
         small, memory = layout.split(carry)
-        if not isinstance(memory, MemoryState):
-            raise TypeError("the carry has the state of another kind of memory.")  # `unroll` names it
         if [(w.shape[1:], w.dtype) for w in memory.weights] != [(w.shape, w.dtype) for w in shared]:
             raise ValueError("the memory in the carry has other layers than that of the cell.")  # `unroll` names them
         start = Start(None if xs.reset is None else shared, memory.weights)
