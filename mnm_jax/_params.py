@@ -16,7 +16,8 @@ class ParamTree(nnx.Module):
       tree: any pytree of arrays.
 
     Raises:
-      ValueError: if two leaves have the same name, such as `{"a.b": x, "a": {"b": y}}`.
+      ValueError: if two leaves have the same name, such as `{"a.b": x, "a": {"b": y}}`, or if one has that of an
+        attribute of the module, such as `{"names": x}`.
 
     Examples:
       >>> params = ParamTree({"weights": (jnp.zeros(2), jnp.ones(3))})
@@ -30,6 +31,8 @@ class ParamTree(nnx.Module):
         leaves, structure = jax.tree.flatten(tree)
         self.structure: Any = structure
         self.names = tuple(by_name(tree))
+        if taken := [name for name in self.names if hasattr(self, name)]:
+            raise ValueError(f"an array must not be named {taken[0]!r}, an attribute of ParamTree: rename its key.")
         for name, leaf in zip(self.names, leaves, strict=True):
             setattr(self, name, nnx.Param(leaf))
 

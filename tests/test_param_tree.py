@@ -59,6 +59,13 @@ def test_names_are_whole_and_differ():
         ParamTree({"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}})
 
 
+@pytest.mark.parametrize("name", ["names", "structure", "get_value", "train"])
+def test_a_name_that_would_hide_an_attribute_is_refused(name):
+    with pytest.raises(ValueError, match=f"must not be named '{name}', an attribute of ParamTree: rename its key"):
+        ParamTree({name: jnp.ones(2)})
+    assert ParamTree({"a": {name: jnp.ones(2)}}).names == (f"a.{name}",)
+
+
 def test_a_tree_comes_back_as_it_was_and_takes_one_of_its_structure_alone():
     tree = {"a": (jnp.zeros(2), None), "b": [jnp.ones(3)]}
     params = ParamTree(tree)
