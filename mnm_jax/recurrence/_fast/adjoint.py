@@ -142,8 +142,9 @@ def run(
     `program.transposed_kernels(theta)`, passed in so that several runs share it. Resets need factored weights, since
     dense ones cannot be computed back over a reset.
     """
+    shapes = _shapes(program, theta, small, start, xs)
     # Compiled, since a `jax.shard_map` that is not compiled refuses the symbolic zeros of `_run`.
-    small, last, outputs = jax.jit(partial(_run, program), inline=True)(theta, kernels, small, start, xs)
+    small, last, outputs = jax.jit(partial(_run, program, shapes), inline=True)(theta, kernels, small, start, xs)
     if isinstance(last, MemoryState):
         return small, last.weights, outputs
     # Folded here, so that autodiff skips it if the loss does not use the last weights.
@@ -151,18 +152,16 @@ def run(
     return small, last._replace(shared=shared, own=start.own).fold(), outputs
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(
-    program: Program, theta: Any, kernels: dict[int, Array], small: Any, start: Start, xs: Steps
+    program: Program, shapes: _Shapes, theta: Any, kernels: dict[int, Array], small: Any, start: Start, xs: Steps
 ) -> tuple[Any, State, Any]:
-    return _forward(program, theta, small, start, xs)[0]
+    return _forward(program, shapes, theta, small, start, xs)[0]
 
 
 def _forward(
-    program: Program, theta: Any, small: Any, start: Start, xs: Steps
+    program: Program, shapes: _Shapes, theta: Any, small: Any, start: Start, xs: Steps
 ) -> tuple[tuple[Any, State, Any], tuple[_Saved, State]]:
-    shapes = _shapes(program, theta, small, start, xs)
-
     def body(carry: tuple[Any, State], x: Steps) -> tuple[tuple[Any, State], tuple[Any, _Saved]]:
         small, storage = carry
         resets: tuple[Array | None, Array | None] = (None, None)
@@ -181,13 +180,15 @@ def _forward(
     return (small, last, outputs), (saved, storage)
 
 
-def _run_forward(program: Program, *arguments: Any) -> tuple[tuple[Any, State, Any], Any]:
+def _run_forward(program: Program, shapes: _Shapes, *arguments: Any) -> tuple[tuple[Any, State, Any], Any]:
     theta, kernels, small, start, xs = jax.tree.map(lambda leaf: leaf.value, arguments)
-    results, saved = _forward(program, theta, small, start, xs)
+    results, saved = _forward(program, shapes, theta, small, start, xs)
     return results, (theta, kernels, start, xs, *saved)
 
 
-def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+def _run_backward(
+    program: Program, shapes: _Shapes, residuals: Any, cotangents: tuple[Any, Any, Any]
+) -> tuple[Any, ...]:
     theta, kernels, start, xs, saved, storage = residuals
     small_ct, last_ct, outputs_ct = cotangents
     # The step is not differentiated through outputs that the loss does not use, whose cotangents are known to be zero.
@@ -195,7 +196,6 @@ def _run_backward(program: Program, residuals: Any, cotangents: tuple[Any, Any, 
     outputs_ct, tree = jax.tree.flatten(outputs_ct, is_leaf=is_zero)
     used = [not is_zero(leaf) for leaf in outputs_ct]
     outputs_ct = list(itertools.compress(outputs_ct, used))
-    shapes = _shapes(program, theta, jax.tree.map(lambda x: x[0], saved.small), start, xs)
 
     def body(carry: tuple[Any, ...], at_step: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         theta_ct, small_ct, weights, weights_ct, pending = carry
