@@ -137,8 +137,9 @@ def check_cell_devices(cell: Cell) -> None:
     the compiler, and by `jax.shard_map` with its default checks.
     """
     inputs, carry = cell_inputs(cell), begin(cell)
-    flags = jnp.ones(inputs.shape[:2], bool)
-    given = (cell, carry, inputs, [jnp.ones_like(leaf) for leaf in floats(carry)], weights_of(inputs), flags, ~flags)
+    flags = np.ones(inputs.shape[:2], bool)
+    cotangents = [np.ones(leaf.shape, leaf.dtype) for leaf in floats(carry)]
+    given = (cell, carry, inputs, cotangents, weights_of(inputs), flags, ~flags)
     program = lambda cell, carry, inputs, cotangents, weights, mask, reset: flagged(  # noqa: E731
         cell, inputs, carry, cotangents=cotangents, weights=weights, mask=mask, reset=reset
     )
@@ -160,7 +161,7 @@ def check_cell_devices(cell: Cell) -> None:
 def check_cell_export(cell: Cell) -> None:
     """Checks that a step exported by `jax.export`, for cpu, cuda and tpu, gives the same numbers after a round trip."""
     inputs = cell_inputs(cell)
-    carry, inputs = flagged(cell, inputs).carry, inputs[0]
+    carry, inputs = flagged(cell, inputs).carry, np.asarray(inputs)[0]
     # Exported over flat leaves, so that a reader needs no registration of the cell's own types.
     leaves, tree = jax.tree.flatten((cell, carry, inputs))
 

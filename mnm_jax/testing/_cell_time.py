@@ -46,7 +46,7 @@ def check_cell_carry(cell: Cell) -> None:
     require(kinds(new) == kinds(carry), f"The carry changes from {kinds(carry)} to {kinds(new)}.")
     either = jax.eval_shape(lambda go: jax.lax.cond(go, lambda: cell(carry, inputs)[0], lambda: carry), True)
     require(kinds(either) == kinds(carry), f"Under lax.cond the carry changes from {kinds(carry)} to {kinds(either)}.")
-    many, _ = jax.eval_shape(jax.vmap(cell, (None, 0)), carry, jnp.stack([inputs, inputs]))
+    many, _ = jax.eval_shape(jax.vmap(cell, (None, 0)), carry, np.stack([inputs, inputs]))
     expected = jax.tree.map(lambda leaf: ((2, *leaf.shape), leaf.dtype), carry)
     require(kinds(many) == expected, f"Under vmap the carry changes from {expected} to {kinds(many)}.")
 
@@ -97,14 +97,15 @@ def _check_dtype(name: str, tree: Any, dtype: DTypeLike) -> None:
 @contract
 def check_cell_unroll(cell: Cell) -> None:
     """Checks that two runs joined by the carry equal a loop over all steps, in values and gradients."""
-    early, late = cell_inputs(cell), cell_inputs(cell)[::-1]
-    both = jnp.concatenate([early, late])
+    early = np.asarray(cell_inputs(cell))
+    late = early[::-1]
+    both = np.concatenate([early, late])
     w, v = np.split(weights_of(both), 2)
     second = flagged(cell, late, flagged(cell, early).carry, weights=v)
     first = flagged(cell, early, weights=w, cotangents=second.gradients.carry)
     join = lambda *leaves: np.concatenate(leaves)  # noqa: E731
     gradients = Gradients(
-        cell=jax.tree.map(jnp.add, first.gradients.cell, second.gradients.cell),
+        cell=jax.tree.map(np.add, *map(jax.device_get, (first.gradients.cell, second.gradients.cell))),
         carry=first.gradients.carry,
         inputs=join(first.gradients.inputs, second.gradients.inputs),
     )
@@ -119,17 +120,18 @@ def _assert_same(found: Run, expected: Run) -> None:
 @contract
 def check_cell_masking(cell: Cell) -> None:
     """Checks that padding, NaN included, changes no carry, output or later step and gets exactly zero gradient."""
-    inputs = cell_inputs(cell)
+    inputs = np.asarray(cell_inputs(cell))
     mask = np.ones(inputs.shape[:2], bool)
     mask[2], mask[5, 1], mask[0, 2], mask[:, 3] = False, False, False, False
-    found = flagged(cell, jnp.where(mask[..., None], inputs, jnp.nan), mask=mask)
+    undefined = np.full_like(inputs, np.nan)
+    found = jax.device_get(flagged(cell, np.where(mask[..., None], inputs, undefined), mask=mask))
     assert_finite(found.gradients)
-    gradient = np.asarray(found.gradients.inputs)
+    gradient = found.gradients.inputs
     require(np.all(gradient[~mask] == 0), "Padding gets a gradient that is not zero.")
     require(np.all(np.any(gradient[1, :3] != 0, -1)), "Inputs before padding get no gradient.")
     _assert_same(found, reference(cell, inputs, mask=mask))
     only = lambda tree: jax.tree.map(lambda leaf: leaf[3], tree)  # noqa: E731
-    assert_equal(only(found.carry), only(begin(cell)))
+    assert_equal(only(found.carry), only(jax.device_get(begin(cell))))
 
 
 @contract
@@ -140,7 +142,8 @@ def check_cell_resets(cell: Cell) -> None:
     reset[4, 0] = reset[0, 1] = reset[1, 2] = reset[4, 2] = True
     found = flagged(cell, inputs, reset=reset)
     _assert_same(found, reference(cell, inputs, reset=reset))
-    packed, whole = (split_output(outputs)[0] for outputs in (found.outputs, flagged(cell, inputs).outputs))
+    both = (found.outputs, flagged(cell, inputs).outputs)
+    packed, whole = (np.asarray(split_output(outputs)[0]) for outputs in both)
     require(np.all(np.any(packed[4:, 0] != whole[4:, 0], axis=-1)), "A reset has no effect.")
 
 
@@ -164,21 +167,23 @@ def check_cell_causality(cell: Cell) -> None:
 @contract
 def check_cell_isolation(cell: Cell) -> None:
     """Checks that a change of one example leaves the features of the others bit-equal."""
-    inputs = cell_inputs(cell)
+    inputs = np.array(cell_inputs(cell))
     gradient = _gradient_of_one_answer(cell)
     require(np.all(np.delete(gradient, 1, axis=1) == 0), "Features of one example depend on the inputs of another.")
-    changed = split_output(flagged(cell, inputs.at[:, 1].set(-7.0)).outputs)[0]
     whole = split_output(flagged(cell, inputs).outputs)[0]
+    inputs[:, 1] = -7.0
+    changed = split_output(flagged(cell, inputs).outputs)[0]
     assert_equal(np.delete(changed, 1, axis=1), np.delete(whole, 1, axis=1))
 
 
 @contract
 def check_cell_extremes(cell: Cell) -> None:
     """Checks that values and gradients are finite for inputs of 0 and 10,000, equal inputs, and saturated gates."""
-    inputs = cell_inputs(cell)
-    equal = jnp.broadcast_to(inputs[:1, :1], inputs.shape)
-    saturated = jax.tree.map(lambda leaf: 1e3 * leaf if is_float(leaf) else leaf, cell)
-    for subject, given in [(cell, 0 * inputs), (cell, 1e4 * inputs), (cell, equal), (saturated, inputs)]:
+    inputs = np.asarray(cell_inputs(cell))
+    equal = np.broadcast_to(inputs[:1, :1], inputs.shape)
+    times = lambda factor, array: np.asarray(factor, array.dtype) * np.asarray(array)  # noqa: E731
+    saturated = jax.tree.map(lambda leaf: jnp.asarray(times(1e3, leaf)) if is_float(leaf) else leaf, cell)
+    for subject, given in [(cell, times(0, inputs)), (cell, times(1e4, inputs)), (cell, equal), (saturated, inputs)]:
         assert_finite(flagged(subject, given))
 
 
@@ -229,7 +234,7 @@ def check_cell_empty(cell: Cell) -> None:
         return jnp.sum(split_output(outputs)[0]), (new, outputs)
 
     for steps, batch_size in [(0, 2), (3, 0)]:
-        inputs = jnp.zeros((steps, batch_size, cell.in_features), cell_dtype(cell))
+        inputs = np.zeros((steps, batch_size, cell.in_features), cell_dtype(cell))
         carry = begin(cell, batch_size)
         gradient, (new, outputs) = jax.eval_shape(jax.grad(value, has_aux=True), inputs, carry)
         require(kinds(new) == kinds(carry), f"The carry changes from {kinds(carry)} to {kinds(new)}.")

@@ -55,6 +55,19 @@ def _read(memory: Memory, params: MemoryParams, state: Any, keys: Array) -> Arra
     return memory.read(params, state, keys)
 
 
+@jax.jit
+def _loss(answers: Array, values: Array) -> Array:
+    """Returns the mean of the squared errors over heads and features, `[B]`."""
+    return jnp.mean(jnp.square(answers - values), axis=(1, 2))
+
+
+@jax.jit
+def _distance(new: Any, old: Any) -> Array:
+    """Returns the norm of the change of all weights of an example, `[B]`."""
+    change = jax.tree.leaves(jax.tree.map(jnp.subtract, new, old))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim))) for leaf in change))
+
+
 def _begin(memory: Memory, seed: int = 0) -> tuple[MemoryParams, Any, _Write]:
     """Returns new parameters, a state after one write, and the arguments of the next write."""
     params = jax.jit(memory.init)(jax.random.key(seed))
@@ -67,9 +80,9 @@ def _draw(memory: Memory, dtype: Any, seed: int) -> _Write:
     return _Write(
         keys=normal((B, H, memory.key_size), dtype, seed),
         values=normal((B, H, memory.value_size), dtype, seed + 1),
-        rate=jnp.linspace(0.2, 0.8, B, dtype=dtype),
+        rate=np.linspace(0.2, 0.8, B).astype(dtype),
         read_keys=normal((B, H, memory.key_size), dtype, seed + 2),
-        gates={name: jnp.linspace(0.1, 0.3, B, dtype=dtype) for name in memory.gates},
+        gates={name: np.linspace(0.1, 0.3, B).astype(dtype) for name in memory.gates},
     )
 
 
@@ -127,30 +140,28 @@ def check_memory_reads(memory: Memory) -> None:
     alone, alone_info = jax.jit(memory.write)(params, state, write.keys, write.values, write.rate, **write.gates)
     assert_close((alone, alone_info), (new, info))
     assert_close(_read(memory, params, new, write.read_keys), values)
-    loss = lambda answers: jnp.mean(jnp.square(answers - write.values), axis=(1, 2))  # noqa: E731
-    assert_close(info.loss_before, loss(read))
-    assert_close(info.loss_after, loss(_read(memory, params, new, write.keys)))
+    assert_close(info.loss_before, _loss(read, write.values))
+    assert_close(info.loss_after, _loss(_read(memory, params, new, write.keys), write.values))
     if isinstance(state, MemoryState | GatedState):
-        change = jax.tree.map(jnp.subtract, new.weights, state.weights)
-        squares = (jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(change))
-        assert_close(info.update_norm, jnp.sqrt(sum(squares)))
+        assert_close(info.update_norm, _distance(new.weights, state.weights))
 
 
 @contract
 def check_memory_zero_rate(memory: Memory) -> None:
     """Checks that a write with rate 0, and all gates 0, after another write leaves every answer bit-equal."""
     params, state, write = _begin(memory)
-    write = write._replace(rate=jnp.zeros_like(write.rate), gates=jax.tree.map(jnp.zeros_like, write.gates))
+    none = lambda leaf: np.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+    write = write._replace(rate=none(write.rate), gates=jax.tree.map(none, write.gates))
     new, info, _ = write.apply(memory, params, state)
     assert_equal(_read(memory, params, new, write.read_keys), _read(memory, params, state, write.read_keys))
-    assert_equal(info.update_norm, jnp.zeros_like(info.update_norm))
+    assert_equal(info.update_norm, none(info.update_norm))
 
 
 @contract
 def check_memory_head_order(memory: Memory) -> None:
     """Checks that the order of the heads of a write does not matter."""
     params, state, write = _begin(memory)
-    swapped = write._replace(keys=write.keys[:, ::-1], values=write.values[:, ::-1])
+    swapped = write._replace(keys=np.asarray(write.keys)[:, ::-1], values=np.asarray(write.values)[:, ::-1])
     assert_close(swapped.apply(memory, params, state), write.apply(memory, params, state))
 
 
@@ -158,9 +169,11 @@ def check_memory_head_order(memory: Memory) -> None:
 def check_memory_isolation(memory: Memory) -> None:
     """Checks that a change of one example's write leaves the states and answers of the others bit-equal."""
     params, state, write = _begin(memory)
-    changed = jax.tree.map(lambda leaf: leaf.at[1].multiply(-2), write._replace(rate=write.rate, gates={}))
-    changed = changed._replace(rate=write.rate.at[1].set(1.0), gates=write.gates)
-    found, expected = (given.apply(memory, params, state) for given in (changed, write))
+    changed = jax.tree.map(np.array, write)
+    changed.rate[1] = 1.0
+    for array in (changed.keys, changed.values, changed.read_keys):
+        array[1] *= -2
+    found, expected = (jax.device_get(given.apply(memory, params, state)) for given in (changed, write))
     others = lambda tree: jax.tree.map(lambda leaf: leaf[::2] if leaf.shape[:1] == (B,) else leaf, tree)  # noqa: E731
     assert_equal(others(found), others(expected))
     require(np.any(found[2][1] != expected[2][1]), "Another write of an example gives the same answer.")
@@ -170,7 +183,8 @@ def check_memory_isolation(memory: Memory) -> None:
 def check_memory_extremes(memory: Memory) -> None:
     """Checks that values and gradients are finite for zero keys, keys of 1,000, and equal keys in all heads."""
     params, _, write = _begin(memory)
-    equal = jnp.broadcast_to(write.keys[:, :1], write.keys.shape)
+    keys = np.asarray(write.keys)
+    equal = np.broadcast_to(keys[:, :1], keys.shape)
 
     @jax.jit
     def differentiate(params: MemoryParams, write: _Write) -> Any:
@@ -180,8 +194,8 @@ def check_memory_extremes(memory: Memory) -> None:
 
         return jax.value_and_grad(value, argnums=(0, 1))(params, write)
 
-    for keys in (jnp.zeros_like(equal), 1e3 * write.keys, equal):
-        assert_finite(differentiate(params, write._replace(keys=keys, read_keys=keys)))
+    for given in (np.zeros_like(keys), np.asarray(1e3, keys.dtype) * keys, equal):
+        assert_finite(differentiate(params, write._replace(keys=given, read_keys=given)))
 
 
 @contract
@@ -190,7 +204,7 @@ def check_memory_derivatives(memory: Memory) -> None:
     params, state, write = _begin(memory)
     require(write.keys.dtype == jnp.float64, f"Finite differences need a memory in float64, got {write.keys.dtype}.")
     # Short keys: where a write overshoots its target many times over, finite differences have few digits.
-    write = write._replace(keys=write.keys / 2, read_keys=write.read_keys / 2)
+    write = write._replace(keys=np.asarray(write.keys) / 2, read_keys=np.asarray(write.read_keys) / 2)
     leaves, tree = jax.tree.flatten((params, state, write))
     places = [place for place, leaf in enumerate(leaves) if is_float(leaf)]
 
