@@ -36,7 +36,7 @@ def differentiate(rule, form):
         return jnp.sum(jnp.sin(features.astype(jnp.float32))), features
 
     x = jax.random.normal(jax.random.key(0), (T, B, D), jnp.bfloat16)
-    gradient, features = jax.grad(loss, has_aux=True)(x)
+    gradient, features = jax.jit(jax.grad(loss, has_aux=True))(x)
     return features.astype(jnp.float32), gradient.astype(jnp.float32)
 
 

@@ -91,18 +91,22 @@ def test_in_bfloat16_no_write_makes_the_loss_worse(rule, heads):
     assert np.all(norm(read - values) <= norm(values) * (1 + 2**-8))  # opposite values can have a mean of zero
 
 
+@functools.partial(jax.jit, static_argnums=1)
+@jax.value_and_grad
+def differentiate_write(keys, epsilon):
+    """Returns a scalar of the weights after a write, and its gradient with respect to the keys."""
+    memory = local_memory(3, 2, hidden_sizes=(4,), epsilon=epsilon)
+    params = memory.init(jax.random.key(0))
+    state, _ = memory.write(params, memory.start(params, 1), keys, jnp.ones((1, 2, 2)), jnp.ones(1))
+    return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(state.weights))
+
+
 @pytest.mark.parametrize("epsilon", [1e-22, 1e-30, 1e-300])
 def test_a_tiny_epsilon_gives_finite_numbers_and_derivatives(epsilon):
     """1e-30 to the power -1.5 exceeds single precision, and 1e-300 to that power double precision."""
 
-    def write(keys, epsilon):
-        memory = local_memory(3, 2, hidden_sizes=(4,), epsilon=epsilon)
-        params = memory.init(jax.random.key(0))
-        state, _ = memory.write(params, memory.start(params, 1), keys, jnp.ones((1, 2, 2)), jnp.ones(1))
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(state.weights))
-
-    keys = jnp.array([[[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]]])
-    found, expected = (jax.value_and_grad(write)(keys, value) for value in (epsilon, 0.0))
+    keys = np.array([[[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]]], np.float32)
+    found, expected = (differentiate_write(keys, value) for value in (epsilon, 0.0))
     assert np.isfinite(found[1]).all()
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(found[1][0, 0], expected[1][0, 0], rtol=1e-5)

@@ -1,5 +1,7 @@
 """Tests the optimiser against numbers worked by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,21 +14,26 @@ from mnm_jax._params import leaf_names
 from mnm_jax.training import SequenceModel, make_optimizer
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def first_update(optimizer, gradient, params):
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+
 def sizes(steps, count, **settings):
     """Returns the lengths of the first `count` SGD updates of a scalar whose gradient is always 1."""
     optimizer = make_optimizer(name="sgd", steps=steps, **settings)
-    state, updates = optimizer.init(jnp.zeros(1)), []
+    state, updates = jax.jit(optimizer.init)(jnp.zeros(1)), []
+    step = jax.jit(optimizer.update)
     for _ in range(count):
-        update, state = optimizer.update(jnp.ones(1), state)
+        update, state = step(jnp.ones(1), state)
         updates.append(-float(update[0]))
     return updates
 
 
 def test_a_long_gradient_is_scaled_to_the_given_norm_and_a_short_one_is_left():
     optimizer = make_optimizer(name="sgd", learning_rate=0.5, steps=1, clip_norm=1.0)
-    state = optimizer.init(jnp.zeros(2))
-    np.testing.assert_allclose(optimizer.update(jnp.array([3.0, 4.0]), state)[0], [-0.3, -0.4], rtol=1e-6)
-    np.testing.assert_allclose(optimizer.update(jnp.array([0.3, 0.4]), state)[0], [-0.15, -0.2], rtol=1e-6)
+    for gradient, expected in (([3.0, 4.0], [-0.3, -0.4]), ([0.3, 0.4], [-0.15, -0.2])):
+        np.testing.assert_allclose(first_update(optimizer, jnp.array(gradient), jnp.zeros(2)), expected, rtol=1e-6)
 
 
 def test_schedules():
@@ -49,7 +56,7 @@ def test_weight_decay_is_none_unless_asked_for_and_apart_from_the_gradient():
     params, still = jnp.array([2.0]), jnp.zeros(1)
     for decay, expected in ((0.0, 0.0), (0.1, -0.5 * 0.1 * 2.0)):
         optimizer = make_optimizer(name="adamw", learning_rate=0.5, steps=1, weight_decay=decay)
-        update, _ = optimizer.update(still, optimizer.init(params), params)
+        update = first_update(optimizer, still, params)
         np.testing.assert_allclose(update, [expected], atol=1e-7)
 
 
@@ -57,18 +64,19 @@ def test_epsilon_holds_back_small_gradients(x64):
     """Adam's first update is rate g / (|g| + epsilon)."""
     for name in ("adam", "adamw"):
         optimizer = make_optimizer(name=name, learning_rate=0.5, steps=1, epsilon=0.25)
-        update, _ = optimizer.update(jnp.array([0.75, -0.25]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+        update = first_update(optimizer, jnp.array([0.75, -0.25]), jnp.zeros(2))
         np.testing.assert_allclose(update, [-0.375, 0.25], rtol=1e-6)  # bias is corrected in single precision
 
 
 @pytest.mark.parametrize("name, make", [("adam", optax.adam), ("nadam", optax.nadam)])
 def test_names_mean_what_they_mean_in_optax(name, make):
     ours, theirs, params = make_optimizer(name=name, learning_rate=0.1, steps=3), make(0.1), jnp.ones(2)
-    our_state, their_state = ours.init(params), theirs.init(params)
+    our_state, their_state = jax.jit(ours.init)(params), jax.jit(theirs.init)(params)
+    our_step, their_step = jax.jit(ours.update), jax.jit(theirs.update)
     for gradient in (jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])):
-        update, our_state = ours.update(gradient, our_state)
+        update, our_state = our_step(gradient, our_state)
         with jax.numpy_dtype_promotion("standard"):
-            expected, their_state = theirs.update(gradient, their_state)
+            expected, their_state = their_step(gradient, their_state)
         np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
@@ -81,7 +89,7 @@ def test_muon_makes_the_update_of_a_matrix_orthogonal_and_gives_all_else_to_adam
     params = jax.tree.map(jnp.ones_like, gradient)
     settings: dict = {"learning_rate": 0.5, "weight_decay": 0.1}
     optimizer = make_optimizer(name="muon", steps=1, **settings)
-    update, _ = optimizer.update(gradient, optimizer.init(params), params)
+    update = jax.device_get(first_update(optimizer, gradient, params))
 
     step = -(update["cell"]["kernel"] + 0.5 * 0.1)  # without the weight decay
     values = left.T @ step @ right / (0.5 * 0.2 * np.sqrt(4))
@@ -90,7 +98,7 @@ def test_muon_makes_the_update_of_a_matrix_orthogonal_and_gives_all_else_to_adam
 
     adamw = optax.adamw(**settings, nesterov=True)
     with jax.numpy_dtype_promotion("standard"):
-        expected, _ = adamw.update(gradient, adamw.init(params), params)
+        expected = first_update(adamw, gradient, params)
     for leaf in ("encoder", "head"):
         np.testing.assert_allclose(*map(jax.tree.leaves, (update[leaf], expected[leaf])), rtol=1e-6)
     np.testing.assert_allclose(update["cell"]["bias"], expected["cell"]["bias"], rtol=1e-6)
@@ -102,9 +110,9 @@ def test_muon_takes_the_matrices_of_a_sequence_models_cell_and_nothing_else():
     model = SequenceModel(nnx.Linear(2, 3, rngs=rngs), cell, 2, readout_features=5, rngs=rngs)
     params = nnx.state(model, nnx.Param)
     optimizer = make_optimizer(name="muon", learning_rate=0.5, steps=1)
-    gradient = jax.tree.map(lambda leaf: jnp.arange(1.0, leaf.size + 1).reshape(leaf.shape), params)
-    update, _ = optimizer.update(gradient, optimizer.init(params), params)
-    sizes = dict(zip(leaf_names(params), (jnp.ptp(jnp.abs(leaf)) for leaf in jax.tree.leaves(update)), strict=True))
+    gradient = jax.tree.map(lambda leaf: np.arange(1, leaf.size + 1, dtype=np.float32).reshape(leaf.shape), params)
+    update = jax.device_get(jax.tree.leaves(first_update(optimizer, gradient, params)))
+    sizes = dict(zip(leaf_names(params), (np.ptp(np.abs(leaf)) for leaf in update), strict=True))
     # The first update of AdamW has the same size in every entry; that of Muon does not.
     assert {name for name, size in sizes.items() if size > 1e-3} == {"cell.dense_i.kernel", "cell.dense_h.kernel"}
     with pytest.raises(ValueError, match="^muon updates the matrices of the model's part `cell`, and there are none"):
