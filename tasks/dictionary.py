@@ -5,6 +5,7 @@ Shape letters: `T` time steps, `B` examples, `D` input features.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -101,9 +102,7 @@ class Dictionary:
     def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a new batch, each example with a dictionary of its own; the same distribution at every step."""
         del step
-        tokens, targets, asked, mask = jax.vmap(self._sequence)(jax.random.split(key, batch_size))
-        inputs = jax.nn.one_hot(tokens.T, self.input_features)
-        return Batch(inputs=inputs, targets=targets.T, loss_mask=asked.T.astype(inputs.dtype), mask=mask.T)
+        return _sample(self, key, batch_size)
 
     def _sequence(self, key: Array) -> tuple[Array, Array, Array, Array]:
         """Returns (tokens, targets, asked, mask) of one sequence, `[T]` each."""
@@ -169,3 +168,10 @@ class Dictionary:
         steps = zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
         answers = [TARGET[target] if counts else "" for target, counts in steps]
         return time_line(tokens, answers[: len(tokens)])
+
+
+@partial(jax.jit, static_argnums=(0, 2), inline=True)  # compiled as a whole where a user draws a batch
+def _sample(task: Dictionary, key: Array, batch_size: int) -> Batch:
+    tokens, targets, asked, mask = jax.vmap(task._sequence)(jax.random.split(key, batch_size))
+    inputs = jax.nn.one_hot(tokens.T, task.input_features)
+    return Batch(inputs=inputs, targets=targets.T, loss_mask=asked.T.astype(inputs.dtype), mask=mask.T)
