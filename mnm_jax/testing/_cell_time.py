@@ -167,12 +167,13 @@ def check_cell_causality(cell: Cell) -> None:
 @contract
 def check_cell_isolation(cell: Cell) -> None:
     """Checks that a change of one example leaves the features of the others bit-equal."""
-    inputs = np.array(cell_inputs(cell))
+    inputs = np.asarray(cell_inputs(cell))
     gradient = _gradient_of_one_answer(cell)
     require(np.all(np.delete(gradient, 1, axis=1) == 0), "Features of one example depend on the inputs of another.")
     whole = split_output(flagged(cell, inputs).outputs)[0]
-    inputs[:, 1] = -7.0
-    changed = split_output(flagged(cell, inputs).outputs)[0]
+    other = inputs.copy()
+    other[:, 1] = -7.0
+    changed = split_output(flagged(cell, other).outputs)[0]
     assert_equal(np.delete(changed, 1, axis=1), np.delete(whole, 1, axis=1))
 
 
