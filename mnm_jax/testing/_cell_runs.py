@@ -19,6 +19,7 @@ from mnm_jax.recurrence import unroll
 from mnm_jax.testing._contract import first_dtype, is_float, normal
 
 Array = jax.Array
+Inputs = jax.Array | np.ndarray
 Cell = Any  # an nnx.RNNCellBase with `in_features`, which its type does not declare
 T, B = 6, 8
 
@@ -54,7 +55,7 @@ def begin(cell: Cell, batch_size: int = B) -> Any:
     return cell.initialize_carry((batch_size, cell.in_features))
 
 
-def weights_of(inputs: Array) -> np.ndarray:
+def weights_of(inputs: Inputs) -> np.ndarray:
     """Returns the weight of every step of every example in L, `[T, B]`, all different."""
     return np.linspace(1, 2, inputs.shape[0] * inputs.shape[1]).reshape(inputs.shape[:2])
 
@@ -117,7 +118,7 @@ def gradient_of_start(cell: Cell, cotangents: list[Array]) -> list[Array]:
 
 def flagged(
     cell: Cell,
-    inputs: Array,
+    inputs: Inputs,
     carry: Any = None,
     *,
     cotangents: Any = None,

@@ -35,13 +35,16 @@ B, H = 3, 2
 
 
 class _Write(NamedTuple):
-    """The arguments of `write_read`. keys, read_keys: `[B, H, K]`; values: `[B, H, V]`; rate and gates: `[B]`."""
+    """The arguments of `write_read`. keys, read_keys: `[B, H, K]`; values: `[B, H, V]`; rate and gates: `[B]`.
 
-    keys: Array
-    values: Array
-    rate: Array
-    read_keys: Array
-    gates: dict[str, Array]
+    They are arrays of JAX or of NumPy.
+    """
+
+    keys: Any
+    values: Any
+    rate: Any
+    read_keys: Any
+    gates: dict[str, Any]
 
     @partial(jax.jit, static_argnums=1)
     def apply(self, memory: Memory, params: MemoryParams, state: Any) -> Any:
