@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mnm_jax import WriteOptions, local_memory
+from tests.compiled import compiled
 
 B, K, V, HIDDEN = 2, 4, 3, 5
 RATE, FORGET, MOMENTUM = np.array([0.4, 0.9]), np.array([0.1, 0.6]), np.array([0.3, 0.8])
@@ -74,7 +75,7 @@ def test_a_hidden_weight_grows_with_every_write_if_its_error_is_computed_after_t
     weights = {}
     for before in (True, False):
         settings = {"write_through": True, "pre_activation": before, "epsilon": 0.0, "param_dtype": jnp.float64}
-        memory = local_memory(1, 1, hidden_sizes=(1,), **settings)
+        memory = compiled(local_memory(1, 1, hidden_sizes=(1,), **settings))
         params = memory.init(jax.random.key(0))
         params = params._replace(targets=params.targets._replace(kernel=jnp.array([[2.0, 1.0]])))
         state, one = memory.start(params, 1), jnp.ones((1, 1, 1), jnp.float64)

@@ -10,14 +10,19 @@ from mnm_jax import LSTMCell, MNMCell, NeuralMemoryLayer, RNNCell, WriteOptions,
 from mnm_jax.training import SequenceModel
 
 
+@nnx.jit
+def run(model, inputs, **options):
+    return model(inputs, **options)
+
+
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_the_head_casts_the_features_of_a_cell_in_bfloat16(dtype):
     cell = LSTMCell(3, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     model = SequenceModel(lambda x: x, cell, 5, dtype=dtype, rngs=nnx.Rngs(1))
     inputs = jax.random.normal(jax.random.key(2), (2, 3, 3))
-    features = np.asarray(unroll(cell, None, inputs)[1], np.float32)
+    features = np.asarray(jax.jit(unroll)(cell, None, inputs)[1], np.float32)
     expected = features @ np.asarray(model.head.kernel)
-    logits = model(inputs).logits
+    logits = run(model, inputs).logits
     assert logits.dtype == (dtype or jnp.float32) and model.head.kernel.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(logits, np.float32), expected, atol=1e-6 if dtype is None else 2e-2)
 
@@ -27,12 +32,12 @@ def test_the_hidden_units_of_the_head_by_hand():
     model = SequenceModel(lambda x: x, cell, 2, readout_features=6, rngs=nnx.Rngs(1))
     model.head.bias[...], model.into.bias[...] = jnp.array([0.5, -1.0]), jnp.linspace(-0.3, 0.3, 6)
     inputs = jax.random.normal(jax.random.key(0), (5, 2, 3))
-    features = np.asarray(unroll(cell, None, inputs)[1])
+    features = np.asarray(jax.jit(unroll)(cell, None, inputs)[1])
     units = features @ np.asarray(model.into.kernel) + np.asarray(model.into.bias)
     assert np.any(units < 0) and np.any(units > 0)
     expected = features @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
     expected = expected + np.maximum(units, 0) @ np.asarray(model.out.kernel)
-    np.testing.assert_allclose(model(inputs).logits, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(model, inputs).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_by_hand():
@@ -46,9 +51,10 @@ def test_dropout_by_hand():
     assert abs((dropped[0] == 0).mean() - 0.25) < 0.05 and np.any(dropped[0, 0] != dropped[0, 1])
     assert np.any(model._drop(ones, seeds, 1) != dropped)
     kept = np.asarray(model._drop(jnp.ones((3, 2, 2)), seeds, 1))
-    expected = (unroll(cell, None, jnp.asarray(dropped))[1] * kept) @ model.head.kernel
-    np.testing.assert_allclose(model(ones, noise=seeds).logits, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(model(ones).logits, unroll(cell, None, ones)[1] @ model.head.kernel, rtol=1e-5)
+    kernel, features = np.asarray(model.head.kernel), jax.jit(lambda x: unroll(cell, None, x)[1])
+    expected = (np.asarray(features(dropped)) * kept) @ kernel
+    np.testing.assert_allclose(run(model, ones, noise=seeds).logits, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(model, ones).logits, np.asarray(features(ones)) @ kernel, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
