@@ -73,7 +73,9 @@ class DrawnTask(abc.ABC):
 
     def sample(self, key: Array, batch_size: int, step: Array | int | None = None) -> Batch:
         """Returns a new batch, as trained on after `step` updates; None: after the curriculum."""
-        return _sample(self, key, batch_size, step)
+        growth = growth_at(step, self.curriculum)
+        drawn = jax.vmap(self.draw, (0, None))(jax.random.split(key, batch_size), growth)
+        return self.to_batch(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), drawn))
 
     def evaluations(self, split: str, batch_size: int) -> Mapping[str, Callable[[], Iterable[Batch]]]:
         """Returns the evaluation sets by name: "" is the trained setting; "test" adds `wider_sets` if `wider`."""
@@ -90,13 +92,6 @@ class DrawnTask(abc.ABC):
         steps = zip(np.asarray(batch.targets[:, index]), np.asarray(batch.loss_mask[:, index]), strict=True)
         answers = [self.answer(target) if counts else "" for target, counts in steps]
         return time_line(tokens, answers[: len(tokens)])
-
-
-@partial(jax.jit, static_argnums=(0, 2), inline=True)  # compiled as a whole where a user draws a batch
-def _sample(task: DrawnTask, key: Array, batch_size: int, step: Array | int | None) -> Batch:
-    growth = growth_at(step, task.curriculum)
-    drawn = jax.vmap(task.draw, (0, None))(jax.random.split(key, batch_size), growth)
-    return task.to_batch(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), drawn))
 
 
 def growth_at(step: Array | int | None, curriculum: int) -> Array:
