@@ -109,7 +109,7 @@ def plan(changes: Changes, config: ConfigDict, words: Sequence[str], workdir: pa
     words = [word for word in words if word.partition("=")[0].removeprefix("--") not in settings]
     words += [_word(setting, value) for setting, value in settings.items()]
     command = ["python", "-m", "launch.train", *words, f"--workdir={workdir / 'trials' / name}"]
-    return PlannedTrial(name, changes, command, plain_config(changed))
+    return PlannedTrial(name=name, changes=changes, command=command, config=plain_config(changed))
 
 
 def recipe_flags(flag: flags.Flag) -> list[str]:
