@@ -17,6 +17,7 @@ _REPEATS, _REPEATS_OF_LONG = 5, 3
 _MOST_REPEATS = 20
 _LONG = 10.0  # seconds
 _ENOUGH = 10.0  # seconds of the slowest candidate; a faster one is repeated more often, up to _MOST_REPEATS
+_REST = 0.25  # seconds, before each timed run
 _ENOUGH_ALONE = 3.0  # seconds, after which a candidate that is timed alone is not repeated again
 _LONGEST_NOTE = 200  # characters
 _LONGEST_COMPILATION = 120.0  # seconds; the compilation of a kernel may take minutes and would use up the budget
@@ -112,7 +113,7 @@ def rest() -> None:
     Without the wait the system reclaims them during the next program: a quarter of the time measured for the form
     "reversible" was caused by "plain".
     """
-    time.sleep(0.25)
+    time.sleep(_REST)
 
 
 def measure(
@@ -131,7 +132,7 @@ def measure(
       candidates: the candidates to time in turns.
       memory_bytes: memory of the machine; a program that needs more than 70% of it is not run. None: unknown.
       clock: returns seconds.
-      pause: called before each timed run.
+      pause: called before each timed run, or before the untimed run that warms up a short program.
     """
     rows: list[Row] = []
     runs: dict[int, Callable[[], Any]] = {}
@@ -152,7 +153,7 @@ def measure(
     for _ in range(_repeats(max(warm, default=0.0))):
         for place, run in runs.items():
             pause()
-            seconds[place].append(_seconds(run, clock))
+            seconds[place].append(_seconds_when_warm(run, clock))
     for place, times in seconds.items():
         median = statistics.median(times)
         spread = (max(times) - min(times)) / median
@@ -260,6 +261,16 @@ def _repeats(slowest: float) -> int:
     if slowest > _LONG:
         return _REPEATS_OF_LONG
     return min(_MOST_REPEATS, max(_REPEATS, math.floor(_ENOUGH / max(slowest, 1e-9))))
+
+
+def _seconds_when_warm(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    """Returns the seconds of a run, or of a second one if the first is shorter than a rest.
+
+    After a rest caches are cold and threads asleep, which makes a program of 10 milliseconds half as slow again, and
+    hardly changes one of a second.
+    """
+    seconds = _seconds(run, clock)
+    return _seconds(run, clock) if seconds < _REST else seconds
 
 
 def _seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:

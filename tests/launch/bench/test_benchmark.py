@@ -75,7 +75,14 @@ def test_candidates_are_warmed_once_and_then_take_turns(bench):
 @pytest.mark.parametrize(("seconds", "repeats"), [(10.5, 3), (9.5, 5), (1.0, 10), (1e-3, 20)])
 def test_a_long_step_is_repeated_less_often_a_short_one_more(bench, seconds, repeats):
     (row,) = bench.measure(bench.candidate("plain", [seconds]))
-    assert row["repeats"] == repeats == len(bench.order) - 1
+    assert row["repeats"] == repeats == bench.pauses
+
+
+def test_a_program_shorter_than_a_rest_is_timed_when_it_is_warm_again(bench):
+    short = bench.candidate("short", [0.3, *[0.02, 0.01] * 20])  # compiled anew, then slower after every rest
+    rows = bench.measure(short, bench.candidate("long", [1.0]))
+    assert [row["milliseconds"] for row in rows] == pytest.approx([10, 1000])
+    assert bench.order == ["short", "long"] + ["short", "short", "long"] * 10
 
 
 def test_ratios_are_to_the_reference_of_the_same_run(bench):
