@@ -64,7 +64,7 @@ def set_bias(linear: nnx.Linear, values: jax.Array) -> None:
 
 
 def is_key(leaf: Any) -> bool:
-    """Returns whether a leaf, or its shape, holds random keys of JAX; a number of Python does not."""
+    """Returns whether an array or a `jax.ShapeDtypeStruct` holds random keys; False for a Python number."""
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
 
 

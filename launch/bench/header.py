@@ -19,7 +19,7 @@ _VARIABLES = ("GLIBC_TUNABLES", "MALLOC_", "PJRT_NPROC", "XLA_FLAGS")
 
 
 def make_header(suite: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Returns suite, device (platform, kind, devices, cores), versions, environment and command."""
+    """Returns suite, device (platform, kind, devices, cores), versions, environment, timing and command."""
     first = devices[0]
     kind = _processor() if first.platform == "cpu" else first.device_kind
     packages = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, mnm_jax)}
@@ -28,6 +28,7 @@ def make_header(suite: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
         "device": {"platform": first.platform, "kind": kind, "devices": len(devices), "cores": count_cores()},
         "versions": {"python": platform.python_version()} | packages,
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)},
+        "timing": "warm",  # see `measure.measure`; files from before 2026-11-28 do not have it
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }
 

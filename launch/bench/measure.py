@@ -1,4 +1,7 @@
-"""Timing of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns or one by one."""
+"""Timing of the benchmarks: candidates are compiled, run once to warm up, and then timed in turns or one by one.
+
+In turns, a program shorter than the rest before it is timed by the second of two consecutive runs.
+"""
 
 import math
 import re
@@ -266,8 +269,7 @@ def _repeats(slowest: float) -> int:
 def _seconds_when_warm(run: Callable[[], Any], clock: Callable[[], float]) -> float:
     """Returns the seconds of a run, or of a second one if the first is shorter than a rest.
 
-    After a rest caches are cold and threads asleep, which makes a program of 10 milliseconds half as slow again, and
-    hardly changes one of a second.
+    After a rest the caches are cold, which matters for a program of some milliseconds.
     """
     seconds = _seconds(run, clock)
     return _seconds(run, clock) if seconds < _REST else seconds

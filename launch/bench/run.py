@@ -19,7 +19,7 @@ from launch.runs.workdir import write_json
 from mnm_jax._checks import check_choice
 from mnm_jax._files import whole_file
 
-_IDENTITY = ("suite", "device", "versions", "environment")  # all rows of one file agree in these
+_IDENTITY = ("suite", "device", "versions", "environment", "timing")  # all rows of one file agree in these
 BUDGET = 400.0  # seconds of a quick suite
 LATE = "not measured: out of time"  # a note that begins so names no fault: the row is measured at the next start
 
@@ -50,7 +50,7 @@ def run(
 
     Raises:
       ValueError: if the suite is unknown, the name does not end in .json, or the file is damaged or holds rows of
-        another suite, device, version or environment.
+        another suite, device, version, environment or timing.
     """
     check_choice("suite", suite, SUITES)
     groups, draw, quick = SUITES[suite]
@@ -119,6 +119,7 @@ def _read_rows(out: pathlib.Path, header: Mapping[str, Any]) -> list[Row]:
     try:
         there = json.loads(out.read_text(encoding="utf-8"))
         rows = there["rows"]
+        there.setdefault("timing", "cold")
         differing = [(name, there[name]) for name in _IDENTITY if there[name] != header[name]]
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{out} is no benchmark's file, or damaged; move it away, or take another --out.") from error

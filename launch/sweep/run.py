@@ -39,12 +39,12 @@ class Host(NamedTuple):
 
     @property
     def joined(self) -> bool:
-        """Whether Ray Train joins the hosts of a trial."""
+        """Returns whether Ray Train joins the hosts of a trial."""
         return self.hosts != 1 or self.topology is not None
 
     @property
     def wanted(self) -> dict[str, float]:
-        """The resources of each host without those of which it has none."""
+        """Returns each host's resources, without those whose number is 0."""
         return {name: number for name, number in self.resources.items() if number}
 
     @property

@@ -53,7 +53,7 @@ def check_rule(network: Network, rule: Rule, dtype: jnp.dtype, options: WriteOpt
         raise ValueError(f"rule must return one Pair per layer, {layers}, got {pairs}.")
     for layer, (pair, (fan_in, fan_out)) in enumerate(zip(pairs, network.shapes, strict=True)):
         rows = pair.inputs.shape[1:2]
-        if rows == (0,):
+        if rows == (0,) and options.pairs_only:
             raise ValueError(
                 f"rule must return pairs with at least one row, got inputs {pair.inputs.shape} for layer {layer}: "
                 "return a row of zeros for a layer that is not written."

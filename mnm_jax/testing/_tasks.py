@@ -155,12 +155,14 @@ def targets_score_full_marks(task: Any, batch_size: int) -> None:
         _require(float(loss.value) < 1e-6, task, f"logits of the targets must have loss 0, got {loss.value}")
         counted = batch.loss_mask.sum()
         _require(loss.count == counted, task, "loss must count the steps of loss_mask")
+        lost, others = _score(task, -logits, batch)
+        _require(float(lost.value) > 1, task, f"logits of every other class must have a large loss, got {lost.value}")
         if (accuracy := metrics.get("accuracy")) is None:
             continue
         _require(float(accuracy.value) == 1, task, f"logits of the targets must have accuracy 1, got {accuracy.value}")
         some = accuracy.count <= counted  # accuracy may count fewer steps, such as only the answers in a text
         _require(some, task, f"accuracy must count steps of loss_mask, {counted} at most, got {accuracy.count}")
-        wrong = _score(task, -logits, batch)[1]["accuracy"].value
+        wrong = others["accuracy"].value
         _require(float(wrong) == 0, task, f"logits of every other class must have accuracy 0, got {wrong}")
 
 

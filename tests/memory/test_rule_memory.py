@@ -150,6 +150,17 @@ def test_what_does_not_fit_is_an_error_when_the_memory_is_made(rule, settings, m
         rule_memory(K, V, rule, **settings)
 
 
+def test_with_gates_a_pair_may_have_no_rows():
+    """Such a write only forgets: its weights are dense, and the pair adds nothing to them."""
+    rule = lambda n, w, k, v: ((Pair(k[:, :0], v[:, :0]),), w.product(0, k))  # noqa: E731
+    memory = rule_memory(K, V, rule, options=WriteOptions(forget=True))
+    params = memory.init(jax.random.key(0))
+    keys, values, rate = jnp.ones((1, 1, K)), jnp.ones((1, 1, V)), jnp.ones(1)
+    before = memory.start(params, 1)
+    after, _ = memory.write(params, before, keys, values, rate, forget=jnp.full(1, 0.25))
+    np.testing.assert_allclose(after.weights[0], 0.75 * before.weights[0], rtol=1e-6)
+
+
 def in_a_loop(network, weights, keys, values):
     """The delta rule, with the answers of one head after the other."""
     answers = jax.lax.map(lambda key: weights.product(0, key[:, None])[:, 0], jnp.swapaxes(keys, 0, 1))

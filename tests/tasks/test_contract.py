@@ -11,7 +11,7 @@ from launch.runs.build import build_task
 from launch.runs.registry import TASKS
 from mnm_jax.testing import check_task
 from mnm_jax.testing._tasks import TASK_CHECKS, batches_fit_model_and_loss, loaders_resume
-from mnm_jax.training import Batch, Mean
+from mnm_jax.training import Batch, Mean, optional_member
 
 SETTINGS = {name: {"name": name, **entry.small} for name, entry in TASKS.items()} | {
     "dictionary-long": {"name": "dictionary", "length": 3, "support": 2, "evaluation_batches": 2, "wider": False},
@@ -36,6 +36,15 @@ def task(request, tmp_path_factory):
 @pytest.mark.parametrize("check", TASK_CHECKS, ids=lambda check: check.__name__)
 def test_contract(task, check):
     check(task, 4)
+
+
+def test_the_metrics_of_every_supervised_task_have_an_accuracy(task):
+    """A task of one's own may lack it; the tables and figures of this repository show it."""
+    if optional_member(task, "play") is not None:
+        pytest.skip("a task that is played has a reward")
+    batch = next(iter(task.evaluations("valid", 2)[""]()))
+    logits = jnp.zeros((*batch.targets.shape[:2], task.output_features))
+    assert "accuracy" in jax.eval_shape(task.metrics, logits, batch)
 
 
 @dataclasses.dataclass(frozen=True)

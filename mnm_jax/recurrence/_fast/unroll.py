@@ -46,7 +46,10 @@ def unroll_fast(cell: nnx.RNNCellBase, carry: Any | None, xs: Steps, form: str, 
     else:
         if jax.tree.structure(carry) != structure:  # `unroll` names the leaves or the memory that differ
             kind = type(cell).__name__
-            raise TypeError(f"carry must have the structure of {kind}.initialize_carry: use a carry of this cell.")
+            raise TypeError(
+                f"carry must have the structure of {kind}.initialize_carry, {structure}, "
+                f"got {jax.tree.structure(carry)}: use a carry of this cell."
+            )
         small, memory = layout.split(carry)
         if [(w.shape[1:], w.dtype) for w in memory.weights] != [(w.shape, w.dtype) for w in shared]:
             raise ValueError("the memory in the carry has other layers than that of the cell.")  # `unroll` names them

@@ -79,7 +79,8 @@ def test_a_long_step_is_repeated_less_often_a_short_one_more(bench, seconds, rep
 
 
 def test_a_program_shorter_than_a_rest_is_timed_when_it_is_warm_again(bench):
-    short = bench.candidate("short", [0.3, *[0.02, 0.01] * 20])  # compiled anew, then slower after every rest
+    # The first run compiles, and later ones are slower after every rest.
+    short = bench.candidate("short", [0.3, *[0.02, 0.01] * 20])
     rows = bench.measure(short, bench.candidate("long", [1.0]))
     assert [row["milliseconds"] for row in rows] == pytest.approx([10, 1000])
     assert bench.order == ["short", "long"] + ["short", "short", "long"] * 10
@@ -207,7 +208,7 @@ def test_the_report_says_what_was_measured_where_and_with_what(fake, tmp_path, c
     out = tmp_path / "new" / "fake.json"
     report = fake(out, 3, 5)
     assert json.loads(out.read_text()) == report
-    assert report.keys() == {"suite", "device", "versions", "environment", "command", "rows"}
+    assert report.keys() == {"suite", "device", "versions", "environment", "timing", "command", "rows"}
     assert report["suite"] == "fake"
     assert report["device"].keys() == {"platform", "kind", "devices", "cores"}
     assert (report["device"]["platform"], report["device"]["devices"]) == ("cpu", len(jax.devices()))
@@ -251,6 +252,15 @@ def test_a_group_of_which_a_row_is_missing_is_measured_whole(fake, bench, tmp_pa
     assert {"plain", "auto"} <= set(bench.order[-6:])
 
 
+def test_a_file_that_does_not_name_its_timing_was_timed_cold(fake, tmp_path):
+    out = tmp_path / "fake.json"
+    report = fake(out, 3)
+    del report["timing"]
+    out.write_text(json.dumps(report))
+    with pytest.raises(ValueError, match='is of another timing: "cold" there, "warm" here; take another --out'):
+        fake(out, 3, 5)
+
+
 def test_what_is_measured_is_written_before_the_next_group(fake, tmp_path):
     out = tmp_path / "fake.json"
     fails = failing(KeyboardInterrupt())
@@ -274,6 +284,7 @@ def test_what_is_measured_is_written_before_the_next_group(fake, tmp_path):
         ({"versions": {"jax": "0.1"}}, 'is of another versions: {"jax": "0.1"} there'),
         ({"rows": None, "suite": None}, "is of another suite: null there"),
         ({"environment": {"MALLOC_X": "1"}}, 'is of another environment: {"MALLOC_X": "1"} there'),
+        ({"timing": "cold"}, 'is of another timing: "cold" there, "warm" here'),
     ],
 )
 def test_a_file_of_something_else_is_refused_and_left(fake, tmp_path, change, message):
