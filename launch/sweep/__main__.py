@@ -18,7 +18,8 @@ from absl import flags
 
 from launch.command import run_command
 from launch.runs.config_flag import define_config
-from launch.sweep.run import Host, plan_trials, read_space, run_sweep
+from launch.sweep.host import Host
+from launch.sweep.run import plan_trials, read_space, run_sweep
 from launch.sweep.space import recipe_flags
 
 

@@ -11,7 +11,7 @@ from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 
-from launch.sweep.run import Host
+from launch.sweep.host import Host
 from launch.sweep.trial import LOG
 
 

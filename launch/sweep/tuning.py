@@ -14,7 +14,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from launch.sweep.run import Host
+from launch.sweep.host import Host
 from launch.sweep.space import PlannedTrial
 from launch.sweep.trial import LOG, Trial, Where
 from mnm_jax.training import read_metrics

@@ -25,19 +25,19 @@ class WithoutMaps(nnx.RNNCellBase):
     """Writes and reads with projections of its inputs.
 
     Args:
-      lacks: a member of `MemoryCell` that gets another name.
+      renamed: a member of `MemoryCell` that gets another name.
       start: the leaf `total` of its first carry, for a batch size.
       memory: the memory.
     """
 
     num_feature_axes = 1
 
-    def __init__(self, lacks="", start=lambda size: jnp.zeros(size), memory=MEMORY):
+    def __init__(self, renamed="", start=lambda size: jnp.zeros(size), memory=MEMORY):
         self.in_features, self.out_features, self.start = D, K, start
         self.linear = nnx.Linear(D, 2 * K, rngs=nnx.Rngs(0))
         params = ParamTree(memory.init(nnx.Rngs(1).params()))
         members = {"memory": memory, "memory_params": params, "heads": 1}
-        self.names = {name: f"own_{name}" if name == lacks else name for name in members}
+        self.names = {name: f"own_{name}" if name == renamed else name for name in members}
         for name, value in members.items():
             setattr(self, self.names[name], value)
 

@@ -39,7 +39,7 @@ def test_contract(task, check):
 
 
 def test_the_metrics_of_every_supervised_task_have_an_accuracy(task):
-    """A task of one's own may lack it; the tables and figures of this repository show it."""
+    """Tables and figures of this repository show it; a user's task may leave it out."""
     if optional_member(task, "play") is not None:
         pytest.skip("a task that is played has a reward")
     batch = next(iter(task.evaluations("valid", 2)[""]()))

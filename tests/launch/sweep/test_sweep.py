@@ -11,7 +11,8 @@ import types
 
 import pytest
 
-from launch.sweep.run import Host, run_sweep
+from launch.sweep.host import Host
+from launch.sweep.run import run_sweep
 from launch.sweep.space import PlannedTrial
 
 ROOT = pathlib.Path(__file__).parents[3]
