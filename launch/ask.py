@@ -17,9 +17,17 @@ The program prints each question with its most probable answers and with the sen
 to its read key (cosine, mean over heads: a row of the memory map). A percentage is the probability of an answer among
 all answers of training, provided that the story determines the answer. Every training story does: the model has no
 answer "unknown", and can give a high probability to a guess. The program therefore prints "unknown" and a guess without
-a percentage if the story does not mention a name in the question or the place, person or thing in the answer, or if no
-question of training has the form of this one. It cannot detect every question without an answer: after "Mary went to
-the garden. John took the milk." a model may be sure that the milk is in the garden.
+a percentage, with the reason, if
+
+* no question of training has the form of this one,
+* the story does not mention a name in the question, or the name that is the answer,
+* no sentences link the answer to the names in the question, as after "Mary went to the garden. John took the milk."
+  garden and milk are not linked,
+* the question itself has the name that is the answer, or
+* the model has no such answer, as after "Daniel gave the milk to Mary. Who gave the milk?".
+
+It cannot detect every question without an answer: after "John went to the garden. John gave the milk to Mary." Mary
+and garden are linked, and a model may be sure that she is there.
 
 An unseen word is read as a name that is not in the story, if it stands where such names stand (Alice as Daniel, say),
 with a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model
@@ -27,7 +35,8 @@ of task 3).
 
 A model of catbAbI reads the lines as one endless conversation: its memory is never emptied, not even at a new story,
 and its most probable answer is the next word that it reads, as the right answer is in training. It accepts only words
-of training; guesses have percentages like other answers, and no sentences are printed with its answers.
+of training, and no sentences are printed with its answers. The reasons above are looked up in the lines since the last
+new story.
 
 The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
 are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that
@@ -67,7 +76,7 @@ class Reader(NamedTuple):
     def conversation(self) -> Teller:
         """Returns a new conversation with the model."""
         if isinstance(self.task, BabiStream):
-            return StreamConversation(self.task, self.model)
+            return StreamConversation(self.task, self.model, self.language)
         return Conversation(self.task, self.model, self.language)
 
 
@@ -103,7 +112,7 @@ def main() -> None:
     on_terminal = _STORY.value is None and sys.stdin.isatty()
     if on_terminal:
         print(f"One sentence per line, questions with a question mark; {NEW_STORY} begins a new story, Ctrl-D ends.")
-        print("Percentages: the probabilities of answers, if the story determines the answer.")
+    print("Percentages: the probabilities of answers, if the story determines the answer.")
     story = sys.stdin if _STORY.value is None else open(_STORY.value, encoding="utf-8-sig", errors="replace")  # noqa: SIM115
     with story as lines:
         for text in converse(reader.conversation(), lines, keep_on=on_terminal):

@@ -10,9 +10,10 @@ import numpy as np
 from mnm_jax.analysis import memory_maps
 from mnm_jax.cells import CellOutput
 from mnm_jax.training import Batch, SequenceModel
+from tasks.babi.doubts import QUESTION_WORDS, find_doubts
 from tasks.babi.encode import NO_QUESTION
 from tasks.babi.language import Language
-from tasks.babi.names import QUESTION_WORDS, find_doubts, read_unseen
+from tasks.babi.names import read_unseen
 from tasks.babi.parser import Words
 from tasks.babi.task import Babi
 
@@ -31,7 +32,7 @@ class Answer(NamedTuple):
       answers: (answer, probability), the most probable first. The probability assumes, as in training, that the story
         determines the answer: there is no answer "unknown".
       guessed: whether `answers` can only be guesses, because question or answer has no counterpart in training; see
-        `tasks.babi.names.find_doubts`.
+        `tasks.babi.doubts.find_doubts`.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
       notes: what limits the answer: names that the model reads as others (if not noted before), words that are not in
         the story, sentences that the question does not see.
@@ -89,7 +90,7 @@ class Conversation:
     def _read(self, rows: list[Words]) -> dict[str, str]:
         known = set(self._task.vocabulary.words)
         unseen = any(word not in known for row in rows for word in row)
-        names = read_unseen(rows, known, self._language().contexts) if unseen else {}
+        names = read_unseen(rows, self._task.vocabulary, self._language().contexts) if unseen else {}
         self._task.encode([_rename(row, names) for row in rows])  # raises for a line that is too long
         return names
 
@@ -118,16 +119,17 @@ class Conversation:
             similarity = np.array([by_step[row == place].max() for place in range(count - 1)])
             nearest = np.argsort(-similarity)[:SHOWN]
             sentences = [(float(similarity[place]), first + int(place) + 1, seen[place][0]) for place in nearest]
-        text, asked = told[-1]
         new = names.items() - self._noted.items()
         self._noted = names
         notes = [f"{name!r} is new, and read as {spare!r}" for name, spare in names.items() if (name, spare) in new]
-        story = {word for _, row in seen[:-1] for word in row}
-        doubts, guessed = find_doubts(asked, shown[0], story, self._language().forms)
-        notes += doubts
+        *story, question = (_rename(row, names) for _, row in seen)
+        answer = self._task.answers[best[0]]
+        doubts, guessed = find_doubts(question, answer, story, self._language().forms, self._task.answers)
+        notes += [re.sub("'(.*?)'", lambda found: repr(originals.get(found[1], found[1])), note) for note in doubts]
         if first:
             notes.append(f"the question sees the last {most} of {len(told) - 1} sentences, as in training")
-        return Answer(story=number, question=text, answers=answers, guessed=guessed, sentences=sentences, notes=notes)
+        asked = told[-1][0]
+        return Answer(story=number, question=asked, answers=answers, guessed=guessed, sentences=sentences, notes=notes)
 
 
 class Teller(Protocol):

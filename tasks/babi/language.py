@@ -7,7 +7,8 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from mnm_jax._files import whole_file
-from tasks.babi.names import QUESTION_WORDS, Contexts, find_contexts, question_form
+from tasks.babi.doubts import QUESTION_WORDS, question_form
+from tasks.babi.names import Contexts, find_contexts
 from tasks.babi.stream import BabiStream
 from tasks.babi.task import Babi
 from tasks.babi.vocabulary import Vocabulary
@@ -23,7 +24,7 @@ class Language(NamedTuple):
     Attributes:
       vocabulary: words and answers.
       contexts: contexts of names, see `tasks.babi.names`.
-      forms: forms of questions, see `tasks.babi.names.question_form`; empty if not known.
+      forms: forms of questions, see `tasks.babi.doubts.question_form`; empty if not known.
     """
 
     vocabulary: Vocabulary
@@ -33,11 +34,10 @@ class Language(NamedTuple):
 
 def find_language(task: Babi | BabiStream) -> Language:
     """Returns the language of a task's data; a stream's language has no contexts, so that unseen names are refused."""
-    if isinstance(task, BabiStream):
-        return Language(task.vocabulary, {})
     rows = list(task.training_rows(_STORIES))
     forms = {question_form(row) for _, row in rows if row[0] in QUESTION_WORDS}
-    return Language(task.vocabulary, find_contexts(rows), forms)
+    contexts = {} if isinstance(task, BabiStream) else find_contexts(rows)
+    return Language(task.vocabulary, contexts, forms)
 
 
 def write_language(workdir: str | os.PathLike, language: Language) -> pathlib.Path:

@@ -1,7 +1,9 @@
 """The common parts of the tasks on bAbI: the data set, the features of its sentences, and the loss."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,6 +17,8 @@ from tasks.babi.archive import SIZES
 from tasks.babi.cache import Dataset, Options, open_dataset
 from tasks.babi.curriculum import Curriculum
 from tasks.babi.encoder import SentenceEncoder
+from tasks.babi.parser import Words
+from tasks.babi.vocabulary import PADDING
 from tasks.scoring import cross_entropy
 
 Array = jax.Array
@@ -112,6 +116,19 @@ class StoryTask:
     def _open(self, **options: Any) -> Dataset:
         """Returns the data set, encoded with these further `Options`."""
         return open_dataset(self.data_dir, self.cache_dir, Options(tasks=self.tasks, size=self.size, **options))
+
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        """The stories, as the task reads them."""
+        raise NotImplementedError
+
+    def training_rows(self, stories: int) -> Iterator[tuple[int, Words]]:
+        """Yields task and words of each sentence and question of the first training stories of every task."""
+        words, split = self._dataset.vocabulary.words, self._dataset.splits["train"]
+        for task in self.tasks:
+            for record in split.records.__getitems__(np.flatnonzero(split.tasks == task)[:stories].tolist()):
+                for row in record["words"]:
+                    yield task, tuple(words[word - 1] for word in row if word != PADDING)
 
     def _encoder(self, counts: np.ndarray, words: int, rngs: nnx.Rngs) -> SentenceEncoder:
         """Returns the encoder of sentences of up to `words` words, which occur `counts` times in training."""

@@ -5,7 +5,7 @@ Shape letters: `T` steps, `B` examples, `W` words of a sentence, `D` features, `
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import jax
@@ -141,14 +141,6 @@ class Babi(StoryTask):
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Sets the vocabulary to that of a trained model, so that the model can be used without the data set."""
         self.__dict__["_dataset"] = Dataset(vocabulary=vocabulary, counts=np.ones(vocabulary.size), splits={})
-
-    def training_rows(self, stories: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Yields task and words of each sentence and question of the first training stories of every task."""
-        words, split = self.vocabulary.words, self._dataset.splits["train"]
-        for task in self.tasks:
-            for record in split.records.__getitems__(np.flatnonzero(split.tasks == task)[:stories].tolist()):
-                for row in record["words"]:
-                    yield task, tuple(words[word - 1] for word in row if word != PADDING)
 
     @functools.cached_property
     def layout(self) -> Layout:

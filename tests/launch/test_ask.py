@@ -207,6 +207,22 @@ def test_a_question_or_an_answer_unlike_in_training_has_no_probability(tell):
     assert why.guessed and why.notes == ["the story does not mention 'kitchen'"]
 
 
+def test_a_question_with_who_reads_unseen_people_as_names_that_can_be_answers(tell):
+    who, receiver = tell("Alice gave the milk to Bob.", "Who gave the milk?", "Who received the milk?")
+    assert who.notes == ["'alice' is new, and read as 'mary'", "'bob' is new, and read as 'bill'"]
+    assert [answer.answers[0][0] for answer in (who, receiver)] == ["alice", "bob"]
+    assert not who.guessed and not receiver.guessed
+    (receiver,) = tell("Mary gave the milk to Alice.", "Who received the milk?")
+    assert receiver.answers[0][0] == "alice" and not receiver.guessed
+    (giver,) = tell("Daniel gave the milk to Mary.", "Who gave the milk?")  # Daniel is no answer of training
+    assert giver.guessed and "Daniel" not in format_answer(giver).splitlines()[1]
+
+
+def test_a_doubt_names_the_words_of_the_story(tell):
+    (where,) = tell("Alice went to the pub.", "Where is Zoe?")
+    assert where.guessed and where.notes[-1] == "the story does not mention 'zoe'"
+
+
 def test_a_question_sees_as_many_sentences_as_in_training(reader, monkeypatch):
     monkeypatch.setattr(type(reader.task), "longest_story", 3)
     conversation = Conversation(*reader)

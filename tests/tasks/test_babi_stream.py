@@ -19,6 +19,7 @@ from mnm_jax.training import Interrupted, TrainConfig, evaluate, init_state, rea
 from tasks.babi import BabiStream, parse
 from tasks.babi.cache import Dataset, Split
 from tasks.babi.encode import encode_reading
+from tasks.babi.language import Language
 from tasks.babi.readings import readings
 from tasks.babi.stream_asking import StreamConversation
 from tasks.babi.vocabulary import build_vocabulary
@@ -238,10 +239,11 @@ def test_a_conversation_is_one_stream_with_the_answers_of_the_model(make_task, r
     written = np.where(np.arange(batch.inputs.shape[-1]) == 0, 0, batch.inputs[:, 0])  # without the task's number
     np.testing.assert_array_equal(task.encode(("where", "is", "mary1"), "?"), written[start : start + 4])
 
-    conversation, texts, answers = StreamConversation(task, model), ["<end>"], []
+    language = Language(task.vocabulary, {}, {"where is *"})
+    conversation, texts, answers = StreamConversation(task, model, lambda: language), ["<end>"], []
     for line in ("1 Mary1 left.", "Where is Mary1?", "/new", "John is in!", "Is John in?\tyes\t1"):
-        with pytest.raises(ValueError, match="the word 'zoe' in 'zoe left' is not in the vocabulary"):
-            conversation.tell("Zoe left.")
+        with pytest.raises(ValueError, match="the word 'jon' in 'jon left' is not .*; near words are john"):
+            conversation.tell("Jon left.")
         answer = conversation.tell(line)
         text = line.partition("\t")[0].removeprefix("1 ").lower()
         texts.append("<end>" if line == "/new" else f"{text[:-1]} {'?' if answer else '.'}")
@@ -261,6 +263,11 @@ def test_a_conversation_is_one_stream_with_the_answers_of_the_model(make_task, r
             np.testing.assert_allclose([share for _, share in answer.answers], expected[best], rtol=1e-5)
             texts.append(answer.answers[0][0])
     assert [answer.story for answer in answers] == [1, 2]
+    assert [answer.guessed for answer in answers] == [False, True]
+    assert answers[1].notes == ["training has no question of the form 'is * in'"]
+    # The story before the "/new" is not that of the question.
+    assert conversation.tell("Where is Mary1?").notes == ["the story does not mention 'mary1'"]
+    assert conversation.tell("Where is John?").notes != ["the story does not mention 'john'"]
 
 
 @pytest.mark.slow
