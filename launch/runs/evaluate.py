@@ -1,5 +1,6 @@
 """Evaluation of finished and unfinished runs on the test split. Shape letter: `S` seeds."""
 
+import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -9,7 +10,9 @@ import numpy as np
 from launch.runs.build import build_parts
 from launch.runs.finished import history
 from launch.runs.metrics import natural
+from launch.runs.versions import commit_at_start, versions
 from launch.runs.workdir import CONFIG, continued_at, read_config, read_earlier
+from mnm_jax._files import whole_file
 from mnm_jax.training import evaluate, load_params, split_model
 
 
@@ -72,3 +75,24 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
     evaluated = [evaluate_run(run, data_dir) for run in runs]
     metrics = {name: np.concatenate([found[name] for found, _ in evaluated]) for name in evaluated[0][0]}
     return Evaluation(metrics, seeds, [step for _, step in evaluated])
+
+
+def write_evaluation(path: str | os.PathLike, workdir: str | os.PathLike, found: Evaluation) -> None:
+    """Writes the mean of each metric as the line of a run in a JSONL file, in place of an older line.
+
+    A line is `{"run", "steps", "seeds", "commit", "versions", "metrics"}`; "run" is the folder relative to the file's.
+    """
+    path = pathlib.Path(path)
+    run = pathlib.Path(os.path.relpath(workdir, path.parent)).as_posix()
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    line = {
+        "run": run,
+        "steps": found.steps,
+        "seeds": found.seeds,
+        "commit": commit_at_start(),
+        "versions": versions(),
+        "metrics": {name: float(np.mean(values)) for name, values in found.metrics.items()},
+    }
+    lines = [other for other in lines if other["run"] != run] + [line]
+    with whole_file(path) as file:
+        file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)

@@ -1,13 +1,18 @@
-"""Tests that the model that ships with its weights still earns the numbers of its summary."""
+"""Tests that the models that ship with their weights still earn the numbers of their summaries."""
 
 import json
 import pathlib
 
+import pytest
+
 from launch.runs.build import build_parts
+from launch.runs.evaluate import evaluate_folder, write_evaluation
 from launch.runs.workdir import read_config
 from mnm_jax.training import evaluate, load_params, split_model
 
-RUN = pathlib.Path(__file__).parents[3] / "results/pretrained/dictionary"
+RESULTS = pathlib.Path(__file__).parents[3] / "results"
+RUN = RESULTS / "pretrained/dictionary"
+LARGE = [path.parent for path in sorted(RESULTS.glob("*babi/**/params.safetensors"))]
 
 
 def test_the_weights_have_the_accuracy_of_their_summary():
@@ -19,3 +24,39 @@ def test_the_weights_have_the_accuracy_of_their_summary():
     for name in ("accuracy", "loss"):
         (expected,) = summary["metrics"][f"valid/{name}"]["per_seed"]
         assert abs(float(found[f"valid/{name}"][0]) - expected) < 2e-3, name
+
+
+def test_an_evaluation_is_written_as_the_line_of_its_run(tmp_path):
+    path = tmp_path / "shipped.jsonl"
+    path.write_text('{"run": "other"}\n')
+    found = evaluate_folder(RUN)
+    for metrics in ({"test/error": [0.5]}, {"test/error": [0.25]}):
+        write_evaluation(path, tmp_path / "group/model", found._replace(metrics=metrics))
+    other, line = map(json.loads, path.read_text().splitlines())
+    assert other == {"run": "other"}
+    assert (line["run"], line["steps"], line["seeds"]) == ("group/model", found.steps, found.seeds)
+    assert line["metrics"] == {"test/error": 0.25} and "jax" in line["versions"]
+
+
+@pytest.mark.parametrize("run", LARGE, ids=lambda run: run.relative_to(RESULTS).as_posix())
+def test_the_shipped_weights_of_stories_have_the_result_of_their_run(run):
+    (section,) = (folder for folder in run.parents if folder.parent == RESULTS)
+    lines = map(json.loads, (section / "shipped.jsonl").read_text().splitlines())
+    (shipped,) = (line for line in lines if section / line["run"] == run)
+    trained = json.loads((run / "summary.json").read_text())
+    assert shipped["steps"] == [trained["steps"]]
+    for name, value in shipped["metrics"].items():  # in half precision at most one answer in a thousand differs
+        assert abs(value - trained["metrics"][name]["mean"]) <= (0.1 if name.endswith("loss") else 1e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", LARGE, ids=lambda run: run.relative_to(RESULTS).as_posix())
+def test_the_shipped_weights_of_stories_repeat_their_evaluation(run, babi_dir):
+    for package in ("array_record", "grain", "tensorflow_datasets"):
+        pytest.importorskip(package)
+    (section,) = (folder for folder in run.parents if folder.parent == RESULTS)
+    lines = map(json.loads, (section / "shipped.jsonl").read_text().splitlines())
+    (shipped,) = (line for line in lines if section / line["run"] == run)
+    found = evaluate_folder(run, str(babi_dir)).metrics
+    for name, value in shipped["metrics"].items():  # other machines round otherwise: two answers of 20,000
+        assert abs(float(found[name].mean()) - value) <= (0.01 if name.endswith("loss") else 1e-4 * 20), name

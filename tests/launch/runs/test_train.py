@@ -13,7 +13,7 @@ from launch.configs import babi_task1
 from launch.evaluate import evaluation_table
 from launch.reporting.text_table import format_table
 from launch.runs import workdir as workdir_module
-from launch.runs.evaluate import evaluate_run
+from launch.runs.evaluate import evaluate_folder, evaluate_run
 from launch.runs.metrics import summarise
 from launch.runs.train import _describe_continuing, train_run
 from launch.runs.versions import commit
@@ -31,6 +31,10 @@ def tiny():
             "training": training,
         }
     )
+
+
+def table(folder):
+    return evaluation_table(folder, evaluate_folder(folder))
 
 
 def contents(folder):
@@ -334,12 +338,12 @@ def test_a_folder_of_seeds_is_evaluated_as_one_run(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "both" / "seed_10")
     shutil.copytree(finished[0], tmp_path / "both" / "seed_9")
     with pytest.raises(ValueError, match=r"^two runs in .*both have a seed in common, among "):
-        evaluation_table(tmp_path / "both")
+        table(tmp_path / "both")
     path = tmp_path / "both" / "seed_10" / "config.json"
     config = json.loads(path.read_text())
     config["training"]["seed"] = 10
     path.write_text(json.dumps(config))
-    alone, both = evaluation_table(finished[0]).splitlines(), evaluation_table(tmp_path / "both").splitlines()
+    alone, both = table(finished[0]).splitlines(), table(tmp_path / "both").splitlines()
     assert both[0] == f"{tmp_path / 'both'}, step 3"
     assert ["2 seeds" in alone[1], "4 seeds" in both[1]] == [True, True]
     assert [line.split(" +- ")[0] for line in alone[2:]] == [line.split(" +- ")[0] for line in both[2:]]
@@ -352,7 +356,7 @@ def test_runs_of_other_settings_have_no_common_mean(finished, tmp_path):
     config["training"]["learning_rate"] *= 2
     (tmp_path / "both" / "b" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="both/b and .*both/a differ in more than their seed"):
-        evaluation_table(tmp_path / "both")
+        table(tmp_path / "both")
 
 
 @pytest.mark.parametrize("name", ["summary_2.json", "earlier_configs.json"])
@@ -364,10 +368,10 @@ def test_seeds_that_were_continued_in_other_ways_have_no_common_mean(finished, t
         (folder / name).write_text(history)
         config["training"]["learning_rate"] = 0.01
         (folder / "config.json").write_text(json.dumps(config))
-    assert "4 seeds" in evaluation_table(tmp_path / "both")
+    assert "4 seeds" in table(tmp_path / "both")
     (folder / name).unlink()
     with pytest.raises(ValueError, match=r"seed_9 and .*seed_4 differ in more than their seed \(a setting, or how"):
-        evaluation_table(tmp_path / "both")
+        table(tmp_path / "both")
 
 
 def test_evaluate_repeats_the_test_metrics_of_the_summary(finished):
