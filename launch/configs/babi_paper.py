@@ -5,11 +5,11 @@
 Needs the official archive in `--config.task.data_dir` and `pip install '.[train,data]'`. A colon selects the gradient
 rule, `--config=launch/configs/babi_paper.py:mnm-g`, or the first, untuned settings of mnm-p, `:untuned`.
 
-From the paper (Munkhdalai et al., NeurIPS 2019): the cell, a memory of tanh layers without biases (three in the paper
-and in `:untuned`, two here), the meta objective, 10,000 questions per task, one model for all tasks, no augmentation.
-The paper does not state widths, heads, optimiser, batch and number of updates; these, and a sentence per step (the
-protocol of TPR-RNN and STM), are chosen here. The step size is "normalised", as in all recipes. Also chosen here, and
-not in `:untuned`:
+From the paper (Munkhdalai et al., NeurIPS 2019): the cell, a memory without biases (three layers in the paper and in
+`:untuned`, two here; all but the last have tanh), the meta objective, 10,000 questions per task, one model for all
+tasks, no augmentation. The paper does not state widths, heads, optimiser, batch and number of updates; these, and a
+sentence per step (the protocol of TPR-RNN and STM), are chosen here. The step size is "normalised", as in all recipes.
+Also chosen here, and not in `:untuned`:
 
 * `task.controller = "sentence"`: the controller's state and the last read are zero before every sentence and every
   question, so that facts reach an answer through the memory alone.

@@ -189,8 +189,7 @@ def _commands(page: _Page) -> list[str]:
     shown = list(patterns.items())[:_PATTERNS]
     lines = []
     for pattern, places in shown:
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        lines.append(f"# {'; '.join(places[:3])}{more}\n{pattern}")
+        lines.append(f"# {_shorten(places)}\n{pattern}")
     block = "```sh\n" + "\n".join(lines) + "\n```"
     hidden = len(patterns) - len(shown)
     where = f"`{page.section.folder.parent.name}/{name}/{SUMMARIES}` has the command of every run as `command`"
@@ -198,7 +197,23 @@ def _commands(page: _Page) -> list[str]:
     note = f"RUN is the place of a run, such as `{page.members[0].place}`, MODEL its model{seed}; {where}"
     if hidden:
         note += f", also of the {hidden} settings that are not shown"
-    return [block, wrap(f"{note}.")]
+    return [block, wrap(f"{note}. {_unrepeatable(page.members)}".rstrip())]
+
+
+def _unrepeatable(members: Sequence[Run]) -> str:
+    """Returns sentences about the runs whose program is not known exactly."""
+    unknown = [run.place for run in members if not run.summary.get("commit")]
+    dirty = [run.place for run in members if str(run.summary.get("commit")).endswith("-dirty")]
+    sentences = [f"Runs without a recorded commit: {_shorten(unknown)}."] if unknown else []
+    if dirty:
+        sentences.append(f"Runs of a program with uncommitted changes: {_shorten(dirty)}.")
+    return " ".join(sentences)
+
+
+def _shorten(places: Sequence[str]) -> str:
+    """Returns the first places of a list, and how many follow."""
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return f"{'; '.join(places[:3])}{more}"
 
 
 def _pattern(run: Run, section: str) -> str:

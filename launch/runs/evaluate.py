@@ -54,6 +54,7 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
       ValueError: as `evaluate_run`, or if two runs differ in more than their seed, also in how they were continued, or
         have a seed in common.
     """
+    commit_at_start()  # `write_evaluation` reports the program that runs, whose files may be changed meanwhile
     workdir = pathlib.Path(workdir)
     members = sorted((path.parent for path in workdir.glob(f"*/{CONFIG}")), key=lambda path: natural(path.name))
     runs = members if members and not (workdir / CONFIG).exists() else [workdir]

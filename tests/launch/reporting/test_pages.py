@@ -262,6 +262,20 @@ def test_a_page_shows_the_first_commands_of_many(tmp_path, write_run):
 
 
 @pytest.mark.usefixtures("blank_figures")
+def test_a_page_names_the_runs_whose_program_is_not_known(tmp_path, write_run):
+    section = tmp_path / "results/section"
+    for index in range(5):
+        write_run(section / f"g/old{index}")
+    for name, commit in (("clean", "0123456789ab"), ("changed", "0123456789ab-dirty")):
+        write_run(section / f"g/{name}")
+        path = section / f"g/{name}/summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": commit}))
+    page = " ".join(write(tmp_path / "results")[1]["section"].split())
+    assert "Runs without a recorded commit: g/old0; g/old1; g/old2 and 2 more." in page
+    assert "Runs of a program with uncommitted changes: g/changed." in page
+
+
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("given", [" --config.training.steps=2000", " --config.training.steps 2000", ""])
 def test_a_run_that_was_continued_has_a_command_per_number_of_updates(tmp_path, write_run, given):
     command = f"python3 -m launch.train --config=c.py:lstm --workdir /tmp/runs/a --config.task.n -1{given}"

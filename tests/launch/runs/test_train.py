@@ -330,8 +330,7 @@ def test_what_is_shipped_is_evaluated_as_the_run_was(finished, copy):
         evaluate_run(copy)
     shutil.rmtree(copy / "checkpoints")
     assert evaluate_run(copy)[1] == evaluate_run(copy, data_dir="none")[1] == 3  # the task reads no data
-    for name, values in evaluate_run(finished[0])[0].items():
-        np.testing.assert_array_equal(evaluate_run(copy)[0][name], values)
+    jax.tree.map(np.testing.assert_array_equal, evaluate_run(copy)[0], evaluate_run(finished[0])[0])
 
 
 def test_a_folder_of_seeds_is_evaluated_as_one_run(finished, tmp_path):
