@@ -102,6 +102,34 @@ def test_parameters_that_are_placed_explicitly_and_inputs_that_are_not():
         np.testing.assert_allclose(run(jax.device_put(params, places)), expected, atol=1e-6)
 
 
+def write(cell, keys, rate):
+    params = cell.memory_params.get_value()
+    return cell.memory.write(params, cell.memory.start(params, B), keys, jnp.sin(keys), rate)
+
+
+def write_read(cell, keys, rate):
+    params = cell.memory_params.get_value()
+    return cell.memory.write_read(params, cell.memory.start(params, B), keys, jnp.sin(keys), rate, keys)
+
+
+def call(cell, keys, rate):
+    return cell(cell.initialize_carry((B, D)), keys[:, 0, :D])
+
+
+@pytest.mark.parametrize("run", [write, write_read, call])
+@pytest.mark.parametrize("options", [WriteOptions(), WriteOptions(key_norm="l2", max_norm=1.0)], ids=["plain", "norms"])
+def test_single_operations_run_on_a_batch_that_is_divided_explicitly(run, options):
+    """Without `jax.jit`, where JAX refuses some operations on empty arrays and on the divided axis."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    memory = local_memory(4, 4, hidden_sizes=(4,), options=options)
+    cell = MNMCell(D, 5, memory, heads=2, read_first=True, rngs=nnx.Rngs(0))
+    given = jax.random.normal(jax.random.key(1), (B, 2, 4)), jnp.full(B, 0.5)
+    expected, found = run(cell, *given), run(cell, *jax.device_put(given, NamedSharding(mesh, jax.P("data"))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    for leaf in jax.tree.leaves(found):
+        assert jax.typeof(leaf).sharding.spec[0] == "data"
+
+
 def sum_of_squares(cell, inputs, form):
     return jnp.sum(unroll(cell, None, inputs, form=form)[1].features ** 2)
 

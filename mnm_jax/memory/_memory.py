@@ -108,7 +108,9 @@ class Memory(abc.ABC):
     ) -> tuple[Any, WriteInfo]:
         """Writes: `write_read` without read keys. Returns the new state and measures of the write."""
         check_array("keys", keys, "B H K", K=self.key_size)
-        return self.write_read(params, state, keys, values, rate, keys[:, :0], **gates)[:2]
+        # Not keys[:, :0]: outside of `jax.jit`, JAX cannot place these zeros on a mesh with axes of the type Explicit.
+        none = jax.lax.slice_in_dim(jax.lax.stop_gradient(keys), 0, 0, axis=1)
+        return self.write_read(params, state, keys, values, rate, none, **gates)[:2]
 
 
 def check_is_memory(memory: Memory) -> None:

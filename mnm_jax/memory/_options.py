@@ -131,7 +131,7 @@ def normalise(keys: Array, how: str | None) -> Array:
     A key whose square is below `SMALLEST` counts as zero. Computed in at least float32, since float16 has no squares of
     numbers above 256 or below 0.0002.
     """
-    if how is None:
+    if how is None or keys.shape[-2:-1] == (0,):
         return keys
     dtype, keys = keys.dtype, wide(keys)
     if how == "layer":

@@ -214,17 +214,18 @@ def _square(x: Array, delta: Array) -> Array:
     Therefore the inputs are made orthogonal one after another (Gram-Schmidt), X = L Q, so that the square is a sum of
     squares, sum_h |q_h|^2 |(L^T D)_h|^2.
     """
-    sums = []
+    sums: list[Array] = []
     own = jnp.sum(x * x, -1)
     tolerance = (16 * jnp.finfo(x.dtype).eps) ** 2
-    while x.shape[1]:
+    while True:
         first = x[:, :1]
         square = jnp.sum(first * first, -1)
         exists = square > tolerance * own[:, :1]  # otherwise this input depends on those before it
         share = jnp.where(exists, jnp.sum(x * first, -1) / jnp.where(exists, square, 1), 0)[..., None]
         sums.append(square[:, 0] * jnp.sum(jnp.square(jnp.sum(share * delta, 1)), -1))
+        if x.shape[1] == 1:
+            return functools.reduce(jnp.add, sums)
         x, delta, own = x[:, 1:] - share[:, 1:] * first, delta[:, 1:], own[:, 1:]
-    return functools.reduce(jnp.add, sums)
 
 
 @_square.defjvp

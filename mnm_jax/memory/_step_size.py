@@ -163,7 +163,8 @@ def _stack(parts: Sequence[Array]) -> Array:
 def _divide(stacked: Array, layers: int) -> list[Array]:
     """Returns the part of every layer, `[B, H, G]`. The batch size may be symbolic."""
     batch = stacked.shape[2] // layers
-    return [jnp.moveaxis(stacked[:, :, n * batch : (n + 1) * batch], 2, 0) for n in range(layers)]
+    parts = (jax.lax.slice_in_dim(stacked, n * batch, (n + 1) * batch, axis=2) for n in range(layers))
+    return [jnp.moveaxis(part, 2, 0) for part in parts]
 
 
 def _apply(delta_map: Array, error: Array) -> Array:

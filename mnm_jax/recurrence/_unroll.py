@@ -54,7 +54,8 @@ def unroll(
       carry: the first carry. None begins a new sequence, as `cell.initialize_carry((B, D))` does, and lets the form
         "factored" use one copy of the initial weights for all examples.
       inputs: `[T, B, D]`. If they are divided over devices, carry and outputs are divided in the same way, also on a
-        mesh with axes of the type Explicit. A call `cell(carry, x)` on such a mesh needs `jax.sharding.auto_axes`.
+        mesh with axes of the type Explicit. A call `cell(carry, x)` on such a mesh needs `jax.sharding.auto_axes` only
+        for its derivatives, for a `DNCCell` and for a memory from `custom_memory`.
       mask: `[T, B]` bool, False = padding: after a reset of this step, if any, the carry stays bit-equal, the outputs
         are zero, and the inputs, which may be NaN, have no influence and get exactly zero gradient.
       reset: `[T, B]` bool, True = a new sequence begins at this step, before the cell receives its input. Episodes
