@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -44,15 +45,30 @@ class ParamTree(nnx.Module):
         """Replaces the tree.
 
         Args:
-          tree: a tree of the same structure, with leaves of the same shapes.
+          tree: a tree of the same structure, with leaves of the same shapes and dtypes.
 
         Raises:
-          ValueError: for another structure or shape.
+          ValueError: for another structure, shape or dtype.
         """
-        leaves = self.structure.flatten_up_to(tree)
+        try:
+            leaves = self.structure.flatten_up_to(tree)
+        except ValueError as error:
+            raise ValueError(
+                f"params must have the arrays {', '.join(self.names)}, got {', '.join(leaf_names(tree)) or 'none'}: "
+                f"use the init of an equal memory. ({error})"
+            ) from error
         for name, leaf in zip(self.names, leaves, strict=True):
-            if leaf.shape != (shape := getattr(self, name).get_value().shape):
+            own = getattr(self, name).get_value()
+            shape, dtype = jnp.shape(own), jnp.result_type(own)
+            if leaf.shape == shape[1:]:
+                raise ValueError(
+                    f"{name} must have the shape {shape}, got {leaf.shape}: params of a layer have an axis of heads "
+                    "first; join those of every head by jnp.stack."
+                )
+            if leaf.shape != shape:
                 raise ValueError(f"{name} must have the shape {shape}, got {leaf.shape}: use params of equal sizes.")
+            if jnp.result_type(leaf) != dtype:
+                raise ValueError(f"{name} must have the dtype {dtype}, got {jnp.result_type(leaf)}: use astype.")
         for name, leaf in zip(self.names, leaves, strict=True):
             getattr(self, name).set_value(leaf)
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mnm_jax import ChainCell, MNMCell, NeuralMemoryLayer, gradient_memory, local_memory, unroll
+from mnm_jax import ChainCell, MNMCell, NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, unroll
 from mnm_jax._params import ParamTree
 from mnm_jax.memory import Pair
 
@@ -78,3 +78,60 @@ def test_a_tree_comes_back_as_it_was_and_takes_one_of_its_structure_alone():
     with pytest.raises(ValueError, match=r"b\[0\] must have the shape \(3,\), got \(4,\): use params of equal sizes"):
         params.set_value({"a": (jnp.ones(2), None), "b": [jnp.ones(4)]})
     np.testing.assert_array_equal(params.get_value()["a"][0], np.ones(2))  # nothing was replaced
+
+
+def test_parameters_of_another_dtype_are_refused():
+    """They would otherwise make the fast weights float16, or integers."""
+    cell = MNMCell(3, 2, local_memory(2, 2, hidden_sizes=()), rngs=nnx.Rngs(0))
+    params = cell.memory_params.get_value()
+    for dtype in (jnp.float16, jnp.int32):
+        with pytest.raises(
+            ValueError, match=rf"weights\[0\] must have the dtype float32, got {jnp.dtype(dtype)}: use astype"
+        ):
+            cell.memory_params.set_value(jax.tree.map(lambda leaf: leaf.astype(dtype), params))  # noqa: B023
+    cell.memory_params.set_value(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) + 1, params))  # as float32
+    np.testing.assert_allclose(cell.memory_params.get_value().weights[0], params.weights[0] + 1, rtol=1e-6)
+
+
+def test_parameters_of_another_rule_and_of_a_single_head_are_refused():
+    memory, other = local_memory(2, 2, hidden_sizes=()), gradient_memory(2, 2, hidden_sizes=())
+    cell = MNMCell(3, 2, memory, rngs=nnx.Rngs(0))
+    message = r"params must have the arrays weights\[0\], targets.kernel, targets.bias, got weights\[0\]: use the init"
+    with pytest.raises(ValueError, match=message):
+        cell.memory_params.set_value(other.init(jax.random.key(0)))
+    layer = NeuralMemoryLayer(3, memory, heads=2, rngs=nnx.Rngs(0))
+    heads = [memory.init(jax.random.key(seed)) for seed in range(2)]
+    with pytest.raises(
+        ValueError, match=r"the shape \(2, 2, 2\), got \(2, 2\): params of a layer have an axis of heads"
+    ):
+        layer.memory_params.set_value(heads[0])
+    layer.memory_params.set_value(jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads))
+    np.testing.assert_array_equal(layer.memory_params.get_value().weights[0][1], heads[1].weights[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "forms"),
+    [(WriteOptions(), ("plain", "reversible", "factored")), (WriteOptions(forget=True, momentum=True), ("plain",))],
+    ids=["paper", "gated"],
+)
+def test_parameters_cast_to_bfloat16_leave_the_fast_weights_in_float32(options, forms):
+    """The loss is that of rounded parameters, and every form has its gradients, rounded to 8 bits."""
+    memory = local_memory(2, 2, hidden_sizes=(3,), options=options)
+    cell, inputs = MNMCell(3, 2, memory, heads=2, rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (4, 2, 3))
+
+    def differentiate(cell, form):
+        def loss(cell):
+            carry, outputs = unroll(cell, None, inputs, form=form)
+            return jnp.mean(outputs.features**2) + jnp.sum(carry.memory.weights[0] ** 2), carry
+
+        (value, carry), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(cell)
+        return value, carry, [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(gradient)]
+
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell)
+    value, _, gradient = differentiate(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half), "plain")
+    for form in forms:
+        found, carry, of_half = differentiate(half, form)
+        assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+        for a, b in zip(of_half, gradient, strict=True):
+            np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_not_negative, check_sizes
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
-from mnm_jax.memory._memory import Memory, check_batch, check_params, check_read, check_write, mean_square
+from mnm_jax.memory._memory import (
+    Memory,
+    check_batch,
+    check_params,
+    check_read,
+    check_weights,
+    check_write,
+    mean_square,
+)
 from mnm_jax.memory._norms import limit, scaled, sum_of_squares
 from mnm_jax.memory._options import PAPER, TRIALS, WriteOptions, check_options, longest, normalise
 from mnm_jax.memory._step_size import STEP_SIZES, inverse_norm
@@ -54,6 +62,7 @@ def custom_memory(
       key_size: number of key features `K`.
       value_size: number of value features `V`.
       init: `(key) -> phi_0`, any pytree of floating-point arrays, such as the parameters of an `nnx` or Linen module.
+        Fast weights have the dtypes of the parameters from which they start.
       apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key. It is called with weights in the dtype of the key.
       loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.
       step_size: "normalised" or "sum". With `WriteOptions(optimizer=...)`, "sum" is usually the right choice.
@@ -142,6 +151,7 @@ class CustomMemory(Memory):
     def start(self, params: MemoryParams, batch_size: int) -> GatedState:
         """See `Memory`."""
         check_batch(params, batch_size)
+        check_weights(params)
         weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
         return begin(jax.tree.map(lambda w: jnp.broadcast_to(w, (batch_size, *w.shape)), weights), self.options)
 

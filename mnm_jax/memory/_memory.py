@@ -14,7 +14,7 @@ from jax import export
 from mnm_jax._checks import check_array, check_sizes
 from mnm_jax.memory._gated import GatedState
 from mnm_jax.memory._storage.dense import MemoryState
-from mnm_jax.memory._types import MemoryParams, WriteInfo
+from mnm_jax.memory._types import MemoryParams, TargetMaps, WriteInfo
 
 Array = jax.Array
 
@@ -63,6 +63,9 @@ class Memory(abc.ABC):
     @abc.abstractmethod
     def start(self, params: MemoryParams, batch_size: int) -> Any:
         """Returns the state at the start of a sequence: phi_0 for each of `batch_size` examples.
+
+        A memory with a `param_dtype` casts phi_0 to it, so that the fast weights keep this dtype in a program that
+        casts all parameters, for example to bfloat16.
 
         For `reset_controller` and `fork_memory` of `unroll`, a state of another type than this library's own must have
         a property `of_memory` that is True.
@@ -130,6 +133,15 @@ def check_batch(params: MemoryParams, batch_size: int) -> None:
     check_params(params)
     if not export.is_symbolic_dim(batch_size):
         check_sizes(least=0, batch_size=batch_size)
+
+
+def check_weights(params: MemoryParams) -> None:
+    """Raises TypeError unless the initial weights and the target maps are floating-point numbers."""
+    maps = params.targets if isinstance(params.targets, TargetMaps) else None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(MemoryParams(params.weights, maps)):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name} must be floating-point numbers, got dtype {jnp.result_type(leaf)}: use astype.")
 
 
 def check_state(state: Any) -> None:

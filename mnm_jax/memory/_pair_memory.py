@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from mnm_jax._precision import common_dtype, wide
 from mnm_jax.memory import _network as networks
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
-from mnm_jax.memory._memory import Memory, check_batch, check_params, check_read, check_write, mean_square
+from mnm_jax.memory._memory import (
+    Memory,
+    check_batch,
+    check_params,
+    check_read,
+    check_weights,
+    check_write,
+    mean_square,
+)
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._norms import bound, gated, safe_root
 from mnm_jax.memory._options import TRIALS, WriteOptions, longest, normalise
@@ -87,8 +95,9 @@ class PairMemory(Memory):
                 f"this memory has layers of the shapes {list(self.network.shapes)}, got params with {list(shapes)}, "
                 "which are of a memory of other sizes: use the init of this memory."
             )
+        check_weights(params)
         weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
-        state = dense.start(weights, batch_size)
+        state = dense.start(tuple(w.astype(self.param_dtype) for w in weights), batch_size)
         return state if self.pairs_only else begin(state.weights, self.options)
 
     def read(self, params: MemoryParams, state: Any, keys: Array) -> Array:

@@ -204,6 +204,23 @@ def test_parameters_and_states_of_another_kind_are_refused():
         memory.write(params._asdict(), state, **given)
 
 
+def test_parameters_that_are_integers_are_refused_by_name():
+    memory = local_memory(K, V, hidden_sizes=())
+    own = custom_memory(K, V, init=lambda key: {"w": jnp.eye(K, V)}, apply=lambda w, k: k @ w["w"])
+    params, of_own = memory.init(jax.random.key(0)), own.init(jax.random.key(0))
+    integers = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.int32), tree)  # noqa: E731
+    for given, name in (
+        (integers(params), r"weights\[0\]"),
+        (params._replace(targets=integers(params.targets)), "tar"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"^params.{name}.* must be floating-point numbers, got dtype int32: use as"
+        ):
+            memory.start(given, B)
+    with pytest.raises(TypeError, match=r"^params.weights\['w'\] must be floating-point numbers, got dtype int32"):
+        own.start(integers(of_own), B)
+
+
 def test_parameters_of_a_memory_of_other_sizes_are_refused():
     memory, wider = (local_memory(K, V, hidden_sizes=(width,)) for width in (3, 5))
     params = memory.init(jax.random.key(0))
