@@ -50,8 +50,8 @@ class CellOutput(NamedTuple):
 
     Attributes:
       features: `[B, F]`, the input of the next layer.
-      meta_loss: `[B]`, the step's term of the meta objective (equation 5 of the paper); None for cells without a neural
-        memory.
+      meta_loss: `[B]`, the step's term of the meta objective (equation 5 of the paper), in at least float32; None for
+        cells without a neural memory.
       write: measures of the write; None for cells without a neural memory.
       trace: keys, values and write rate of the step.
     """

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from mnm_jax._checks import check_array, check_choice, check_flags, check_sizes
 from mnm_jax._params import ParamTree
-from mnm_jax._precision import wide_dtype
+from mnm_jax._precision import wide, wide_dtype
 from mnm_jax.cells._common import (
     Cell,
     CellOutput,
@@ -270,8 +270,9 @@ class MNMCell(Cell):
             return None, current
         all_keys = recent.keys.reshape(keys.shape[0], (self.meta_window - 1) * self.heads, keys.shape[-1])
         answers = self.memory.read(self.memory_params.get_value(), state, all_keys).reshape(recent.values.shape)
-        past = jnp.mean(jnp.square(answers - recent.values), axis=(2, 3))
-        loss = (current + jnp.sum(recent.valid * past, 1)) / (1 + jnp.sum(recent.valid, 1))
+        past = jnp.mean(jnp.square(wide(answers) - wide(recent.values)), axis=(2, 3))
+        valid = wide(recent.valid)
+        loss = (current + jnp.sum(valid * past, 1)) / (1 + jnp.sum(valid, 1))
         push = lambda new, old: jnp.concatenate([new[:, None], old[:, :-1]], 1)  # noqa: E731
         window = RecentWrites(
             keys=push(keys, recent.keys),

@@ -16,7 +16,7 @@ from mnm_jax.memory._memory import (
     check_read,
     check_weights,
     check_write,
-    mean_square,
+    measures,
 )
 from mnm_jax.memory._norms import limit, scaled, sum_of_squares
 from mnm_jax.memory._options import PAPER, TRIALS, WriteOptions, check_options, longest, normalise
@@ -184,8 +184,7 @@ class CustomMemory(Memory):
                 changes = scaled(changes, self._shorten(state.weights, scaled(changes, rate), given, values))
             state = descend(state, changes, rate, options, gates, first=inner == 0)
         kept = jax.vmap(self._answers)(state.weights, given)
-        before, after = mean_square(predicted - values), mean_square(kept - values)
-        info = WriteInfo(loss_before=before, loss_after=after, update_norm=distance(state, old).astype(after.dtype))
+        info = measures(predicted, kept, values, distance(state, old))
         return state, info, self.read(params, state, read_keys)
 
     def _answers(self, weights: Any, keys: Array) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import export
 
 from mnm_jax._checks import check_array, check_sizes
+from mnm_jax._precision import common_dtype, wide
 from mnm_jax.memory._gated import GatedState
 from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._types import MemoryParams, TargetMaps, WriteInfo
@@ -206,6 +207,14 @@ def check_write(
             raise ValueError(f"{name} must be finite, got {gate}.")
 
 
-def mean_square(x: Array) -> Array:
-    """Returns the mean of squares over heads and features, `[B, H, V] -> [B]`."""
-    return jnp.mean(x * x, axis=(1, 2))
+def mean_square(answers: Array, values: Array) -> Array:
+    """Returns the mean over heads and features of (f(k) - v)^2, `[B, H, V] -> [B]`, in at least float32."""
+    error = wide(answers) - wide(values)
+    return jnp.mean(error * error, axis=(1, 2))
+
+
+def measures(predicted: Array, kept: Array, values: Array, size: Array) -> WriteInfo:
+    """Returns the measures of a write, from the answers before and after it and the norm of the change."""
+    before, after = mean_square(predicted, values), mean_square(kept, values)
+    size = size.astype(common_dtype(size.dtype, after.dtype))
+    return WriteInfo(loss_before=before, loss_after=after, update_norm=size)

@@ -21,7 +21,7 @@ from mnm_jax.memory._memory import (
     check_read,
     check_weights,
     check_write,
-    mean_square,
+    measures,
 )
 from mnm_jax.memory._network import Network
 from mnm_jax.memory._norms import bound, gated, safe_root
@@ -149,9 +149,7 @@ class PairMemory(Memory):
             size = norm_of_pairs(jax.tree.map(lambda *rows: jnp.concatenate(rows, 1), *written))
         else:
             size = distance(state, old)
-        before, after = mean_square(predicted[0] - values), mean_square(kept - values)
-        info = WriteInfo(loss_before=before, loss_after=after, update_norm=size.astype(after.dtype))
-        return state, info, read
+        return state, measures(predicted[0], kept, values, size), read
 
     def _after_write(self, state: Any, rate: Array, gates: Mapping[str, Array], *, first: bool) -> AfterWrite:
         """Returns the function that computes a layer's answers after a write to the state; see `descend`."""
@@ -175,7 +173,8 @@ class PairMemory(Memory):
         factors = jnp.repeat(jnp.asarray(TRIALS, keys.dtype), heads)[None, :, None]
         errors = self._answers(_Trials(state, pairs, factors), jnp.tile(keys, (1, many, 1)))
         errors = errors.reshape(keys.shape[0], many, heads, errors.shape[-1]) - values[:, None]
-        return longest(mean_square(answers - values), jnp.mean(errors * errors, axis=(2, 3)))
+        before = answers - values
+        return longest(jnp.mean(before * before, axis=(1, 2)), jnp.mean(errors * errors, axis=(2, 3)))
 
 
 class _Trials(NamedTuple):

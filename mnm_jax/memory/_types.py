@@ -73,7 +73,7 @@ class Storage(Protocol):
 
 
 class WriteInfo(NamedTuple):
-    """Measures of a write, `[B]` each.
+    """Measures of a write, `[B]` each, in at least float32.
 
     Attributes:
       loss_before: mean over heads and features of `(f(k^w) - v^w)^2` with the weights before the write.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import MNMCell, gradient_memory, unroll
+from mnm_jax import MNMCell, gradient_memory, local_memory, unroll
 from tests.cells.test_dnc import sigmoid, simple_lstm
 
 T, B, D, HIDDEN, K, V, H = 4, 2, 3, 5, 4, 2, 3
@@ -55,3 +55,29 @@ def test_a_step_is_the_papers(options, x64):
             np.testing.assert_allclose(outputs.meta_loss[t, b], np.mean((keys @ w - values) ** 2), rtol=1e-8)
         np.testing.assert_allclose(carry.memory.weights[0][b], w, rtol=1e-9, atol=1e-11)
         np.testing.assert_allclose(carry.read[b], read, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_measures_of_a_cell_in_bfloat16_are_in_float32_in_every_form(window):
+    memory, forms = local_memory(K, V, hidden_sizes=()), ("plain", "reversible", "factored")
+    sizes = {"heads": 2, "meta_window": window}
+    cell = MNMCell(D, HIDDEN, memory, **sizes, dtype=jnp.bfloat16, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(0), (T, B, D))
+
+    def differentiate(form):
+        def loss(cell):
+            outputs = unroll(cell, None, inputs, form=form)[1]
+            return jnp.sum(outputs.meta_loss + outputs.write.update_norm), outputs
+
+        return jax.jit(jax.grad(loss, has_aux=True))(cell)
+
+    expected, outputs = differentiate("plain")
+    measures = (outputs.meta_loss, *outputs.write)
+    assert {leaf.dtype for leaf in measures} == {jnp.dtype(jnp.float32)}
+    assert np.any(np.asarray(outputs.meta_loss.astype(jnp.bfloat16), np.float32) != outputs.meta_loss)  # not 8 bits
+    for form in forms[1:]:
+        gradient, found = differentiate(form)
+        for a, b in zip((found.meta_loss, *found.write), measures, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0.05, atol=1e-3)  # products are in bfloat16
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=0.05 * np.abs(b).max())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnm_jax import NeuralMemoryLayer, WriteOptions, gradient_memory, local_memory, matrix_memory
+from mnm_jax import NeuralMemoryLayer, WriteOptions, custom_memory, gradient_memory, local_memory, matrix_memory
 from mnm_jax.memory import MemoryParams
 from tests.compiled import compiled
 
@@ -117,3 +117,28 @@ def test_writes_of_long_keys_in_a_chunk_are_not_lost_in_float16():
     both = (deltas((100 * keys).astype(dtype), values.astype(dtype)) for dtype in (jnp.float16, jnp.float32))
     for half, full in zip(*map(jax.device_get, both), strict=True):
         assert np.linalg.norm(half - full) < 0.02 * np.linalg.norm(full)
+
+
+MEMORIES = {
+    "pairs": local_memory(8, 8, hidden_sizes=()),
+    "never worse": gradient_memory(8, 8, hidden_sizes=(), options=WriteOptions(never_worse=True)),
+    "gated": local_memory(8, 8, hidden_sizes=(), options=WriteOptions(forget=True)),
+    "custom": custom_memory(8, 8, init=lambda key: jax.random.normal(key, (8, 8)), apply=lambda w, k: k @ w),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_the_measures_of_a_write_in_bfloat16_are_those_of_its_answers_in_float32(name):
+    """Not compiled as a whole: XLA would leave out the rounding of the answers."""
+    memory = MEMORIES[name]
+    params = memory.init(jax.random.key(0))
+    keys, values = jax.random.normal(jax.random.key(1), (2, 5, 2, 8), jnp.bfloat16)
+    rate, gates = jnp.full(5, 0.5, jnp.bfloat16), {gate: jnp.full(5, 0.1, jnp.bfloat16) for gate in memory.gates}
+    state = memory.start(params, 5)
+    new, info = memory.write(params, state, keys, values, rate, **gates)
+    assert {leaf.dtype for leaf in info} == {jnp.dtype(jnp.float32)}
+    for found, weights in ((info.loss_before, state), (info.loss_after, new)):
+        answers = np.asarray(memory.read(params, weights, keys), np.float64)
+        np.testing.assert_allclose(found, np.mean((answers - np.asarray(values, np.float64)) ** 2, (1, 2)), rtol=1e-5)
+    (old,), (weights,) = jax.tree.leaves(state.weights), jax.tree.leaves(new.weights)
+    np.testing.assert_allclose(info.update_norm, np.linalg.norm(np.asarray(weights) - old, axis=(1, 2)), rtol=1e-4)

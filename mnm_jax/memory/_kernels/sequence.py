@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._kernels.needs import Need, check_needs, memory_needs, size_need
 from mnm_jax.memory._kernels.writes import Results, StepTokens, run
-from mnm_jax.memory._memory import Memory, mean_square
+from mnm_jax.memory._memory import Memory, measures
 from mnm_jax.memory._options import normalise
 from mnm_jax.memory._pair_memory import PairMemory, norm_of_pairs, scale_pairs
 from mnm_jax.memory._rules import GradientRule, LocalRule, SizedRule
@@ -142,11 +142,7 @@ def write_read_all(
     results = jax.tree.map(lambda x: x.reshape(batch * steps, *x.shape[2:]), results)
 
     pairs, answers = rule.pairs(network, params.targets, cast(Storage, _Stored(results)), keys, values)
-    info = WriteInfo(
-        loss_before=mean_square(answers - values),
-        loss_after=mean_square(results.kept[-1] - values),
-        update_norm=norm_of_pairs(scale_pairs(pairs, rate)),
-    )
+    info = measures(answers, results.kept[-1], values, norm_of_pairs(scale_pairs(pairs, rate)))
     reads = results.read[-1] if results.read else jnp.zeros((batch * steps, 0, memory.value_size), values.dtype)
     info, reads = jax.tree.map(lambda x: jnp.swapaxes(divide(without_padding(x)), 0, 1), (info, reads))
     return MemoryState(weights), info, reads
