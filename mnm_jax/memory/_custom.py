@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnm_jax._checks import check_choice, check_flags, check_functions, check_not_negative, check_sizes
 from mnm_jax.memory._gated import GatedState, begin, descend, distance
@@ -65,14 +66,17 @@ def custom_memory(
         Fast weights have the dtypes of the parameters from which they start.
       apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key. It is called with weights in the dtype of the key.
       loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.
-      step_size: "normalised" or "sum". With `WriteOptions(optimizer=...)`, "sum" is usually the right choice.
+      step_size: "normalised" or "sum". With `WriteOptions(optimizer=...)`, "sum" is usually the right choice. A loss
+        that can be negative, such as minus an inner product, needs "sum": "normalised" writes nothing where it is
+        negative.
       learn_initial: whether phi_0 is learned.
       epsilon: the value of q below which the writes of "normalised" fade out.
       options: see `WriteOptions`.
 
     Raises:
       ValueError: if the network does not map `[K]` to `[V]`, the weights are not floating-point arrays, the loss is not
-        a scalar, or an option is out of range. Errors of the functions themselves pass unchanged.
+        a scalar, an option is out of range, or with "normalised" the loss is negative for values of 0 and 1 and answers
+        of -1, 0, 1/2 or 1 times the values. Errors of the functions themselves pass unchanged.
 
     Examples:
       A residual network:
@@ -98,7 +102,9 @@ def custom_memory(
     check_sizes(key_size=key_size, value_size=value_size)
     check_functions(init=init, apply=apply, loss=loss)
     check_flags(learn_initial=learn_initial)
-    _probe(key_size, value_size, init, apply, loss)
+    dtype = _probe(key_size, value_size, init, apply, loss)
+    if step_size == "normalised" and loss is not squared_error:
+        _check_sign(value_size, loss, dtype)
     return CustomMemory(
         sizes=(int(key_size), int(value_size)),
         initializer=init,
@@ -210,8 +216,8 @@ class CustomMemory(Memory):
         return jax.tree.map(lambda g: scale.astype(g.dtype) * g, gradient)
 
 
-def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss: Callable) -> None:
-    """Checks the shapes and dtypes of the user's functions by abstract evaluation, before anything is compiled."""
+def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss: Callable) -> jnp.dtype:
+    """Checks shapes and dtypes of the user's functions by abstract evaluation; returns the dtype of the weights."""
     weights = jax.eval_shape(init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     if not leaves:
@@ -236,3 +242,22 @@ def _probe(key_size: int, value_size: int, init: Callable, apply: Callable, loss
             f"loss must map answers and values [H, V] to a scalar, got {getattr(size, 'shape', type(size).__name__)}: "
             "sum or average it over heads and features."
         )
+    return dtype
+
+
+def _check_sign(value_size: int, loss: Callable, dtype: jnp.dtype) -> None:
+    """Raises ValueError if the loss is negative for one of a few answers of two heads.
+
+    The values are 0 and 1, as one-hot labels and as probabilities, for which likelihoods are losses too. A loss that is
+    undefined, such as the logarithm of a negative answer, passes, as does one that closes over a traced value.
+    """
+    values = np.zeros((2, value_size))
+    values[0, 0] = values[1, -1] = 1
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
+        for factor in (1.0, 0.0, 0.5, -1.0):
+            size = loss(jnp.asarray(factor * values, dtype), jnp.asarray(values, dtype))
+            if not isinstance(size, jax.core.Tracer) and size < -8 * jnp.finfo(dtype).eps:  # not by rounding
+                raise ValueError(
+                    f"loss must be >= 0 with step_size='normalised', got {float(size):g} for values of 0 and 1 and "
+                    f"answers of {factor} times the values: use step_size='sum'."
+                )

@@ -183,6 +183,52 @@ def test_what_does_not_fit_is_said_when_the_memory_is_made(changed, message):
         custom_memory(**{"key_size": K, "value_size": V, **GOOD, **changed})
 
 
+NEGATIVE = {
+    "inner product": lambda answers, values: -jnp.sum(answers * values),
+    "anti-Hebbian": lambda answers, values: jnp.sum(answers * values),
+    "mean": jax.jit(lambda answers, values: -jnp.mean(answers * values)),
+    "shifted": lambda answers, values: jnp.sum((answers - values) ** 2) - 1,
+}
+NOT_NEGATIVE = {
+    "cross entropy": lambda answers, values: -jnp.sum(values * jax.nn.log_softmax(answers)),
+    "of logits": lambda answers, values: jnp.sum(jax.nn.softplus(answers) - values * answers),
+    "of probabilities": lambda answers, values: -jnp.sum(values * jnp.log(answers)),
+    "cosine": lambda a, v: 1 - jnp.sum(a * v) / jnp.maximum(jnp.linalg.norm(a) * jnp.linalg.norm(v), 1e-6),
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_normalised_step_on_a_loss_that_is_negative_is_refused(name, traced):
+    """Its writes would change nothing, whatever the rate."""
+    settings = {**GOOD, "loss": NEGATIVE[name]}
+
+    def make():
+        custom_memory(K, V, **settings)
+        return jnp.zeros(())
+
+    with pytest.raises(ValueError, match="loss must be >= 0 with step_size='normalised', got -.*: use step_size='sum'"):
+        jax.eval_shape(make) if traced else make()
+    memory = compiled(custom_memory(K, V, **settings, step_size="sum"))
+    params, written = memory.init(jax.random.key(0)), (normal(0, B, 1, K), normal(1, B, 1, V), RATE)
+    _, info = memory.write(params, memory.start(params, B), *written)
+    assert np.all(info.update_norm > 0)
+
+
+@pytest.mark.parametrize("name", NOT_NEGATIVE)
+def test_a_loss_of_likelihoods_is_accepted_with_normalised_steps(name):
+    with jax.debug_nans(True):  # log(-1) in the check is no error
+        custom_memory(K, V, **GOOD, loss=NOT_NEGATIVE[name])
+
+
+def test_a_loss_that_closes_over_a_traced_value_is_not_checked():
+    def make(scale):
+        custom_memory(K, V, **GOOD, loss=lambda answers, values: scale * jnp.sum((answers - values) ** 2))
+        return scale
+
+    assert jax.jit(make)(2.0) == 2
+
+
 def test_an_error_of_the_users_own_comes_as_it_is():
     def broken(weights, key):
         raise KeyError("my own mistake")
