@@ -15,6 +15,7 @@ from jax import export
 from jax.typing import DTypeLike
 
 _KINDS = {jnp.floating: "floating-point numbers", jnp.integer: "integers", jnp.bool_: "bools"}
+_NUMBERS: dict[Any, type] = {jnp.floating: float, jnp.integer: int, jnp.bool_: bool}
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
@@ -114,15 +115,31 @@ def check_array(name: str, array: Any, axes: str, dtype: Any = jnp.floating, **s
       ValueError: for another shape.
     """
     shape, kind = getattr(array, "shape", None), getattr(array, "dtype", None)
-    if shape is None or kind is None:
-        raise TypeError(f"{name} must be an array [{axes.replace(' ', ', ')}], got {show(array)}: use jnp.asarray.")
-    if not jnp.issubdtype(kind, dtype):
-        raise TypeError(f"{name} must be an array of {_KINDS[dtype]}, got dtype {kind}: use astype.")
     letters = axes.split()
     wanted = [sizes.get(letter, letter) for letter in letters]
+    is_vector = len(sizes) == len(letters) == 1  # of a known size, for which a number is easily meant
+    if shape is None or kind is None:
+        remedy = "jnp.asarray"
+        if is_vector and isinstance(array, numbers.Real):
+            remedy = f"jnp.full({wanted[0]}, {_NUMBERS[dtype](array)})"
+        raise TypeError(f"{name} must be an array [{', '.join(letters)}], got {show(array)}: use {remedy}.")
+    if not jnp.issubdtype(kind, dtype):
+        raise TypeError(f"{name} must be an array of {_KINDS[dtype]}, got dtype {kind}: use astype.")
     if len(wanted) != len(shape) or any(w != n for w, n in zip(wanted, shape, strict=True) if not isinstance(w, str)):
         expected = f"[{', '.join(letters)}]" + f" = [{', '.join(map(str, wanted))}]" * bool(sizes)
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(shape)}.")
+        remedy = f": use jnp.full({wanted[0]}, {name})" if is_vector and shape == () else ""
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(shape)}{remedy}.")
+
+
+def check_inputs(inputs: Any, axes: str, **sizes: int) -> None:
+    """Checks inputs as `check_array` does; they may be bools, integers or floating-point numbers."""
+    kind = next((kind for kind in (jnp.integer, jnp.bool_) if is_kind(inputs, kind)), jnp.floating)
+    check_array("inputs", inputs, axes, kind, **sizes)
+
+
+def is_kind(leaf: Any, kind: Any) -> bool:
+    """Returns whether a leaf is an array of a kind such as `jnp.floating`."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind)
 
 
 def show(value: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax._checks import check_array
+from mnm_jax._checks import check_array, check_inputs
 from mnm_jax.memory import MemoryState, Pair
 from mnm_jax.memory._gated import GatedState
 
@@ -86,11 +86,18 @@ class Steps(NamedTuple):
         return select(self.mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
 
 
-def check_steps(steps: Steps, *, time_major: bool = True) -> None:
-    """Checks that the inputs are `[T, B, D]` numbers and the flags `[T, B]` bool; see `check_array` for the errors."""
+def check_steps(steps: Steps, features: int | None = None, *, time_major: bool = True) -> None:
+    """Checks that the inputs are `[T, B, D]` numbers and the flags `[T, B]` bool; see `check_array` for the errors.
+
+    Args:
+      steps: the inputs and flags.
+      features: `D`; None: any.
+      time_major: whether time is the first axis; otherwise it is the second.
+    """
     axes = "T B" if time_major else "B T"
-    integers = jnp.issubdtype(getattr(steps.inputs, "dtype", float), jnp.integer)  # cells cast them
-    check_array("inputs", steps.inputs, f"{axes} D", jnp.integer if integers else jnp.floating)
+    check_inputs(steps.inputs, f"{axes} D")
+    if features is not None:
+        check_inputs(steps.inputs, f"{axes} D", D=features)
     sizes = dict(zip(axes.split(), steps.inputs.shape, strict=False))
     for name in Steps._fields[1:]:
         if (flags := getattr(steps, name)) is not None:

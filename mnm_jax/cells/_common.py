@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mnm_jax._checks import check_array, check_dtypes, check_input_shape, check_rngs, check_sizes
+from mnm_jax._checks import check_dtypes, check_input_shape, check_inputs, check_rngs, check_sizes, is_kind
 from mnm_jax._linear import dot_general
 from mnm_jax._params import set_bias
 from mnm_jax._precision import wide_dtype
@@ -171,8 +171,7 @@ def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[
       TypeError: for inputs that are no real numbers, or a carry of another type or dtype.
       ValueError: for inputs that are not `[B, D]`, or a carry of another batch size.
     """
-    real = next((number for number in (jnp.integer, jnp.bool_) if is_kind(inputs, number)), jnp.floating)
-    check_array("inputs", inputs, "B D", real, D=cell.in_features)
+    check_inputs(inputs, "B D", D=cell.in_features)
     use = f"use initialize_carry(({inputs.shape[0]}, {inputs.shape[1]}))"
     if not isinstance(carry, kind) or (kind is tuple and len(carry) != 2):
         name = {tuple: "a pair (c, h)", ARRAY: "an array [B, hidden]"}.get(kind, getattr(kind, "__name__", ""))
@@ -187,8 +186,3 @@ def check_step(cell: Any, carry: Any, kind: Any, inputs: Array, *, apart: tuple[
         if size is not None and size != inputs.shape[0]:
             raise ValueError(f"carry{name} must have the inputs' batch size, {inputs.shape[0]}, got {size}: {use}.")
     return inputs.astype(cell.dtype)
-
-
-def is_kind(leaf: Any, kind: Any) -> bool:
-    """Returns whether a leaf is an array of a kind such as `jnp.floating`."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind)

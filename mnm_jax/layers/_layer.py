@@ -20,6 +20,7 @@ from mnm_jax._checks import (
     check_dtypes,
     check_flags,
     check_input_shape,
+    check_inputs,
     check_positive,
     check_rngs,
     check_sizes,
@@ -267,7 +268,7 @@ class NeuralMemoryLayer(nnx.Module):
 
         Args:
           carry: the carry from which to continue; None begins a new sequence.
-          inputs: `[T, B, D]`.
+          inputs: `[T, B, D]`, bools, integers or floating-point numbers; they are converted to the layer's `dtype`.
           mask: `[T, B]` bool, False = padding: the carry is unchanged, the outputs are zero, and the inputs, which may
             be NaN, have no influence and get exactly zero gradient.
           reset: `[T, B]` bool, True = a new sequence begins before this token: documents packed into one row give the
@@ -286,9 +287,8 @@ class NeuralMemoryLayer(nnx.Module):
         """
         check_flags(return_loss=return_loss, time_major=time_major)
         self._heads.check_run(reset, return_loss)
-        check_array("inputs", inputs, "T B D" if time_major else "B T D", D=self.features)
         steps = Steps(inputs, mask=mask, reset=reset)
-        check_steps(steps, time_major=time_major)
+        check_steps(steps, self.features, time_major=time_major)
         if not time_major:
             steps = swap_axes(steps)
         carry, fresh = begin(self.initialize_carry, carry, steps.inputs.shape[1:]), carry is None
@@ -313,7 +313,7 @@ class NeuralMemoryLayer(nnx.Module):
 
         Args:
           carry: the carry from which to continue; None begins a new sequence.
-          inputs: `[B, D]`.
+          inputs: `[B, D]`, as in `__call__`.
           reset: `[B]` bool, True = a new sequence begins before this token. Every layer supports it.
           return_loss: as in `__call__`.
 
@@ -325,7 +325,7 @@ class NeuralMemoryLayer(nnx.Module):
           ValueError: for inputs of another shape, and a carry of another layer, batch size or dtype.
         """
         check_flags(return_loss=return_loss)
-        check_array("inputs", inputs, "B D", D=self.features)
+        check_inputs(inputs, "B D", D=self.features)
         carry = begin(self.initialize_carry, carry, inputs.shape)
         if reset is not None:
             check_array("reset", reset, "B", jnp.bool_, B=inputs.shape[0])

@@ -55,7 +55,8 @@ def unroll(
         "factored" use one copy of the initial weights for all examples.
       inputs: `[T, B, D]`. If they are divided over devices, carry and outputs are divided in the same way, also on a
         mesh with axes of the type Explicit. A call `cell(carry, x)` on such a mesh needs `jax.sharding.auto_axes` only
-        for its derivatives, for a `DNCCell` and for a memory from `custom_memory`.
+        for its derivatives, for a `DNCCell` and for a memory from `custom_memory`. Inputs may be bools, integers or
+        floating-point numbers, which the cells of this library convert to their `dtype`, as in a call of the cell.
       mask: `[T, B]` bool, False = padding: after a reset of this step, if any, the carry stays bit-equal, the outputs
         are zero, and the inputs, which may be NaN, have no influence and get exactly zero gradient.
       reset: `[T, B]` bool, True = a new sequence begins at this step, before the cell receives its input. Episodes
@@ -123,7 +124,8 @@ def unroll(
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
     xs = Steps(inputs, mask=mask, reset=reset, fork=fork, reset_controller=reset_controller, fork_memory=fork_memory)
-    check_steps(xs, time_major=time_major)
+    features = getattr(cell, "in_features", None)
+    check_steps(xs, features if isinstance(features, int) else None, time_major=time_major)
     check_has_memory(cell, xs)
     if not time_major:
         xs = swap_axes(xs)

@@ -138,7 +138,7 @@ TOKENS = jnp.zeros((3, 2, D))
     [
         (jnp.zeros((2, D)), {}, ValueError, r"inputs must have shape \[T, B, D\].*got \(2, 5\)"),
         (jnp.zeros((2, 3, 4)), {"time_major": False}, ValueError, r"inputs must have shape \[B, T, D\].*\(2, 3, 4\)"),
-        (jnp.zeros((3, 2, D), int), {}, TypeError, "inputs must be an array of floating-point numbers, got dtype int"),
+        (jnp.zeros((3, 2, 4)), {}, ValueError, r"inputs must have shape \[T, B, D\] = \[T, B, 5\], got \(3, 2, 4\)"),
         (TOKENS.astype(complex), {}, TypeError, "inputs must be an array of floating-point .*complex"),
         ([[[1.0] * D]], {}, TypeError, "inputs must be an array"),
         (TOKENS, {"mask": jnp.ones((3, 2))}, TypeError, "mask must be an array of bools, got dtype float32"),

@@ -27,7 +27,7 @@ NONE = np.ones((T, B), bool)
         ({"time_major": False}, ValueError, r"mask must have shape \[B, T\] = \[5, 2\], got \(2, 5\)"),
         ({"inputs": X[0]}, ValueError, r"inputs must have shape \[T, B, D\], got \(2, 3\)"),
         ({"inputs": X.tolist()}, TypeError, r"inputs must be an array \[T, B, D\], got .*: use jnp.asarray"),
-        ({"inputs": X > 0}, TypeError, "inputs must be an array of floating-point numbers, got dtype bool"),
+        ({"inputs": X[..., :2]}, ValueError, r"inputs must have shape \[T, B, D\] = \[T, B, 3\], got \(5, 2, 2\)"),
         ({"inputs": X * 1j}, TypeError, "inputs must be an array of floating-point numbers, got dtype complex64"),
         ({"cell": LSTMCell}, TypeError, "cell must be an nnx.RNNCellBase, got <class .*: pass an instance"),
         ({"cell": None}, TypeError, "cell must be an nnx.RNNCellBase, got None"),
@@ -161,3 +161,38 @@ def test_choose_form_checks_its_arguments():
         choose_form(MNM, -1)
     with pytest.raises(TypeError, match="reset must be True or False, got None"):
         choose_form(MNM, 3, reset=None)
+
+
+@pytest.mark.parametrize("form", ["plain", "reversible", "factored"])
+@pytest.mark.parametrize("dtype", [bool, jnp.int32])
+def test_inputs_of_other_dtypes_are_converted(form, dtype):
+    """Padding leaves the carry bit-equal, whatever its inputs, and adds nothing to the gradient."""
+    inputs = jax.random.bernoulli(jax.random.key(0), 0.5, (T, B, D)).astype(dtype)
+    mask = jnp.ones((T, B), bool).at[2:, 0].set(False)
+
+    def run(inputs, mask):
+        def loss(cell):
+            carry, outputs = unroll(cell, None, inputs, mask=mask, form=form)
+            return jnp.sum(outputs.features**2), (carry, outputs.features)
+
+        return jax.jit(jax.grad(loss, has_aux=True))(MNM)
+
+    expected, found = run(inputs.astype(jnp.float32), mask), run(inputs, mask)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, run(inputs.at[2:, 0].set(jnp.ones((), dtype)), mask), found)
+    carry, features = found[1]
+    short, _ = run(inputs[:2], mask[:2])[1]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), carry, short)
+    assert np.all(features[2:, 0] == 0) and np.any(features[2:, 1] != 0)
+
+
+def test_a_cell_of_ones_own_gets_its_inputs_as_they_are():
+    """Such as tokens, which it embeds."""
+
+    class Embedding(Accumulator):
+        def __call__(self, carry, inputs):
+            assert inputs.dtype == jnp.int32
+            return super().__call__(carry, inputs.astype(jnp.bfloat16))
+
+    carry, _ = unroll(Embedding(), None, jnp.ones((T, B, D), jnp.int32))
+    np.testing.assert_array_equal(carry["sum"].astype(jnp.float32), np.full((B, D), T))
