@@ -306,6 +306,7 @@ class NeuralMemoryLayer(nnx.Module):
         carry: LayerCarry | None,
         inputs: Array,
         *,
+        mask: Array | None = None,
         reset: Array | None = None,
         return_loss: bool = False,
     ) -> tuple[LayerCarry, Any]:
@@ -314,6 +315,7 @@ class NeuralMemoryLayer(nnx.Module):
         Args:
           carry: the carry from which to continue; None begins a new sequence.
           inputs: `[B, D]`, as in `__call__`.
+          mask: `[B]` bool, False = no token: as padding in `__call__`, after a reset of this example, if any.
           reset: `[B]` bool, True = a new sequence begins before this token. Every layer supports it.
           return_loss: as in `__call__`.
 
@@ -321,16 +323,17 @@ class NeuralMemoryLayer(nnx.Module):
           The new carry, and the outputs `[B, D]`, or a `LayerOutput`.
 
         Raises:
-          TypeError: for inputs or a reset of another kind.
-          ValueError: for inputs of another shape, and a carry of another layer, batch size or dtype.
+          TypeError: for inputs or flags of another kind.
+          ValueError: for shapes that do not agree, and a carry of another layer, batch size or dtype.
         """
         check_flags(return_loss=return_loss)
         check_inputs(inputs, "B D", D=self.features)
         carry = begin(self.initialize_carry, carry, inputs.shape)
-        if reset is not None:
-            check_array("reset", reset, "B", jnp.bool_, B=inputs.shape[0])
+        for name, flags in {"mask": mask, "reset": reset}.items():
+            if flags is not None:
+                check_array(name, flags, "B", jnp.bool_, B=inputs.shape[0])
         run = with_auto_axes(partial(type(self)._run_one, old=return_loss), inputs, axes=1)
-        return run(self, carry, inputs, reset)
+        return run(self, carry, Steps(inputs, mask=mask, reset=reset))
 
     @property
     def _heads(self) -> Heads:
@@ -363,11 +366,11 @@ class NeuralMemoryLayer(nnx.Module):
         results = steps.mask_outputs(self._results(reads, inputs))
         return vary_alike((LayerCarry(memory=memory, position=position, window=window), results))
 
-    def _run_one(self, carry: LayerCarry, inputs: Array, reset: Array | None, *, old: bool) -> tuple[LayerCarry, Any]:
+    def _run_one(self, carry: LayerCarry, token: Steps, *, old: bool) -> tuple[LayerCarry, Any]:
         """Returns the carry and the results of one token."""
-        self, carry, inputs, reset = vary_alike((self, carry, inputs, reset))
-        if reset is not None:
-            carry = select(reset, self.initialize_carry(inputs.shape), carry)
+        self, carry, token = vary_alike((self, carry, token))
+        start = None if token.reset is None else self.initialize_carry(token.inputs.shape)
+        carry, inputs = token.enter(carry, start)
         window, vectors = self._vectors(carry.window, inputs[None])
         heads, position = self._heads, carry.position
         memory, reads = heads.step(carry.memory, vectors, heads.gates(self.to_gates(inputs[None])), old=old)
@@ -375,7 +378,7 @@ class NeuralMemoryLayer(nnx.Module):
             position = (position + 1) % self.chunk
             memory = select(position == 0, self._chunked.restart(memory), memory)
         results = jax.tree.map(lambda x: x[0], self._results(reads, inputs[None]))
-        return LayerCarry(memory=memory, position=position, window=window), results
+        return token.leave(LayerCarry(memory=memory, position=position, window=window), carry, results)
 
     def _results(self, reads: tuple[Array, ...], inputs: Array) -> Any:
         """Returns the outputs `[T, B, D]` of reads `[T, B, H V]`, or a `LayerOutput` if they come with losses."""

@@ -166,3 +166,25 @@ def test_losses_are_zero_for_padding_and_follow_the_time_axis(x64):
     by_example = jax.jit(lambda layer, x, m: layer(None, x, mask=m, return_loss=True, time_major=False))
     _, (_, swapped) = by_example(layer, inputs.swapaxes(0, 1), mask.T)
     assert_close(np.swapaxes(swapped, 0, 1), losses)
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32])
+def test_inputs_of_other_dtypes_are_converted(dtype):
+    """In calls and in steps; padding gets no gradient and leaves the carry bit-equal."""
+    layer = make_layer(make_memory("delta", dtype=jnp.float32), jnp.float32, chunk=2, convolution=2)
+    inputs = jax.random.bernoulli(jax.random.key(0), 0.5, (3, B, D)).astype(dtype)
+    mask = jnp.ones((3, B), bool).at[1:, 0].set(False)
+
+    @jax.jit
+    def run(layer, inputs):
+        def loss(layer):
+            carry, outputs = layer(None, inputs, mask=mask)
+            return jnp.sum(outputs**2), (carry, outputs, layer.step(carry, inputs[0], mask=mask[2]))
+
+        return jax.grad(loss, has_aux=True)(layer)
+
+    found = run(layer, inputs)
+    assert_close(found, run(layer, inputs.astype(jnp.float32)), rtol=0, atol=0)
+    assert_close(found[0], run(layer, inputs.at[1:, 0].set(jnp.ones((), dtype)))[0], rtol=0, atol=0)
+    with pytest.raises(TypeError, match="inputs must be an array of floating-point numbers, got dtype complex64"):
+        layer.step(None, inputs[0].astype(jnp.complex64))

@@ -101,3 +101,39 @@ def test_a_step_may_begin_a_document(name, x64):
         expected = run_by_chunks(layer, inputs[begin:, example : example + 1])
         assert_close(jax.tree.map(lambda x: x[example : example + 1], carry), expected[0])  # noqa: B023
         assert_close(outputs[begin:, example : example + 1], expected[1])
+
+
+@pytest.mark.parametrize("name", ["delta", "gradient"])
+def test_a_step_with_a_mask_is_a_call_with_one_token(name, x64):
+    """In the middle of a chunk and at its end; in the second example, a document begins at a step."""
+    memory = make_memory(name, BOTH, **(TWO_LAYERS if name == "gradient" else {}))
+    layer, inputs = make_layer(memory, chunk=3, convolution=2), make_inputs(5)
+    mask = jnp.ones((5, B), bool).at[2:4, 0].set(False)
+    reset = jnp.zeros((5, B), bool).at[3, 1].set(True)
+    padded = jnp.where(mask[..., None], inputs, jnp.nan)
+
+    @jax.jit
+    def step(layer, carry, x, mask, reset):
+        gradient = jax.grad(lambda x: jnp.sum(layer.step(carry, x, mask=mask, reset=reset)[1] ** 2))(x)
+        return *layer.step(carry, x, mask=mask, reset=reset, return_loss=True), gradient
+
+    call = jax.jit(lambda layer, carry, x, mask: layer(carry, x[None], mask=mask[None], return_loss=True))
+    carry = layer.initialize_carry((B, D))
+    for t in range(5):
+        begun = jax.tree.map(lambda a, b: a.at[1].set(b[1]) if t == 3 else a, carry, layer.initialize_carry((B, D)))  # noqa: B023
+        new, results, gradient = step(layer, carry, padded[t], mask[t], reset[t])
+        expected, one = call(layer, begun, padded[t], mask[t])
+        assert_close((new, results), (expected, jax.tree.map(lambda x: x[0], one)))
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(begun), strict=True):
+            np.testing.assert_array_equal(np.asarray(a)[~mask[t]], np.asarray(b)[~mask[t]])
+        assert np.all(np.asarray(results.features)[~mask[t]] == 0) and np.all(results.features[mask[t]] != 0)
+        assert np.all(np.asarray(gradient)[~mask[t]] == 0) and np.all(np.isfinite(gradient))
+        carry = new
+
+
+def test_a_mask_of_a_step_is_checked():
+    layer = make_layer(make_memory("delta", dtype=jnp.float32), jnp.float32)
+    with pytest.raises(TypeError, match=r"mask must be an array \[B\], got True of type bool: use jnp.full\(2, True\)"):
+        layer.step(None, jnp.zeros((2, D)), mask=True)
+    with pytest.raises(ValueError, match=r"mask must have shape \[B\] = \[2\], got \(3,\)"):
+        layer.step(None, jnp.zeros((2, D)), mask=jnp.ones(3, bool))
