@@ -49,7 +49,7 @@ def run_layer(layer, inputs, mask):
 
 
 def run_step(layer, inputs, mask):
-    return layer.step(None, inputs[0], reset=mask[1])
+    return layer.step(None, inputs[0], mask=mask[3], reset=mask[1])
 
 
 def run_tokens(params, inputs, mask):
