@@ -29,14 +29,14 @@ a percentage, with the reason, if
 It cannot detect every question without an answer: after "John went to the garden. John gave the milk to Mary." Mary
 and garden are linked, and a model may be sure that she is there.
 
-An unseen word is read as a name that is not in the story, if it stands where such names stand (Alice as Daniel, say),
-with a note; otherwise it is refused. A question sees at most as many sentences as in training (70, or 130 for a model
-of task 3).
+An unseen word is read as a name that is not in the story, if it stands where such names stand (Alice as Daniel, say; an
+adjective may be read as a colour), with a note; otherwise it is refused. A question sees at most as many sentences as
+in training (70, or 130 for a model of task 3).
 
 A model of catbAbI reads the lines as one endless conversation: its memory is never emptied, not even at a new story,
 and its most probable answer is the next word that it reads, as the right answer is in training. It accepts only words
-of training, and no sentences are printed with its answers. The reasons above are looked up in the lines since the last
-new story.
+of training, and no sentences are printed with its answers. Only the lines since the last new story count for the
+reasons above.
 
 The words come from `vocabulary.json` in the run's folder, if it is there and --data_dir is not given. Otherwise they
 are read from the bAbI archive, in --data_dir, else in the folder that the run's config names, else in the folder that

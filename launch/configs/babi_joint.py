@@ -11,9 +11,9 @@ People, places and things are renamed in training (`renaming`, an exact symmetry
 with the normalised step is then exact from the first update, whereas the layers of a deeper memory must first be
 trained. The encoder selects four words of every sentence, the entities that the chained cell writes and reads.
 
-Expected (RESULTS.md; 20,490 updates, one core of a shared CPU), mean test error: chain-p 0.07 +- 0.01% (3 seeds, 80
-minutes each; 0.21 +- 0.09% without renaming, 3 seeds), chain-g 0.035% (1 seed, 45 minutes), lstm 12.5% (40), lstm-salu
-13.9% (68).
+Expected (RESULTS.md; 20,490 updates, one core of a shared CPU), mean test error: chain-p 0.07 +- 0.01% (3 seeds, 55
+to 96 minutes each; 0.21 +- 0.09% without renaming, 3 seeds), chain-g 0.035% (1 seed, 45 minutes), lstm 12.5% (40),
+lstm-salu 13.9% (68).
 """
 
 from ml_collections import ConfigDict

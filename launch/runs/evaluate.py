@@ -82,10 +82,15 @@ def write_evaluation(path: str | os.PathLike, workdir: str | os.PathLike, found:
     """Writes the mean of each metric as the line of a run in a JSONL file, in place of an older line.
 
     A line is `{"run", "steps", "seeds", "commit", "versions", "metrics"}`; "run" is the folder relative to the file's.
+
+    Raises:
+      ValueError: the file has summaries of runs.
     """
     path = pathlib.Path(path)
     run = pathlib.Path(os.path.relpath(workdir, path.parent)).as_posix()
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if any("seconds" in other for other in lines):
+        raise ValueError(f"{path} has the summaries of runs: name another file as --out.")
     line = {
         "run": run,
         "steps": found.steps,

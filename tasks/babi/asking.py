@@ -34,8 +34,8 @@ class Answer(NamedTuple):
       guessed: whether `answers` can only be guesses, because question or answer has no counterpart in training; see
         `tasks.babi.doubts.find_doubts`.
       sentences: (cosine, number from 1, text), the most similar first; empty for a model without a memory.
-      notes: what limits the answer: names that the model reads as others (if not noted before), words that are not in
-        the story, sentences that the question does not see.
+      notes: names that are new with the names as which they are read, the reasons of `find_doubts`, and how many
+        sentences the question does not see.
     """
 
     story: int
@@ -124,8 +124,9 @@ class Conversation:
         notes = [f"{name!r} is new, and read as {spare!r}" for name, spare in names.items() if (name, spare) in new]
         *story, question = (_rename(row, names) for _, row in seen)
         answer = self._task.answers[best[0]]
-        doubts, guessed = find_doubts(question, answer, story, self._language().forms, self._task.answers)
-        notes += [re.sub("'(.*?)'", lambda found: repr(originals.get(found[1], found[1])), note) for note in doubts]
+        forms = self._language().forms
+        doubts, guessed = find_doubts(question, answer, story, forms, self._task.answers, originals)
+        notes += doubts
         if first:
             notes.append(f"the question sees the last {most} of {len(told) - 1} sentences, as in training")
         asked = told[-1][0]

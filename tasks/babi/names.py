@@ -6,8 +6,10 @@ Alice is a story about Mary under another name.
 
 import collections
 import difflib
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from tasks.babi.doubts import PRONOUNS
 from tasks.babi.parser import Words
 from tasks.babi.symmetry import kinds
 from tasks.babi.vocabulary import Vocabulary
@@ -15,6 +17,7 @@ from tasks.babi.vocabulary import Vocabulary
 Context = str  # two words before a word and one after it, as in "to the $"; "*": a name, "^", "$": the ends
 Contexts = Mapping[Words, Collection[Context]]  # the contexts of each kind of names
 
+_NO_NAMES = frozenset(("everyone", "her", "him", "i", "it", "nobody", "them", "we"))  # may stand where names stand
 _NAMES = frozenset(name for task in range(1, 21) for kind in kinds(task) for name in kind)
 
 
@@ -36,8 +39,8 @@ def read_unseen(rows: Sequence[Words], vocabulary: Vocabulary, contexts: Context
     """Returns, for each unseen word of a story, the word of the vocabulary as which it is read.
 
     Args:
-      rows: words of the sentences of a story, and of a question about it if there is one, as the last row. A question
-        with "who" needs names that are answers, too.
+      rows: words of the sentences of a story, and of a question about it if there is one, as the last row. If it begins
+        with "who", names that are answers are taken first; if a row is followed by "she" or "he", names of such people.
       vocabulary: the words and answers of the model.
       contexts: from `find_contexts`.
 
@@ -45,7 +48,7 @@ def read_unseen(rows: Sequence[Words], vocabulary: Vocabulary, contexts: Context
       ValueError: a word stands where no kind of names stands, or all names of the kind are in the story.
     """
     words = frozenset(vocabulary.words)
-    readable = words.intersection(vocabulary.answers) if rows[-1][0] == "who" else words
+    answers = frozenset(vocabulary.answers) if rows[-1][:1] == ("who",) else frozenset()
     used = {word for row in rows for word in row}
     unseen = dict.fromkeys(word for row in rows for word in row if word not in words)
     found: dict[str, set[Context]] = {word: set() for word in unseen}
@@ -55,11 +58,14 @@ def read_unseen(rows: Sequence[Words], vocabulary: Vocabulary, contexts: Context
                 found[word].add(context)
     assigned: dict[str, str] = {}
     for word in unseen:
+        if word in _NO_NAMES:
+            raise ValueError(_refusal(word, next(row for row in rows if word in row), words, ()))
         # Kinds of which the story has names come first: Bill and Julie are of one kind, Mary and John of another.
         fitting = [kind for kind, places in contexts.items() if all(_fits(context, places) for context in found[word])]
         fitting.sort(key=lambda kind: -len(used.intersection(kind)))
-        names = [name for kind in fitting for name in kind if name in readable]
-        spare = [name for name in names if name not in used]
+        names = [name for kind in fitting for name in kind if name in words]
+        preferred = answers or _meant(word, rows)
+        spare = sorted((name for name in names if name not in used), key=lambda name: name not in preferred)
         if not spare:
             raise ValueError(_refusal(word, next(row for row in rows if word in row), words, names))
         assigned[word] = spare[0]
@@ -71,6 +77,12 @@ def near_words(word: str, words: Collection[str]) -> str:
     """Returns a clause that names the words of a vocabulary that are spelled like a word."""
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
     return f"near words are {', '.join(near)}" if near else "no word is near"
+
+
+def _meant(word: str, rows: Sequence[Words]) -> Words:
+    """Returns the names that a pronoun in the row after one with the word can mean; empty: there is none."""
+    after = {pronoun for row, following in itertools.pairwise(rows) if word in row for pronoun in following}
+    return next((people for pronoun, people in PRONOUNS.items() if pronoun in after), ())
 
 
 def _contexts(row: Words, names: Collection[str], unseen: Collection[str] = ()) -> list[tuple[str, Context]]:
@@ -89,6 +101,7 @@ def _refusal(word: str, row: Words, words: Collection[str], names: Sequence[str]
     """Returns why a word of a row cannot be read: all `names` that could stand for it are used, or there are none."""
     if names:
         used = ", ".join(dict.fromkeys(names))
-        return f"the model has no name left for {word!r} in {' '.join(row)!r}: all of {used} are in the story."
+        where = f"{word!r} in {' '.join(row)!r}"
+        return f"the model has no name left for {where}: all of {used} are in the story, or stand for other new names."
     where = f"{word!r} in {' '.join(row)!r}"
     return f"the word {where} is not in the vocabulary, and no name stands there; {near_words(word, words)}."

@@ -119,11 +119,11 @@ class StoryTask:
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        """The stories, as the task reads them."""
+        """The data set as the task reads it."""
         raise NotImplementedError
 
     def training_rows(self, stories: int) -> Iterator[tuple[int, Words]]:
-        """Yields task and words of each sentence and question of the first training stories of every task."""
+        """Yields task and words of each row of the first `stories` training stories of every task."""
         words, split = self._dataset.vocabulary.words, self._dataset.splits["train"]
         for task in self.tasks:
             for record in split.records.__getitems__(np.flatnonzero(split.tasks == task)[:stories].tolist()):

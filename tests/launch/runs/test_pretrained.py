@@ -33,20 +33,23 @@ def test_an_evaluation_is_written_as_the_line_of_its_run(tmp_path):
     for metrics in ({"test/error": [0.5]}, {"test/error": [0.25]}):
         write_evaluation(path, tmp_path / "group/model", found._replace(metrics=metrics))
     other, line = map(json.loads, path.read_text().splitlines())
-    assert other == {"run": "other"}
+    assert other == {"run": "other"} and len(LARGE) >= 3
     assert (line["run"], line["steps"], line["seeds"]) == ("group/model", found.steps, found.seeds)
     assert line["metrics"] == {"test/error": 0.25} and "jax" in line["versions"]
+    path.write_text('{"run": "group/model", "seconds": 1.0}\n')
+    with pytest.raises(ValueError, match=r"shipped\.jsonl has the summaries of runs: name another file as --out"):
+        write_evaluation(path, tmp_path / "group/model", found)
 
 
 @pytest.mark.parametrize("run", LARGE, ids=lambda run: run.relative_to(RESULTS).as_posix())
-def test_the_shipped_weights_of_stories_have_the_result_of_their_run(run):
+def test_the_recorded_evaluation_of_shipped_weights_agrees_with_the_summary_of_the_run(run):
     (section,) = (folder for folder in run.parents if folder.parent == RESULTS)
     lines = map(json.loads, (section / "shipped.jsonl").read_text().splitlines())
     (shipped,) = (line for line in lines if section / line["run"] == run)
     trained = json.loads((run / "summary.json").read_text())
     assert shipped["steps"] == [trained["steps"]]
-    for name, value in shipped["metrics"].items():  # in half precision at most one answer in a thousand differs
-        assert abs(value - trained["metrics"][name]["mean"]) <= (0.1 if name.endswith("loss") else 1e-3), name
+    for name, value in shipped["metrics"].items():
+        assert abs(value - trained["metrics"][name]["mean"]) <= _tolerance(name), name
 
 
 @pytest.mark.slow
@@ -58,5 +61,10 @@ def test_the_shipped_weights_of_stories_repeat_their_evaluation(run, babi_dir):
     lines = map(json.loads, (section / "shipped.jsonl").read_text().splitlines())
     (shipped,) = (line for line in lines if section / line["run"] == run)
     found = evaluate_folder(run, str(babi_dir)).metrics
-    for name, value in shipped["metrics"].items():  # other machines round otherwise: two answers of 20,000
-        assert abs(float(found[name].mean()) - value) <= (0.01 if name.endswith("loss") else 1e-4 * 20), name
+    for name, value in shipped["metrics"].items():
+        assert abs(float(found[name].mean()) - value) <= _tolerance(name), name
+
+
+def _tolerance(name):
+    """Rounding changes at most two answers of a set of 20,000, or of 1,000 for a single task."""
+    return 0.01 if name.endswith("loss") else 2.5e-3 if "task=" in name else 1.25e-4

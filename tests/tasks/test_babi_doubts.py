@@ -82,6 +82,13 @@ def test_a_question_that_the_story_cannot_answer_is_a_guess(question, answer, no
         ),
         ("john gave the milk to mary", "who gave the milk", "mary", "the model cannot give the answer 'john'"),
         ("bill gave the milk to mary", "who gave the milk", "bill", ""),
+        ("mary gave the milk to bill; daniel went to the garden", "who gave the milk", "mary", ""),
+        (
+            "mary went to the garden; john went to the office; she took the milk",
+            "where is the milk",
+            "garden",
+            "",
+        ),
     ],
 )
 def test_an_answer_that_no_sentences_link_to_the_question_is_a_guess(story, question, answer, note):
