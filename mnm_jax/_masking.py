@@ -95,9 +95,7 @@ def check_steps(steps: Steps, features: int | None = None, *, time_major: bool =
       time_major: whether time is the first axis; otherwise it is the second.
     """
     axes = "T B" if time_major else "B T"
-    check_inputs(steps.inputs, f"{axes} D")
-    if features is not None:
-        check_inputs(steps.inputs, f"{axes} D", D=features)
+    check_inputs(steps.inputs, f"{axes} D", **({} if features is None else {"D": features}))
     sizes = dict(zip(axes.split(), steps.inputs.shape, strict=False))
     for name in Steps._fields[1:]:
         if (flags := getattr(steps, name)) is not None:

@@ -62,8 +62,8 @@ class ParamTree(nnx.Module):
             shape, dtype = jnp.shape(own), jnp.result_type(own)
             if leaf.shape == shape[1:]:
                 raise ValueError(
-                    f"{name} must have the shape {shape}, got {leaf.shape}: params of a layer have an axis of heads "
-                    "first; join those of every head by jnp.stack."
+                    f"{name} must have the shape {shape}, got {leaf.shape}: use params of equal sizes; if these are "
+                    "of one head of a layer, join those of all heads by jnp.stack."
                 )
             if leaf.shape != shape:
                 raise ValueError(f"{name} must have the shape {shape}, got {leaf.shape}: use params of equal sizes.")

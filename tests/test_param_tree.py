@@ -102,7 +102,7 @@ def test_parameters_of_another_rule_and_of_a_single_head_are_refused():
     layer = NeuralMemoryLayer(3, memory, heads=2, rngs=nnx.Rngs(0))
     heads = [memory.init(jax.random.key(seed)) for seed in range(2)]
     with pytest.raises(
-        ValueError, match=r"the shape \(2, 2, 2\), got \(2, 2\): params of a layer have an axis of heads"
+        ValueError, match=r"the shape \(2, 2, 2\), got \(2, 2\): use params of equal sizes; if these are of one head"
     ):
         layer.memory_params.set_value(heads[0])
     layer.memory_params.set_value(jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads))
@@ -135,3 +135,17 @@ def test_parameters_cast_to_bfloat16_leave_the_fast_weights_in_float32(options, 
         np.testing.assert_allclose(found, value, rtol=1e-5)
         for a, b in zip(of_half, gradient, strict=True):
             np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
+
+
+def test_fast_weights_are_never_narrower_than_param_dtype():
+    """Wider parameters, as in a check in float64, keep their precision; a state that would lose writes is refused."""
+    memory = local_memory(2, 2, hidden_sizes=(3,))
+    with jax.enable_x64(True):
+        layer = NeuralMemoryLayer(3, memory, rngs=nnx.Rngs(0))
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer)
+        weights = jax.tree.leaves(wide.initialize_carry((1, 3)).memory)
+        assert {leaf.dtype for leaf in weights if jnp.issubdtype(leaf.dtype, jnp.floating)} == {jnp.dtype(jnp.float64)}
+    params = memory.init(jax.random.key(0))
+    state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), memory.start(params, 1))
+    with pytest.raises(TypeError, match="fast weights must have the memory's param_dtype float32, got .* bfloat16"):
+        memory.read(params, state, jnp.ones((1, 1, 2)))

@@ -147,7 +147,7 @@ class NeuralMemoryLayer(nnx.Module):
         TypeError. A CPU interprets it, see `unroll_memory`. "auto": "pallas" in chunks of 16 on one NVIDIA Hopper GPU
         with TF32, if `chunk` <= 64, K = V = 64, hidden layers none or 64, T in [2048, 8192], B H <= 64; else "xla".
       dtype: dtype of the computation, to which inputs are cast; None for `param_dtype`. Gates, and the systems that
-        chunks solve, are computed in float32 at least. Fast weights keep the dtype of the memory's parameters.
+        chunks solve, are computed in float32 at least. Fast weights have at least the memory's `param_dtype`.
       param_dtype: dtype of the layer's own parameters; the memory has its own `param_dtype`.
       rngs: random keys.
 
@@ -369,16 +369,16 @@ class NeuralMemoryLayer(nnx.Module):
     def _run_one(self, carry: LayerCarry, token: Steps, *, old: bool) -> tuple[LayerCarry, Any]:
         """Returns the carry and the results of one token."""
         self, carry, token = vary_alike((self, carry, token))
-        start = None if token.reset is None else self.initialize_carry(token.inputs.shape)
-        carry, inputs = token.enter(carry, start)
-        window, vectors = self._vectors(carry.window, inputs[None])
+        carry, inputs = token.enter(carry, None if token.reset is None else self.initialize_carry((1, self.features)))
+        inputs, mask = jax.tree.map(lambda x: x[None], (inputs, token.mask))
+        window, vectors = self._vectors(carry.window, inputs, mask)
         heads, position = self._heads, carry.position
-        memory, reads = heads.step(carry.memory, vectors, heads.gates(self.to_gates(inputs[None])), old=old)
+        memory, reads = heads.step(carry.memory, vectors, heads.gates(self.to_gates(inputs), mask), old=old)
         if position is not None:
-            position = (position + 1) % self.chunk
+            position = (position + (1 if token.mask is None else token.mask.astype(jnp.int32))) % self.chunk
             memory = select(position == 0, self._chunked.restart(memory), memory)
-        results = jax.tree.map(lambda x: x[0], self._results(reads, inputs[None]))
-        return token.leave(LayerCarry(memory=memory, position=position, window=window), carry, results)
+        results = token.mask_outputs(jax.tree.map(lambda x: x[0], self._results(reads, inputs)))
+        return LayerCarry(memory=memory, position=position, window=window), results
 
     def _results(self, reads: tuple[Array, ...], inputs: Array) -> Any:
         """Returns the outputs `[T, B, D]` of reads `[T, B, H V]`, or a `LayerOutput` if they come with losses."""

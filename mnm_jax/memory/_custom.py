@@ -65,7 +65,7 @@ def custom_memory(
       init: `(key) -> phi_0`, any pytree of floating-point arrays, such as the parameters of an `nnx` or Linen module.
         Fast weights have the dtypes of the parameters from which they start.
       apply: `(phi, k [K]) -> f(k; phi) [V]`, for one key. It is called with weights in the dtype of the key.
-      loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example.
+      loss: `(f(k^w) [H, V], v^w [H, V]) -> ()`, over the heads of one example; with "normalised" >= 0 for any answers.
       step_size: "normalised" or "sum". With `WriteOptions(optimizer=...)`, "sum" is usually the right choice. A loss
         that can be negative, such as minus an inner product, needs "sum": "normalised" writes nothing where it is
         negative.
@@ -253,10 +253,11 @@ def _check_sign(value_size: int, loss: Callable, dtype: jnp.dtype) -> None:
     """
     values = np.zeros((2, value_size))
     values[0, 0] = values[1, -1] = 1
+    rounding = 8 * float(jnp.finfo(dtype).eps)
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
         for factor in (1.0, 0.0, 0.5, -1.0):
             size = loss(jnp.asarray(factor * values, dtype), jnp.asarray(values, dtype))
-            if not isinstance(size, jax.core.Tracer) and size < -8 * jnp.finfo(dtype).eps:  # not by rounding
+            if not isinstance(size, jax.core.Tracer) and float(size) < -rounding:
                 raise ValueError(
                     f"loss must be >= 0 with step_size='normalised', got {float(size):g} for values of 0 and 1 and "
                     f"answers of {factor} times the values: use step_size='sum'."

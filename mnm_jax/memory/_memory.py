@@ -65,8 +65,8 @@ class Memory(abc.ABC):
     def start(self, params: MemoryParams, batch_size: int) -> Any:
         """Returns the state at the start of a sequence: phi_0 for each of `batch_size` examples.
 
-        A memory with a `param_dtype` casts phi_0 to it, so that the fast weights keep this dtype in a program that
-        casts all parameters, for example to bfloat16.
+        A memory with a `param_dtype` has fast weights of at least this dtype, also in a program that casts all
+        parameters, for example to bfloat16.
 
         For `reset_controller` and `fork_memory` of `unroll`, a state of another type than this library's own must have
         a property `of_memory` that is True.
@@ -181,6 +181,12 @@ def check_read(memory: Any, state: Any, keys: Array) -> None:
                 f"this memory has layers of the shapes {list(network.shapes)}, got a state with {list(shapes)}, which "
                 "is of a memory of other sizes: use the start of this memory."
             )
+        for weight in weights:
+            if common_dtype(weight.dtype, memory.param_dtype) != weight.dtype:
+                raise TypeError(
+                    f"the fast weights must have the memory's param_dtype {jnp.dtype(memory.param_dtype)}, got a state "
+                    f"with {weight.dtype}, which would lose writes: use the start of this memory, or astype."
+                )
     check_array("keys", keys, "B H K", B=state.batch_size, K=memory.key_size)
 
 

@@ -97,7 +97,7 @@ class PairMemory(Memory):
             )
         check_weights(params)
         weights = params.weights if self.learn_initial else jax.lax.stop_gradient(params.weights)
-        state = dense.start(tuple(w.astype(self.param_dtype) for w in weights), batch_size)
+        state = dense.start(tuple(w.astype(common_dtype(w.dtype, self.param_dtype)) for w in weights), batch_size)
         return state if self.pairs_only else begin(state.weights, self.options)
 
     def read(self, params: MemoryParams, state: Any, keys: Array) -> Array:

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import export
 
 from mnm_jax._auto_axes import with_auto_axes
-from mnm_jax._checks import check_choice, check_flags, check_sizes, show
+from mnm_jax._checks import check_choice, check_flags, check_inputs, check_sizes, show
 from mnm_jax._masking import Steps, check_steps, swap_axes
 from mnm_jax._vary import vary_alike
 from mnm_jax.recurrence._carry import (
@@ -55,8 +55,9 @@ def unroll(
         "factored" use one copy of the initial weights for all examples.
       inputs: `[T, B, D]`. If they are divided over devices, carry and outputs are divided in the same way, also on a
         mesh with axes of the type Explicit. A call `cell(carry, x)` on such a mesh needs `jax.sharding.auto_axes` only
-        for its derivatives, for a `DNCCell` and for a memory from `custom_memory`. Inputs may be bools, integers or
-        floating-point numbers, which the cells of this library convert to their `dtype`, as in a call of the cell.
+        for its derivatives, for a `DNCCell`, for a memory from `custom_memory` and for one with an inner optimiser.
+        Inputs may be bools, integers or floating-point numbers, which the cells of this library convert to their
+        `dtype`, as in a call of the cell.
       mask: `[T, B]` bool, False = padding: after a reset of this step, if any, the carry stays bit-equal, the outputs
         are zero, and the inputs, which may be NaN, have no influence and get exactly zero gradient.
       reset: `[T, B]` bool, True = a new sequence begins at this step, before the cell receives its input. Episodes
@@ -124,8 +125,7 @@ def unroll(
     if checkpoint_every is not None:
         check_sizes(checkpoint_every=checkpoint_every)
     xs = Steps(inputs, mask=mask, reset=reset, fork=fork, reset_controller=reset_controller, fork_memory=fork_memory)
-    features = getattr(cell, "in_features", None)
-    check_steps(xs, features if isinstance(features, int) else None, time_major=time_major)
+    check_steps(xs, time_major=time_major)
     check_has_memory(cell, xs)
     if not time_major:
         xs = swap_axes(xs)
@@ -137,6 +137,8 @@ def unroll(
     except (TypeError, ValueError, AttributeError) as error:
         if problem := explain_carry(cell, carry, xs.inputs):
             raise TypeError(problem) from error
+        if isinstance(features := getattr(cell, "in_features", None), int):
+            check_inputs(xs.inputs, "T B D", D=features)  # its message shows the axis T, which the cell does not see
         raise
     return last, outputs if time_major else swap_axes(outputs)
 

@@ -221,6 +221,15 @@ def test_a_loss_of_likelihoods_is_accepted_with_normalised_steps(name):
         custom_memory(K, V, **GOOD, loss=NOT_NEGATIVE[name])
 
 
+def test_a_loss_that_computes_in_float32_is_accepted_for_weights_in_bfloat16():
+    def loss(answers, values):
+        return jnp.sum(jnp.square(answers.astype(jnp.float32) - values.astype(jnp.float32)))
+
+    custom_memory(
+        K, V, init=lambda key: jax.random.normal(key, (K, V), jnp.bfloat16), apply=lambda w, k: k @ w, loss=loss
+    )
+
+
 def test_a_loss_that_closes_over_a_traced_value_is_not_checked():
     def make(scale):
         custom_memory(K, V, **GOOD, loss=lambda answers, values: scale * jnp.sum((answers - values) ** 2))

@@ -190,6 +190,8 @@ def test_a_cell_of_ones_own_gets_its_inputs_as_they_are():
     """Such as tokens, which it embeds."""
 
     class Embedding(Accumulator):
+        in_features = 50  # the number of tokens, not D
+
         def __call__(self, carry, inputs):
             assert inputs.dtype == jnp.int32
             return super().__call__(carry, inputs.astype(jnp.bfloat16))
