@@ -8,7 +8,7 @@ from tasks.babi.symmetry import kinds
 # Every question begins with one of these words, and no sentence does.
 QUESTION_WORDS = ("does", "how", "is", "what", "where", "who", "why")
 
-# The people whom a pronoun means in the stories, of which only those of tasks 11 and 13 have pronouns.
+# The people whom a pronoun means. Only stories of tasks 11 and 13 have pronouns.
 PRONOUNS = {"he": ("daniel", "john"), "she": ("mary", "sandra"), "they": ("daniel", "john", "mary", "sandra")}
 
 # The words of questions that name nothing of a story: a question can be answered in a story without them.
