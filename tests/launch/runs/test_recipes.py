@@ -47,7 +47,7 @@ def test_every_recipe_can_be_built(recipe, model):
     task = build.build_task(config.task)
     expected = {dictionary: 27, babi_task1: 96, babi_paper: 128, babi_joint: 128 + 4 * 48, pairs: 24, maze: 17}
     expected[league] = 27
-    expected[catbabi] = {"mnm-p": 128, "chain-p": 128 + 4 * 48, "chain-g": 128 + 4 * 48}.get(model, 256)
+    expected[catbabi] = {"mnm-p": 128, "mnm-g": 128, "chain-p": 128 + 4 * 48, "chain-g": 128 + 4 * 48}.get(model, 256)
     assert task.input_features == expected[recipe]
     if config.task.name == "babi":  # without the data: the task with made-up words and answers
         data = types.SimpleNamespace(counts=np.ones(145), vocabulary=types.SimpleNamespace(answers=range(13)))
