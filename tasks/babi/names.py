@@ -99,9 +99,8 @@ def _fits(context: Context, places: Collection[Context]) -> bool:
 
 def _refusal(word: str, row: Words, words: Collection[str], names: Sequence[str]) -> str:
     """Returns why a word of a row cannot be read: all `names` that could stand for it are used, or there are none."""
+    where = f"{word!r} in {' '.join(row)!r}"
     if names:
         used = ", ".join(dict.fromkeys(names))
-        where = f"{word!r} in {' '.join(row)!r}"
         return f"the model has no name left for {where}: all of {used} are in the story, or stand for other new names."
-    where = f"{word!r} in {' '.join(row)!r}"
     return f"the word {where} is not in the vocabulary, and no name stands there; {near_words(word, words)}."
