@@ -1,4 +1,4 @@
-"""Runs a program in two processes of one run on this machine, each with two devices."""
+"""Runs a program in two processes of one run on this machine, each with two devices; finds a free port."""
 
 import json
 import os
@@ -23,10 +23,15 @@ def record(name, function):
 """
 
 
+def free_port() -> int:
+    """Returns a port of this machine that no program uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def in_two_processes(program: str, folder: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the dictionary `found` of each process after a program, which begins with the names of `_START`."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PJRT_NPROC": "4", "TF_CPP_MIN_LOG_LEVEL": "3"}
     processes = []
     for index in range(2):

@@ -110,20 +110,21 @@ def meet(coordinator: str, num_processes: int, process_id: int, timeout: float, 
 
     Raises:
       OSError: if process 0 cannot listen there.
+      ValueError: if a process was started with another number of processes than process 0.
       TimeoutError: if a process does not connect in time.
     """
     deadline = time.monotonic() + timeout
     if process_id == 0:
         with _listen(coordinator, listen) as server:
             address = _join(*server.getsockname()[:2])
-            missing = _receive(server, set(range(1, num_processes)), deadline)
+            missing = _receive(server, num_processes, deadline)
         if missing:
             raise TimeoutError(
                 f"{num_processes - len(missing)} of {num_processes} processes came within {timeout:g} s to process "
                 f"0, which listened at {address}; missing: {', '.join(map(str, sorted(missing)))}. Start them with the "
                 "same --coordinator, look for their errors, or raise --coordinator_timeout."
             )
-    elif not _announce(coordinator, process_id, deadline):
+    elif not _announce(coordinator, num_processes, process_id, deadline):
         raise TimeoutError(
             f"process {process_id} waited {timeout:g} s for process 0 at {coordinator}, or for the processes that "
             "process 0 waits for; start them, check --coordinator and the firewall, or raise --coordinator_timeout."
@@ -193,8 +194,12 @@ def _listen(coordinator: str, listen: str | None) -> socket.socket:
         raise OSError(f"process 0 cannot listen at {listen or everywhere}: {error.strerror}. {remedy}") from error
 
 
-def _receive(server: socket.socket, missing: set[int], deadline: float) -> set[int]:
-    """Waits for the other processes and replies to them once all have connected; returns the missing ones."""
+def _receive(server: socket.socket, num_processes: int, deadline: float) -> set[int]:
+    """Waits for the other processes and replies to them once all have connected; returns the missing ones.
+
+    A process sends its id and its number of processes; the reply is that of process 0.
+    """
+    missing, reply, wrong = set(range(1, num_processes)), str(num_processes).encode(), None
     with contextlib.ExitStack() as stack:
         guests = []
         while missing:
@@ -203,22 +208,34 @@ def _receive(server: socket.socket, missing: set[int], deadline: float) -> set[i
             with contextlib.suppress(OSError, ValueError, TypeError):
                 guest = stack.enter_context(server.accept()[0])
                 guest.settimeout(5.0)
-                missing.discard(json.loads(guest.recv(64)))
+                process_id, count = json.loads(guest.recv(64))
+                missing.discard(process_id)
                 guests.append(guest)
+                if count != num_processes:
+                    wrong = _mismatch(process_id, count, num_processes)
+                    guest.sendall(reply)
+            if wrong:
+                raise ValueError(wrong)
             if missing and time.monotonic() >= deadline:
                 return missing
         for guest in guests:
-            guest.sendall(b"go")
+            guest.sendall(reply)
     return missing
 
 
-def _announce(coordinator: str, process_id: int, deadline: float) -> bool:
+def _mismatch(process_id: int, count: int, of_first: int) -> str:
+    return f"process {process_id} has num_processes={count}, process 0 has {of_first}; give all the same."
+
+
+def _announce(coordinator: str, num_processes: int, process_id: int, deadline: float) -> bool:
     """Connects to process 0, retrying until it listens, and returns whether it has replied in time."""
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(_split(coordinator), timeout=5.0) as connection:
-            connection.sendall(json.dumps(process_id).encode())
+            connection.sendall(json.dumps([process_id, num_processes]).encode())
             connection.settimeout(max(1e-3, deadline - time.monotonic()))
-            if connection.recv(2) == b"go":
+            if reply := connection.recv(64):
+                if int(reply) != num_processes:
+                    raise ValueError(_mismatch(process_id, num_processes, int(reply)))
                 return True
         time.sleep(0.2)
     return False

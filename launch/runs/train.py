@@ -30,6 +30,7 @@ from mnm_jax.training import (
     TrainConfig,
     TrainingFault,
     TrainResult,
+    common_errors,
     first_process_first,
     is_first_process,
     load_params,
@@ -65,15 +66,17 @@ def train_run(
 
     Raises:
       BlockingIOError: if another process trains in the workdir; the message names it.
-      ValueError: if the config is inconsistent, or the workdir holds a run of another config; nothing is written.
+      ValueError: if the config is inconsistent, or the workdir holds a run of another config; nothing is written but
+        the lock of the folder.
       FileNotFoundError: if data is missing.
       TrainingFault: if a number is not finite, see `mnm_jax.training.train`.
       Interrupted: if a signal arrives; the state is saved.
     """
     commit_at_start()  # before others change the files
-    plain = plain_config(config)
-    task, make_model, training = build_parts(plain)
-    size = measure(make_model, task, training)  # raises for wrong settings and missing data before a file is written
+    with common_errors():  # wrong settings and missing data, before a file is written
+        plain = plain_config(config)
+        task, make_model, training = build_parts(plain)
+        size = measure(make_model, task, training)
 
     workdir = pathlib.Path(workdir)
     with lock_workdir(workdir):

@@ -1,8 +1,6 @@
 """Resources of a trial, and how they are reserved."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _MOST_CONCURRENT = 96  # the parts of Ray's smallest unit, 1/10,000 of a resource, are counted exactly up to this number
 
@@ -31,15 +29,6 @@ class Host(NamedTuple):
     def wanted(self) -> dict[str, float]:
         """Returns each host's resources, without those whose number is 0."""
         return {name: number for name, number in self.resources.items() if number}
-
-    @property
-    def start(self) -> Callable[..., Any] | None:
-        """Function that starts a trial, for the field `start` of `Where`; None for a process on one host."""
-        if not self.joined:
-            return None
-        from launch.sweep.slices import start_slice
-
-        return functools.partial(start_slice, self)
 
     def bundles(self, concurrent: int | None) -> list[dict[str, float]]:
         """Returns the resources that Tune reserves for a trial; for several hosts Ray Train reserves theirs.

@@ -19,6 +19,7 @@ from mnm_jax._extras import extra
 from mnm_jax._files import whole_file
 
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": Ray listens on the loopback interface, on every system
+_KILL = "RAY_kill_child_processes_on_worker_exit"  # "0": the runs get the SIGTERM of `trial.Process`, and save
 
 
 def read_space(path: str) -> Mapping[str, Any]:
@@ -89,8 +90,9 @@ def run_sweep(
     Raises:
       ImportError: if Ray is not installed.
     """
-    if address is None:
-        os.environ.setdefault(_CLUSTER, "0")  # Ray reads it when it is imported
+    if address is None:  # Ray reads these when it is imported
+        os.environ.setdefault(_CLUSTER, "0")
+        os.environ.setdefault(_KILL, "0")
     with extra("sweep"):
         from launch.sweep import leaderboard, tuning
 

@@ -1,5 +1,6 @@
 """One trial: a run of `launch.train` whose evaluations are reported to Ray Tune."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -15,7 +16,7 @@ from ray import tune
 
 from launch.runs.workdir import SUMMARY, claim
 from launch.sweep.space import DEFAULT
-from mnm_jax._files import lock_folder
+from mnm_jax._files import LOCK, lock_folder
 from mnm_jax.analysis import has_metric, learning_curve
 from mnm_jax.training import read_metrics
 
@@ -95,6 +96,7 @@ class Process:
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ray kills the process group of a worker
                 preexec_fn=end_with_parent,
             )
 
@@ -175,6 +177,14 @@ class Trial(tune.Trainable):
 
     def cleanup(self) -> None:
         self._job.stop()
+
+
+def wait_for_end(folder: pathlib.Path) -> None:
+    """Waits until the runs of all trials in a folder have saved their state and ended, at most two minutes."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for path in sorted(folder.glob(f"*/{LOCK}")):
+        with contextlib.suppress(BlockingIOError), lock_folder(path.parent, wait=deadline - time.monotonic()):
+            pass
 
 
 def _last_line(log: pathlib.Path) -> str:

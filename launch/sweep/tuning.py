@@ -1,5 +1,6 @@
 """A sweep on Ray Tune, which places trials, stops the worst early, and resumes after a kill."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,9 +16,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from launch.sweep.host import Host
+from launch.sweep.slices import start_slice
 from launch.sweep.space import PlannedTrial
-from launch.sweep.trial import LOG, Trial, Where
-from mnm_jax.training import read_metrics
+from launch.sweep.trial import LOG, Trial, Where, wait_for_end
+from mnm_jax.training import Interrupted, read_metrics
 
 _REDUCTION = 3  # the best third of the trials at a rung continues
 _FIRST_RUNG = 11  # percent of a trial's updates: rungs at 11, 33 and 99
@@ -53,10 +55,12 @@ def run(
 
     Raises:
       ValueError: if `concurrent` is out of range.
+      Interrupted: at Ctrl-C, after the running trials have saved their state.
     """
     bundles = host.bundles(concurrent)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with it `fit` returns as if the sweep had ended
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's new output ignores `verbose=0`
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints lines instead
     print(f"{len(trials)} trials; every {_LINES_SECONDS:.0f} s a line per running trial", flush=True)
@@ -66,7 +70,7 @@ def run(
         cwd=os.getcwd(),
         metric=metric,
         cpus=max(1, int(host.resources["CPU"])),
-        start=host.start,
+        start=functools.partial(start_slice, host) if host.joined else None,
         flags=flags,
     )
     resources = tune.PlacementGroupFactory(bundles)
@@ -97,6 +101,11 @@ def run(
         )
     try:
         results = tuner.fit()
+    except KeyboardInterrupt as error:
+        print("interrupted; the running trials save their state.", flush=True)
+        ray.shutdown()
+        wait_for_end(pathlib.Path(where.folder))
+        raise Interrupted("the sweep was interrupted; the same command resumes it.") from error
     finally:
         ray.shutdown()
     failed = [result for result in (results[i] for i in range(len(results))) if result.error is not None]

@@ -18,7 +18,7 @@ from mnm_jax.training._loop import TrainResult, train
 from mnm_jax.training._model import SequenceModel, SequenceOutput
 from mnm_jax.training._optimizer import make_optimizer
 from mnm_jax.training._parallel import PARALLEL, Placement, make_parallel_update, make_placement
-from mnm_jax.training._processes import first_process_first, is_first_process, lock_workdir
+from mnm_jax.training._processes import common_errors, first_process_first, is_first_process, lock_workdir
 from mnm_jax.training._progress import ProgressBar
 from mnm_jax.training._signals import Interrupted
 from mnm_jax.training._state import TrainState, init_state, split_model
@@ -45,6 +45,7 @@ __all__ = [
     "TrainState",
     "TrainingFault",
     "UpdateMetrics",
+    "common_errors",
     "discard_fault",
     "evaluate",
     "explain_fault",

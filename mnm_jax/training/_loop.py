@@ -72,7 +72,7 @@ def train(
     """Trains a model on a task, or resumes the run in `workdir`.
 
     A run that was interrupted and resumed ends with the same numbers as an uninterrupted one. On SIGTERM or Ctrl-C the
-    update in progress (and a running evaluation) is completed, and the state is saved; a second signal stops the
+    update in progress (and a running evaluation) is completed, and the state is saved; another Ctrl-C stops the
     program at once.
 
     A finished run is trained further only if `config.steps` is increased. With the schedule "constant" it then ends

@@ -45,6 +45,10 @@ def common_errors() -> Iterator[None]:
     """Raises an error in all processes if the block fails in any of them; collective.
 
     A process without an error of its own raises an OSError with number and message of the first that has one.
+
+    Raises:
+      Exception: the error of the block in this process.
+      OSError: if the block fails in other processes only.
     """
     failure = None
     try:

@@ -24,7 +24,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Yields a `StopRequest` that records the first SIGTERM or SIGINT; a second signal acts as usual.
+    """Yields a `StopRequest` that records the first SIGTERM or SIGINT.
+
+    After it a SIGINT acts as usual, so that a second Ctrl-C ends the program at once. Another SIGTERM changes nothing:
+    schedulers and parent processes often send more than one.
 
     The previous handlers are restored on exit. Python allows signal handlers in the main thread only; in any other
     thread the request stays empty.
@@ -37,8 +40,8 @@ def stop_request() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def record(number: int, frame: object) -> None:
-        request.name = signal.Signals(number).name
-        restore()
+        request.name = request.name or signal.Signals(number).name
+        signal.signal(signal.SIGINT, former[signal.SIGINT])
 
     if threading.current_thread() is threading.main_thread():
         former = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -19,10 +19,13 @@ def default_handlers():
         signal.signal(number, handler)
 
 
-def test_the_first_signal_is_recorded_and_the_second_acts():
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_first_signal_is_recorded_a_sigterm_changes_nothing_more_and_a_ctrl_c_acts(name):
     with pytest.raises(KeyboardInterrupt), stop_request() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.name == "SIGINT"
+        os.kill(os.getpid(), signal.Signals[name])
+        assert stop.name == name
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == name
         os.kill(os.getpid(), signal.SIGINT)
 
 

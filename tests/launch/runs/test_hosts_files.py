@@ -32,6 +32,9 @@ found["own"] = (folder / f"own{index}" / "config.json").exists()
 record("whole", lambda: start(folder / "run"))
 config.training.learning_rate = 0.5 if index else 0.01
 record("other", lambda: start(folder / "run"))
+config.model.hidden_features = 1 - index
+record("wrong", lambda: start(folder / "wrong"))
+found["empty"] = not (folder / "wrong").exists()
 found["written"] = written
 found["output"] = output.getvalue()
 """,
@@ -49,5 +52,8 @@ found["output"] = output.getvalue()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
     message = "training.learning_rate is 0.01 there, 0.5 here"
     assert message in first["other"] and second["other"].startswith("ValueError") and message in second["other"]
+    message = "hidden_features must be >= 1, got 0."
+    assert (first["wrong"], second["wrong"]) == (f"OSError: process 1 failed: {message}", f"ValueError: {message}")
+    assert first["empty"] and second["empty"]
     assert (first["written"], second["written"]) == (["config.json"] * 2, [])
     assert "2 processes, 4 devices\n" in first["output"] and second["output"] == ""

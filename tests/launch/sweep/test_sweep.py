@@ -363,6 +363,28 @@ def test_a_sweep_that_is_killed_goes_on_repeats_nothing_and_a_trial_that_fails_d
 
 
 @pytest.mark.slow
+def test_a_sweep_that_is_interrupted_saves_its_trials_and_says_so(tmp_path):
+    (tmp_path / "space.json").write_text(json.dumps({"training.learning_rate": [0.001, 0.01]}))
+    flags = ["--config=launch/configs/dictionary.py:lstm", f"--space={tmp_path / 'space.json'}"]
+    settings = {"training.steps": 1000000, "training.checkpoint_seconds": 3600.0, "training.log_every": 10}
+    settings |= {"training.seeds": 1, "model.hidden_features": 4}
+    flags += [f"--config.{name}={value}" for name, value in settings.items()]
+    process = sweep(*flags, f"--workdir={tmp_path / 's'}", "--concurrent=2", stderr=subprocess.PIPE)
+    trials = tmp_path / "s" / "trials"
+    try:
+        wait_for(lambda: sum(path.stat().st_size > 0 for path in trials.glob("*/metrics.jsonl")) == 2, 250)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "the sweep was interrupted; the same command resumes it."
+    assert not list((tmp_path / "s").glob("leaderboard*"))
+    for path in trials.glob("*/metrics.jsonl"):  # no checkpoint was due
+        assert list((path.parent / "checkpoints").glob("[0-9]*")), (path.parent / "log.txt").read_text()
+
+
+@pytest.mark.slow
 def test_trials_of_two_hosts_each(tmp_path):
     (tmp_path / "space.json").write_text(json.dumps({"training.learning_rate": [0.01]}))
     flags = ["--config=launch/configs/dictionary.py:lstm", f"--space={tmp_path / 'space.json'}"]
