@@ -16,6 +16,7 @@ from mnm_jax._checks import check_not_negative, check_sizes
 from mnm_jax._params import leaf_names
 from mnm_jax._precision import wide_dtype
 from mnm_jax.recurrence import choose_micro_batch, value_and_grad
+from mnm_jax.training._check_batch import check_batch, check_mean, check_metrics
 from mnm_jax.training._state import TrainState
 from mnm_jax.training._task import Batch, Mean, Task, optional_member, played
 
@@ -78,6 +79,7 @@ def losses(
     options = {name: value for name, value in (("noise", noise), ("carry", carry)) if value is not None}
     output = model(batch.inputs, **batch.flags, **options)
     task_loss = task.loss(output.logits, batch)
+    check_mean(task, "loss", task_loss)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
     mask = jnp.asarray(batch.mask)
@@ -195,7 +197,9 @@ def make_proposal(
 
     def summed_gradient(params: Any, batch: Batch, noise: Array | None, carry: Any) -> Any:
         no_logits = jnp.zeros((*jnp.shape(batch.mask), task.output_features))
-        counts = task.loss(no_logits, batch).count, jnp.sum(jnp.asarray(batch.mask))
+        no_loss = task.loss(no_logits, batch)
+        check_mean(task, "loss", no_loss)
+        counts = no_loss.count, jnp.sum(jnp.asarray(batch.mask))
         task_count, meta_count = (jnp.maximum(count, 1) for count in sum_over_devices(counts))
 
         def objective(params: Any, batch: Batch, noise: Array | None, carry: Any) -> tuple[Array, Any]:
@@ -216,8 +220,13 @@ def make_proposal(
     def propose(state: TrainState, batch: Batch | None) -> Proposal:
         key = jax.random.fold_in(state.key, state.step)
         if task.sample is not None:
-            batch = divide(task.sample(key, batch_size, state.step))
+            batch = task.sample(key, batch_size, state.step)
+            if not optional_member(task, "play"):
+                check_batch(task, batch, batch_size)
+            batch = divide(batch)
         batch = played(nnx.merge(graphdef, state.params), task, batch)
+        check_batch(task, batch)
+        check_metrics(task, batch)
         noise = draw_noise(state.params, key, jnp.asarray(batch.mask))
         (loss, (parts, carry)), grads = summed_gradient(state.params, batch, noise, state.carry)
         loss, (task_loss, meta_loss), grads = sum_over_devices((loss, parts, grads))

@@ -134,7 +134,7 @@ class Recall:
         return Mean(jnp.sum(errors * batch.loss_mask), jnp.sum(batch.loss_mask))
 
     def metrics(self, logits, batch):
-        right = jnp.where(jnp.argmax(logits, -1) == batch.targets, batch.loss_mask, 0)
+        right = jnp.where(jnp.argmax(logits, -1).astype(batch.targets.dtype) == batch.targets, batch.loss_mask, 0)
         return {"accuracy": Mean(jnp.sum(right), jnp.sum(batch.loss_mask))}
 
     def render(self, batch, index):
