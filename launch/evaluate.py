@@ -16,7 +16,7 @@ from absl import flags
 
 from launch.command import run_command
 from launch.reporting.task_errors import end_table
-from launch.runs.evaluate import Evaluation, evaluate_folder, write_evaluation
+from launch.runs.evaluate import Evaluation, evaluate_folder, read_evaluations, write_evaluation
 from launch.runs.metrics import summarise
 
 
@@ -27,6 +27,8 @@ def evaluation_table(workdir: str | os.PathLike, found: Evaluation) -> str:
 
 
 def main() -> None:
+    if _OUT.value is not None:
+        read_evaluations(_OUT.value)  # refuses another file before the evaluation, which may take long
     found = evaluate_folder(_WORKDIR.value, _DATA_DIR.value)
     print(evaluation_table(_WORKDIR.value, found))
     if _OUT.value is not None:

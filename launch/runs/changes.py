@@ -21,7 +21,10 @@ def apply(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     changed = copy.deepcopy(config)  # with the types that `define_config` allows
     absent = False
     for name, value in changes.items():
-        section, key = name.split(".", 1)
+        section, *keys = name.split(".")
+        if len(keys) != 1:
+            raise ValueError(f"a setting is named SECTION.KEY, such as model.heads, got {name!r}.")
+        (key,) = keys
         if section not in changed:
             raise ValueError(f"the recipe has no section {section!r}, got the setting {name!r}.")
         absent |= key not in changed[section]

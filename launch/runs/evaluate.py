@@ -1,9 +1,11 @@
 """Evaluation of finished and unfinished runs on the test split. Shape letter: `S` seeds."""
 
+import contextlib
 import json
+import math
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from launch.runs.versions import commit_at_start, versions
 from launch.runs.workdir import CONFIG, continued_at, read_config, read_earlier
 from mnm_jax._files import whole_file
 from mnm_jax.training import evaluate, load_params, split_model
+
+_KEYS = {"run", "steps", "seeds", "commit", "versions", "metrics"}  # of a line that `write_evaluation` writes
 
 
 class Evaluation(NamedTuple):
@@ -78,27 +82,45 @@ def evaluate_folder(workdir: str | os.PathLike, data_dir: str | None = None) -> 
     return Evaluation(metrics, seeds, [step for _, step in evaluated])
 
 
+def read_evaluations(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Returns the lines that `write_evaluation` wrote into a file; none if there is no file.
+
+    Raises:
+      ValueError: the file has other lines; the message names the first.
+    """
+    path = pathlib.Path(path)
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and line.keys() == _KEYS:
+                lines.append(line)
+                continue
+        raise ValueError(f"line {number} of {path} is not that of an evaluation: name another file as --out.")
+    return lines
+
+
 def write_evaluation(path: str | os.PathLike, workdir: str | os.PathLike, found: Evaluation) -> None:
     """Writes the mean of each metric as the line of a run in a JSONL file, in place of an older line.
 
-    A line is `{"run", "steps", "seeds", "commit", "versions", "metrics"}`; "run" is the folder relative to the file's.
+    A line is `{"run", "steps", "seeds", "commit", "versions", "metrics"}`; "run" is the folder relative to the file's,
+    and a mean that is not finite is null.
 
     Raises:
-      ValueError: the file has summaries of runs.
+      ValueError: the file has other lines.
     """
     path = pathlib.Path(path)
     run = pathlib.Path(os.path.relpath(workdir, path.parent)).as_posix()
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if any("seconds" in other for other in lines):
-        raise ValueError(f"{path} has the summaries of runs: name another file as --out.")
+    lines = read_evaluations(path)
+    means = {name: float(np.mean(values)) for name, values in found.metrics.items()}
     line = {
         "run": run,
         "steps": found.steps,
         "seeds": found.seeds,
         "commit": commit_at_start(),
         "versions": versions(),
-        "metrics": {name: float(np.mean(values)) for name, values in found.metrics.items()},
+        "metrics": {name: mean if math.isfinite(mean) else None for name, mean in means.items()},
     }
     lines = [other for other in lines if other["run"] != run] + [line]
     with whole_file(path) as file:
-        file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+        file.writelines(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)

@@ -69,7 +69,7 @@ def read_run(folder: pathlib.Path, root: pathlib.Path) -> Run:
     return Run(
         folder=folder,
         group=_group(folder, root),
-        label=folder.resolve().name,
+        label=pathlib.Path(os.path.abspath(folder)).name,
         summary=summary,
         lines=read_metrics(folder),
     )
@@ -83,6 +83,8 @@ def _group(folder: pathlib.Path, root: pathlib.Path) -> str:
 def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     """Returns the finished runs below `root` in natural order, and one line per folder that is left out.
 
+    A link to a run, or to a folder of runs, counts as the folder that it names.
+
     The light form takes precedence: the folder of a run in the light form, which may hold its parameters, is not read.
     Runs that choose a setting of another run, in its folder "tuning", are no results and are left out without a line.
 
@@ -92,8 +94,10 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     light = _light_runs(root)
     places = {run.place for run in light}
     runs, notes = [], []
-    for name, below, files in os.walk(root):
+    for name, below, files in os.walk(root, followlinks=True):
         folder = pathlib.Path(name)
+        real = folder.resolve()
+        below[:] = [other for other in below if not real.is_relative_to((folder / other).resolve())]  # a link upwards
         if {CONFIG, SUMMARY} & set(files):
             below.clear()
             if folder.relative_to(root).as_posix() in places:

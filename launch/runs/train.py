@@ -83,7 +83,9 @@ def train_run(
         new = first_process_first(lambda: _claim(workdir, plain, after_fault))
         finished = read_summary(workdir)
         if finished and not (workdir / "checkpoints").exists():
-            return finished  # only its results were kept
+            if is_first_process():
+                print(f"{workdir} is a finished run without checkpoints: nothing is trained; take another workdir.")
+            return finished
         if not finished and (workdir / SUMMARY).is_file() and not (workdir / "checkpoints").exists():
             raise ValueError(f"{workdir / SUMMARY} is damaged or incomplete; restore it, or remove it to train again.")
         earlier = [steps for steps in continued_at(workdir) if steps < training.steps]

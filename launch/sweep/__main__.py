@@ -19,7 +19,7 @@ from absl import flags
 from launch.command import run_command
 from launch.runs.config_flag import define_config
 from launch.sweep.host import Host
-from launch.sweep.run import plan_trials, read_space, run_sweep
+from launch.sweep.run import is_smaller_better, plan_trials, read_space, run_sweep
 from launch.sweep.space import recipe_flags
 
 
@@ -36,13 +36,15 @@ def main() -> None:
         raise ValueError(f"--accelerator={_ACCELERATOR.value} names a TPU slice: give its --topology, or leave it out.")
     resources = {"CPU": _CPUS.value, "GPU": _GPUS.value, "TPU": _TPUS.value}
     host = Host(resources=resources, hosts=_HOSTS.value, topology=_TOPOLOGY.value, accelerator=_ACCELERATOR.value)
+    smallest = is_smaller_better(_METRIC.value) if _SMALLEST.value is None else _SMALLEST.value
+    print(f"trials are compared by the area under {_METRIC.value}; {'smaller' if smallest else 'larger'} is better")
     table = run_sweep(
         trials,
         config,
         workdir.absolute(),
         host,
         metric=_METRIC.value,
-        largest=not _SMALLEST.value,
+        largest=not smallest,
         early_stopping=_EARLY_STOPPING.value,
         address=_ADDRESS.value,
         concurrent=_CONCURRENT.value,
@@ -57,7 +59,7 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Folder of the sweep.")
     _NUM_TRIALS = flags.DEFINE_integer("num_trials", None, "Trials drawn at random from the space; all if not given.")
     _METRIC = flags.DEFINE_string("metric", "valid/accuracy", "Trials are compared by the area under its curve.")
-    _SMALLEST = flags.DEFINE_bool("smallest", False, "Smaller is better, as for a loss.")
+    _SMALLEST = flags.DEFINE_bool("smallest", None, "Smaller is better; by default for a loss or an error.")
     _EARLY_STOPPING = flags.DEFINE_bool("early_stopping", True, "Stop trials that fall behind (ASHA).")
     _CPUS = flags.DEFINE_float("cpus", 1, "Cores per trial, on each of its hosts.")
     _GPUS = flags.DEFINE_float("gpus", 0, "GPUs per trial, on each of its hosts; a fraction shares one.")

@@ -1,16 +1,18 @@
 """Runs a whole sweep, from its space to the files of the leaderboard."""
 
+import contextlib
 import json
 import os
 import pathlib
 import runpy
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from launch.reporting.text_table import format_columns, format_markdown
-from launch.runs.build import build_parts
+from launch.runs.build import build_parts, count_parameters
 from launch.runs.plain import plain_config
 from launch.runs.workdir import write_json
 from launch.sweep.host import Host
@@ -26,7 +28,7 @@ def read_space(path: str) -> Mapping[str, Any]:
     """Returns the space of a JSON file, or `SPACE` of a Python file.
 
     Raises:
-      ValueError: if the file is no JSON, or a Python file has no `SPACE`.
+      ValueError: if the file is no JSON, or a Python file has an error or no `SPACE`.
       FileNotFoundError: if there is no such file.
     """
     if not path.endswith(".py"):
@@ -34,10 +36,21 @@ def read_space(path: str) -> Mapping[str, Any]:
             return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is no JSON: {error}.") from error
-    content = runpy.run_path(path)
+    try:
+        content = runpy.run_path(path)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if "SPACE" not in content:
         raise ValueError(f"{path} has no SPACE.")
     return content["SPACE"]
+
+
+def is_smaller_better(metric: str) -> bool:
+    """Returns whether the name of a metric is that of a loss or an error, of which the smallest is the best."""
+    return metric.endswith(("loss", "error"))
 
 
 def plan_trials(
@@ -59,7 +72,9 @@ def plan_trials(
     """
     trials = [plan(changes, config, words, workdir) for changes in choose_trials(expand(space), number)]
     for trial in trials:
-        build_parts(trial.config)
+        make_model = build_parts(trial.config).make_model
+        with contextlib.suppress(OSError):  # its data may be on the hosts of the trials only
+            count_parameters(make_model)
     recipe, *others = trials
     return [recipe, *(trial for trial in others if trial.config != recipe.config)]
 

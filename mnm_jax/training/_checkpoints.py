@@ -237,7 +237,10 @@ def _load_seeds(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
     elif found := read_params(workdir):
         path, params, step = found
     else:
-        raise FileNotFoundError(f"no checkpoint in {_folder(workdir)}; train first, or check the workdir.")
+        raise FileNotFoundError(
+            f"no checkpoint in {_folder(workdir)}, and no params.npz or params.safetensors beside it; train first (if "
+            "they were lost, in another workdir), or check the workdir."
+        )
     seeds = len(next(iter(params.values()), ()))
     one = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))
     like = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), one)}

@@ -24,6 +24,17 @@ def of_seed(write_run):
     return write
 
 
+def test_linked_runs_are_found_and_a_link_upwards_is_not_followed(tmp_path, of_seed):
+    of_seed(tmp_path / "disk" / "one", 0, 0.5, validation=[(10, 0.2)])
+    root = tmp_path / "runs"
+    (root / "group").mkdir(parents=True)
+    (root / "group" / "linked").symlink_to(tmp_path / "disk" / "one")
+    (root / "all").symlink_to(tmp_path / "disk")
+    (root / "group" / "up").symlink_to(root)
+    runs, notes = find_runs(root)
+    assert [run.place for run in runs] == ["all/one", "group/linked"] and not notes
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_run(tmp_path, of_seed, metric):
     of_seed(tmp_path / "g" / "ours" / "seed_0", 0, 0.5, 0.75, validation=[(10, 0.2, 0.95), (20, 0.9, 1.0)])
     of_seed(tmp_path / "g" / "ours" / "seed_2", 2, 1.0, validation=[(10, 0.9), (20, 1.0), (30, 1.0)])

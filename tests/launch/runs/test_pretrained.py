@@ -1,7 +1,11 @@
 """Tests that the models that ship with their weights still earn the numbers of their summaries."""
 
 import json
+import math
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -28,17 +32,27 @@ def test_the_weights_have_the_accuracy_of_their_summary():
 
 def test_an_evaluation_is_written_as_the_line_of_its_run(tmp_path):
     path = tmp_path / "shipped.jsonl"
-    path.write_text('{"run": "other"}\n')
     found = evaluate_folder(RUN)
+    write_evaluation(path, tmp_path / "other", found._replace(metrics={"test/perplexity": [math.nan, 1.0]}))
     for metrics in ({"test/error": [0.5]}, {"test/error": [0.25]}):
         write_evaluation(path, tmp_path / "group/model", found._replace(metrics=metrics))
     other, line = map(json.loads, path.read_text().splitlines())
-    assert other == {"run": "other"} and len(LARGE) >= 3
+    assert (other["run"], other["metrics"]) == ("other", {"test/perplexity": None}) and len(LARGE) >= 3
     assert (line["run"], line["steps"], line["seeds"]) == ("group/model", found.steps, found.seeds)
     assert line["metrics"] == {"test/error": 0.25} and "jax" in line["versions"]
-    path.write_text('{"run": "group/model", "seconds": 1.0}\n')
-    with pytest.raises(ValueError, match=r"shipped\.jsonl has the summaries of runs: name another file as --out"):
-        write_evaluation(path, tmp_path / "group/model", found)
+    for wrong in ('{"run": "group/model", "seconds": 1.0}', '{"foo": 1}', "garbage", "[1]"):
+        path.write_text(f"{json.dumps(line)}\n{wrong}\n")
+        message = f"line 2 of {path} is not that of an evaluation: name another file as --out."
+        with pytest.raises(ValueError, match=re.escape(message)):
+            write_evaluation(path, tmp_path / "group/model", found)
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.evaluate", f"--workdir={tmp_path / 'none'}", f"--out={path}"],
+            cwd=RESULTS.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, f"{message}\n")
 
 
 @pytest.mark.parametrize("run", LARGE, ids=lambda run: run.relative_to(RESULTS).as_posix())

@@ -123,7 +123,7 @@ def test_a_finished_run_whose_metrics_are_lost_keeps_its_summary(finished, copy,
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_no_summary_is_replaced_by_a_poorer_one(finished, copy, caplog):
+def test_no_summary_is_replaced_by_a_poorer_one(finished, copy, caplog, capsys):
     summary = json.loads((copy / "summary.json").read_text())
     summary["metrics"]["test/more"] = summary["metrics"]["test/loss"]
     (copy / "summary.json").write_text(json.dumps(summary))
@@ -136,8 +136,8 @@ def test_no_summary_is_replaced_by_a_poorer_one(finished, copy, caplog):
     assert run(tiny(), copy)["parameters"] == finished[1]["parameters"]
     shutil.rmtree(copy / "checkpoints")
     lines = (copy / "metrics.jsonl").read_text()
-    assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]  # from the summary: nothing is trained again
-    assert (copy / "metrics.jsonl").read_text() == lines
+    assert run(tiny(), copy)["metrics"] == finished[1]["metrics"]  # from the summary
+    assert (copy / "metrics.jsonl").read_text() == lines and "nothing is trained;" in capsys.readouterr().out
     (copy / "summary.json").write_text(json.dumps(lacking))
     with pytest.raises(ValueError, match="summary.json is damaged or incomplete; restore it, or remove it to train"):
         run(tiny(), copy)  # nothing is trained over results that were kept without checkpoints

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import types
 import pytest
 
 from launch.sweep.host import Host
-from launch.sweep.run import run_sweep
+from launch.sweep.run import is_smaller_better, run_sweep
 from launch.sweep.space import PlannedTrial
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -43,6 +44,33 @@ def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path, more):
     assert lines[0] == " ".join(first)
     assert [line.count("--config.training.learning_rate=0.") for line in lines] == [0, 1, 1]
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "message"),
+    [
+        ("s.json", '{"model.step_size": ["normalised", "wrong"]}', "step_size must be one of .*, got 'wrong'"),
+        (
+            "s.json",
+            '{"training.learning_rate.x": [1]}',
+            "a setting is named SECTION.KEY, .*, got 'training.lea",
+        ),
+        ("s.py", "\nSPACE = [0.1,", r"s\.py, line 2: SyntaxError: "),
+        ("s.py", "SPACE = {'model.heads': [1]}\n\nheads", r"s\.py, line 3: NameError: name 'heads' is not defined"),
+    ],
+)
+def test_an_error_of_the_space_is_named_in_one_line_before_anything_starts(tmp_path, name, space, message):
+    (tmp_path / name).write_text(space)
+    flags = ["--config=launch/configs/dictionary.py:mnm-p", f"--space={tmp_path / name}", "--dry_run"]
+    process = sweep(*flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, errors = process.communicate()
+    assert (process.returncode, said, len(errors.splitlines())) == (1, "", 1)
+    assert re.search(message, errors), errors
+
+
+def test_the_direction_of_a_metric_follows_from_its_name():
+    names = ["valid/accuracy", "valid/loss", "valid/meta_loss", "valid/error", "valid/support=8/loss", "valid/bits"]
+    assert [is_smaller_better(name) for name in names] == [False, True, True, True, True, False]
 
 
 def test_without_ray_the_extra_is_named(tmp_path):
