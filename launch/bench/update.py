@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from launch.bench.header import count_memory
-from launch.bench.measure import Candidate, Program, Row, compile_timed, dividing, keep_state, measure
+from launch.bench.measure import Candidate, Program, Row, compile_timed, keep_state, measure
 from launch.runs.build import Parts
 from launch.runs.size import typical_batch
 from mnm_jax import choose_form
@@ -59,8 +59,11 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
     Args:
       parts: task, model and settings of the recipe. A task that reads files is measured with one of its first
         batches, see `typical_batch`.
-      devices: the devices; the largest number of them that divides the batch is used.
+      devices: the devices, which share the batch.
       forms: the forms to measure.
+
+    Raises:
+      ValueError: if the number of devices does not divide the batch.
     """
     task, make_model, training = parts
     batch = None
@@ -76,7 +79,6 @@ def update_costs(parts: Parts, devices: Sequence[jax.Device], forms: Sequence[st
 
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     steps, examples = jax.eval_shape(mask, model).shape
-    devices = dividing(devices, examples)
     if choose_form(model.cell, steps, form="reversible") == "plain":
         forms = ("plain",)
     for form in forms:

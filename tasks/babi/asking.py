@@ -155,13 +155,13 @@ def converse(conversation: Teller, lines: Iterable[str], keep_on: bool = False) 
       ValueError: a line cannot be read, or there is no question.
     """
     questions = 0
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         story = conversation.story
         try:
             answer = conversation.tell(line)
         except ValueError as error:
             if not keep_on:
-                raise
+                raise ValueError(f"line {number}: {error}") from error
             yield f"left out: {error}"
             continue
         if conversation.story > story:

@@ -192,6 +192,8 @@ def test_stories_do_not_merge(conversation, tell):
     assert text == f"--- story {number + 2}"
     with pytest.raises(ValueError, match="the story has no question: end a line with a question mark"):
         list(converse(conversation, ["Mary went to the garden."]))
+    with pytest.raises(ValueError, match="^line 2: the story: a sentence of 0 words"):
+        list(converse(conversation, ["Mary went to the garden.", "?"]))
     (text,) = converse(conversation, ["to " * 12], keep_on=True)
     assert text.startswith("left out: the story: a sentence of 12 words")
 

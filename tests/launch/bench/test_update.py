@@ -32,11 +32,12 @@ class _Files(Dictionary):
 def test_a_model_without_a_memory_has_one_form():
     training = TRAINING | {"optimizer": "muon"}  # which finds the matrices of the cell by their names
     parts = build_parts({"task": TASK, "model": {"name": "rnn", "hidden_features": 3}, "training": training})
-    (row,) = update_costs(parts, jax.devices()[:4])
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 4 devices, got batch_size=6"):
+        next(update_costs(parts, jax.devices()[:4]))  # as training does
+    (row,) = update_costs(parts, jax.devices()[:3])
     steps = next(iter(parts.task.evaluations("test", 1)[""]())).mask.shape[0]
     assert (row["form"], row["chosen"], row["steps"], row["batch"]) == ("plain", "plain", steps, 6)
-    assert row["devices"] == 3  # the largest number up to four that divides the batch
-    assert row["milliseconds"] > 0 and row["compile_seconds"] > 0 and row["temp_bytes"] > 0
+    assert row["devices"] == 3 and row["milliseconds"] > 0 and row["compile_seconds"] > 0 and row["temp_bytes"] > 0
 
 
 def test_a_stack_of_layers_has_one_form():
