@@ -141,11 +141,12 @@ class SnapshotRule(Rule):
     uses_weights: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
+    def row_pairs(self, network: Network, targets: Any, weights: Storage, keys: Array, values: Array) -> Pairs:
         """Returns pairs as `pairs` does, with every row as a separate write.
 
         Args:
           network: the architecture.
+          targets: the parameters that `init` returns.
           weights: the fast weights.
           keys: `[B, C, K]`.
           values: `[B, C, V]`.
@@ -289,8 +290,9 @@ class GradientRule(SnapshotRule):
             deltas = backward(network, weights, passed, solve(kernel, error, self.epsilon, RIDGE))
         return tuple(map(Pair, passed.inputs, deltas)), passed.outputs[-1]
 
-    def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
+    def row_pairs(self, network: Network, targets: Any, weights: Storage, keys: Array, values: Array) -> Pairs:
         """See `SnapshotRule`."""
+        del targets
         linear = self.linearise(network, weights, keys, values)
         return linear.pairs((linear.scale * wide(linear.errors)).astype(linear.errors.dtype))
 
@@ -345,9 +347,9 @@ class HebbianRule(SnapshotRule):
         (x,), (answer,), _ = forward(network, weights, keys)
         return (Pair(x, -values),), answer
 
-    def row_pairs(self, network: Network, weights: Storage, keys: Array, values: Array) -> Pairs:
+    def row_pairs(self, network: Network, targets: Any, weights: Storage, keys: Array, values: Array) -> Pairs:
         """See `SnapshotRule`."""
-        del weights
+        del targets, weights
         return (Pair(network.layer_inputs(keys), -values),)
 
 

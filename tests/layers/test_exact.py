@@ -152,10 +152,38 @@ class Erasing(SnapshotRule):
     """A rule whose pairs depend on the weights."""
 
     def pairs(self, network, targets, weights, keys, values):
-        return self.row_pairs(network, weights, keys, values), weights.product(0, keys)
+        return self.row_pairs(network, targets, weights, keys, values), weights.product(0, keys)
 
-    def row_pairs(self, network, weights, keys, values):
+    def row_pairs(self, network, targets, weights, keys, values):
         return (Pair(keys, weights.product(0, keys) - values),)
+
+
+class GainDelta(SnapshotRule):
+    """The delta rule with a learned gain per feature."""
+
+    def init(self, network, key, dtype):
+        return {"gain": jnp.full(network.sizes[-1], 0.3, dtype)}
+
+    def pairs(self, network, targets, weights, keys, values):
+        return self.row_pairs(network, targets, weights, keys, values), weights.product(0, keys)
+
+    def row_pairs(self, network, targets, weights, keys, values):
+        gain = targets["gain"].astype(keys.dtype)[None, None]
+        return (Pair(keys, gain * (weights.product(0, keys) - values)),)
+
+
+def test_a_rule_with_learned_parameters_of_each_head_gives_the_memorys_own_writes(x64):
+    memory, inputs = rule_memory(K, V, GainDelta(), options=BOTH, param_dtype=jnp.float64), make_inputs(5)
+    one, three = (make_layer(memory, heads=2, chunk=chunk) for chunk in (1, 3))
+    carry, outputs = run_by_chunks(one, inputs)
+    assert_close(
+        ((carry.memory.now.weights, carry.memory.now.surprise), outputs), write_token_by_token(one, inputs)[:2]
+    )
+    assert_close(run_by_steps(three, inputs)[1], run_by_chunks(three, inputs)[1])
+    for layer in (one, three):
+        gradient = jax.grad(lambda layer: jnp.sum(run_by_chunks(layer, inputs)[1] ** 2))(layer)
+        gain = gradient.memory_params.get_value().targets["gain"]
+        assert gain.shape == (2, V) and np.all(gain != 0)
 
 
 def test_targets_that_depend_on_the_weights_are_refused():

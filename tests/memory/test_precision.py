@@ -111,7 +111,7 @@ def test_writes_of_long_keys_in_a_chunk_are_not_lost_in_float16():
 
     @jax.jit
     def deltas(keys, values):
-        pairs = memory.rule.row_pairs(memory.network, state, keys, values)
+        pairs = memory.rule.row_pairs(memory.network, None, state, keys, values)
         return [pair.delta.astype(jnp.float32) for pair in pairs]
 
     both = (deltas((100 * keys).astype(dtype), values.astype(dtype)) for dtype in (jnp.float16, jnp.float32))

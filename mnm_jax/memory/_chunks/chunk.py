@@ -172,7 +172,7 @@ class ChunkedMemory:
         rate = tokens.gates.rate
         now = Moved(state.now, mixture, initial)
         before = now._replace(mixture=mixture.before())
-        pairs, correction = self._pairs(state, tokens, targets, before, now)
+        pairs, correction = self._pairs(params, state, tokens, targets, before, now)
         answers = [self._read(now, pairs, tokens.queries, rate)]
         if old:
             answers.append(self._read(before, pairs, tokens.keys, rate))
@@ -204,7 +204,7 @@ class ChunkedMemory:
         after = before
         if isinstance(rule, ErrorRule) and rule.write_through:
             after = Moved(flat.now, mix(one.gates, momentum=self.memory.options.momentum))
-        pairs, correction = _unflatten(self._pairs(flat, one, targets, before, after), sizes)
+        pairs, correction = _unflatten(self._pairs(params, flat, one, targets, before, after), sizes)
         # The weights are not reshaped: XLA would then neither update them in place nor fuse the update with momentum.
         gates = jax.tree.map(lambda gate: gate[..., 0], token.gates)
         state = self._after(state, pairs, correction, partial(advance, gates=gates))
@@ -224,7 +224,8 @@ class ChunkedMemory:
     def targets(self, params: MemoryParams, tokens: Tokens) -> tuple[Array, ...]:
         """Returns the targets of every layer, `[B, H, C, O]`; empty for a rule without targets.
 
-        Only the targets use slow parameters, which differ between heads; everything else treats all memories alike.
+        Only the targets and the pairs of a `SnapshotRule` with parameters use slow parameters, which differ between
+        heads; everything else treats all memories alike.
         """
         rule = self.memory.rule
         if not isinstance(rule, ErrorRule):
@@ -233,11 +234,18 @@ class ChunkedMemory:
         return jax.vmap(targets, (0, 1, 1), out_axes=1)(params.targets, tokens.keys, tokens.values)
 
     def _pairs(
-        self, state: ChunkState, tokens: Tokens, targets: tuple[Array, ...], before: Moved, after: Moved
+        self,
+        params: MemoryParams,
+        state: ChunkState,
+        tokens: Tokens,
+        targets: tuple[Array, ...],
+        before: Moved,
+        after: Moved,
     ) -> tuple[Pairs, Pairs]:
         """Returns the pairs of the memory and the pairs of its correction, at rate one.
 
         Args:
+          params: slow parameters, leaves `[H, ...]`.
           state: leaves `[N, ...]`.
           tokens: fields `[N, C, ...]`.
           targets: `[N, C, O]` per layer.
@@ -251,7 +259,7 @@ class ChunkedMemory:
         assert isinstance(rule, SnapshotRule)  # by `check_memory`
         start = MemoryState(state.start or state.now.weights)
         if state.correction is None or not isinstance(rule, GradientRule):
-            return rule.row_pairs(network, start, *rows), ()
+            return self._row_pairs(rule, params.targets, start, *rows), ()
         linear = rule.linearise(network, start, *rows)
         corrected = before._replace(moving=state.correction)
         errors = linear.errors + corrected.product(0, linear.features)
@@ -260,6 +268,16 @@ class ChunkedMemory:
             errors = solve_unit_lower(coupling, wide(errors)).astype(errors.dtype)
         deltas = (linear.scale * wide(errors)).astype(errors.dtype)
         return linear.pairs(deltas), (Pair(linear.features, deltas),)
+
+    def _row_pairs(self, rule: SnapshotRule, targets: Any, start: MemoryState, keys: Array, values: Array) -> Pairs:
+        """Returns the pairs for parameters with leaves `[H, ...]`, and for weights, keys and values `[N, ...]`."""
+        pairs = partial(rule.row_pairs, self.memory.network)
+        leaves = jax.tree.leaves(targets)
+        if not leaves:  # all memories are alike
+            return pairs(targets, start, keys, values)
+        heads = leaves[0].shape[0]
+        by_head = _unflatten((start, keys, values), (keys.shape[0] // heads, heads))
+        return _flatten(jax.vmap(pairs, (0, 1, 1, 1), out_axes=1)(targets, *by_head))
 
     def _error_pairs(
         self, rule: ErrorRule, tokens: Tokens, targets: tuple[Array, ...], before: Moved, after: Moved
