@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from mnm_jax import NeuralMemoryLayer, WriteOptions, custom_memory
-from mnm_jax.memory import ErrorRule, Pair, rule_memory
+from mnm_jax.memory import ErrorRule, Pair, SnapshotRule, rule_memory
 from mnm_jax.memory._rules import DeltaRule, GradientRule, HebbianRule
 from mnm_jax.testing import check_layer_steps
 from tests.layers.common import TWO_LAYERS, D, K, V, make_layer, make_memory
@@ -36,8 +36,64 @@ class Halved(Clipped):
         return tuple(Pair(x, 0.5 * error) for x, error in zip(inputs, errors, strict=True))
 
 
+class PerLayer(Clipped):
+    """Has its own gain for each layer."""
+
+    def layer_targets(self, network, targets, weights, keys, values):
+        return (jnp.tanh(keys), values)
+
+    def steps(self, inputs, errors):
+        return tuple(Pair(x, g * error) for x, g, error in zip(inputs, (0.5, 0.1), errors, strict=True))
+
+
+class TwoPairs(PerLayer):
+    """Returns two pairs, also where it gets one layer."""
+
+    write_through = True
+
+    def steps(self, inputs, errors):
+        return tuple(Pair(inputs[place], 0.5 * errors[place]) for place in (0, -1))
+
+
+class OwnRows(SnapshotRule):
+    """A delta rule with a learned gain, whose `row_pairs` are given by a function of gain, error and keys."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def init(self, network, key, dtype):
+        return jnp.ones((), dtype)
+
+    def pairs(self, network, targets, weights, keys, values):
+        answers = weights.product(0, keys)
+        return (Pair(keys, targets * (answers - values)),), answers
+
+    def row_pairs(self, network, targets, weights, keys, values):
+        return self.rows(targets, weights.product(0, keys) - values, keys)
+
+
 REFUSED = {
     "steps": (lambda: rule_memory(K, V, Clipped()), "steps of the rule Clipped must be, for one row, the pair of its"),
+    "steps of a layer": (
+        lambda: rule_memory(V, V, PerLayer(), hidden_sizes=(V,)),
+        "steps of the rule PerLayer must .* or the layer, got another pair for layer 1: correct step_scale",
+    ),
+    "number of pairs": (
+        lambda: rule_memory(V, V, TwoPairs(), hidden_sizes=(V,)),
+        "steps of the rule TwoPairs must return one Pair per layer .*, got 2 for 1: return a Pair for each input",
+    ),
+    "rows without the parameters": (
+        lambda: rule_memory(K, V, OwnRows(lambda gain, error, keys: (Pair(keys, error),))),
+        "row_pairs of the rule OwnRows must be, for each row, the `pairs` of .*, got another pair for layer 0: correct",
+    ),
+    "rows that depend on each other": (
+        lambda: rule_memory(K, V, OwnRows(lambda gain, error, keys: (Pair(keys, gain * jnp.cumsum(error, 1)),))),
+        "row_pairs of the rule OwnRows must be, for each row",
+    ),
+    "shapes of rows": (
+        lambda: rule_memory(K, V, OwnRows(lambda gain, error, keys: (Pair(keys[:, :1], error[:, :1]),))),
+        r"a row for each key, of the shapes \[\(\(1, 2, 4\), \(1, 2, 3\)\)\] .*, got \[\(\(1, 1, 4\), \(1, 1, 3\)\)\]",
+    ),
     "optimizer": (
         lambda: make_memory("gradient", WriteOptions(optimizer=optax.sgd(0.1)), jnp.float32),
         r"WriteOptions\(optimizer=.*leave optimizer=None, or run this memory step by step in MNMCell",
@@ -98,6 +154,22 @@ def test_a_rule_of_ones_own_whose_steps_are_its_step_scale_runs_in_chunks():
     layer = NeuralMemoryLayer(D, rule_memory(K, V, Halved()), chunk=3, rngs=nnx.Rngs(0))
     assert layer.exact
     check_layer_steps(layer)
+
+
+class Spread(Halved):
+    """Returns pairs of two rows that have the product of the input and half the error."""
+
+    def steps(self, inputs, errors):
+        twice = lambda x: jnp.concatenate([x, x], 1)  # noqa: E731
+        return tuple(Pair(twice(x), 0.25 * twice(error)) for x, error in zip(inputs, errors, strict=True))
+
+
+def test_rules_that_agree_are_accepted_inside_of_jit_too():
+    right = OwnRows(lambda gain, error, keys: (Pair(2 * keys, 0.5 * gain * error),))
+    for rule in (Spread(), right):
+        memory = rule_memory(K, V, rule)
+        make = nnx.jit(lambda rngs, memory=memory: NeuralMemoryLayer(D, memory, rngs=rngs))
+        assert make(nnx.Rngs(0)).exact == isinstance(rule, Spread)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 """Checks that a memory can be written in chunks."""
 
+import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnm_jax._precision import wide_dtype
 from mnm_jax.memory._chunks.targets import compute_targets
 from mnm_jax.memory._memory import Memory, check_is_memory
 from mnm_jax.memory._options import PAPER, changed
 from mnm_jax.memory._pair_memory import PairMemory
-from mnm_jax.memory._rules import ErrorRule, GradientRule, SizedRule, SnapshotRule
+from mnm_jax.memory._rules import ErrorRule, GradientRule, HebbianRule, SizedRule, SnapshotRule
+from mnm_jax.memory._storage.dense import MemoryState
+from mnm_jax.memory._types import Pair
 
 
 def check_memory(memory: Memory) -> PairMemory:
@@ -32,6 +37,8 @@ def check_memory(memory: Memory) -> PairMemory:
     if isinstance(rule, ErrorRule):
         _probe_targets(memory, rule)
         _probe_steps(memory, rule)
+    else:
+        _probe_rows(memory, rule)
     for name in changed(options, "optimizer", "inner_steps", "max_norm", "never_worse"):
         raise ValueError(
             f"memory must not have WriteOptions({name}={getattr(options, name)!r}), which the chunks of a layer "
@@ -68,15 +75,73 @@ def _probe_steps(memory: PairMemory, rule: ErrorRule) -> None:
     """Raises ValueError if a user's `steps` differ from `step_scale`, for a small and a large error of one row."""
     if (type(rule).steps, type(rule).step_scale) == (SizedRule.steps, SizedRule.step_scale):
         return
-    fan_in, fan_out = memory.network.shapes[0]
-    with jax.ensure_compile_time_eval():
-        row, small = (jnp.asarray(np.cos(np.arange(n))[None, None], jnp.float32) for n in (fan_in, fan_out))
-        for error in (small, 1e3 * small):
-            (pair,) = rule.steps([row], [error])
-            for found, expected in zip(pair, (row, rule.step_scale(row, fan_out) * error), strict=True):
-                if not np.allclose(found, expected, rtol=1e-4):
+    name, shapes, rng = type(rule).__name__, memory.network.shapes, np.random.default_rng(0)
+    layers = range(len(shapes))
+    together = [[layer] for layer in layers] if rule.write_through else [list(layers)]
+    with jax.ensure_compile_time_eval(), jax.default_matmul_precision("highest"):
+        rows, small = ([_normal(rng, 1, 1, n) for n in sizes] for sizes in zip(*shapes, strict=True))
+        for size, called in itertools.product((1.0, 1e3), together):
+            errors = [size * small[layer] for layer in called]
+            pairs = rule.steps([rows[layer] for layer in called], errors)
+            if len(pairs) != len(called):
+                raise ValueError(
+                    f"the steps of the rule {name} must return one Pair per layer that they get, which is one layer "
+                    f"per call with write_through, got {len(pairs)} for {len(called)}: return a Pair for each input."
+                )
+            for layer, error, pair in zip(called, errors, pairs, strict=True):
+                scale = rule.step_scale(rows[layer], error.shape[-1])
+                if not _agree(pair, Pair(rows[layer], scale * error)):
                     raise ValueError(
-                        f"the steps of the rule {type(rule).__name__} must be, for one row, the pair of its input and "
-                        "its error times `step_scale`, which cannot depend on the error: correct step_scale, give "
-                        "rule_memory a SnapshotRule, or run this memory step by step in MNMCell."
+                        f"the steps of the rule {name} must be, for one row, the pair of its input and its error times "
+                        f"`step_scale`, which cannot depend on the error or the layer, got another pair for layer "
+                        f"{layer}: correct step_scale, give rule_memory a SnapshotRule, or run this memory step by "
+                        "step in MNMCell."
                     )
+
+
+def _probe_rows(memory: PairMemory, rule: SnapshotRule) -> None:
+    """Raises ValueError if a user's `row_pairs` of two rows differ from its `pairs` of each row with one head."""
+    if type(rule) in (GradientRule, HebbianRule):
+        return
+    network, name, rng = memory.network, type(rule).__name__, np.random.default_rng(0)
+    draw = partial(_normal, rng, dtype=wide_dtype(memory.param_dtype))
+    with jax.ensure_compile_time_eval(), jax.default_matmul_precision("highest"):
+        # Near the parameters of `init`: its ones or zeros could hide that one of the functions ignores them.
+        targets = jax.tree.map(partial(_moved, rng), rule.init(network, jax.random.key(0), memory.param_dtype))
+        weights = MemoryState(tuple(draw(1, *shape) / shape[0] ** 0.5 for shape in network.shapes))
+        keys, values = draw(1, 2, memory.key_size), draw(1, 2, memory.value_size)
+        found = rule.row_pairs(network, targets, weights, keys, values)
+        shapes = [(pair.inputs.shape, pair.delta.shape) for pair in found]
+        wanted = [((1, 2, fan_in), (1, 2, fan_out)) for fan_in, fan_out in network.shapes]
+        if shapes != wanted:
+            raise ValueError(
+                f"row_pairs of the rule {name} must return one Pair per layer with a row for each key, of the shapes "
+                f"{wanted} for two keys, got {shapes}."
+            )
+        for row in (slice(0, 1), slice(1, 2)):
+            expected, _ = rule.pairs(network, targets, weights, keys[:, row], values[:, row])
+            for layer, ((x, delta), pair) in enumerate(zip(found, expected, strict=True)):
+                if not _agree(Pair(x[:, row], delta[:, row]), pair):
+                    raise ValueError(
+                        f"row_pairs of the rule {name} must be, for each row, the `pairs` of this row alone, got "
+                        f"another pair for layer {layer}: correct one of the two functions, or run this memory "
+                        "step by step in MNMCell."
+                    )
+
+
+def _normal(rng: np.random.Generator, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+
+def _moved(rng: np.random.Generator, leaf: jax.Array) -> jax.Array:
+    """Returns a parameter near the given one; integers and keys are unchanged."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf + 0.1 * _normal(rng, *leaf.shape, dtype=leaf.dtype)
+
+
+def _agree(*pairs: Pair) -> bool:
+    """Returns whether two pairs of one example have the same product, sum_r x_r (x) delta_r."""
+    a, b = (np.einsum("ri,ro->io", *(np.asarray(rows[0], np.float64) for rows in pair)) for pair in pairs)
+    # A parameter that moved out of its range makes both products NaN.
+    return np.allclose(a, b, rtol=0, atol=1e-4 * np.nanmax(np.abs(b), initial=0), equal_nan=True)
