@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._checks import check_array, check_inputs
+from mnm_jax._params import leaf_names
 from mnm_jax.memory import MemoryState, Pair
 from mnm_jax.memory._gated import GatedState
 
@@ -73,6 +74,7 @@ class Steps(NamedTuple):
         """Returns the carry and the outputs of a step, from the carry `old` before it and the cell's results."""
         carried = self.carried
         if carried is not None:
+            _check_examples("the carry that a step returns", new, carried)
             new = select(carried, new, old)
         if self.fork_memory is not None:
             keep = lambda a, b: select(self.fork_memory, b, a) if is_memory(a) else a  # noqa: E731
@@ -83,6 +85,7 @@ class Steps(NamedTuple):
         """Returns the outputs of one step or of a sequence, zero where masked."""
         if self.mask is None:
             return outputs
+        _check_examples("the outputs", outputs, self.mask)
         return select(self.mask, outputs, jax.tree.map(jnp.zeros_like, outputs))
 
 
@@ -114,6 +117,18 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
         return jnp.where(jnp.expand_dims(condition, range(condition.ndim, a.ndim)), a, b)
 
     return jax.tree.map(pick, on_true, on_false)
+
+
+def _check_examples(place: str, tree: Any, flags: Array) -> None:
+    """Raises ValueError unless every leaf begins with the axes of the flags, to which `select` would broadcast it."""
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        shape = jnp.shape(leaf)
+        if shape[: flags.ndim] != flags.shape:
+            raise ValueError(
+                f"{place} must have the batch size of the inputs, B = {flags.shape[-1]}, got "
+                f"{repr(name) if name else 'an array'} of shape {shape}: make it [B, ...], without a sum or "
+                "a mean over examples."
+            )
 
 
 def swap_axes(tree: Any) -> Any:

@@ -83,10 +83,10 @@ def check_carry(carry: Any, batch_size: int) -> None:
     for name, leaf in zip(leaf_names(carry), jax.tree.leaves(carry), strict=True):
         shape = getattr(leaf, "shape", None)
         if shape is None:
-            raise TypeError(f"carry must consist of arrays [B, ...], got {leaf!r} as its leaf {name!r}.")
+            raise TypeError(f"carry must consist of arrays [B, ...], got {leaf!r} as {_place(name)}.")
         if shape[:1] != (batch_size,):
             raise ValueError(
-                f"carry must have the batch size of the inputs, B = {batch_size}, got its leaf {name!r} of shape "
+                f"carry must have the batch size of the inputs, B = {batch_size}, got {_place(name)} of shape "
                 f"{shape}: use cell.initialize_carry((B, D)) or the last carry of a run with B examples."
             )
 
@@ -98,7 +98,8 @@ def check_begin(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> None:
         if leaf.shape[:1] != input_shape[:1]:
             raise ValueError(
                 f"{type(cell).__name__}.initialize_carry must return leaves with the batch size of the inputs, "
-                f"B = {input_shape[0]}, got {name!r} of shape {leaf.shape}: make it [B, ...]."
+                f"B = {input_shape[0]}, got {repr(name) if name else 'an array'} of shape {leaf.shape}: make it "
+                "[B, ...]."
             )
 
 
@@ -157,12 +158,20 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
             same = sorted(names) == sorted(own)
             return None if same else f"carry must have the leaves {names} as of {kind}, got {own}."
         if change := first_change(first, carry):
-            same = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, first, carry))
-            remedy = cast if same else "use a carry of this cell, from initialize_carry or an earlier run."
+            remedy = cast if _same_shapes(first, carry) else "use a carry of this cell, from initialize_carry or a run."
             return f"carry must have the types of {kind}.initialize_carry, but {change}; {remedy}"
-        new = jax.eval_shape(lambda carry, now: cell(carry, now)[0], first, now)
+        results = jax.eval_shape(lambda carry, now: cell(carry, now), first, now)
+        step = f"a step of {kind}"
+        if not isinstance(results, tuple | list) or len(results) != 2:
+            found = f"{len(results)} results" if isinstance(results, tuple | list) else _kind(results)
+            return f"{step} must return (carry, outputs), got {found}."
+        new = results[0]
+        found = jax.tree.structure(new)
+        if wanted != found:
+            return f"{step} must return a carry with the structure of initialize_carry: {_difference(first, new)}."
         if change := first_change(first, new):
-            return f"a step of {kind} with inputs in {now.dtype} changes the carry: {change}; {cast}"
+            remedy = cast if _same_shapes(first, new) else "return (carry, outputs) with the carry's own shapes."
+            return f"{step} with inputs in {now.dtype} changes the carry: {change}; {remedy}"
     except (TypeError, ValueError, AttributeError, NotImplementedError, errors.FlaxError):
         pass  # the cell fails by itself
     return None
@@ -172,5 +181,30 @@ def first_change(expected: Any, found: Any) -> str | None:
     """Returns a description of the first leaf whose shape or dtype differs."""
     for name, a, b in zip(leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
-            return f"{name!r} is {b.dtype}{[*b.shape]} instead of {a.dtype}{[*a.shape]}"
+            return f"{repr(name) if name else 'it'} is {b.dtype}{[*b.shape]} instead of {a.dtype}{[*a.shape]}"
     return None
+
+
+def _same_shapes(a: Any, b: Any) -> bool:
+    """Returns whether the leaves of two trees of the same structure have the same shapes."""
+    return jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, a, b))
+
+
+def _place(name: str) -> str:
+    """Returns the name of a leaf of the carry for a message; a carry that is a single array has no leaf names."""
+    return f"its leaf {name!r}" if name else "an array"
+
+
+def _kind(tree: Any) -> str:
+    """Returns the type of a node, for a message."""
+    return "an array" if isinstance(tree, jax.ShapeDtypeStruct) else f"{type(tree).__name__}"
+
+
+def _difference(expected: Any, found: Any) -> str:
+    """Returns in which way the structure of a tree differs: its root, the names of its leaves, or inner nodes."""
+    if type(expected) is not type(found):
+        return f"{_kind(expected)}, got {_kind(found)}"
+    names, own = leaf_names(expected), leaf_names(found)
+    if names != own:
+        return f"leaves {names}, got {own}"
+    return f"{jax.tree.structure(expected)}, got {jax.tree.structure(found)}"

@@ -1,5 +1,7 @@
 """Tests that wrong arguments of `unroll` are refused by an error that names the argument, its value and the remedy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,73 @@ def test_inputs_that_change_the_dtype_of_the_carry_are_named():
         unroll(Accumulator(), None, X)
     carry, _ = unroll(Accumulator(), None, jnp.asarray(X, jnp.bfloat16))
     assert carry["sum"].dtype == jnp.bfloat16
+
+
+class Bare(nnx.RNNCellBase):
+    """Has one array as its carry; a step returns what `results` makes of carry and outputs."""
+
+    def __init__(self, results, dtype=jnp.float32):
+        self.results, self.dtype = results, dtype
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros(input_shape, self.dtype)
+
+    def __call__(self, carry, inputs):
+        carry = carry.astype(inputs.dtype) + inputs
+        return self.results(carry)
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (lambda c: c, r"step of Bare must return \(carry, outputs\), got an array"),
+        (lambda c: (c, c, c), r"step of Bare must return \(carry, outputs\), got 3 results"),
+        (lambda c: ((c, c), c), "Bare must return a carry with the structure of initialize_carry: an array, got tuple"),
+        (
+            lambda c: (c[:, :2], c),
+            r"changes the carry: it is float32\[2, 2\] instead of float32\[2, 3\]; return \(carry, outputs\) with the",
+        ),
+    ],
+)
+def test_what_a_step_returns_is_named(results, message):
+    with pytest.raises(TypeError, match=message):
+        unroll(Bare(results), None, X)
+
+
+def test_the_carry_of_one_array_has_no_name():
+    with pytest.raises(TypeError, match=r"changes the carry: it is float32\[2, 3\] instead of bfloat16.*; cast inputs"):
+        unroll(Bare(lambda c: (c, c), jnp.bfloat16), None, X)
+    with pytest.raises(ValueError, match=r"B = 2, got an array of shape \(3,\): use cell.initialize_carry"):
+        unroll(Bare(lambda c: (c, c)), jnp.zeros(D), X)
+    with pytest.raises(TypeError, match=r"consist of arrays \[B, ...\], got 1 as an array"):
+        unroll(Bare(lambda c: (c, c)), 1, X)
+
+
+@pytest.mark.parametrize(
+    ("results", "name", "shape"),
+    [
+        (lambda c: (c, jnp.sum(c)), "an array", ()),
+        (lambda c: (c, {"mean": jnp.mean(c, 0), "read": c}), "'mean'", (D,)),
+        (lambda c: (c, {"loss": jnp.mean(c, keepdims=True)}), "'loss'", (1, 1)),
+    ],
+)
+def test_outputs_that_mix_examples_are_refused_with_a_mask(results, name, shape):
+    """The mask would otherwise be broadcast to them."""
+    cell, message = Bare(results), re.escape(f"B = 2, got {name} of shape {shape}: make it [B, ...]")
+    with pytest.raises(ValueError, match=f"the outputs must have the batch size of the inputs, {message}"):
+        unroll(cell, None, X, mask=NONE)
+    unroll(cell, None, X, fork=~NONE)
+
+
+def test_a_step_that_mixes_the_carries_of_examples_is_refused_with_a_mask():
+    cell = Bare(lambda c: (jnp.mean(c, 0, keepdims=True), c))
+    with pytest.raises(TypeError, match=r"it is float32\[1, 3\] instead of float32\[2, 3\]; return \(carry, outputs\)"):
+        unroll(cell, None, X, mask=NONE)
+
+
+def test_outputs_may_be_none():
+    _, outputs = unroll(Bare(lambda c: (c, {"read": c, "loss": None})), None, X, mask=NONE)
+    assert outputs["loss"] is None and outputs["read"].shape == X.shape
 
 
 def test_errors_of_a_cell_itself_are_not_replaced():

@@ -100,3 +100,21 @@ def test_without_flags_the_form_plain_takes_a_counter_without_that_axis():
     carry, outputs = unroll(Own(start=lambda size: jnp.zeros(())), None, X, form="plain")
     assert carry.total == T
     np.testing.assert_array_equal(outputs, unroll(Own(), None, X, form="plain")[1])
+
+
+class AsTuple(Own):
+    """Begins with a list and returns a tuple."""
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return list(super().initialize_carry(input_shape))
+
+    def __call__(self, carry, inputs):
+        carry, outputs = super().__call__(Carry(*carry), inputs)
+        return tuple(carry), outputs
+
+
+@pytest.mark.parametrize("form", ["plain", "auto", "reversible", "factored"])
+def test_a_step_that_returns_another_container_is_named(form):
+    message = "a step of AsTuple must return a carry with the structure of initialize_carry: list, got tuple"
+    with pytest.raises(TypeError, match=message):
+        unroll(AsTuple(), None, X, form=form)
