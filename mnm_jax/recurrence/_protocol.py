@@ -16,8 +16,8 @@ class MemoryCell(Protocol):
     A cell without all of these members runs only in the form "plain". Besides the members, the fast forms rely on
     these properties of the cell:
 
-    * One node of its carry is the memory's state, a `MemoryState`; all other leaves are floating-point arrays
-      `[B, ...]` that are small compared with the fast weights.
+    * One node of its carry is the memory's state, a `MemoryState`; all other leaves are arrays `[B, ...]` that are
+      small compared with the fast weights. They may be integers, such as a counter, which have no derivative.
     * Other nodes of the carry that describe the memory, such as recent writes, may have a property `of_memory` that is
       True: `reset_controller` and `fork_memory` then treat them as they treat the memory.
     * It uses the memory's state only through `memory.read`, `memory.write` and `memory.write_read`, outside of

@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,3 +119,33 @@ def test_a_step_that_returns_another_container_is_named(form):
     message = "a step of AsTuple must return a carry with the structure of initialize_carry: list, got tuple"
     with pytest.raises(TypeError, match=message):
         unroll(AsTuple(), None, X, form=form)
+
+
+class Counting(Own):
+    """Counts its steps, and writes at a rate that depends on the count."""
+
+    def __call__(self, carry, inputs):
+        assert carry.total.dtype == jnp.int32
+        rate = 1 / (1 + carry.total.astype(inputs.dtype))
+        return super().__call__(carry, inputs * rate[:, None])
+
+
+@pytest.mark.parametrize("form", ["reversible", "factored"])
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_counter_of_integers_is_a_leaf_of_the_carry_in_every_form(form, every):
+    reset, fork = np.zeros((T, B), bool), np.zeros((T, B), bool)
+    mask = ~reset
+    mask[1, 1], reset[2, 0], fork[1, 0] = False, form == "factored", True
+    cell = Counting(start=lambda size: jnp.zeros(size, jnp.int32))
+
+    def run(form, every=None):
+        def loss(cell, inputs):
+            carry, outputs = unroll(cell, None, inputs, **flags, form=form, checkpoint_every=every)
+            return jnp.sum(jnp.sin(outputs)) + jnp.sum(carry.memory.weights[0] ** 2), (carry, outputs)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(cell, X)
+
+    flags = {"mask": mask, "fork": fork} | ({"reset": reset} if form == "factored" else {})
+    expected, found = run("plain"), run(form, every)
+    np.testing.assert_array_equal(found[0][1][0].total, [2, 3] if form == "factored" else [3, 3])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
