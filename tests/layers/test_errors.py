@@ -2,7 +2,9 @@
 
 import pickle
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -170,6 +172,17 @@ def test_rules_that_agree_are_accepted_inside_of_jit_too():
         memory = rule_memory(K, V, rule)
         make = nnx.jit(lambda rngs, memory=memory: NeuralMemoryLayer(D, memory, rngs=rngs))
         assert make(nnx.Rngs(0)).exact == isinstance(rule, Spread)
+
+
+def test_the_gradient_of_a_value_that_a_rule_closes_over():
+    def value(gain):
+        rule = OwnRows(lambda one, error, keys: (Pair(keys, gain * error),))
+        rule.pairs = lambda *given: (rule.row_pairs(*given), given[2].product(0, given[3]))
+        layer = NeuralMemoryLayer(D, rule_memory(K, V, rule), chunk=2, rngs=nnx.Rngs(0))
+        return jnp.sum(layer(None, jnp.ones((3, 1, D)))[1])
+
+    slope = (value(0.51) - value(0.49)) / 0.02
+    np.testing.assert_allclose(jax.jit(jax.grad(value))(0.5), slope, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
