@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mnm_jax._params import leaf_names
+from mnm_jax._precision import wide
 from mnm_jax.memory._chunks.chunk import ChunkState
 
 Array = jax.Array
@@ -61,3 +63,9 @@ def begin(start: Callable[..., LayerCarry], carry: LayerCarry | None, input_shap
                 f"examples, got {jnp.result_type(found)} of {jnp.shape(found)}: {remedy}"
             )
     return carry
+
+
+def without_tokens(shape: tuple[int, ...], heads: int, dtype: DTypeLike, return_loss: bool) -> Any:
+    """Returns the results of a call with inputs of `shape = (0, B, D)`."""
+    outputs = jnp.zeros(shape, dtype)
+    return LayerOutput(outputs, wide(jnp.zeros((*shape[:2], heads), dtype))) if return_loss else outputs

@@ -17,8 +17,8 @@ from mnm_jax._checks import check_finite
 from mnm_jax._masking import select
 from mnm_jax._precision import wide
 from mnm_jax.memory import Memory, MemoryParams
-from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
-from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix
+from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState
+from mnm_jax.memory._chunks.mixture import Gates, Mixture, Tokens, mix
 from mnm_jax.memory._options import FORGET_LITTLE, gate_biases, normalise
 
 Array = jax.Array
@@ -63,10 +63,11 @@ class Heads(NamedTuple):
 
     def check_run(self, reset: Array | None, old: bool) -> None:
         """Raises ValueError for a reset or losses (`old`) that the chunks do not support."""
-        if reset is not None and not self.chunked.any_size:
+        if reset is not None and not self.chunked.exact:
             raise ValueError(
-                "reset needs a memory whose result does not depend on the division into chunks, got one with the rule "
-                f"{type(self.chunked.memory.rule).__name__}: call the layer once per sequence, or pass reset to step."
+                "reset needs a layer whose result does not depend on the division into chunks, got one with the rule "
+                f"{type(self.chunked.memory.rule).__name__} and chunk={self.chunked.size}: call the layer once per "
+                "sequence, pass reset to step, or set chunk=1."
             )
         for name, is_set in (("reset", reset is not None), ("return_loss", old)):
             if is_set and self.backend == "pallas":

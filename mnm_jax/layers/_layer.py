@@ -28,9 +28,8 @@ from mnm_jax._checks import (
 from mnm_jax._linear import dot_general
 from mnm_jax._masking import Steps, check_steps, select, swap_axes
 from mnm_jax._params import ParamTree, set_bias
-from mnm_jax._precision import wide
 from mnm_jax._vary import vary_alike
-from mnm_jax.layers._carry import LayerCarry, LayerOutput, begin
+from mnm_jax.layers._carry import LayerCarry, LayerOutput, begin, without_tokens
 from mnm_jax.layers._convolution import ShortConvolution
 from mnm_jax.layers._heads import Heads, begin_biases, load_kernel, normalise_reads
 from mnm_jax.layers._slots import align
@@ -75,9 +74,11 @@ class NeuralMemoryLayer(nnx.Module):
     matrix give what `Memory.write_read` gives token by token: `chunk` changes only the speed, and `exact` is True. The
     gradient rule through hidden layers is linearised at the weights of each chunk's beginning, with the scalar kernel
     of `GradientRule`: `chunk` is then part of the model, and `exact` is False, except for chunks of one token. With
-    `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. Distance
-    from the outputs of single tokens, relative to their norm, before training, over 512 tokens of N(0, 1) with D = 6,
-    K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
+    `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. All this
+    holds for finite numbers: in a call without `reset`, a token that is NaN or infinite makes its whole chunk NaN,
+    earlier tokens too; `step` and chunks of one token show which it is. Distance from the outputs of single tokens,
+    relative to their norm, before training, over 512 tokens of N(0, 1) with D = 6, K = V = 4, two heads and one hidden
+    layer of 8 (`tests/layers/test_bounds.py`):
 
     ==========  =======  ========  ========
     form        chunk 4  chunk 16  chunk 64
@@ -242,7 +243,7 @@ class NeuralMemoryLayer(nnx.Module):
 
     @property
     def exact(self) -> bool:
-        """True if `chunk` changes only the speed; otherwise it is part of the model."""
+        """True if `chunk` changes only the speed, as `reset` in calls requires; otherwise it is part of the model."""
         return self._chunked.exact
 
     def initialize_carry(self, input_shape: tuple[int, ...]) -> LayerCarry:
@@ -272,7 +273,8 @@ class NeuralMemoryLayer(nnx.Module):
           mask: `[T, B]` bool, False = padding: the carry is unchanged, the outputs are zero, and the inputs, which may
             be NaN, have no influence and get exactly zero gradient.
           reset: `[T, B]` bool, True = a new sequence begins before this token: documents packed into one row give the
-            same results as separate calls.
+            same results as separate calls, and a token or a carry that is NaN or infinite reaches up to the next reset.
+            Only where finite numbers overflow are the documents that share the chunk lost, too.
           return_loss: whether to return a `LayerOutput`, which also has the loss of every token and head before the
             token's write.
           time_major: whether time is the first axis of inputs, flags, outputs and losses; otherwise it is the second.
@@ -282,8 +284,8 @@ class NeuralMemoryLayer(nnx.Module):
 
         Raises:
           TypeError: for inputs or flags of another kind.
-          ValueError: for shapes that do not agree, and a carry of another layer, batch size or dtype; for `reset` with
-            a gradient rule through hidden layers, and for `reset` or `return_loss` with "pallas".
+          ValueError: for shapes that do not agree, and a carry of another layer, batch size or dtype; for `reset` if
+            the layer is not `exact`, and for `reset` or `return_loss` with "pallas".
         """
         check_flags(return_loss=return_loss, time_major=time_major)
         self._heads.check_run(reset, return_loss)
@@ -296,9 +298,7 @@ class NeuralMemoryLayer(nnx.Module):
             run = with_auto_axes(partial(type(self)._run, fresh=fresh, old=return_loss), steps.inputs)
             carry, results = run(self, carry, steps)
         else:
-            outputs = jnp.zeros(steps.inputs.shape, self.dtype)
-            losses = wide(jnp.zeros((*steps.inputs.shape[:2], self.heads), self.dtype))
-            results = LayerOutput(outputs, losses) if return_loss else outputs
+            results = without_tokens(steps.inputs.shape, self.heads, self.dtype, return_loss)
         return carry, results if time_major else swap_axes(results)
 
     def step(

@@ -232,7 +232,7 @@ TOKENS = jnp.zeros((3, 2, D))
             TOKENS,
             {"reset": jnp.ones((3, 2), bool)},
             ValueError,
-            "reset needs a memory .* the rule GradientRule: call",
+            "reset needs a layer .* the rule GradientRule and chunk=64: .* or set chunk=1",
         ),
         (TOKENS, {"return_loss": 1}, TypeError, "return_loss must be True or False, got 1"),
     ],

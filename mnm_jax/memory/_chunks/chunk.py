@@ -45,7 +45,8 @@ import jax
 import jax.numpy as jnp
 
 from mnm_jax._precision import wide
-from mnm_jax.memory._chunks.mixture import Gates, Mixture, mix
+from mnm_jax.memory._chunks.isolation import Lost, isolate
+from mnm_jax.memory._chunks.mixture import Mixture, Tokens, mix
 from mnm_jax.memory._chunks.moved import Moved, Moving, advance
 from mnm_jax.memory._chunks.substitution import substitute
 from mnm_jax.memory._chunks.targets import compute_targets
@@ -58,22 +59,6 @@ from mnm_jax.memory._storage.dense import MemoryState
 from mnm_jax.memory._types import MemoryParams, Pair
 
 Array = jax.Array
-
-
-class Tokens(NamedTuple):
-    """The writes and reads of tokens.
-
-    Attributes:
-      keys: write keys, normalised, `[..., K]`.
-      values: write values, `[..., V]`.
-      queries: read keys, normalised, `[..., K]`.
-      gates: `[...]` each.
-    """
-
-    keys: Array
-    values: Array
-    queries: Array
-    gates: Gates
 
 
 class ChunkState(NamedTuple):
@@ -165,22 +150,26 @@ class ChunkedMemory:
         """
         sizes = tokens.keys.shape[:2]
         initial: tuple[Array, ...] = ()
-        if mixture.of_initial is not None:
+        lost: Lost | None = None
+        if mixture.reset is not None:
             initial = self.start(params, sizes[0]).now.weights
+            now, tokens, mixture, lost = isolate(state.now, tokens, mixture, initial)
+            state = state._replace(now=now)
         targets = self.targets(params, tokens)
         state, tokens, mixture, targets, initial = _flatten((state, tokens, mixture, targets, initial))
         rate = tokens.gates.rate
-        now = Moved(state.now, mixture, initial)
-        before = now._replace(mixture=mixture.before())
-        pairs, correction = self._pairs(params, state, tokens, targets, before, now)
-        answers = [self._read(now, pairs, tokens.queries, rate)]
+        after = Moved(state.now, mixture, initial)
+        before = after._replace(mixture=mixture.before())
+        pairs, correction = self._pairs(params, state, tokens, targets, before, after)
+        answers = [self._read(after, pairs, tokens.queries, rate)]
         if old:
             answers.append(self._read(before, pairs, tokens.keys, rate))
 
         def end(moving: Moving, pairs: Pairs) -> Moving:
-            return now._replace(moving=moving).end(pairs, rate)
+            return after._replace(moving=moving).end(pairs, rate)
 
-        return _unflatten((self._after(state, pairs, correction, end), tuple(answers)), sizes)
+        state, found = _unflatten((self._after(state, pairs, correction, end), tuple(answers)), sizes)
+        return (state, found) if lost is None else (state._replace(now=lost.end(state.now)), lost.answers(found))
 
     def _read(self, moved: Moved, pairs: Pairs, keys: Array, rate: Array) -> Array:
         """Returns the answers `[N, C, V]` to keys `[N, C, K]`, one per token."""

@@ -13,7 +13,7 @@ on the gates:
 R_t, the share of the initial weights phi_0, is zero until a new sequence begins within the chunk. After this token, the
 shares of W_0, S_0 and of all earlier writes are zero.
 
-Shape letters: `B` examples, `C` tokens of a chunk.
+Shape letters: `B` examples, `C` tokens of a chunk, `K` key features, `V` value features.
 """
 
 from typing import NamedTuple
@@ -48,6 +48,22 @@ class Gates(NamedTuple):
         counts = self.mask > 0
         rate, decay, momentum = (jnp.where(counts, gate, off) for gate, off in zip(self[:3], (0, 1, 1), strict=True))
         return self._replace(rate=rate, decay=decay, momentum=momentum)
+
+
+class Tokens(NamedTuple):
+    """The writes and reads of tokens.
+
+    Attributes:
+      keys: write keys, normalised, `[..., K]`.
+      values: write values, `[..., V]`.
+      queries: read keys, normalised, `[..., K]`.
+      gates: `[...]` each.
+    """
+
+    keys: Array
+    values: Array
+    queries: Array
+    gates: Gates
 
 
 class SurpriseShares(NamedTuple):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from mnm_jax._refuse import constant, reverse_only
 from mnm_jax._vary import vary_alike
-from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState, Tokens
-from mnm_jax.memory._chunks.mixture import Mixture
+from mnm_jax.memory._chunks.chunk import ChunkedMemory, ChunkState
+from mnm_jax.memory._chunks.mixture import Mixture, Tokens
 from mnm_jax.memory._kernels.dots import column, row
 from mnm_jax.memory._kernels.needs import check_needs, memory_needs, size_need
 from mnm_jax.memory._kernels.on_chip import ONE_DERIVATIVE, scan_on_chip
