@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnm_jax import WriteOptions
+from mnm_jax import WriteOptions, local_memory
 from mnm_jax.layers._slots import align
 from tests.layers.common import (
     BOTH,
@@ -156,6 +156,20 @@ def test_half_precision_keeps_the_memory_in_single():
         assert_close(np.asarray(found, np.float32), expected, rtol=0.05)
     for state in (carry, stepped):
         assert_close(state.memory, expected_carry.memory, rtol=0.05)
+
+
+def test_long_keys_in_float16():
+    """Products of two keys are 600,000 here, above the largest number of float16; answers are about 400."""
+    inputs = 100 * make_inputs(32, jnp.float32)
+    memory = local_memory(64, 16, hidden_sizes=())
+    half, single = (make_layer(memory, jnp.float32, chunk=16, dtype=dtype) for dtype in (jnp.float16, jnp.float32))
+    expected = run_by_chunks(single, inputs, return_loss=True)[1]
+    keys = (inputs @ single.to_vectors.kernel.get_value())[..., :64]
+    assert jnp.max(jnp.sum(keys**2, -1)) > float(jnp.finfo(jnp.float16).max)
+    for run in (run_by_chunks, run_by_steps):
+        found = run(half, inputs, return_loss=True)[1]
+        assert_close(np.asarray(found.features, np.float32), expected.features, rtol=2e-3)
+        assert_close(found.loss_before, expected.loss_before, rtol=5e-3)
 
 
 def test_losses_are_zero_for_padding_and_follow_the_time_axis(x64):

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax._precision import wide
+from mnm_jax._precision import wide, wide_dtype
 from mnm_jax.memory._chunks.isolation import Lost, isolate
 from mnm_jax.memory._chunks.mixture import Mixture, Tokens, mix
 from mnm_jax.memory._chunks.moved import Moved, Moving, advance
@@ -175,10 +175,13 @@ class ChunkedMemory:
         """Returns the answers `[N, C, V]` to keys `[N, C, K]`, one per token."""
         network, z = self.memory.network, keys
         assert moved.mixture is not None  # only in a chunk
-        weighted = (moved.mixture.of_writes * rate[:, None]).astype(keys.dtype)
+        weighted = moved.mixture.of_writes * rate[:, None]
         for layer, (x, delta) in enumerate(pairs):
             y = network.layer_inputs(z)
-            z = moved.product(layer, y) - (weighted * (y @ jnp.swapaxes(x, 1, 2))) @ delta
+            z = moved.product(layer, y)
+            # The product of two long keys would exceed the numbers of float16.
+            scores = jnp.matmul(y, jnp.swapaxes(x, 1, 2), preferred_element_type=wide_dtype(y.dtype))
+            z = z - ((weighted * scores) @ wide(delta)).astype(y.dtype)
             if layer < network.depth - 1:
                 z = network.activation(z)
         return z
