@@ -75,10 +75,9 @@ class NeuralMemoryLayer(nnx.Module):
     gradient rule through hidden layers is linearised at the weights of each chunk's beginning, with the scalar kernel
     of `GradientRule`: `chunk` is then part of the model, and `exact` is False, except for chunks of one token. With
     `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. All this
-    holds for finite numbers: in a call without `reset`, a token that is NaN or infinite makes its whole chunk NaN,
-    earlier tokens too; `step` and chunks of one token show which it is. Distance from the outputs of single tokens,
-    relative to their norm, before training, over 512 tokens of N(0, 1) with D = 6, K = V = 4, two heads and one hidden
-    layer of 8 (`tests/layers/test_bounds.py`):
+    holds for finite numbers: without `reset`, a token that is NaN or infinite makes its whole chunk NaN; `step` shows
+    which it is. Distance from the outputs of single tokens, relative to their norm, before training, over 512 tokens of
+    N(0, 1) with D = 6, K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
 
     ==========  =======  ========  ========
     form        chunk 4  chunk 16  chunk 64
@@ -112,10 +111,11 @@ class NeuralMemoryLayer(nnx.Module):
     untrained, and stays bounded with `step_size="normalised", stale=False`.
 
     **Cost.** Per token, head and layer `I x O` of the memory: 3 I O + 2 C (I + O) multiplications, and V O for the
-    targets of the local rule, independent of T; the gradient rule takes about twice as many. The state is the weights,
-    I O numbers per head and layer. Besides activations, a gradient holds per token and head I O / C numbers per layer
-    and 2 C coefficients, 4 C with a forget gate (`tests/layers/test_stored.py`). Softmax attention takes T (K + V) / 2
-    per token and head, and stores T (K + V).
+    targets of the local rule, independent of T; the gradient rule takes about twice as many. Pass None to begin: with a
+    carry, also a new one, a layer that is not exact computes up to one chunk more, since it may continue within a
+    chunk. The state is the weights, I O numbers per head and layer. Besides activations, a gradient holds per token and
+    head I O / C numbers per layer and 2 C coefficients, 4 C with a forget gate (`tests/layers/test_stored.py`). Softmax
+    attention takes T (K + V) / 2 per token and head, and stores T (K + V).
 
     **When to take it instead of attention.** For long sequences (with K = V = 64, one hidden layer of 64 and chunks of
     32, fewer multiplications above 770 tokens), for generation with a state of constant size, and for state tracking

@@ -38,7 +38,8 @@ class WriteOptions(NamedTuple):
 
     Args:
       key_norm: normalisation of write and read keys, per head: None, "l2" (as in DeltaNet) or "layer" (layer
-        normalisation without gain and bias).
+        normalisation without gain and bias). Keys whose squared norm (for "layer", whose variance) is below 1e-23 or
+        overflows become zeros: in float32, those shorter than 3e-12 or longer than 1.8e19.
       max_norm: bound on the Frobenius norm of G over all layers; None for no bound.
       inner_steps: gradient steps per write.
       optimizer: an `optax.GradientTransformation`, with one state per example; beta multiplies its learning rate. An
@@ -128,8 +129,8 @@ def check_options(options: WriteOptions) -> None:
 def normalise(keys: Array, how: str | None) -> Array:
     """Returns keys `[..., K]` normalised according to `WriteOptions.key_norm`; a key of zeros stays zero.
 
-    A key whose square is below `SMALLEST` counts as zero. Computed in at least float32, since float16 has no squares of
-    numbers above 256 or below 0.0002.
+    A key whose square is below `SMALLEST`, or infinite although the key is finite, counts as zero. Computed in at least
+    float32, since float16 has no squares of numbers above 256 or below 0.0002.
     """
     if how is None or keys.shape[-2:-1] == (0,):
         return keys

@@ -235,12 +235,22 @@ TOKENS = jnp.zeros((3, 2, D))
             "reset needs a layer .* the rule GradientRule and chunk=64: .* or set chunk=1",
         ),
         (TOKENS, {"return_loss": 1}, TypeError, "return_loss must be True or False, got 1"),
+        (None, {}, TypeError, r"inputs must be an array \[T, B, D\], got None: .* as in \(None, inputs\) for a new"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_wrong_inputs_are_named(given, settings, error, message):
     with pytest.raises(error, match=message):
         LAYER(None, given, **settings)
+
+
+def test_a_traced_flag_is_named_with_its_remedy():
+    """With the remedy, the call runs."""
+    layer = make_layer(make_memory("delta", dtype=jnp.float32), jnp.float32, chunk=3)
+    with pytest.raises(TypeError, match="return_loss must be True or False, got .*: name it in static_argnames='retu"):
+        nnx.jit(NeuralMemoryLayer.__call__)(layer, None, TOKENS, return_loss=True)
+    run = nnx.jit(NeuralMemoryLayer.__call__, static_argnames="return_loss")
+    assert run(layer, None, TOKENS, return_loss=True)[1].loss_before.shape == (3, 2, 1)
 
 
 @pytest.mark.parametrize(("name", "value"), [("chunk", 2), ("memory", None), ("exact", True)])
