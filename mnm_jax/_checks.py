@@ -77,7 +77,7 @@ def check_flags(**flags: Any) -> None:
     """Raises TypeError unless every named value is True or False."""
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
-            remedy = f": name it in static_argnames={name!r} of jit" if isinstance(flag, jax.core.Tracer) else ""
+            remedy = f": pass static_argnames={name!r} to jit" if isinstance(flag, jax.core.Tracer) else ""
             raise TypeError(f"{name} must be True or False, got {show(flag)}{remedy}.")
 
 
@@ -136,8 +136,8 @@ def check_inputs(inputs: Any, axes: str, **sizes: int) -> None:
     """Checks inputs as `check_array` does; they may be bools, integers or floating-point numbers."""
     if inputs is None:
         raise TypeError(
-            f"inputs must be an array [{', '.join(axes.split())}], got None: the carry comes before the inputs, as in "
-            "(None, inputs) for a new sequence."
+            f"inputs must be an array [{', '.join(axes.split())}], got None: pass the carry first, then the inputs; "
+            "for a new sequence, pass (None, inputs)."
         )
     kind = next((kind for kind in (jnp.integer, jnp.bool_) if is_kind(inputs, kind)), jnp.floating)
     check_array("inputs", inputs, axes, kind, **sizes)

@@ -126,8 +126,8 @@ def _check_examples(place: str, tree: Any, flags: Array) -> None:
         if shape[: flags.ndim] != flags.shape:
             raise ValueError(
                 f"{place} must have the batch size of the inputs, B = {flags.shape[-1]}, got "
-                f"{repr(name) if name else 'an array'} of shape {shape}: make it [B, ...], without a sum or "
-                "a mean over examples."
+                f"{repr(name) if name else 'an array'} of shape {shape}: return it as [B, ...]; do not "
+                "sum or average over examples."
             )
 
 

@@ -197,7 +197,8 @@ def _listen(coordinator: str, listen: str | None) -> socket.socket:
 def _receive(server: socket.socket, num_processes: int, deadline: float) -> set[int]:
     """Waits for the other processes and replies to them once all have connected; returns the missing ones.
 
-    A process sends its id and its number of processes; the reply is that of process 0.
+    A process sends its id and its number of processes; the reply is the number of processes that
+    process 0 has.
     """
     missing, reply, wrong = set(range(1, num_processes)), str(num_processes).encode(), None
     with contextlib.ExitStack() as stack:
@@ -224,7 +225,7 @@ def _receive(server: socket.socket, num_processes: int, deadline: float) -> set[
 
 
 def _mismatch(process_id: int, count: int, of_first: int) -> str:
-    return f"process {process_id} has num_processes={count}, process 0 has {of_first}; give all the same."
+    return f"process {process_id} has num_processes={count}, process 0 has {of_first}: start all with one number."
 
 
 def _announce(coordinator: str, num_processes: int, process_id: int, deadline: float) -> bool:

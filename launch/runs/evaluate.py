@@ -96,7 +96,7 @@ def read_evaluations(path: str | os.PathLike) -> list[dict[str, Any]]:
             if isinstance(line, dict) and line.keys() == _KEYS:
                 lines.append(line)
                 continue
-        raise ValueError(f"line {number} of {path} is not that of an evaluation: name another file as --out.")
+        raise ValueError(f"line {number} of {path} was not written by launch.evaluate: pass another file to --out.")
     return lines
 
 

@@ -66,8 +66,8 @@ def train_run(
 
     Raises:
       BlockingIOError: if another process trains in the workdir; the message names it.
-      ValueError: if the config is inconsistent, or the workdir holds a run of another config; nothing is written but
-        the lock of the folder.
+      ValueError: if the config is inconsistent, or the workdir holds a run of another config; nothing is written
+        except the lock of the folder.
       FileNotFoundError: if data is missing.
       TrainingFault: if a number is not finite, see `mnm_jax.training.train`.
       Interrupted: if a signal arrives; the state is saved.

@@ -59,7 +59,7 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Folder of the sweep.")
     _NUM_TRIALS = flags.DEFINE_integer("num_trials", None, "Trials drawn at random from the space; all if not given.")
     _METRIC = flags.DEFINE_string("metric", "valid/accuracy", "Trials are compared by the area under its curve.")
-    _SMALLEST = flags.DEFINE_bool("smallest", None, "Smaller is better; by default for a loss or an error.")
+    _SMALLEST = flags.DEFINE_bool("smallest", None, "Smaller is better; default: if the metric ends in loss or error.")
     _EARLY_STOPPING = flags.DEFINE_bool("early_stopping", True, "Stop trials that fall behind (ASHA).")
     _CPUS = flags.DEFINE_float("cpus", 1, "Cores per trial, on each of its hosts.")
     _GPUS = flags.DEFINE_float("gpus", 0, "GPUs per trial, on each of its hosts; a fraction shares one.")

@@ -49,7 +49,7 @@ def read_space(path: str) -> Mapping[str, Any]:
 
 
 def is_smaller_better(metric: str) -> bool:
-    """Returns whether the name of a metric is that of a loss or an error, of which the smallest is the best."""
+    """Returns whether smaller values of a metric are better: its name ends in "loss" or "error"."""
     return metric.endswith(("loss", "error"))
 
 

@@ -60,7 +60,7 @@ def run(
     bundles = host.bundles(concurrent)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with it `fit` returns as if the sweep had ended
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would let `fit` return as if the sweep had ended
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's new output ignores `verbose=0`
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Reporter` prints lines instead
     print(f"{len(trials)} trials; every {_LINES_SECONDS:.0f} s a line per running trial", flush=True)

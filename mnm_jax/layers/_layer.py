@@ -75,9 +75,9 @@ class NeuralMemoryLayer(nnx.Module):
     gradient rule through hidden layers is linearised at the weights of each chunk's beginning, with the scalar kernel
     of `GradientRule`: `chunk` is then part of the model, and `exact` is False, except for chunks of one token. With
     `stale=True` all gradients of a chunk are those at the weights of its beginning, as in published layers. All this
-    holds for finite numbers: without `reset`, a token that is NaN or infinite makes its whole chunk NaN; `step` shows
-    which it is. Distance from the outputs of single tokens, relative to their norm, before training, over 512 tokens of
-    N(0, 1) with D = 6, K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
+    holds for finite numbers: without `reset`, one NaN or infinite token makes its whole chunk NaN. To find the token,
+    use `step` or `chunk=1`. Distance from the outputs of single tokens, relative to their norm, before training, over
+    512 tokens of N(0, 1) with D = 6, K = V = 4, two heads and one hidden layer of 8 (`tests/layers/test_bounds.py`):
 
     ==========  =======  ========  ========
     form        chunk 4  chunk 16  chunk 64
@@ -111,11 +111,11 @@ class NeuralMemoryLayer(nnx.Module):
     untrained, and stays bounded with `step_size="normalised", stale=False`.
 
     **Cost.** Per token, head and layer `I x O` of the memory: 3 I O + 2 C (I + O) multiplications, and V O for the
-    targets of the local rule, independent of T; the gradient rule takes about twice as many. Pass None to begin: with a
-    carry, also a new one, a layer that is not exact computes up to one chunk more, since it may continue within a
-    chunk. The state is the weights, I O numbers per head and layer. Besides activations, a gradient holds per token and
-    head I O / C numbers per layer and 2 C coefficients, 4 C with a forget gate (`tests/layers/test_stored.py`). Softmax
-    attention takes T (K + V) / 2 per token and head, and stores T (K + V).
+    targets of the local rule, independent of T; the gradient rule takes about twice as many. Begin with `carry=None`:
+    with a carry, even from `initialize_carry`, a layer that is not `exact` computes up to one chunk more, since the
+    carry may end within a chunk. The state is the weights, I O numbers per head and layer. Besides activations, a
+    gradient holds per token and head I O / C numbers per layer and 2 C coefficients, 4 C with a forget gate
+    (`tests/layers/test_stored.py`). Softmax attention takes T (K + V) / 2 per token and head, and stores T (K + V).
 
     **When to take it instead of attention.** For long sequences (with K = V = 64, one hidden layer of 64 and chunks of
     32, fewer multiplications above 770 tokens), for generation with a state of constant size, and for state tracking
@@ -273,8 +273,8 @@ class NeuralMemoryLayer(nnx.Module):
           mask: `[T, B]` bool, False = padding: the carry is unchanged, the outputs are zero, and the inputs, which may
             be NaN, have no influence and get exactly zero gradient.
           reset: `[T, B]` bool, True = a new sequence begins before this token: documents packed into one row give the
-            same results as separate calls, and a token or a carry that is NaN or infinite reaches up to the next reset.
-            Only where finite numbers overflow are the documents that share the chunk lost, too.
+            same results as separate calls, and a NaN or infinity in a token or the carry affects results only up to the
+            next reset. Exception: an overflow within a chunk can make every document of this chunk NaN.
           return_loss: whether to return a `LayerOutput`, which also has the loss of every token and head before the
             token's write.
           time_major: whether time is the first axis of inputs, flags, outputs and losses; otherwise it is the second.

@@ -38,8 +38,8 @@ class WriteOptions(NamedTuple):
 
     Args:
       key_norm: normalisation of write and read keys, per head: None, "l2" (as in DeltaNet) or "layer" (layer
-        normalisation without gain and bias). Keys whose squared norm (for "layer", whose variance) is below 1e-23 or
-        overflows become zeros: in float32, those shorter than 3e-12 or longer than 1.8e19.
+        normalisation without gain and bias). A key becomes zeros if its squared norm ("layer": its variance) is below
+        1e-23 or overflows; for "l2" in float32, if it is shorter than 3e-12 or longer than 1.8e19.
       max_norm: bound on the Frobenius norm of G over all layers; None for no bound.
       inner_steps: gradient steps per write.
       optimizer: an `optax.GradientTransformation`, with one state per example; beta multiplies its learning rate. An

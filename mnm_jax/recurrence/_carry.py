@@ -83,7 +83,8 @@ def check_carry(carry: Any, batch_size: int) -> None:
     for name, leaf in zip(leaf_names(carry), jax.tree.leaves(carry), strict=True):
         shape = getattr(leaf, "shape", None)
         if shape is None:
-            raise TypeError(f"carry must consist of arrays [B, ...], got {leaf!r} as {_place(name)}.")
+            place = f" as its leaf {name!r}" if name else ""
+            raise TypeError(f"carry must consist of arrays [B, ...], got {leaf!r}{place}.")
         if shape[:1] != (batch_size,):
             raise ValueError(
                 f"carry must have the batch size of the inputs, B = {batch_size}, got {_place(name)} of shape "
@@ -158,7 +159,7 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
             same = sorted(names) == sorted(own)
             return None if same else f"carry must have the leaves {names} as of {kind}, got {own}."
         if change := first_change(first, carry):
-            remedy = cast if _same_shapes(first, carry) else "use a carry of this cell, from initialize_carry or a run."
+            remedy = cast if _same_shapes(first, carry) else "use a carry from its initialize_carry or an earlier call."
             return f"carry must have the types of {kind}.initialize_carry, but {change}; {remedy}"
         results = jax.eval_shape(lambda carry, now: cell(carry, now), first, now)
         step = f"a step of {kind}"
@@ -170,7 +171,7 @@ def explain_carry(cell: nnx.RNNCellBase, carry: Any | None, inputs: Array) -> st
         if wanted != found:
             return f"{step} must return a carry with the structure of initialize_carry: {_difference(first, new)}."
         if change := first_change(first, new):
-            remedy = cast if _same_shapes(first, new) else "return (carry, outputs) with the carry's own shapes."
+            remedy = cast if _same_shapes(first, new) else "return (carry, outputs), the carry in its first shapes."
             return f"{step} with inputs in {now.dtype} changes the carry: {change}; {remedy}"
     except (TypeError, ValueError, AttributeError, NotImplementedError, errors.FlaxError):
         pass  # the cell fails by itself

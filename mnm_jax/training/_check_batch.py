@@ -18,7 +18,7 @@ def check_batch(task: Task, batch: Batch, examples: int | None = None) -> None:
     Args:
       task: the task.
       batch: the batch.
-      examples: `B` that `sample` was asked for; None: any.
+      examples: the expected number of examples `B`; None: not checked.
     """
     shape = jnp.shape(batch.mask)
     if len(shape) != 2:
@@ -39,7 +39,7 @@ def check_batch(task: Task, batch: Batch, examples: int | None = None) -> None:
 
 
 def check_metrics(task: Task, batch: Batch) -> None:
-    """Raises ValueError if the metrics of a batch are not means by name; nothing is computed."""
+    """Raises ValueError unless the metrics of a batch map names to `Mean`s; nothing is computed."""
     logits = jax.ShapeDtypeStruct((*jnp.shape(batch.mask), task.output_features), jnp.float32)
     metrics = jax.eval_shape(lambda logits: task.metrics(logits, batch), logits)
     if not isinstance(metrics, Mapping):

@@ -238,8 +238,8 @@ def _load_seeds(workdir: str | os.PathLike, make_model: Callable[[nnx.Rngs], nnx
         path, params, step = found
     else:
         raise FileNotFoundError(
-            f"no checkpoint in {_folder(workdir)}, and no params.npz or params.safetensors beside it; train first (if "
-            "they were lost, in another workdir), or check the workdir."
+            f"no checkpoint in {_folder(workdir)}, and no params.npz or params.safetensors beside it: check the "
+            "workdir, or train first; if the files of a finished run were lost, train in another workdir."
         )
     seeds = len(next(iter(params.values()), ()))
     one = nnx.eval_shape(lambda: nnx.state(make_model(nnx.Rngs(0)), nnx.Param))

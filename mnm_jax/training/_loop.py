@@ -72,8 +72,8 @@ def train(
     """Trains a model on a task, or resumes the run in `workdir`.
 
     A run that was interrupted and resumed ends with the same numbers as an uninterrupted one. On SIGTERM or Ctrl-C the
-    update in progress (and a running evaluation) is completed, and the state is saved; another Ctrl-C stops the
-    program at once.
+    update in progress (and a running evaluation) is completed, and the state is saved. A Ctrl-C after this
+    first signal stops the program at once; another SIGTERM changes nothing.
 
     A finished run is trained further only if `config.steps` is increased. With the schedule "constant" it then ends
     with the numbers of a run of that many updates. With the other schedules the learning rate, which has fallen to 0,

@@ -42,9 +42,9 @@ def largest(*values: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def common_errors() -> Iterator[None]:
-    """Raises an error in all processes if the block fails in any of them; collective.
+    """Raises an error in every process if the `with` block fails in any; every process must enter it.
 
-    A process without an error of its own raises an OSError with number and message of the first that has one.
+    A process whose own block succeeds raises an OSError with the index and message of the first that failed.
 
     Raises:
       Exception: the error of the block in this process.

@@ -26,7 +26,7 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Yields a `StopRequest` that records the first SIGTERM or SIGINT.
 
-    After it a SIGINT acts as usual, so that a second Ctrl-C ends the program at once. Another SIGTERM changes nothing:
+    After it a SIGINT acts as usual, so that a Ctrl-C then ends the program at once. Another SIGTERM changes nothing:
     schedulers and parent processes often send more than one.
 
     The previous handlers are restored on exit. Python allows signal handlers in the main thread only; in any other

@@ -75,22 +75,22 @@ class OwnRows(SnapshotRule):
 
 
 REFUSED = {
-    "steps": (lambda: rule_memory(K, V, Clipped()), "steps of the rule Clipped must be, for one row, the pair of its"),
+    "steps": (lambda: rule_memory(K, V, Clipped()), "`steps` of the rule Clipped must return Pair.x, step_scale"),
     "steps of a layer": (
         lambda: rule_memory(V, V, PerLayer(), hidden_sizes=(V,)),
-        "steps of the rule PerLayer must .* or the layer, got another pair for layer 1: correct step_scale",
+        "`steps` of the rule PerLayer must .* but differs in layer 1; step_scale cannot depend on .* or the layer",
     ),
     "number of pairs": (
         lambda: rule_memory(V, V, TwoPairs(), hidden_sizes=(V,)),
-        "steps of the rule TwoPairs must return one Pair per layer .*, got 2 for 1: return a Pair for each input",
+        "`steps` of the rule TwoPairs must return one Pair per input, got 2 for 1 .with write_through",
     ),
     "rows without the parameters": (
         lambda: rule_memory(K, V, OwnRows(lambda gain, error, keys: (Pair(keys, error),))),
-        "row_pairs of the rule OwnRows must be, for each row, the `pairs` of .*, got another pair for layer 0: correct",
+        "`row_pairs` of the rule OwnRows must return for each row what `pairs` .*, but differs in layer 0: correct",
     ),
     "rows that depend on each other": (
         lambda: rule_memory(K, V, OwnRows(lambda gain, error, keys: (Pair(keys, gain * jnp.cumsum(error, 1)),))),
-        "row_pairs of the rule OwnRows must be, for each row",
+        "`row_pairs` of the rule OwnRows must return for each row what `pairs` returns",
     ),
     "shapes of rows": (
         lambda: rule_memory(K, V, OwnRows(lambda gain, error, keys: (Pair(keys[:, :1], error[:, :1]),))),
@@ -235,7 +235,7 @@ TOKENS = jnp.zeros((3, 2, D))
             "reset needs a layer .* the rule GradientRule and chunk=64: .* or set chunk=1",
         ),
         (TOKENS, {"return_loss": 1}, TypeError, "return_loss must be True or False, got 1"),
-        (None, {}, TypeError, r"inputs must be an array \[T, B, D\], got None: .* as in \(None, inputs\) for a new"),
+        (None, {}, TypeError, r"inputs must be an array \[T, B, D\], got None: .* sequence, pass \(None, inputs\)"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -247,7 +247,7 @@ def test_wrong_inputs_are_named(given, settings, error, message):
 def test_a_traced_flag_is_named_with_its_remedy():
     """With the remedy, the call runs."""
     layer = make_layer(make_memory("delta", dtype=jnp.float32), jnp.float32, chunk=3)
-    with pytest.raises(TypeError, match="return_loss must be True or False, got .*: name it in static_argnames='retu"):
+    with pytest.raises(TypeError, match="return_loss must be True or False, got .*: pass static_argnames='return"):
         nnx.jit(NeuralMemoryLayer.__call__)(layer, None, TOKENS, return_loss=True)
     run = nnx.jit(NeuralMemoryLayer.__call__, static_argnames="return_loss")
     assert run(layer, None, TOKENS, return_loss=True)[1].loss_before.shape == (3, 2, 1)

@@ -105,7 +105,8 @@ def test_a_checkpoint_of_something_else_is_refused_in_one_line(tmp_path, states)
 
 def test_parameters_alone(tmp_path, states):
     with pytest.raises(
-        FileNotFoundError, match="no checkpoint in .*, and no params.npz or params.safe.* beside it; train first"
+        FileNotFoundError,
+        match="no checkpoint in .*, and no params.npz or .* beside it: check the workdir, or train",
     ):
         load_params(tmp_path, make_model())
     save(tmp_path, 10, states[3], {})

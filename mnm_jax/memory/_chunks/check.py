@@ -85,17 +85,16 @@ def _probe_steps(memory: PairMemory, rule: ErrorRule) -> None:
             pairs = rule.steps([rows[layer] for layer in called], errors)
             if len(pairs) != len(called):
                 raise ValueError(
-                    f"the steps of the rule {name} must return one Pair per layer that they get, which is one layer "
-                    f"per call with write_through, got {len(pairs)} for {len(called)}: return a Pair for each input."
+                    f"`steps` of the rule {name} must return one Pair per input, got {len(pairs)} for {len(called)} "
+                    "(with write_through each call has one input)."
                 )
             for layer, error, pair in zip(called, errors, pairs, strict=True):
                 scale = rule.step_scale(rows[layer], error.shape[-1])
                 if not _agree(pair, Pair(rows[layer], scale * error)):
                     raise ValueError(
-                        f"the steps of the rule {name} must be, for one row, the pair of its input and its error times "
-                        f"`step_scale`, which cannot depend on the error or the layer, got another pair for layer "
-                        f"{layer}: correct step_scale, give rule_memory a SnapshotRule, or run this memory step by "
-                        "step in MNMCell."
+                        f"`steps` of the rule {name} must return Pair(x, step_scale * error) for one row, but differs "
+                        f"in layer {layer}; step_scale cannot depend on the error or the layer: correct it, give "
+                        "rule_memory a SnapshotRule, or run this memory step by step in MNMCell."
                     )
 
 
@@ -115,7 +114,7 @@ def _probe_rows(memory: PairMemory, rule: SnapshotRule) -> None:
         wanted = [((1, 2, fan_in), (1, 2, fan_out)) for fan_in, fan_out in network.shapes]
         if shapes != wanted:
             raise ValueError(
-                f"row_pairs of the rule {name} must return one Pair per layer with a row for each key, of the shapes "
+                f"`row_pairs` of the rule {name} must return one Pair per layer with a row for each key, of the shapes "
                 f"{wanted} for two keys, got {shapes}."
             )
         for row in (slice(0, 1), slice(1, 2)):
@@ -123,8 +122,8 @@ def _probe_rows(memory: PairMemory, rule: SnapshotRule) -> None:
             for layer, ((x, delta), pair) in enumerate(zip(found, expected, strict=True)):
                 if not _agree(Pair(x[:, row], delta[:, row]), pair):
                     raise ValueError(
-                        f"row_pairs of the rule {name} must be, for each row, the `pairs` of this row alone, got "
-                        f"another pair for layer {layer}: correct one of the two functions, or run this memory "
+                        f"`row_pairs` of the rule {name} must return for each row what `pairs` returns for this row "
+                        f"alone, but differs in layer {layer}: correct one of the two functions, or run this memory "
                         "step by step in MNMCell."
                     )
 

@@ -1,4 +1,4 @@
-"""Keeps numbers that are not finite within their sequence, where sequences follow one another in a chunk.
+"""Confines NaN and infinity to their own sequence when one chunk holds several sequences.
 
 The products of a chunk multiply what a token does not depend on by zero, and zero times NaN is NaN. Finite numbers
 therefore take the place of memories and tokens that are not finite, and the results of all tokens that depend on these
@@ -24,8 +24,8 @@ class Lost(NamedTuple):
     """The tokens whose results are not finite, `[B, H, C]` bool.
 
     Attributes:
-      weights: whether the weights after the token are not.
-      reads: whether the answer to its query is not.
+      weights: whether the weights after the token are lost.
+      reads: whether the answer to its query is lost.
     """
 
     weights: Array
@@ -44,7 +44,7 @@ class Lost(NamedTuple):
 def isolate(
     moving: Moving, tokens: Tokens, mixture: Mixture, initial: tuple[Array, ...]
 ) -> tuple[Moving, Tokens, Mixture, Lost]:
-    """Returns memories, tokens and coefficients that reach no token after a reset unless they are finite.
+    """Replaces what is not finite, so that it cannot affect tokens after a reset, and returns which results are lost.
 
     Args:
       moving: W and S at the chunk's beginning, leaves `[B, H, I, O]`.
@@ -97,5 +97,5 @@ def _without(mixture: Mixture, lost: Array) -> Mixture:
 
 
 def _put(condition: Array, value: Array | float, x: Array) -> Array:
-    """Returns `x [..., X]` with `value` where a condition `[...]` holds; the rest alone gets a gradient."""
+    """Returns `x [..., X]` with `value` where a condition `[...]` holds; only the other entries get a gradient."""
     return jnp.where(jnp.expand_dims(condition, range(condition.ndim, x.ndim)), value, x)

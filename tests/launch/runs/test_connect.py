@@ -52,7 +52,7 @@ def test_a_process_with_another_number_of_processes_ends_with_process_0():
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == dict.fromkeys((0, 1), "process 1 has num_processes=3, process 0 has 2; give all the same.")
+    assert errors == dict.fromkeys((0, 1), "process 1 has num_processes=3, process 0 has 2: start all with one number.")
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b"[1]", b"[[1],3]"])

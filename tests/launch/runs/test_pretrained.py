@@ -42,7 +42,7 @@ def test_an_evaluation_is_written_as_the_line_of_its_run(tmp_path):
     assert line["metrics"] == {"test/error": 0.25} and "jax" in line["versions"]
     for wrong in ('{"run": "group/model", "seconds": 1.0}', '{"foo": 1}', "garbage", "[1]"):
         path.write_text(f"{json.dumps(line)}\n{wrong}\n")
-        message = f"line 2 of {path} is not that of an evaluation: name another file as --out."
+        message = f"line 2 of {path} was not written by launch.evaluate: pass another file to --out."
         with pytest.raises(ValueError, match=re.escape(message)):
             write_evaluation(path, tmp_path / "group/model", found)
         done = subprocess.run(
