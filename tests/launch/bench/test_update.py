@@ -89,9 +89,9 @@ def test_each_form_runs_and_has_its_own_memory():
 @pytest.mark.slow
 def test_the_command_prints_the_size_and_a_line_per_form():
     recipe = ["--config=launch/configs/dictionary.py:lstm", "--config.training.seeds=1", "--config.task.support=2"]
-    command = [sys.executable, "-m", "launch.size", *recipe, "--config.training.batch_size=2", "--forms=auto,plain"]
+    command = [sys.executable, "-m", "launch.size", *recipe, "--config.training.batch_size=8", "--forms=auto,plain"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     size, cost = done.stdout.splitlines()
-    assert re.match(r"[\d,]+ parameters .* GFLOP per update \(T \d+, B 2, seeds 1\)", size)
+    assert re.match(r"[\d,]+ parameters .* GFLOP per update \(T \d+, B 8, seeds 1\)", size)
     assert re.fullmatch(r"plain: compiled in .* MiB of temporary memory, .* us per step; 1,500 updates take .*", cost)
