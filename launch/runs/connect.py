@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from mnm_jax._checks import check_positive
 
 TIMEOUT = 300  # seconds
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # JAX's variable for the address where process 0 listens
+_GO, _REFUSED = b"go", b"refused: "  # replies of process 0
+_PATIENCE = 5.0  # seconds in which others can come, before all are refused
 _IN_USE = "Take another port, or end the program that uses it."
 _NOT_HERE = f"Name an address of the machine of process 0, or set {_BIND}=HOST:PORT to the one where it listens."
 
@@ -197,13 +200,12 @@ def _listen(coordinator: str, listen: str | None) -> socket.socket:
 def _receive(server: socket.socket, num_processes: int, deadline: float) -> set[int]:
     """Waits for the other processes and replies to them once all have connected; returns the missing ones.
 
-    A process sends its id and its number of processes; the reply is the number of processes that
-    process 0 has.
+    A process sends its id and its number of processes.
     """
-    missing, reply, wrong = set(range(1, num_processes)), str(num_processes).encode(), None
+    missing, wrong = set(range(1, num_processes)), None
     with contextlib.ExitStack() as stack:
         guests = []
-        while missing:
+        while missing and time.monotonic() < deadline:
             server.settimeout(max(1e-3, deadline - time.monotonic()))
             # A time-out, or the ValueError or TypeError caused by another program that connects to the port.
             with contextlib.suppress(OSError, ValueError, TypeError):
@@ -213,19 +215,22 @@ def _receive(server: socket.socket, num_processes: int, deadline: float) -> set[
                 missing.discard(process_id)
                 guests.append(guest)
                 if count != num_processes:
-                    wrong = _mismatch(process_id, count, num_processes)
-                    guest.sendall(reply)
-            if wrong:
-                raise ValueError(wrong)
-            if missing and time.monotonic() >= deadline:
-                return missing
-        for guest in guests:
-            guest.sendall(reply)
+                    wrong = f"process {process_id} has num_processes={count}, process 0 has {num_processes}"
+                    deadline = min(deadline, time.monotonic() + _PATIENCE)
+        if wrong:
+            wrong += ": start all with one number."
+            _reply(guests, _REFUSED + wrong.encode())
+            raise ValueError(wrong)
+        if not missing:
+            _reply(guests, _GO)
     return missing
 
 
-def _mismatch(process_id: int, count: int, of_first: int) -> str:
-    return f"process {process_id} has num_processes={count}, process 0 has {of_first}: start all with one number."
+def _reply(guests: Sequence[socket.socket], reply: bytes) -> None:
+    """Sends a reply to all guests; one that is gone notices by itself."""
+    for guest in guests:
+        with contextlib.suppress(OSError):
+            guest.sendall(reply)
 
 
 def _announce(coordinator: str, num_processes: int, process_id: int, deadline: float) -> bool:
@@ -234,9 +239,10 @@ def _announce(coordinator: str, num_processes: int, process_id: int, deadline: f
         with contextlib.suppress(OSError), socket.create_connection(_split(coordinator), timeout=5.0) as connection:
             connection.sendall(json.dumps([process_id, num_processes]).encode())
             connection.settimeout(max(1e-3, deadline - time.monotonic()))
-            if reply := connection.recv(64):
-                if int(reply) != num_processes:
-                    raise ValueError(_mismatch(process_id, num_processes, int(reply)))
+            reply = connection.recv(1024)
+            if reply == _GO:
                 return True
+            if reply.startswith(_REFUSED):
+                raise ValueError(reply.removeprefix(_REFUSED).decode())
         time.sleep(0.2)
     return False

@@ -83,7 +83,7 @@ def _group(folder: pathlib.Path, root: pathlib.Path) -> str:
 def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     """Returns the finished runs below `root` in natural order, and one line per folder that is left out.
 
-    A link to a run, or to a folder of runs, counts as the folder that it names.
+    A link to a run, or to a folder of runs, counts as the folder that it names, which is read once.
 
     The light form takes precedence: the folder of a run in the light form, which may hold its parameters, is not read.
     Runs that choose a setting of another run, in its folder "tuning", are no results and are left out without a line.
@@ -94,10 +94,14 @@ def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
     light = _light_runs(root)
     places = {run.place for run in light}
     runs, notes = [], []
+    visited: set[pathlib.Path] = set()
     for name, below, files in os.walk(root, followlinks=True):
         folder = pathlib.Path(name)
-        real = folder.resolve()
-        below[:] = [other for other in below if not real.is_relative_to((folder / other).resolve())]  # a link upwards
+        if (real := folder.resolve()) in visited:
+            below.clear()
+            continue
+        visited.add(real)
+        below.sort(key=lambda other: (folder / other).is_symlink())  # a folder's own place before links to it
         if {CONFIG, SUMMARY} & set(files):
             below.clear()
             if folder.relative_to(root).as_posix() in places:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,11 +39,13 @@ def read_space(path: str) -> Mapping[str, Any]:
             raise ValueError(f"{path} is no JSON: {error}.") from error
     try:
         content = runpy.run_path(path)
-    except (ValueError, OSError):
-        raise
     except Exception as error:
-        line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines = [error.lineno]
+        if not lines:  # there is no such file
+            raise
+        raise ValueError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
     if "SPACE" not in content:
         raise ValueError(f"{path} has no SPACE.")
     return content["SPACE"]
@@ -107,7 +110,8 @@ def run_sweep(
     """
     if address is None:  # Ray reads these when it is imported
         os.environ.setdefault(_CLUSTER, "0")
-        os.environ.setdefault(_KILL, "0")
+        if sys.platform == "linux":
+            os.environ.setdefault(_KILL, "0")
     with extra("sweep"):
         from launch.sweep import leaderboard, tuning
 

@@ -96,7 +96,7 @@ class Process:
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ray kills the process group of a worker
+                start_new_session=libc is not None,  # Ray kills the process group of a worker
                 preexec_fn=end_with_parent,
             )
 

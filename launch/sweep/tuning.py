@@ -55,7 +55,8 @@ def run(
 
     Raises:
       ValueError: if `concurrent` is out of range.
-      Interrupted: at Ctrl-C, after the running trials have saved their state.
+      Interrupted: at Ctrl-C, after the running trials have ended; on Linux, those of one host without `address` save
+        their state, others resume from their last checkpoint.
     """
     bundles = host.bundles(concurrent)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics
@@ -102,7 +103,7 @@ def run(
     try:
         results = tuner.fit()
     except KeyboardInterrupt as error:
-        print("interrupted; the running trials save their state.", flush=True)
+        print("interrupted; waits for the running trials.", flush=True)
         ray.shutdown()
         wait_for_end(pathlib.Path(where.folder))
         raise Interrupted("the sweep was interrupted; the same command resumes it.") from error

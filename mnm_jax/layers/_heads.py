@@ -47,7 +47,7 @@ class Heads(NamedTuple):
 
     Attributes:
       chunked: the memory.
-      params: its slow parameters, leaves `[H, ...]`; None where they are passed apart from the settings.
+      params: its slow parameters, leaves `[H, ...]`.
       number: number of heads `H`.
       max_rate: the write rate of the gate 1.
       hard_rate: whether the gate of the write rate reaches 0 and 1.
@@ -55,7 +55,7 @@ class Heads(NamedTuple):
     """
 
     chunked: ChunkedMemory
-    params: Any
+    params: MemoryParams
     number: int
     max_rate: float
     hard_rate: bool
@@ -94,8 +94,16 @@ class Heads(NamedTuple):
         whole = steps - steps % size
         coefficients = jax.vmap(partial(mix, momentum="momentum" in chunked.memory.gates))
         # The forward pass stores `vectors`, the memories between chunks and the coefficients of all chunks, which one
-        # loop over C tokens computes at once.
-        settings = self._replace(chunked=chunked, params=None)
+        # loop over C tokens computes at once. In the backward pass, computing a chunk and its tokens again is faster
+        # than storing and loading the residuals.
+        run_chunk = jax.checkpoint(partial(self._run_chunk, chunked, old=old))
+
+        def run_and_restart(memory: ChunkState, now: tuple[_Chunk, Any]) -> tuple[ChunkState, tuple[Array, ...]]:
+            chunk, ends = now
+            memory, reads = run_chunk(memory, chunk)
+            restarted = chunked.restart(memory)
+            return restarted if ends is None else select(ends, restarted, memory), reads
+
         parts: list[tuple[Array, ...]] = []
         if whole:
             by_chunk = jax.tree.map(lambda x: _split(x[:, :, :whole], size), gates)
@@ -106,12 +114,11 @@ class Heads(NamedTuple):
                 parts.append((_join_heads(read),))
             else:
                 chunks = _Chunk(vectors[:whole].reshape(whole // size, size, *vectors.shape[1:]), by_chunk, mixture)
-                memory, reads = _run_chunks(settings, self.params, memory, chunks, ends, old=old)
+                memory, reads = jax.lax.scan(run_and_restart, memory, (chunks, ends))
                 parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), reads))
         if steps > whole:
             rest = jax.tree.map(lambda x: x[:, :, whole:], gates)
-            last = _Chunk(vectors[whole:], rest, coefficients(rest))
-            memory, reads = _run_chunk(settings, self.params, memory, last, old=old)
+            memory, reads = run_chunk(memory, _Chunk(vectors[whole:], rest, coefficients(rest)))
             parts.append(reads)
         return memory, tuple(jnp.concatenate(part) for part in zip(*parts, strict=True))
 
@@ -125,10 +132,12 @@ class Heads(NamedTuple):
         # Measured in these chunks; the rules of the kernel are exact, so the results are the same.
         return dataclasses.replace(self.chunked, size=load_kernel().CHUNK), True
 
-    def chunk(self, memory: ChunkState, chunk: _Chunk, *, old: bool) -> tuple[ChunkState, tuple[Array, ...]]:
+    def _run_chunk(
+        self, chunked: ChunkedMemory, memory: ChunkState, chunk: _Chunk, *, old: bool
+    ) -> tuple[ChunkState, tuple[Array, ...]]:
         """Returns the memories after a chunk, and its answers and losses, as `run` does."""
         tokens = self._tokens(chunk.vectors, chunk.gates)
-        memory, answers = self.chunked.chunk(self.params, memory, tokens, chunk.mixture, old=old)
+        memory, answers = chunked.chunk(self.params, memory, tokens, chunk.mixture, old=old)
         return memory, _reads(answers, tokens.values)
 
     def step(
@@ -164,34 +173,6 @@ class Heads(NamedTuple):
     def _by_head(self, x: Array) -> Array:
         """Returns `[T, B, H X]` as `[B, H, T, X]`."""
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.number, x.shape[2] // self.number), 0, 2)
-
-
-# Outside of `jax.jit`, a loop and a checkpoint whose function is new in every call would be compiled in every call.
-_compiled = partial(jax.jit, static_argnames=("settings", "old"), inline=True)
-
-
-@_compiled
-def _run_chunk(
-    settings: Heads, params: MemoryParams, memory: ChunkState, chunk: _Chunk, *, old: bool
-) -> tuple[ChunkState, tuple[Array, ...]]:
-    """Returns what `Heads.chunk` does, without its residuals."""
-    # In the backward pass, computing a chunk and its tokens again is faster than storing and loading the residuals.
-    return jax.checkpoint(partial(settings._replace(params=params).chunk, old=old))(memory, chunk)
-
-
-@_compiled
-def _run_chunks(
-    settings: Heads, params: MemoryParams, memory: ChunkState, chunks: _Chunk, ends: Array | None, *, old: bool
-) -> tuple[ChunkState, tuple[Array, ...]]:
-    """Returns the memories after chunks with a leading axis, and the results of each, `[T / C, C, B, ...]`."""
-
-    def step(memory: ChunkState, now: tuple[_Chunk, Any]) -> tuple[ChunkState, tuple[Array, ...]]:
-        chunk, ends = now
-        memory, reads = _run_chunk(settings, params, memory, chunk, old=old)
-        restarted = settings.chunked.restart(memory)
-        return restarted if ends is None else select(ends, restarted, memory), reads
-
-    return jax.lax.scan(step, memory, (chunks, ends))
 
 
 def begin_biases(memory: Memory, forget_bias: float | None, *, hard_rate: bool) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnm_jax.training._task import Batch, Mean, Task
 
@@ -34,13 +35,13 @@ def check_batch(task: Task, batch: Batch, examples: int | None = None) -> None:
         for array in jax.tree.leaves(getattr(batch, name)):
             if jnp.shape(array)[:2] != shape:
                 raise ValueError(
-                    f"task {task.name}: {name} must begin with the shape of mask, {shape}, got {_describe(array)}."
+                    f"task {task.name}: {name} must begin with the shape of mask, {shape}, got {_describe(array)}: "
+                    "broadcast it."
                 )
 
 
-def check_metrics(task: Task, batch: Batch) -> None:
-    """Raises ValueError unless the metrics of a batch map names to `Mean`s; nothing is computed."""
-    logits = jax.ShapeDtypeStruct((*jnp.shape(batch.mask), task.output_features), jnp.float32)
+def check_metrics(task: Task, logits: jax.Array, batch: Batch) -> None:
+    """Raises ValueError unless the metrics of a batch map names to `Mean`s; logits `[T, B, C]`; nothing is computed."""
     metrics = jax.eval_shape(lambda logits: task.metrics(logits, batch), logits)
     if not isinstance(metrics, Mapping):
         raise ValueError(f"task {task.name}: metrics must return a mapping of means, got {type(metrics).__name__}.")
@@ -54,9 +55,9 @@ def check_mean(task: Task, name: str, mean: Any) -> None:
         found = ", ".join(map(_describe, jax.tree.leaves(mean)))
         raise ValueError(
             f"task {task.name}: {name} must be a Mean of a total and a count, each one number, got "
-            f"{type(mean).__name__}: {found}."
+            f"{type(mean).__name__} ({found})."
         )
 
 
 def _describe(array: Any) -> str:
-    return f"{jnp.result_type(array).name}{list(jnp.shape(array))}"
+    return f"{getattr(array, 'dtype', type(array).__name__)}{list(np.shape(array))}"

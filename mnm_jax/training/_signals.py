@@ -44,7 +44,9 @@ def stop_request() -> Iterator[StopRequest]:
         signal.signal(signal.SIGINT, former[signal.SIGINT])
 
     if threading.current_thread() is threading.main_thread():
-        former = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+        former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in former:
+            signal.signal(number, record)
     try:
         yield request
     finally:

@@ -80,6 +80,7 @@ def losses(
     output = model(batch.inputs, **batch.flags, **options)
     task_loss = task.loss(output.logits, batch)
     check_mean(task, "loss", task_loss)
+    check_metrics(task, output.logits, batch)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
     mask = jnp.asarray(batch.mask)
@@ -226,7 +227,6 @@ def make_proposal(
             batch = divide(batch)
         batch = played(nnx.merge(graphdef, state.params), task, batch)
         check_batch(task, batch)
-        check_metrics(task, batch)
         noise = draw_noise(state.params, key, jnp.asarray(batch.mask))
         (loss, (parts, carry)), grads = summed_gradient(state.params, batch, noise, state.carry)
         loss, (task_loss, meta_loss), grads = sum_over_devices((loss, parts, grads))

@@ -202,26 +202,3 @@ def test_inputs_of_other_dtypes_are_converted(dtype):
     assert_close(found[0], run(layer, inputs.at[1:, 0].set(jnp.ones((), dtype)))[0], rtol=0, atol=0)
     with pytest.raises(TypeError, match="inputs must be an array of floating-point numbers, got dtype complex64"):
         layer.step(None, inputs[0].astype(jnp.complex64))
-
-
-def test_outside_of_jit_a_second_call_compiles_nothing():
-    """The chunks, the rest and a step each have loops, whose functions are not new in every call."""
-    layer = make_layer(
-        make_memory("local", WriteOptions("l2", forget=True), jnp.float32, write_through=True), jnp.float32, chunk=2
-    )
-    inputs, compiled = jnp.asarray(make_inputs(5, jnp.float32)), []
-
-    def listen(event, _, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        counts = []
-        for _ in range(2):
-            carry, _ = layer(None, inputs)
-            layer.step(carry, inputs[0])
-            counts.append(len(compiled))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert counts[0] > 0 and counts[1] == counts[0]

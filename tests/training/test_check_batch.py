@@ -40,13 +40,13 @@ CASES = [
     (
         "sample",
         lambda batch: batch._replace(targets=batch.targets[0]),
-        "targets must begin with the shape of mask, (5, 8), got int32[8].",
+        "targets must begin with the shape of mask, (5, 8), got int32[8]: broadcast it.",
     ),
     ("loss", lambda mean: mean.value, "loss must be a Mean of a total and a count, each one number, got "),
     (
         "loss",
         lambda mean: Mean(jnp.ones((5, 8)) * mean.total, mean.count),
-        "loss must be a Mean of a total and a count, each one number, got Mean: float32[5, 8], float32[].",
+        "loss must be a Mean of a total and a count, each one number, got Mean (float32[5, 8], float32[]).",
     ),
     (
         "metrics",

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mnm_jax._precision import wide, wide_dtype
+from mnm_jax._precision import wide
 from mnm_jax.memory._chunks.isolation import Lost, isolate
 from mnm_jax.memory._chunks.mixture import Mixture, Tokens, mix
 from mnm_jax.memory._chunks.moved import Moved, Moving, advance
@@ -179,9 +179,10 @@ class ChunkedMemory:
         for layer, (x, delta) in enumerate(pairs):
             y = network.layer_inputs(z)
             z = moved.product(layer, y)
-            # The product of two long keys would exceed the numbers of float16.
-            scores = jnp.matmul(y, jnp.swapaxes(x, 1, 2), preferred_element_type=wide_dtype(y.dtype))
-            z = z - ((weighted * scores) @ wide(delta)).astype(y.dtype)
+            dtype = y.dtype
+            if dtype == jnp.float16:  # the product of two long keys would exceed its numbers
+                y, x, delta = map(wide, (y, x, delta))
+            z = z - ((weighted.astype(y.dtype) * (y @ jnp.swapaxes(x, 1, 2))) @ delta).astype(dtype)
             if layer < network.depth - 1:
                 z = network.activation(z)
         return z

@@ -16,7 +16,6 @@ shares of W_0, S_0 and of all earlier writes are zero.
 Shape letters: `B` examples, `C` tokens of a chunk, `K` key features, `V` value features.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -122,8 +121,6 @@ class Mixture(NamedTuple):
         )
 
 
-# Compiled, since outside of `jax.jit` a loop whose function is new in every call would be compiled in every call.
-@partial(jax.jit, static_argnames="momentum", inline=True)
 def mix(gates: Gates, *, momentum: bool) -> Mixture:
     """Returns the coefficients of a chunk.
 

@@ -24,15 +24,18 @@ def of_seed(write_run):
     return write
 
 
-def test_linked_runs_are_found_and_a_link_upwards_is_not_followed(tmp_path, of_seed):
+def test_linked_runs_are_found_once_and_links_may_form_a_circle(tmp_path, of_seed):
     of_seed(tmp_path / "disk" / "one", 0, 0.5, validation=[(10, 0.2)])
     root = tmp_path / "runs"
     (root / "group").mkdir(parents=True)
+    of_seed(root / "group" / "two", 0, 0.5, validation=[(10, 0.2)])
     (root / "group" / "linked").symlink_to(tmp_path / "disk" / "one")
-    (root / "all").symlink_to(tmp_path / "disk")
+    (root / "group" / "latest").symlink_to(root / "group" / "two")
     (root / "group" / "up").symlink_to(root)
+    (tmp_path / "disk" / "back").symlink_to(root)
+    (root / "zall").symlink_to(tmp_path / "disk")
     runs, notes = find_runs(root)
-    assert [run.place for run in runs] == ["all/one", "group/linked"] and not notes
+    assert [run.place for run in runs] == ["group/linked", "group/two"] and not notes
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_run(tmp_path, of_seed, metric):

@@ -56,6 +56,8 @@ def test_a_dry_run_prints_commands_and_starts_nothing(tmp_path, more):
             "a setting is named SECTION.KEY, .*, got 'training.lea",
         ),
         ("s.py", "\nSPACE = [0.1,", r"s\.py, line 2: SyntaxError: "),
+        ("s.py", "import json\n\njson.dumps({1})", r"s\.py, line 3: TypeError: "),
+        ("s.py", "int('x')", r"s\.py, line 1: ValueError: invalid literal"),
         ("s.py", "SPACE = {'model.heads': [1]}\n\nheads", r"s\.py, line 3: NameError: name 'heads' is not defined"),
     ],
 )
