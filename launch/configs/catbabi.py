@@ -21,13 +21,13 @@ last update, clipping, warm-up, meta weight, and the sizes of the other models. 
 Published test accuracy, question / language mode: fast weight memory (FWM) 96.75 / 93.04%, Transformer-XL 87.66 /
 90.23%, MNM-p 88.97 / 69.3%, AWD-LSTM 80.88 / 80.15%.
 
-Expected of chain-p with `--config.training.steps=6000 --config.training.schedule=trapezoid`: 94.5% of the test answers,
-90% of the validation answers after 4,000 updates; continued with `--config.training.steps=13000`: 96.6%; and then
-with 17000: 96.8% (1 seed; 133, another 133 and 71 minutes on one core of a CPU whose other core was busy; qa3 train =
-1,925 genuine + 8,075 simulated questions). Of mnm-p with `--config.training.steps=7000` and the same schedule: 90.2%
-(1 seed, 76 minutes); of lm/mnm-p with 6000: 76.6% (1 seed, 61 minutes); of mnm-g with 6000: 87.0% (1 seed, 84
-minutes beside other work); of lstm and dnc with 6000: 78.5% and 77.1% (1 seed each). No model has been trained for all
-50,000 updates; the other models have not been trained.
+Expected of chain-p with `--config.training.steps=6000 --config.training.schedule=trapezoid`: 94.5% of the test answers
+(seed 1: 96.5%), 90% of the validation answers after 4,000 updates (seed 1: 2,500); seed 0 continued with
+`--config.training.steps=13000`: 96.6%; and then with 17000: 96.8% (1 seed; 133, another 133 and 71 minutes on one core
+of a CPU whose other core was busy; qa3 train = 1,925 genuine + 8,075 simulated questions). Of mnm-p with
+`--config.training.steps=7000` and the same schedule: 90.2% (1 seed, 76 minutes); of lm/mnm-p with 6000: 76.6% (1 seed,
+61 minutes); of mnm-g with 6000: 87.0% (1 seed, 84 minutes beside other work); of lstm and dnc with 6000: 78.5% and
+77.1% (1 seed each). No model has been trained for all 50,000 updates; the other models have not been trained.
 """
 
 from ml_collections import ConfigDict
