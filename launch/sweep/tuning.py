@@ -55,8 +55,8 @@ def run(
 
     Raises:
       ValueError: if `concurrent` is out of range.
-      Interrupted: at Ctrl-C, after the running trials have ended; on Linux, those of one host without `address` save
-        their state, others resume from their last checkpoint.
+      Interrupted: at Ctrl-C, after the running trials have ended. On Linux and without `address`, trials of one host
+        each save their state; others resume from their last checkpoint.
     """
     bundles = host.bundles(concurrent)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs write their own metrics

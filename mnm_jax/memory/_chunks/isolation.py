@@ -44,7 +44,7 @@ class Lost(NamedTuple):
 def isolate(
     moving: Moving, tokens: Tokens, mixture: Mixture, initial: tuple[Array, ...]
 ) -> tuple[Moving, Tokens, Mixture, Lost]:
-    """Replaces what is not finite, so that it cannot affect tokens after a reset, and returns which results are lost.
+    """Replaces NaN and infinity, so that they affect no token after a reset, and returns which results are lost.
 
     Args:
       moving: W and S at the chunk's beginning, leaves `[B, H, I, O]`.
