@@ -80,7 +80,6 @@ def losses(
     output = model(batch.inputs, **batch.flags, **options)
     task_loss = task.loss(output.logits, batch)
     check_mean(task, "loss", task_loss)
-    check_metrics(task, output.logits, batch)
     if output.meta_loss is None:
         return task_loss, jax.tree.map(jnp.zeros_like, task_loss), output
     mask = jnp.asarray(batch.mask)
@@ -205,6 +204,7 @@ def make_proposal(
 
         def objective(params: Any, batch: Batch, noise: Array | None, carry: Any) -> tuple[Array, Any]:
             task_loss, meta_loss, output = losses(nnx.merge(graphdef, params), task, batch, noise, carry)
+            check_metrics(task, output.logits, batch)
             task_part = task_loss.total / task_count.astype(task_loss.total.dtype)
             meta_part = meta_loss.total / meta_count.astype(meta_loss.total.dtype)
             sums = task_part, meta_part
