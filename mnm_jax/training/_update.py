@@ -223,7 +223,7 @@ def make_proposal(
         if task.sample is not None:
             batch = task.sample(key, batch_size, state.step)
             if not optional_member(task, "play"):
-                check_batch(task, batch, batch_size)
+                check_batch(task, batch, batch_size)  # before `divide`, which fails without both axes
             batch = divide(batch)
         batch = played(nnx.merge(graphdef, state.params), task, batch)
         check_batch(task, batch)

@@ -107,7 +107,7 @@ def test_a_carry_that_is_reset_at_the_first_token_gives_finite_gradients_of_all_
 
 
 def test_padding_behind_a_faulty_token_does_not_reach_the_next_sequence(x64):
-    """With a convolution, the vectors of padding are those of the last token; here the sequence begins at padding."""
+    """With a convolution, padding has the vectors of the last token; here the sequence begins at padding."""
     layer, clean = make("local"), make_inputs(T)
     mask = jnp.ones((T, B), bool).at[5:7, 0].set(False)
     faulty = clean.copy()
@@ -115,6 +115,20 @@ def test_padding_behind_a_faulty_token_does_not_reach_the_next_sequence(x64):
     found, expected = (run_by_chunks(layer, x, mask=mask, reset=RESET) for x in (faulty, clean))
     assert_close(found[0], expected[0])
     assert_close(found[1][5:], expected[1][5:])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("rule", ["local", "delta"])
+def test_in_half_precision_the_sequences_after_a_reset_are_those_without_the_fault(rule, dtype):
+    memory = make_memory(rule, dtype=jnp.float32)
+    layer = make_layer(memory, jnp.float32, chunk=4, dtype=dtype)
+    clean = make_inputs(T).astype(np.float32)
+    faulty = clean.copy()
+    faulty[4, 0] = np.nan
+    found, expected = (run_by_chunks(layer, jnp.asarray(x), reset=RESET)[1] for x in (faulty, clean))
+    assert np.all(np.isnan(found[4, 0])) and np.all(np.isfinite(found[5:].astype(jnp.float32)))
+    np.testing.assert_array_equal(found[5:], expected[5:])
+    np.testing.assert_array_equal(found[:, 1], expected[:, 1])
 
 
 @pytest.mark.parametrize("chunk", [1, 4])

@@ -57,6 +57,21 @@ def test_a_process_with_another_number_of_processes_ends_with_process_0():
     )
 
 
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n", b"\x00\x00\x12\x04"])
+def test_a_process_that_meets_a_stranger_at_the_port_tries_again(said):
+    """Such as the service of the run before, which is about to end."""
+    through = []
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        thread = threading.Thread(target=lambda: through.append(meet(f"127.0.0.1:{port}", 2, 1, timeout=20.0)))
+        thread.start()
+        with stranger.accept()[0] as guest:
+            guest.sendall(said)
+    meet(f"127.0.0.1:{port}", 2, 0, timeout=20.0)
+    thread.join()
+    assert through == [None]
+
+
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b"[1]", b"[[1],3]"])
 def test_all_who_come_meet_and_a_stranger_counts_as_nobody(said):
     port, through = free_port(), []
